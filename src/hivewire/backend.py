@@ -1,0 +1,320 @@
+"""What a store must do: sharded queues of opaque records. All meaning is in the engine."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence, Set
+from enum import IntEnum
+from typing import Literal
+
+import msgspec
+
+Durability = Literal["volatile", "process", "disk"]
+Mode = Literal["ordered", "competing"]
+
+
+class Features(msgspec.Struct, frozen=True, kw_only=True):
+    """What the store does itself. The engine reads this in one place, `engine/plan_features.py`."""
+
+    durability: Durability
+    store_lanes: bool
+    """True: the store leases keys (lanes) and hands out runs of them; a lane that waits for a retry waits
+    in the store. False: a member owns whole shards, and lanes live in the engine."""
+    per_record_ack: bool = True
+    """False: only a watermark and a small saved state can be stored (`Consumer.save`)."""
+    delayed_append: bool = True
+    store_dedup: bool = True
+    """`Append.idempotency_key` is checked by the store."""
+    remembers_settled: bool = True
+    """`Fetched.seen` tells that this id was settled before, within the window."""
+    finds_expired: bool = True
+    """`Backend.bury_expired` finds messages whose time ran out although nobody reads."""
+    shared: bool = True
+    """Other processes can reach the same store."""
+
+
+class Room(IntEnum):
+    """How an append stands to the queue's cap."""
+
+    CAP = 0
+    """Refused when the queue is full."""
+    RESERVE = 1
+    """Sent inside a handler: may use a reserve above the cap (a tenth of it, at least 100)."""
+    ALWAYS = 2
+    """Replies, retries, control records: never refused."""
+
+
+class QueueSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """How a queue was declared; the first declaration wins. `mode` None: nobody decided yet."""
+
+    name: str
+    mode: Mode | None = None
+    shards: int = 8
+    cap: int = 1_000_000
+
+
+class Record(msgspec.Struct, gc=False):
+    """One message as the store sees it. `body` is the wire form and is never decoded by a store."""
+
+    id: str
+    key: str
+    body: bytes
+    type: str = ""
+    sender: str = ""
+    ttl_s: float | None = None
+    priority: int = 5
+    replay: int = 0
+    """How often it was replayed from the dead letters. (id, replay) is one life of a message."""
+
+
+class Append(msgspec.Struct):
+    """Records for one queue, stored in this order, each key's order kept."""
+
+    queue: str
+    records: Sequence[Record]
+    delay_s: float = 0.0
+    idempotency_key: str | None = None
+    window_s: float = 3600.0
+    room: Room = Room.CAP
+
+
+class Duplicate(msgspec.Struct, frozen=True):
+    """The idempotency key was used before; `id` is the first message's. Nothing was stored."""
+
+    id: str
+
+
+class Fetched(msgspec.Struct, gc=False):
+    """A record that this member owns until it settles it or loses its lease."""
+
+    shard: int
+    at: int | str
+    """Its position in the shard, rising. Opaque to the engine but for `int` when `per_record_ack` is off."""
+    token: int
+    record: Record
+    stored_at: float
+    starts: int = 0
+    """Starts of the handler that the store knows of (this one included when `marked`)."""
+    failures: int = 0
+    """Attempts that count towards `max_attempts`."""
+    crashes: int = 0
+    """Crashes beside others, while this record ran."""
+    died: int = 0
+    """When the last owner died while this record had a running mark: how many records had one. Else 0."""
+    suspect: bool = False
+    """The last owner died while it held this record: mark it before its start."""
+    marked: bool = False
+    """A running mark is stored already, as asked by `fetch(starting=…)`."""
+    seen: bool = False
+    """The store has settled this (id, replay) before: a duplicate."""
+
+
+class Letter(msgspec.Struct, kw_only=True):
+    """Why a record is a dead letter."""
+
+    reason: str
+    error: str
+    attempts: int
+    first_at: float
+    worker: str
+
+
+class Again(msgspec.Struct):
+    """Keep it for another attempt, no sooner than `delay_s` from now. Its key waits for it.
+
+    The counters are in `fetched`, already brought up to date by the engine.
+    """
+
+    fetched: Fetched
+    delay_s: float
+
+
+class Dead(msgspec.Struct):
+    """Move it to the dead letters, in one step where the store can."""
+
+    fetched: Fetched
+    letter: Letter
+
+
+class Back(msgspec.Struct):
+    """Given back: its handler was not started (the counters in `fetched` say so) and its key is free."""
+
+    fetched: Fetched
+
+
+Unfinished = Again | Dead | Back
+
+
+class Depth(msgspec.Struct, frozen=True, kw_only=True):
+    """How much a queue holds. `ready` waits, `in_flight` is with a member, `scheduled` is not due yet."""
+
+    ready: int = 0
+    in_flight: int = 0
+    scheduled: int = 0
+    dead: int = 0
+    oldest_age_s: float = 0.0
+
+
+class DeadRecord(msgspec.Struct, kw_only=True):
+    """One dead letter as it is stored. `cursor` is its place in the listing."""
+
+    cursor: str
+    queue: str
+    record: Record
+    letter: Letter
+    dead_at: float
+
+
+class BackendHealth(msgspec.Struct, frozen=True, kw_only=True):
+    ok: bool
+    durability: Durability
+    detail: str = ""
+    warnings: Sequence[str] = ()
+
+
+class Member(msgspec.Struct, frozen=True, kw_only=True):
+    """Who consumes: a name for people, unique per process, and how long it may be silent."""
+
+    name: str
+    lease_s: float = 10.0
+
+
+class Entry(msgspec.Struct, frozen=True):
+    """One value of the catalogue. `version` 0 with empty value: there is none."""
+
+    value: bytes
+    version: int
+
+
+class Ownership(ABC):
+    """The engine, as a consumer's driver sees it. Drivers renew leases from a thread of their own;
+    these calls arrive on the event loop."""
+
+    @abstractmethod
+    async def gained(self, shard: int, token: int, saved: bytes) -> None:
+        """This member now owns the shard; `saved` is what the last `save` or `losing` stored."""
+
+    @abstractmethod
+    async def losing(self, shards: Set[int], within_s: float) -> Mapping[int, bytes]:
+        """The shards must be given up soon: finish what runs, start nothing. Returns what to save."""
+
+    @abstractmethod
+    def lost(self, shards: Set[int]) -> None:
+        """The shards are with somebody else already: forget their records. With `store_lanes` there is
+        one shard, 0: the member's lease ended."""
+
+
+class Consumer(ABC):
+    """One member's part of one queue."""
+
+    @abstractmethod
+    async def fetch(self, limit: int, wait_s: float, *, lanes: int = 1_000, starting: int = 0) -> Sequence[Fetched]:
+        """Take up to `limit` records of at most `lanes` keys, each key's in order; wait up to `wait_s`
+        for the first. The first records of the first `starting` keys are marked as running in the same
+        step if they are not suspect. Cancelling loses nothing: what was taken is given by the next call."""
+
+    async def refetch(self, at: Sequence[int | str]) -> Sequence[Fetched]:
+        """The records at these positions again (a parked lane). Only without `store_lanes`."""
+        raise NotImplementedError
+
+    @abstractmethod
+    async def start(self, batch: Sequence[Fetched]) -> Sequence[Fetched]:
+        """Store running marks with the counters in `batch`. Returns those refused: the lease is lost."""
+
+    @abstractmethod
+    async def settle(self, done: Sequence[Fetched], rest: Sequence[Unfinished] = ()) -> Sequence[Fetched]:
+        """Store what became of these records: `done` first, then `rest`. Returns those refused because
+        the lease was lost; for them nothing was changed. A lane whose taken records are all settled is
+        free again."""
+
+    async def save(self, shard: int, watermark: int | None, state: bytes) -> None:
+        """Store the shard's state, fenced. Only without `store_lanes`."""
+        raise NotImplementedError
+
+    @abstractmethod
+    async def close(self) -> None:
+        """Give back what is still held, unstarted, and leave. Idempotent."""
+
+
+class Backend(ABC):
+    """A store, seen as queues of opaque records. Every method that talks to the store raises
+    `BackendError`; a batch is one round trip."""
+
+    features: Features
+
+    @abstractmethod
+    async def open(self) -> None:
+        """Connect. Called once, before anything else."""
+
+    @abstractmethod
+    def now(self) -> float:
+        """The store's clock, in seconds since the epoch."""
+
+    @abstractmethod
+    async def declare(self, spec: QueueSpec) -> QueueSpec:
+        """Make the queue. An existing one is returned as it is, but for a mode that nobody decided yet."""
+
+    @abstractmethod
+    async def queues(self) -> Sequence[QueueSpec]: ...
+
+    @abstractmethod
+    async def append(self, batch: Sequence[Append]) -> Mapping[int, Duplicate | Exception]:
+        """Store all records, or say by running number which were not and why (`QueueFull` …). When this
+        returns, they are stored as durably as `features.durability` says. Queues that do not exist are
+        made with their defaults."""
+
+    @abstractmethod
+    async def consume(self, queue: str, member: Member, owner: Ownership) -> Consumer: ...
+
+    @abstractmethod
+    async def depth(self, queue: str) -> Depth: ...
+
+    @abstractmethod
+    async def dead(self, queue: str | None, limit: int, after: str | None) -> Sequence[DeadRecord]:
+        """Dead letters, oldest first."""
+
+    @abstractmethod
+    async def revive(self, queue: str | None, ids: Sequence[str] | None) -> int:
+        """Append dead letters to their queues again, `replay` + 1 and counters at zero, and take them
+        from the dead letters, in one step where the store can. Returns how many."""
+
+    @abstractmethod
+    async def purge_dead(self, queue: str | None, ids: Sequence[str] | None, older_than_s: float | None) -> int: ...
+
+    async def bury_expired(self) -> int:
+        """Move messages whose time ran out, unread, to the dead letters."""
+        return 0
+
+    async def cleanup(self, older_than_s: float) -> int:
+        """Forget settled ids, idempotency keys and notes older than that; give space back. Never
+        touches messages or dead letters."""
+        return 0
+
+    @abstractmethod
+    async def get(self, key: str) -> Entry:
+        """The catalogue: small values with versions, read fresh from the store."""
+
+    @abstractmethod
+    async def put(self, key: str, value: bytes, version: int, *, ttl_s: float | None = None) -> Entry | None:
+        """Store the value if the present version is `version` (0: there is none); None if it is not."""
+
+    @abstractmethod
+    async def scan(self, prefix: str) -> Mapping[str, Entry]: ...
+
+    @abstractmethod
+    async def drop_queue(self, queue: str) -> None:
+        """Remove a queue and all in it. Used for reply mailboxes only."""
+
+    @abstractmethod
+    async def publish(self, channel: str, body: bytes) -> None:
+        """To whoever listens now, in any process; not stored."""
+
+    @abstractmethod
+    async def listen(self, channel: str, wait_s: float) -> Sequence[bytes]:
+        """What was published on the channel since the last call (from the first call on)."""
+
+    @abstractmethod
+    async def health(self) -> BackendHealth: ...
+
+    @abstractmethod
+    async def close(self) -> None: ...

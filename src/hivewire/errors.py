@@ -1,0 +1,145 @@
+"""Every exception that Hivewire raises on purpose."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class HivewireError(Exception):
+    """The root of all. Its text says what was being done, to what, and what to do next."""
+
+    code: ClassVar[str] = "hivewire"
+    retryable: ClassVar[bool] = False
+
+
+class SettingsError(HivewireError):
+    """A setting is unknown or has a bad value; the text names it, its source and what is accepted."""
+
+    code = "settings"
+
+
+class Closed(HivewireError):
+    """The protocol was closed; nothing was done."""
+
+    code = "closed"
+
+
+class MessageError(HivewireError):
+    """A message that cannot be sent or read as it is."""
+
+    code = "message"
+
+
+class TooLarge(MessageError):
+    """The content is larger than `max_message_size_bytes`; nothing was stored."""
+
+    code = "too_large"
+
+
+class Undecodable(MessageError):
+    """Bytes that are not a message, or a message that cannot be written as JSON."""
+
+    code = "undecodable"
+
+
+class Expired(MessageError):
+    """The time to live of the message ran out before it was handled."""
+
+    code = "expired"
+
+
+class BackendError(HivewireError):
+    """The store refused or could not be reached."""
+
+    code = "backend"
+
+
+class ConnectionLost(BackendError):
+    """The store went away. What was under way has an unknown outcome: repeat it with the same id."""
+
+    code = "connection_lost"
+    retryable = True
+
+
+class TimedOut(BackendError):
+    """The time allowed for the operation ran out."""
+
+    code = "timed_out"
+    retryable = True
+
+
+class QueueFull(BackendError):
+    """The queue was full for as long as the sender was ready to wait; nothing was stored."""
+
+    code = "queue_full"
+    retryable = True
+
+
+class QueueMissing(BackendError):
+    """The queue does not exist and may not be made."""
+
+    code = "queue_missing"
+
+
+class Unsupported(BackendError):
+    """The store cannot do this."""
+
+    code = "unsupported"
+
+
+class DeliveryError(HivewireError):
+    """A delivery cannot be settled."""
+
+    code = "delivery"
+
+
+class LeaseLost(DeliveryError):
+    """The lease ended and the message may be with somebody else; this settlement had no effect."""
+
+    code = "lease_lost"
+
+
+class AlreadySettled(DeliveryError):
+    """The delivery was settled before; only the first settlement takes effect."""
+
+    code = "already_settled"
+
+
+class CoordinationError(HivewireError):
+    """A run of a plan cannot go on."""
+
+    code = "coordination"
+
+
+class InvalidPlan(CoordinationError):
+    """The plan breaks a rule; the text lists every error."""
+
+    code = "invalid_plan"
+
+
+class NoCapableWorker(CoordinationError):
+    """No worker of the team has the capability that a subtask asks for."""
+
+    code = "no_capable_worker"
+
+
+class Deadline(CoordinationError):
+    """The time allowed for the run ran out."""
+
+    code = "deadline"
+
+
+class RetryAfter(Exception):
+    """Raised by a handler: try this message again after `delay_s` seconds. Counts as an attempt."""
+
+    def __init__(self, delay_s: float, reason: str = "") -> None:
+        super().__init__(reason or f"retry after {delay_s} s")
+        self.delay_s = delay_s
+
+
+class Reject(Exception):
+    """Raised by a handler: never try this message again; keep it with the dead letters."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason

@@ -1,0 +1,71 @@
+"""What agents say to each other."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from enum import IntEnum, StrEnum
+from typing import Any, Final
+
+import msgspec
+
+from hivewire.ids import new_id
+
+BROADCAST_PREFIX: Final = "broadcast-"
+
+
+class MessageType(StrEnum):
+    """The types that the reference system names. Any other name is allowed, too."""
+
+    REQUEST = "request"
+    RESPONSE = "response"
+    EVENT = "event"
+    TASK = "task"
+    QUERY = "query"
+    INFORM = "inform"
+    DELEGATE = "delegate"
+    RESULT = "result"
+    ERROR = "error"
+
+
+class Priority(IntEnum):
+    """Higher is sooner, among the keys that wait; never within a key."""
+
+    LOW = 1
+    NORMAL = 5
+    HIGH = 8
+    CRITICAL = 10
+
+
+UNORDERED: Final = "\x00unordered"
+"""As `Message.key`: this message has a key of its own and waits for no other."""
+
+
+def _utc_now() -> datetime:
+    return datetime.now(UTC)
+
+
+class Message(msgspec.Struct, frozen=True, kw_only=True, eq=True):
+    """What one agent says to another. Never changed after it was made; copy with `replace`.
+
+    `to` is an agent's name or `name/instance`. Messages of one `key` are handled one at a time, in the
+    order sent; the key is the instance, else `key`, else the sender. `content` is any JSON value or bytes.
+    `ttl_s` counts from storing, by the store's clock. `extra` holds fields that this version does not
+    know; they survive a forward.
+    """
+
+    type: str
+    sender: str
+    to: str = ""
+    content: Any = None
+    id: str = msgspec.field(default_factory=new_id)
+    key: str | None = None
+    in_reply_to: str | None = None
+    metadata: dict[str, Any] = msgspec.field(default_factory=dict)
+    created_at: datetime = msgspec.field(default_factory=_utc_now)
+    ttl_s: float | None = None
+    priority: int = 5
+    extra: dict[str, Any] = msgspec.field(default_factory=dict)
+
+    def replace(self, **changes: Any) -> Message:
+        """A copy with the named fields changed; the id stays unless it is named."""
+        return msgspec.structs.replace(self, **changes)

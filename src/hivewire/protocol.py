@@ -1,0 +1,196 @@
+"""The messaging protocol: the same promises on every backend."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from types import TracebackType
+from typing import Any, Self
+
+import msgspec
+
+from hivewire.backend import Depth, Mode
+from hivewire.delivery import Delivery
+from hivewire.message import Message
+from hivewire.rules.retry import Retry
+
+
+class Receipt(msgspec.Struct, frozen=True, gc=False):
+    """The message is stored. `duplicate` is None unless an idempotency key was checked by the store;
+    True means that `id` names the message that was sent first."""
+
+    id: str
+    duplicate: bool | None = None
+
+
+class DeadLetter(msgspec.Struct, frozen=True, kw_only=True):
+    """A message that will not be tried again. `message` is None when `raw` cannot be read.
+    `cursor` continues a listing (`after=`)."""
+
+    id: str
+    agent: str
+    message: Message | None
+    raw: bytes
+    reason: str
+    error: str
+    attempts: int
+    first_at: float
+    dead_at: float
+    worker: str
+    cursor: str
+
+
+class Health(msgspec.Struct, frozen=True, kw_only=True):
+    """`durability`: `volatile`, `process` (survives a process kill) or `disk` (fsync)."""
+
+    ok: bool
+    backend: str
+    durability: str
+    detail: str = ""
+    warnings: Sequence[str] = ()
+    latency_s: float = 0.0
+
+
+class ProtocolMetrics(msgspec.Struct, kw_only=True):
+    """Counts since this object was made. The first five are the reference's names."""
+
+    messages_sent: int = 0
+    messages_received: int = 0
+    messages_failed: int = 0
+    average_latency: float = 0.0
+    """Seconds from storing to handing out, exponential average with factor 0.2, a sample a batch."""
+    last_updated: float = 0.0
+    acked: int = 0
+    nacked: int = 0
+    redelivered: int = 0
+    dead: int = 0
+    expired: int = 0
+    duplicates: int = 0
+    late_replies: int = 0
+    in_flight: int = 0
+
+
+class Subscription(msgspec.Struct, frozen=True, kw_only=True):
+    """`types` None: all types."""
+
+    agent: str
+    types: Sequence[str] | None
+    groups: Sequence[str]
+    mode: Mode | None
+
+
+Handle = Callable[[Delivery], Awaitable[None]]
+
+
+class Protocol(ABC):
+    """Send and receive messages between agents, over one backend. Made by `hivewire.connect`."""
+
+    @abstractmethod
+    async def send(
+        self, message: Message, *, delay_s: float = 0, idempotency_key: str | None = None, timeout_s: float = 30
+    ) -> Receipt:
+        """Store the message; when this returns, it will be handled or kept as a dead letter.
+
+        Waits while the queue is full or the store is away, then raises `QueueFull` or `ConnectionLost`.
+        Raises `TooLarge`, `Undecodable`, `MessageError` for a message that cannot be sent.
+        """
+
+    @abstractmethod
+    async def send_many(self, messages: Sequence[Message], *, timeout_s: float = 30) -> list[Receipt]:
+        """Like `send` for each, in order, in one round trip where the backend can."""
+
+    @abstractmethod
+    async def receive(self, agent: str, *, limit: int = 10, wait_s: float = 5.0) -> list[Delivery]:
+        """Up to `limit` messages, at most one of each key; an empty list after `wait_s`."""
+
+    @abstractmethod
+    def consume(self, agent: str, *, prefetch: int = 1) -> AsyncIterator[Delivery]:
+        """Deliveries for ever; up to `prefetch` are taken ahead."""
+
+    @abstractmethod
+    async def serve(
+        self,
+        agent: str,
+        handle: Handle,
+        *,
+        concurrency: int = 1,
+        timeout_s: float = 3600.0,
+        retry: Callable[[str], Retry | None] | None = None,
+        stop: Awaitable[object] | None = None,
+        drain_s: float = 10.0,
+    ) -> None:
+        """Handle messages, up to `concurrency` at a time, until `stop` is done or this is cancelled.
+
+        Returning from `handle` acks, raising nacks by `retry(type)` or the default policy; acks are stored
+        in batches. On `stop` what runs may finish for `drain_s`; then it is cancelled and given back.
+        """
+
+    @abstractmethod
+    async def request(self, message: Message, *, timeout_s: float = 30.0) -> Message:
+        """Send, and wait for the reply. Raises `TimedOut`; a later reply is dropped and counted."""
+
+    @abstractmethod
+    async def reply(self, message: Message, content: Any, *, type: str = "response") -> Receipt:
+        """Answer `message` where its `metadata["reply_to"]` says, else to its sender."""
+
+    @abstractmethod
+    async def broadcast(self, message: Message, group: str, *, durable: bool = True) -> Receipt:
+        """To every member of the group, each with its own ack and retry; an empty group gets nothing."""
+
+    @abstractmethod
+    async def subscribe(
+        self, agent: str, types: Sequence[str] = (), *, groups: Sequence[str] = (), mode: Mode = "ordered"
+    ) -> None: ...
+
+    @abstractmethod
+    async def unsubscribe(self, agent: str, types: Sequence[str] = (), *, groups: Sequence[str] = ()) -> None:
+        """Without types and groups: from everything."""
+
+    @abstractmethod
+    async def subscription(self, agent: str) -> Subscription: ...
+
+    @abstractmethod
+    async def agents(self) -> Sequence[str]:
+        """Agents that have a queue."""
+
+    @abstractmethod
+    async def depth(self, agent: str) -> Depth: ...
+
+    @abstractmethod
+    async def dead_letters(
+        self, agent: str | None = None, *, limit: int = 100, after: str | None = None
+    ) -> list[DeadLetter]: ...
+
+    @abstractmethod
+    async def replay(self, what: str | Sequence[str]) -> int:
+        """Dead letters back to their queues, attempts at zero: the ids in a list, or all of an agent."""
+
+    @abstractmethod
+    async def purge_dead(self, what: str | Sequence[str] | None = None, *, older_than_s: float | None = None) -> int: ...
+
+    @abstractmethod
+    async def cleanup(self, older_than_s: float) -> int:
+        """Forget settled ids and idempotency keys older than that; never a message or a dead letter."""
+
+    @abstractmethod
+    def metrics(self) -> ProtocolMetrics: ...
+
+    @abstractmethod
+    async def health(self) -> Health:
+        """Never raises and never blocks longer than a few seconds."""
+
+    @abstractmethod
+    async def close(self, drain_s: float = 10) -> None:
+        """Stop taking, let what runs finish for `drain_s`, give the rest back, disconnect. Idempotent."""
+
+    @abstractmethod
+    async def once(self, scope: str, name: str, fn: Callable[[], Awaitable[Any]]) -> Any:
+        """The stored result of `fn` for (scope, name), computed if there is none. See `Context.once`."""
+
+    @abstractmethod
+    async def __aenter__(self) -> Self: ...
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()

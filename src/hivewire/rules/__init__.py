@@ -1,0 +1,1 @@
+"""Decisions without I/O, clock or chance: those come in as arguments."""

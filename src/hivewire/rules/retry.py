@@ -1,0 +1,34 @@
+"""When a failed attempt is tried again."""
+
+from __future__ import annotations
+
+import msgspec
+
+
+class Retry(msgspec.Struct, frozen=True, kw_only=True):
+    """Exponential back-off with full jitter, as in "Exponential Backoff And Jitter" (AWS Architecture
+    Blog, 2015): the wait is uniform between 0 and `first_s` × `factor` ^ (failures - 1), at most `most_s`.
+    """
+
+    max_attempts: int = 5
+    first_s: float = 1.0
+    most_s: float = 60.0
+    factor: float = 2.0
+
+    def __post_init__(self) -> None:
+        if self.max_attempts < 1 or self.first_s < 0 or self.most_s < 0 or self.factor < 1:
+            raise ValueError(f"not a retry policy: {self!r}")
+
+    def ceiling_s(self, failures: int) -> float:
+        """The longest wait after so many failures (1 = the first).
+
+        >>> Retry(first_s=1, most_s=5).ceiling_s(2)
+        2.0
+        """
+        if failures > 60:  # 2 ** 60 s is beyond every `most_s`; stops float overflow
+            return self.most_s
+        return float(min(self.most_s, self.first_s * self.factor ** (failures - 1)))
+
+    def delay_s(self, failures: int, chance: float) -> float:
+        """The wait after so many failures; `chance` is in [0, 1)."""
+        return self.ceiling_s(failures) * chance
