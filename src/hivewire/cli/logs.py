@@ -1,0 +1,34 @@
+"""Log lines on stderr, for people: time, process, level, event and its fields."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import time
+
+_STANDARD = frozenset(logging.LogRecord("", 0, "", 0, "", None, None).__dict__) | {"message", "asctime", "taskName"}
+
+
+class _Lines(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        at = time.strftime("%H:%M:%S", time.localtime(record.created))
+        fields = "".join(f" {key}={value}" for key, value in record.__dict__.items() if key not in _STANDARD)
+        level = "" if record.levelno == logging.INFO else f" {record.levelname.lower()}:"
+        line = f"{at} [{record.process}]{level} {record.getMessage()}{fields}"
+        return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
+
+
+def configure() -> None:
+    """Send log lines to stderr: Hivewire's from INFO on, everybody else's from WARNING on.
+
+    The environment's HIVEWIRE_LOG (`debug`, `info`, `warning`, `error`) changes the first.
+    """
+    root = logging.getLogger()
+    if root.handlers:
+        return  # embedded in a program that has its own logging
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_Lines())
+    root.addHandler(handler)
+    wanted = logging.getLevelName(os.environ.get("HIVEWIRE_LOG", "warning").upper())
+    logging.getLogger("hivewire").setLevel(wanted if isinstance(wanted, int) else logging.WARNING)

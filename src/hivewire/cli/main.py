@@ -1,0 +1,127 @@
+"""The command `hivewire`: finds the command, runs it, and turns what went wrong into one sentence.
+
+Exit codes: 0 done, 1 the answer is bad (something was lost, something is red), 2 the command could not be
+carried out, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from importlib import import_module
+from typing import Final, NoReturn
+
+from hivewire.errors import HivewireError
+from hivewire.version import __version__
+
+COMMANDS: Final[dict[str, tuple[str, str]]] = {
+    "demo": ("hivewire.cli.demo", "see a team of agents work through logs, and survive a kill"),
+    "run": ("hivewire.cli.run", "have a task done by your own team, by the plan in a file"),
+    "worker": ("hivewire.cli.worker", "run workers, in as many processes as you like"),
+    "send": ("hivewire.cli.send", "send one message"),
+    "tail": ("hivewire.cli.tail", "watch an agent's queue, or take messages from it"),
+    "queues": ("hivewire.cli.queues", "list the agents and how much waits for each"),
+    "dead": ("hivewire.cli.dead", "list, show, replay or purge dead letters"),
+    "loadtest": ("hivewire.cli.loadtest", "send at a fixed rate; count what is lost, doubled, out of order"),
+    "doctor": ("hivewire.cli.doctor", "check what is reachable, durable, misconfigured"),
+    "config": ("hivewire.cli.config", "print the settings in force, and where each comes from"),
+}
+EXIT_USAGE: Final = 2
+EXIT_INTERRUPTED: Final = 130
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong with an option in one sentence, without the usage lines."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(EXIT_USAGE, f"{self.prog}: {message}; see `{self.prog} --help`\n")
+
+
+def _overview() -> str:
+    width = max(map(len, COMMANDS)) + 2
+    commands = "\n".join(f"  {name:<{width}}{text}" for name, (_, text) in COMMANDS.items())
+    return (
+        "usage: hivewire COMMAND [options]\n\n"
+        "Messaging and coordination for teams of software agents.\n\n"
+        f"{commands}\n\n"
+        "`hivewire COMMAND --help` explains a command; `hivewire --version` prints the version.\n"
+    )
+
+
+def _unknown(name: str) -> str:
+    from difflib import get_close_matches
+
+    near = get_close_matches(name, COMMANDS, n=1)
+    hint = f"did you mean `hivewire {near[0]}`?" if near else "`hivewire --help` lists them"
+    kind = "option" if name.startswith("-") else "command"
+    return f"hivewire: there is no {kind} {name!r}; {hint}\n"
+
+
+def _run_command(name: str, rest: Sequence[str]) -> int:
+    module, text = COMMANDS[name]
+    command = import_module(module)
+    parser = _Parser(prog=f"hivewire {name}", description=text[0].upper() + text[1:] + ".", allow_abbrev=False)
+    command.add_arguments(parser)
+    args = parser.parse_args(rest)
+    _log_to_stderr()
+    code: int = command.run(args)
+    sys.stdout.flush()  # here, so that a closed pipe is noticed while it can still be handled
+    return code
+
+
+def _log_to_stderr() -> None:
+    from hivewire.cli.logs import configure
+
+    configure()
+
+
+def _leaves(error: BaseException) -> Iterator[BaseException]:
+    """The errors inside a task group's error, or the error itself."""
+    if isinstance(error, BaseExceptionGroup):
+        for inner in error.exceptions:
+            yield from _leaves(inner)
+    else:
+        yield error
+
+
+def _explain(error: BaseException, prog: str) -> int:
+    """Turn an error into its exit code; one that is not the user's goes on, with its traceback."""
+    leaves = list(_leaves(error))
+    if any(isinstance(leaf, BrokenPipeError) for leaf in leaves):
+        # The reader of our output is gone, as in `hivewire queues | head`. Nothing more may be written,
+        # not even by the interpreter's last flush.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    if any(isinstance(leaf, KeyboardInterrupt) for leaf in leaves):
+        sys.stderr.write(f"{prog}: interrupted\n")
+        return EXIT_INTERRUPTED
+    for leaf in leaves:
+        if not isinstance(leaf, HivewireError):
+            raise error
+    sys.stderr.write(f"{prog}: {' '.join(str(leaves[0]).split())}\n")
+    return EXIT_USAGE
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line and return the exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    name = arguments[0] if arguments else "--help"
+    prog = f"hivewire {name}" if name in COMMANDS else "hivewire"
+    try:
+        if name in ("--help", "-h", "help"):
+            sys.stdout.write(_overview())
+        elif name in ("--version", "-V"):
+            sys.stdout.write(f"hivewire {__version__}\n")
+        elif name not in COMMANDS:
+            sys.stderr.write(_unknown(name))
+            return EXIT_USAGE
+        else:
+            return _run_command(name, arguments[1:])
+        sys.stdout.flush()
+        return 0
+    except SystemExit as exit_:  # argparse, after --help or a wrong option
+        return exit_.code if isinstance(exit_.code, int) else 0
+    except (HivewireError, BrokenPipeError, KeyboardInterrupt, BaseExceptionGroup) as error:
+        return _explain(error, prog)

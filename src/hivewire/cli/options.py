@@ -1,0 +1,149 @@
+"""What commands share: options, connecting, tables, durations, progress."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import re
+import sys
+from collections.abc import Coroutine, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Final
+
+from hivewire.errors import HivewireError
+
+if TYPE_CHECKING:
+    from hivewire.protocol import Protocol
+
+PROTOCOL_TYPES: Final = ("memory", "inmemory", "sqlite", "redis", "kafka")
+_SCALES_S: Final = {"": 1.0, "ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+_DURATION: Final = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|d|)", re.ASCII)
+
+
+class UsageError(HivewireError):
+    """What the user asked for cannot be done as asked."""
+
+    code = "usage"
+
+
+def duration_s(text: str) -> float:
+    """Seconds, from `500ms`, `60s`, `2m`, `1h30m`, `7d` or a plain number of seconds.
+
+    >>> duration_s("1h30m")
+    5400.0
+    """
+    text = text.strip()
+    parts = list(_DURATION.finditer(text))
+    if not parts or "".join(part.group() for part in parts) != text or (len(parts) > 1 and not parts[-1].group(2)):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a duration; write it as 500ms, 60s, 2m, 1h30m or 7d")
+    return sum(float(part.group(1)) * _SCALES_S[part.group(2)] for part in parts)
+
+
+def count(text: str) -> int:
+    """A whole number above zero, `_` and `,` allowed as in 100_000."""
+    try:
+        number = int(text.replace(",", "_"))
+    except ValueError:
+        number = 0
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
+    return number
+
+
+def add_protocol_option(parser: argparse.ArgumentParser) -> None:
+    """`--protocol TYPE|URL`."""
+    parser.add_argument(
+        "--protocol",
+        metavar="TYPE|URL",
+        help="memory, sqlite, redis, kafka, or a URL such as sqlite:///hive.db; without it: the environment "
+        "and hivewire.toml decide",
+    )
+
+
+def add_json_option(parser: argparse.ArgumentParser) -> None:
+    """`--json`."""
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def target_of(protocol: str | None) -> tuple[str | None, dict[str, Any]]:
+    """The arguments of `connect` for a value of `--protocol`: a URL is the target, a type is a setting."""
+    if protocol is None:
+        return None, {}
+    if "://" in protocol:
+        return protocol, {}
+    name = protocol.lower()
+    if name not in PROTOCOL_TYPES:
+        raise UsageError(f"--protocol {protocol!r} is neither a URL nor one of {', '.join(PROTOCOL_TYPES)}")
+    return None, {"protocol": "inmemory" if name == "memory" else name}
+
+
+def connect_from(args: argparse.Namespace, **settings: Any) -> Protocol:
+    """The protocol that `--protocol`, the environment and the file name; not opened yet."""
+    from hivewire.factory import connect
+
+    target, chosen = target_of(args.protocol)
+    return connect(target, **chosen, **settings)
+
+
+def run_async(work: Coroutine[Any, Any, int]) -> int:
+    """Run a command's coroutine to its exit code."""
+    return asyncio.run(work)
+
+
+def printable(value: object) -> str:
+    """As text in which nothing can move the cursor or colour the terminal: messages come from strangers."""
+    text = value if isinstance(value, str) else "" if value is None else str(value)
+    return text if text.isprintable() else "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
+def to_json(value: object) -> str:
+    """Indented JSON for people and programs."""
+    return json.dumps(value, indent=2, ensure_ascii=False, default=str)
+
+
+def _cell(value: object) -> str:
+    if isinstance(value, float):
+        return f"{value:.1f}"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, list | tuple):
+        return ", ".join(map(printable, value))
+    return printable(value)
+
+
+def print_table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], as_json: bool = False) -> None:
+    """Print the columns of the rows; as JSON, whole rows with all their keys. Numbers stand to the right."""
+    if as_json:
+        sys.stdout.write(to_json([dict(row) for row in rows]) + "\n")
+        return
+    cells = [[_cell(row.get(column)) for column in columns] for row in rows]
+    heads = [
+        column.removesuffix("_s").replace("_", " ") + (" s" if column.endswith("_s") else "") for column in columns
+    ]
+    widths = [max(len(line[i]) for line in [heads, *cells]) for i in range(len(columns))]
+    right = [bool(rows) and all(isinstance(row.get(c), int | float | None) for row in rows) for c in columns]
+    for line in [heads, *cells]:
+        aligned = (f"{text:>{w}}" if r else f"{text:<{w}}" for text, w, r in zip(line, widths, right, strict=True))
+        sys.stdout.write("  ".join(aligned).rstrip() + "\n")
+
+
+class Progress:
+    """One line on the terminal that is written over; silent in a pipe."""
+
+    def __init__(self) -> None:
+        self._shown = 0
+        self._on = sys.stderr.isatty()
+
+    def show(self, text: str) -> None:
+        """Replace the line by this one."""
+        if self._on:
+            sys.stderr.write("\r" + text.ljust(self._shown))
+            sys.stderr.flush()
+            self._shown = len(text)
+
+    def clear(self) -> None:
+        """Leave an empty line for what comes next."""
+        if self._on and self._shown:
+            sys.stderr.write("\r" + " " * self._shown + "\r")
+            sys.stderr.flush()
+            self._shown = 0
