@@ -1,0 +1,43 @@
+# Each target makes its own set-up: a fresh machine needs Python >= 3.11, make and git, and the network once.
+# ARGS="…" is handed on: make test ARGS="-k order", make demo ARGS="--input /var/log".
+.DEFAULT_GOAL := help
+.PHONY: help demo test check soak bench lock clean
+PY := .venv/bin/python
+SETUP := @sh requirements/setup.sh
+JOBS ?= 2
+
+help: ## print the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+
+demo: ## the main job: a team of agents mines logs, one of them is killed, nothing is lost (about a minute)
+	$(SETUP) run
+	@$(PY) -m hivewire demo $(ARGS)
+
+test: ## all tests, with sampled counts
+	$(SETUP) dev
+	@echo "==> all tests, $(JOBS) at a time"
+	@$(PY) -m pytest -n $(JOBS) $(ARGS)
+
+check: ## the fast one (< 60 s): format, lint, types, import contracts, unit tests, conformance on memory, a smoke of it on SQLite
+	$(SETUP) dev
+	@PY=$(PY) JOBS=$(JOBS) sh requirements/check.sh $(ARGS)
+
+soak: ## all tests with full counts (hours); the results are kept in soak-results/
+	$(SETUP) dev
+	@mkdir -p soak-results
+	@echo "==> all tests, full counts; results in soak-results/"
+	@HIVEWIRE_SOAK=1 $(PY) -m pytest -n $(JOBS) --timeout 7200 --junit-xml "soak-results/$$(date -u +%Y-%m-%dT%H%M%SZ).xml" $(ARGS)
+
+bench: ## speed beside raw references in one run: table, JSON and plot in benchmarks/results/ (about 15 minutes)
+	$(SETUP) run
+	$(SETUP) bench
+	@$(PY) -m benchmarks $(ARGS)
+
+lock: ## resolve the requirements again: pinned, with hashes, without addresses (needs the network)
+	$(SETUP) dev
+	@PY=$(PY) sh requirements/lock.sh
+
+clean: ## remove the environment, the caches and what runs left behind
+	rm -rf .venv .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache dist build out hivewire-demo
+	find . -name __pycache__ -type d -not -path './.git/*' -prune -exec rm -rf {} +
+	rm -f hivewire.db hivewire.db-wal hivewire.db-shm

@@ -1,0 +1,19 @@
+#!/bin/sh
+# The fast check: the type checker beside the tests, because it uses one core. Each part says how it ended.
+set -u
+cd "$(dirname "$0")/.."
+status=0
+part() { echo "==> $1"; shift; "$@" || { echo "FAILED: $*" >&2; status=1; }; }
+
+part "format" "$PY" -m ruff format --check --quiet .
+part "lint" "$PY" -m ruff check --quiet .
+types=$(mktemp)
+"$PY" -m mypy >"$types" 2>&1 &
+checker=$!
+part "unit tests, import contracts, conformance on memory, smoke on SQLite" \
+    "$PY" -m pytest -q -n "$JOBS" -m "not slow" tests/unit tests/conformance "$@"
+echo "==> types"
+wait "$checker" || { echo "FAILED: mypy" >&2; status=1; }
+cat "$types"
+rm -f "$types"
+exit $status
