@@ -1,0 +1,310 @@
+"""An event loop on virtual time: hours pass in milliseconds, and a run always goes the same way.
+
+Nothing waits: when no callback is ready, the clock jumps to the next timer. There are no sockets, and work
+for an executor is done at once, in the loop's own thread, so that nothing depends on a scheduler. Callbacks
+belong to simulated processes (`process`), which can be stopped, continued and killed as by a signal.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import functools
+import heapq
+import os
+import threading
+from collections import deque
+from collections.abc import Callable, Coroutine, Generator
+from concurrent.futures import Executor
+from contextlib import contextmanager
+from random import Random
+from typing import Any, Final, ParamSpec, TypeVar, TypeVarTuple, Unpack
+
+from hivewire import ids
+from hivewire.errors import HivewireError
+
+EPOCH: Final = 1_800_000_000.0
+"""The wall clock at the loop's time 0, in seconds since 1970."""
+
+process: Final[contextvars.ContextVar[str | None]] = contextvars.ContextVar("process", default=None)
+"""The simulated process that a callback belongs to. Tasks, timers and futures inherit it."""
+
+_T = TypeVar("_T")
+_P = ParamSpec("_P")
+_Ts = TypeVarTuple("_Ts")
+
+
+class Deadlock(HivewireError):
+    """Nothing is ready and no timer is set: the tasks named in the text wait for ever."""
+
+    code = "deadlock"
+
+
+# Numbers as hashes: sets of tasks and futures are then walked in the same order in each run.
+
+
+class _Future(asyncio.Future[_T]):
+    def __init__(self, *, loop: VirtualLoop) -> None:
+        self._number = loop.next_number()
+        super().__init__(loop=loop)
+
+    def __hash__(self) -> int:
+        return self._number
+
+
+class _Task(asyncio.Task[_T]):
+    def __init__(self, coro: Coroutine[Any, Any, _T], *, loop: VirtualLoop, **how: Any) -> None:
+        self._number = loop.next_number()
+        context: contextvars.Context | None = how.get("context")
+        self.process = process.get() if context is None else context.get(process)
+        super().__init__(coro, loop=loop, **how)
+
+    def __hash__(self) -> int:
+        return self._number
+
+
+def _new_task(
+    loop: asyncio.AbstractEventLoop, coro: Coroutine[Any, Any, _T] | Generator[Any, None, _T], **how: Any
+) -> asyncio.Future[_T]:
+    assert isinstance(coro, Coroutine)
+    assert isinstance(loop, VirtualLoop)
+    return _Task(coro, loop=loop, **how)
+
+
+class VirtualLoop(asyncio.BaseEventLoop):
+    """The loop. `time()` starts at 1000 and moves only when nothing else is left to do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._now = 1000.0
+        self._calls: deque[tuple[str | None, asyncio.Handle]] = deque()
+        self._timers: list[tuple[float, int, str | None, asyncio.TimerHandle]] = []
+        self._sequence = 0
+        self._numbers = 0
+        self._stopped: dict[str, deque[tuple[str | None, asyncio.Handle]]] = {}
+        self._thread = threading.get_ident()
+        self._threads = 0
+        self._rung = threading.Condition()
+        self._from_threads: deque[asyncio.Handle] = deque()
+        self.steps = 0
+        """Callbacks run so far: two runs of one seed have the same number."""
+        self.set_task_factory(_new_task)
+
+    # Time and scheduling
+
+    def time(self) -> float:
+        return self._now
+
+    def wall_time(self) -> float:
+        """Seconds since 1970, on the virtual clock."""
+        return EPOCH + self._now
+
+    def next_number(self) -> int:
+        self._numbers += 1
+        return self._numbers
+
+    def create_future(self) -> asyncio.Future[Any]:
+        return _Future(loop=self)
+
+    def call_soon(
+        self,
+        callback: Callable[[Unpack[_Ts]], object],
+        *args: *_Ts,
+        context: contextvars.Context | None = None,
+    ) -> asyncio.Handle:
+        if self.is_closed():
+            raise RuntimeError("Event loop is closed")
+        handle = asyncio.Handle(callback, args, self, context)
+        self._calls.append((process.get() if context is None else context.get(process), handle))
+        return handle
+
+    def call_at(
+        self,
+        when: float,
+        callback: Callable[[Unpack[_Ts]], object],
+        *args: *_Ts,
+        context: contextvars.Context | None = None,
+    ) -> asyncio.TimerHandle:
+        if self.is_closed():
+            raise RuntimeError("Event loop is closed")
+        handle = asyncio.TimerHandle(when, callback, args, self, context)
+        self._sequence += 1
+        owner = process.get() if context is None else context.get(process)
+        heapq.heappush(self._timers, (when, self._sequence, owner, handle))
+        return handle
+
+    def call_later(
+        self,
+        delay: float,
+        callback: Callable[[Unpack[_Ts]], object],
+        *args: *_Ts,
+        context: contextvars.Context | None = None,
+    ) -> asyncio.TimerHandle:
+        return self.call_at(self._now + delay, callback, *args, context=context)
+
+    def call_soon_threadsafe(
+        self,
+        callback: Callable[[Unpack[_Ts]], object],
+        *args: *_Ts,
+        context: contextvars.Context | None = None,
+    ) -> asyncio.Handle:
+        if threading.get_ident() == self._thread:
+            return self.call_soon(callback, *args, context=context)
+        if not self._threads:
+            raise RuntimeError("a thread called into virtual time; wrap its work in loop.with_threads()")
+        handle = asyncio.Handle(callback, args, self, context)
+        with self._rung:
+            self._from_threads.append(handle)
+            self._rung.notify()
+        return handle
+
+    @contextmanager
+    def with_threads(self) -> Generator[None]:
+        """Inside, other threads may call in. While nothing else is ready, the loop waits for them in real
+        time instead of moving the clock, so such a run is not the same each time."""
+        self._threads += 1
+        try:
+            yield
+        finally:
+            self._threads -= 1
+
+    def run_in_executor(
+        self, executor: Executor | None, func: Callable[[Unpack[_Ts]], _T], *args: *_Ts
+    ) -> asyncio.Future[_T]:
+        """The work is done at once, in this thread, and takes no virtual time."""
+        future: asyncio.Future[_T] = self.create_future()
+        try:
+            future.set_result(func(*args))
+        except Exception as error:  # noqa: BLE001 - it belongs to whoever awaits the future
+            future.set_exception(error)
+        return future
+
+    # Simulated processes
+
+    def stop_process(self, name: str) -> None:
+        """As SIGSTOP: from now on nothing of this process runs; what falls due is kept."""
+        self._stopped.setdefault(name, deque())
+
+    def continue_process(self, name: str) -> None:
+        """As SIGCONT: what fell due meanwhile runs now, in the order in which it fell due."""
+        self._calls.extend(self._stopped.pop(name, ()))
+
+    def is_stopped(self, name: str) -> bool:
+        return name in self._stopped
+
+    def tasks_of(self, name: str) -> list[asyncio.Task[Any]]:
+        """The unfinished tasks of a process, oldest first."""
+        tasks = [task for task in asyncio.all_tasks(self) if isinstance(task, _Task) and task.process == name]
+        return sorted(tasks, key=hash)
+
+    # The loop itself
+
+    def _run_once(self) -> None:
+        if self._threads or self._from_threads:
+            self._take_from_threads()
+        calls = self._calls
+        timers = self._timers
+        if not calls and not self._stopping_now():
+            while timers and timers[0][3].cancelled():
+                heapq.heappop(timers)
+            if not timers:
+                raise Deadlock(self._who_waits())
+            self._now = max(self._now, timers[0][0])
+        while timers and timers[0][0] <= self._now:
+            _, _, owner, timer = heapq.heappop(timers)
+            if not timer.cancelled():
+                calls.append((owner, timer))
+        stopped = self._stopped
+        for _ in range(len(calls)):
+            name, handle = calls.popleft()
+            if stopped and name in stopped:
+                stopped[name].append((name, handle))
+            elif not handle.cancelled():
+                self.steps += 1
+                handle._run()
+
+    def _stopping_now(self) -> bool:
+        return bool(self.__dict__.get("_stopping"))
+
+    def _take_from_threads(self) -> None:
+        with self._rung:
+            while not self._calls and not self._from_threads and self._threads:
+                if not self._rung.wait(10.0):
+                    raise Deadlock("for 10 s no thread called in: " + self._who_waits())
+            while self._from_threads:
+                self._calls.append((None, self._from_threads.popleft()))
+
+    def _who_waits(self) -> str:
+        lines = []
+        for task in sorted(asyncio.all_tasks(self), key=hash):
+            stack = task.get_stack(limit=1)
+            where = f"{stack[-1].f_code.co_filename}:{stack[-1].f_lineno}" if stack else "?"
+            owner = task.process if isinstance(task, _Task) else None
+            state = " (stopped)" if owner in self._stopped else ""
+            lines.append(f"  {task.get_name()} of {owner}{state} at {where}")
+        return "nothing is ready and no timer is set; waiting:\n" + "\n".join(lines)
+
+    def _write_to_self(self) -> None:
+        """Nobody sleeps in a selector here."""
+
+    def _process_events(self, event_list: object) -> None:
+        """There are no sockets."""
+
+    def close(self) -> None:
+        super().close()
+        self._calls.clear()
+        self._timers.clear()
+        self._stopped.clear()
+
+
+def run_virtual(main: Coroutine[Any, Any, _T], *, loop: VirtualLoop | None = None) -> _T:
+    """Run `main` on a virtual loop and return its result. Raises `Deadlock` when it would wait for ever."""
+    with asyncio.Runner(loop_factory=lambda: loop or VirtualLoop()) as runner:
+        try:
+            return runner.run(main)
+        finally:
+            used = runner.get_loop()
+            assert isinstance(used, VirtualLoop)
+            for name in list(used._stopped):  # or its tasks could not be cancelled
+                used.continue_process(name)
+
+
+def virtual(test: Callable[_P, Coroutine[Any, Any, _T]]) -> Callable[_P, _T]:
+    """Make an async test a plain one that runs on virtual time. Works with every fixture of pytest.
+
+    >>> @virtual
+    ... async def test_an_hour() -> float:
+    ...     before = asyncio.get_running_loop().time()
+    ...     await asyncio.sleep(3600)
+    ...     return asyncio.get_running_loop().time() - before
+    >>> test_an_hour()
+    3600.0
+    """
+
+    @functools.wraps(test)
+    def run(*args: _P.args, **kwargs: _P.kwargs) -> _T:
+        return run_virtual(test(*args, **kwargs))
+
+    return run
+
+
+@contextmanager
+def seeded_ids(seed: int) -> Generator[None]:
+    """Inside, `hivewire.ids.new_id` gives the same identifiers in each run of the same seed."""
+    ordered = ids._ordered
+    kept = (ordered._millis, ordered._prefix, ordered._counter, ordered._node)
+    chance = Random(seed)
+    # A millisecond far ahead: the generator thinks that its clock was set back and goes on counting.
+    ordered._millis = 1 << 47
+    ordered._prefix = "80000000-0000-7"
+    ordered._counter = 0
+    ordered._node = f"{chance.getrandbits(48):012x}"
+    try:
+        yield
+    finally:
+        ordered._millis, ordered._prefix, ordered._counter, ordered._node = kept
+
+
+def is_repeatable() -> bool:
+    """True when sets of strings, too, are walked in the same order by each process (PYTHONHASHSEED)."""
+    return os.environ.get("PYTHONHASHSEED", "random") != "random"
