@@ -19,16 +19,15 @@ class _Lines(logging.Formatter):
         return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
 
 
-def configure() -> None:
-    """Send log lines to stderr: Hivewire's from INFO on, everybody else's from WARNING on.
+def configure(default: str = "warning") -> None:
+    """Send log lines to stderr: Hivewire's from `default` on, everybody else's from warnings on.
 
-    The environment's HIVEWIRE_LOG (`debug`, `info`, `warning`, `error`) changes the first.
+    HIVEWIRE_LOG in the environment (`debug`, `info`, `warning`, `error`) overrules the default.
     """
     root = logging.getLogger()
-    if root.handlers:
-        return  # embedded in a program that has its own logging
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(_Lines())
-    root.addHandler(handler)
-    wanted = logging.getLevelName(os.environ.get("HIVEWIRE_LOG", "warning").upper())
+    if not root.handlers:  # else embedded in a program that has its own logging
+        handler = logging.StreamHandler(sys.stderr)
+        handler.setFormatter(_Lines())
+        root.addHandler(handler)
+    wanted = logging.getLevelName(os.environ.get("HIVEWIRE_LOG", default).upper())
     logging.getLogger("hivewire").setLevel(wanted if isinstance(wanted, int) else logging.WARNING)
