@@ -163,6 +163,28 @@ def test_the_fourth_send_back_fails_the_run_with_what_it_has() -> None:
     assert "more than 3 times; last feedback: no" in state.header.reason
 
 
+def test_a_changed_subtask_of_the_same_name_goes_on_counting_its_attempts() -> None:
+    state, _ = begin(sub("find"), sub("review", "find", "mine-*"))
+    state, _ = done(state, "find", more("mine-1"))
+    old = answer(state, "mine-1")
+    state, _ = done(state, "mine-1", more("mine-1-a", after="mine-1"))
+    state, _ = done(state, "mine-1-a")
+    state, _ = done(state, "review", {"send_back": {"subtask": "find", "feedback": ""}})
+    changed = more("mine-1")
+    changed["subtasks"][0]["input"] = {"half": 2}
+    state, commands = done(state, "find", changed)
+    assert sent(commands) == ["mine-1"]
+    assert state.rows["mine-1"].attempt == 2
+    assert "mine-1-a" not in state.rows  # what the old one had made is gone with it
+    assert step(state, old) == (state, [])
+
+
+def test_a_finished_run_cannot_be_cancelled() -> None:
+    state, _ = begin(sub("a"))
+    state, _ = done(state, "a")
+    assert step(state, Cancel(at=9)) == (state, [])
+
+
 @pytest.mark.parametrize(
     ("output", "reason"),
     [
@@ -379,7 +401,7 @@ def test_growth_send_backs_timeouts_and_failures_in_any_order_come_to_an_end(cha
             return Result(subtasks=new, **here)
         return Result(output=None, **here)
 
-    subtasks = random_plan(chance, size, timeout_s=8.0) + [sub("last", "m*", "s*")]
+    subtasks = [*random_plan(chance, size, timeout_s=8.0), sub("last", "m*", "s*")]
     state = World(chance, subtasks).drive(fate)
     if all(row.status == "done" for row in state.rows.values()):
         assert state.header.status == "done"
