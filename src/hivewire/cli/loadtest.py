@@ -135,9 +135,9 @@ def in_words(result: dict[str, Any], plan: Plan) -> str:
     """The result for people; the last line is the verdict."""
     latency = result["latency_ms"]
     where = f"{plan.processes} processes" if plan.processes > 1 else "one process"
+    load = f"{plan.rate:g}/s for {plan.duration_s:g} s, {plan.keys} keys, {plan.workers} handlers in {where}"
     lines = [
-        f"{result['backend']} ({result['durability']}): {plan.rate:g}/s for {plan.duration_s:g} s, {plan.keys} keys, "
-        + f"{plan.workers} handlers in {where}",
+        f"{result['backend']} ({result['durability']}): {load}",
         f"sent {result['sent']}, confirmed {result['confirmed']}, handled {result['handled']}, dead {result['dead']}",
         f"lost {result['lost']}, duplicates {result['duplicates']}, out of order {result['out_of_order']}",
         f"throughput {result['throughput']:.0f}/s",

@@ -43,10 +43,13 @@ Ticks = Sequence[tuple[float, str]]
 def html(result: Mapping[str, Any], tally: Tally, plan: Plan) -> str:
     """The whole page."""
     verdict = "The promise held" if result["ok"] else "The promise broke"
-    facts = (
-        f"{result['backend']}, durability {result['durability']}; {plan.rate:g} messages a second for {plan.duration_s:g} s; "
-        f"{plan.workers} handlers in {result['processes']} process(es); {plan.keys} keys; {result['machine']}, "
-        f"Python {result['python']}; {result['ended_at']}"
+    facts = "; ".join(
+        [
+            f"{result['backend']}, durability {result['durability']}",
+            f"{plan.rate:g} messages a second for {plan.duration_s:g} s",
+            f"{plan.workers} handlers in {result['processes']} process(es), {plan.keys} keys",
+            f"{result['machine']}, Python {result['python']}, {result['ended_at']}",
+        ]
     )
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
@@ -55,7 +58,7 @@ def html(result: Mapping[str, Any], tally: Tally, plan: Plan) -> str:
 <p class="soft">{escape(facts)}</p>
 {_table(result)}
 <h2>Latency by percentile</h2>
-<p class="soft">Milliseconds from when a message was due to be sent until its handler started, waiting of the sender included.</p>
+<p class="soft">Milliseconds from when a message was due to be sent until its handler started.</p>
 {_percentiles(tally.latency_us)}
 <h2>Latency over time</h2>
 <p class="soft">By the second in which the message was due: <span style="color:var(--a)">p50</span>,
@@ -123,12 +126,12 @@ def _chart(lines: Sequence[tuple[str, Points]], ticks: Ticks, *, log: bool) -> s
     """Lines over common axes; the upright one is logarithmic if asked, else from 0."""
     values = [y for _, points in lines for _, y in points]
     most_x = max([x for _, points in lines for x, _ in points] + [x for x, _ in ticks] + [1e-9])
+    low, high = 0.0, max([*values, 1]) * 1.1
     if log:
-        low = math.floor(math.log10(max(min(values, default=1), 0.001)))
+        low = float(math.floor(math.log10(max(min(values, default=1), 0.001))))
         high = max(math.ceil(math.log10(max([*values, 0.001]))), low + 1)
-        marks = [(10.0**power, f"{10.0**power:g}") for power in range(low, high + 1)]
+        marks = [(10.0**power, f"{10.0**power:g}") for power in range(int(low), int(high) + 1)]
     else:
-        low, high = 0, max([*values, 1]) * 1.1
         marks = [(high * part / 4, f"{high * part / 4:,.0f}") for part in range(5)]
 
     def x_at(x: float) -> float:
