@@ -1,0 +1,205 @@
+"""A member's side of the simulated stores: plain calls over the wire, a kept lease, a fetch that loses nothing."""
+
+from __future__ import annotations
+
+import asyncio
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Generic, TypeVar
+
+from hivewire.backend import (
+    Append,
+    Backend,
+    BackendHealth,
+    Consumer,
+    DeadRecord,
+    Depth,
+    Duplicate,
+    Entry,
+    Fetched,
+    Member,
+    Ownership,
+    QueueSpec,
+)
+from hivewire.errors import ConnectionLost
+from hivewire.testing.profiles_faults import Wire
+from hivewire.testing.profiles_world import World
+
+_W = TypeVar("_W", bound=World)
+
+
+class ProfileBackend(Backend, Generic[_W]):
+    """One member's connection to a simulated store."""
+
+    def __init__(self, world: _W, wire: Wire) -> None:
+        self.features = world.features
+        self.world = world
+        self.wire = wire
+        self._consumers: list[Consumer] = []
+
+    @abstractmethod
+    def _consumer(self, queue: str, member: Member, owner: Ownership) -> ProfileConsumer[_W]: ...
+
+    async def open(self) -> None:
+        await self.wire.call(None, lambda: None)
+
+    def now(self) -> float:
+        return self.world.now()
+
+    async def declare(self, spec: QueueSpec) -> QueueSpec:
+        return await self.wire.call(None, lambda: self.world.declare(spec))
+
+    async def queues(self) -> Sequence[QueueSpec]:
+        return await self.wire.call(None, lambda: list(self.world.specs.values()))
+
+    async def append(self, batch: Sequence[Append]) -> Mapping[int, Duplicate | Exception]:
+        weight = sum(len(part.records) for part in batch)
+        answer = await self.wire.call("append", lambda: self.world.append(batch), weight=weight)
+        self.epoch = self.world.epoch
+        return answer
+
+    async def consume(self, queue: str, member: Member, owner: Ownership) -> Consumer:
+        await self.wire.call(None, lambda: self.world.declare(QueueSpec(name=queue)))
+        consumer = self._consumer(queue, member, owner)
+        self._consumers.append(consumer)
+        consumer.begin()
+        return consumer
+
+    async def depth(self, queue: str) -> Depth:
+        return await self.wire.call(None, lambda: self.world.depth(queue))
+
+    async def dead(self, queue: str | None, limit: int, after: str | None) -> Sequence[DeadRecord]:
+        return await self.wire.call(None, lambda: self.world.dead(queue, limit, after))
+
+    async def revive(self, queue: str | None, ids: Sequence[str] | None) -> int:
+        return await self.wire.call(None, lambda: self.world.revive(queue, ids))
+
+    async def purge_dead(self, queue: str | None, ids: Sequence[str] | None, older_than_s: float | None) -> int:
+        return await self.wire.call(None, lambda: self.world.purge_dead(queue, ids, older_than_s))
+
+    async def bury_expired(self) -> int:
+        return await self.wire.call(None, self.world.bury_expired)
+
+    async def cleanup(self, older_than_s: float) -> int:
+        return await self.wire.call(None, lambda: self.world.cleanup(older_than_s))
+
+    async def get(self, key: str) -> Entry:
+        return await self.wire.call(None, lambda: self.world.get(key))
+
+    async def put(self, key: str, value: bytes, version: int, *, ttl_s: float | None = None) -> Entry | None:
+        return await self.wire.call(None, lambda: self.world.put(key, value, version, ttl_s))
+
+    async def scan(self, prefix: str) -> Mapping[str, Entry]:
+        return await self.wire.call(None, lambda: self.world.scan(prefix))
+
+    async def drop_queue(self, queue: str) -> None:
+        await self.wire.call(None, lambda: self.world.drop_queue(queue))
+
+    async def publish(self, channel: str, body: bytes) -> None:
+        await self.wire.call(None, lambda: self.world.publish(channel, body))
+
+    async def listen(self, channel: str, wait_s: float) -> Sequence[bytes]:
+        until = self.world.loop.time() + wait_s
+        while True:
+            heard = await self.wire.call(None, lambda: self.world.hear(self.wire.name, channel))
+            if heard or self.world.loop.time() >= until:
+                return heard
+            await self.world.wait_for_bell(f"channel {channel}", until)
+
+    async def health(self) -> BackendHealth:
+        try:
+            await self.wire.call(None, lambda: None)
+        except ConnectionLost as error:
+            return BackendHealth(ok=False, durability=self.features.durability, detail=str(error))
+        return BackendHealth(ok=True, durability=self.features.durability)
+
+    async def close(self) -> None:
+        for consumer in self._consumers:
+            await consumer.close()
+
+
+class ProfileConsumer(Consumer, Generic[_W]):
+    """The part of a consumer's driver that every profile has: a task that keeps the lease, and a fetch that
+    waits and loses nothing when it is cancelled."""
+
+    def __init__(self, backend: ProfileBackend[_W], queue: str, member: Member, owner: Ownership) -> None:
+        self.backend = backend
+        self.world = backend.world
+        self.wire = backend.wire
+        self.queue = queue
+        self.member = member
+        self.owner = owner
+        self.is_closed = False
+        self.safe_until = 0.0
+        """The lease surely lasts until then, by the loop's time: from the sending of the last renewal."""
+        self._kept: list[Fetched] = []
+        self._keeper: asyncio.Task[None] | None = None
+
+    @abstractmethod
+    async def _tick(self) -> None:
+        """Renew what is held; called a few times a lease, and at the begin."""
+
+    @abstractmethod
+    def _take(self, limit: int, lanes: int, run: int, starting: int) -> list[Fetched]:
+        """What the store hands out now."""
+
+    @abstractmethod
+    def _is_held(self, fetched: Fetched) -> bool:
+        """True unless the driver knows that this record's lease is gone."""
+
+    def begin(self) -> None:
+        self._keeper = asyncio.get_running_loop().create_task(self._keep())
+
+    def holds(self, fetched: Fetched) -> bool:
+        """False when the lease may have ended, by this process's own clock: its handler must not start."""
+        return self.world.loop.time() < self.safe_until and self._is_held(fetched)
+
+    async def _keep(self) -> None:
+        while True:
+            try:
+                await self._tick()
+            except ConnectionLost:
+                await self._check_lease()
+            await asyncio.sleep(self.member.lease_s / 4)
+
+    async def _check_lease(self) -> None:
+        """The store cannot be reached: give up in time."""
+        if self.world.loop.time() >= self.safe_until:
+            self._give_up()
+
+    @abstractmethod
+    def _give_up(self) -> None:
+        """The lease ended: tell the engine."""
+
+    async def fetch(
+        self, limit: int, wait_s: float, *, lanes: int = 1_000, run: int = 1_000, starting: int = 0
+    ) -> Sequence[Fetched]:
+        until = self.world.loop.time() + wait_s
+        while True:
+            self._kept = [fetched for fetched in self._kept if self._is_held(fetched)]
+            if self._kept:
+                given, self._kept = self._kept[:limit], self._kept[limit:]
+                return given
+            taken = await self.wire.call(
+                "fetch", lambda: self._take(limit, lanes, run, starting), weigh=len, keep=self._keep_taken
+            )
+            self.backend.epoch = self.world.epoch
+            if taken or self.world.loop.time() >= until or self.is_closed:
+                return taken
+            await self.world.wait_for_bell(self.queue, until)
+
+    def _keep_taken(self, taken: list[Fetched]) -> None:
+        self._kept.extend(taken)
+
+    async def close(self) -> None:
+        if self.is_closed:
+            return
+        self.is_closed = True
+        if self._keeper is not None:
+            self._keeper.cancel()
+            await asyncio.gather(self._keeper, return_exceptions=True)
+        await self._leave()
+
+    @abstractmethod
+    async def _leave(self) -> None:
+        """Give back what is held."""

@@ -1,0 +1,325 @@
+"""What the simulated stores with owned shards have in common: members, leases, fair shares and moves."""
+
+from __future__ import annotations
+
+import asyncio
+from abc import abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from random import Random
+from typing import Final, TypeVar
+
+import msgspec
+
+from hivewire.backend import Depth, Fetched, Member, Ownership, Unfinished
+from hivewire.errors import ConnectionLost, LeaseLost
+from hivewire.testing.profiles_driver import ProfileBackend, ProfileConsumer
+from hivewire.testing.profiles_faults import Faults
+from hivewire.testing.profiles_world import World
+
+HANDOVER_S: Final = 30.0
+"""How long a member may take to give up a shard; handlers of the seeded programs are shorter."""
+
+
+class Shard(msgspec.Struct):
+    """Who owns a shard, by which fencing token, and where it goes next."""
+
+    owner: str = ""
+    token: int = 0
+    saved: bytes = b""
+    watermark: int = 0
+    goes_to: str = ""
+
+
+class Group(msgspec.Struct):
+    """The members of one queue and their shards."""
+
+    shards: list[Shard]
+    members: dict[str, float] = {}
+    """Until when each member's lease lasts."""
+
+
+class Shares(msgspec.Struct, frozen=True):
+    """The answer to a heartbeat: the shards of this member with their tokens and saved states, and those
+    that it must give up."""
+
+    held: Mapping[int, tuple[int, bytes, int]]
+    give_up: Sequence[int]
+
+
+class ShardWorld(World):
+    """The server side of shard ownership."""
+
+    def __init__(self, faults: Faults, chance: Random) -> None:
+        super().__init__(faults, chance)
+        self.groups: dict[str, Group] = {}
+
+    def group(self, queue: str) -> Group:
+        group = self.groups.get(queue)
+        if group is None:
+            group = self.groups[queue] = Group([Shard() for _ in range(self.specs[queue].shards)])
+        return group
+
+    # Members
+
+    def beat(self, queue: str, process: str, lease_s: float) -> Shares:
+        """The member is alive: renew all that it holds, and share out."""
+        group = self.group(queue)
+        self._bury_members(queue)
+        is_new = process not in group.members
+        group.members[process] = self.now() + lease_s
+        if is_new:
+            self._balance(group)
+        for shard in group.shards:
+            if not shard.owner and shard.goes_to in ("", process):
+                if not shard.goes_to and self._held_by(group, process) >= self._quota(group):
+                    continue
+                shard.owner, shard.token, shard.goes_to = process, self.next_number(), ""
+        held = {
+            number: (shard.token, shard.saved, shard.watermark)
+            for number, shard in enumerate(group.shards)
+            if shard.owner == process
+        }
+        return Shares(held, [number for number in held if group.shards[number].goes_to])
+
+    def _quota(self, group: Group) -> int:
+        return -(-len(group.shards) // max(1, len(group.members)))
+
+    def _held_by(self, group: Group, process: str) -> int:
+        return sum(shard.goes_to == process or (shard.owner == process and not shard.goes_to) for shard in group.shards)
+
+    def _balance(self, group: Group) -> None:
+        """Mark shards that must move so that nobody has more than a fair share."""
+        quota = self._quota(group)
+        for process in sorted(group.members):
+            surplus = self._held_by(group, process) - quota
+            for shard in group.shards:
+                if surplus <= 0:
+                    break
+                if shard.owner == process and not shard.goes_to:
+                    poorest = min(sorted(group.members), key=lambda name: self._held_by(group, name))
+                    shard.goes_to = poorest
+                    surplus -= 1
+
+    def move_some(self, process: str) -> None:
+        """A rebalance that nobody asked for: about half of what the member owns must go to others."""
+        for queue, group in self.groups.items():
+            others = sorted(name for name in group.members if name != process)
+            mine = [shard for shard in group.shards if shard.owner == process and not shard.goes_to]
+            if others and mine:
+                for shard in self.chance.sample(mine, (len(mine) + 1) // 2):
+                    shard.goes_to = self.chance.choice(others)
+                self.ring(queue)
+
+    def release(self, queue: str, process: str, saved: Mapping[int, tuple[int, bytes | None]]) -> None:
+        """Give up shards, each with its token and the state to keep for the next owner."""
+        group = self.group(queue)
+        self._bury_members(queue)
+        for number, (token, state) in saved.items():
+            shard = group.shards[number]
+            if shard.owner == process and shard.token == token:
+                if state is not None:
+                    shard.saved = state
+                shard.owner = ""
+                self.released(queue, number)
+        self.ring(queue)
+
+    def leave(self, queue: str, process: str) -> None:
+        """The member goes for good; what it still holds is free at once."""
+        group = self.group(queue)
+        group.members.pop(process, None)
+        for number, shard in enumerate(group.shards):
+            if shard.goes_to == process:
+                shard.goes_to = ""
+            if shard.owner == process:
+                shard.owner = ""
+                self.released(queue, number)
+        self.ring(queue)
+
+    def _bury_members(self, queue: str) -> None:
+        group, now = self.group(queue), self.now()
+        for process, until in list(group.members.items()):
+            if until <= now:
+                del group.members[process]
+                for number, shard in enumerate(group.shards):
+                    if shard.goes_to == process:
+                        shard.goes_to = ""
+                    if shard.owner == process:
+                        shard.owner = shard.goes_to = ""
+                        self.inherited(queue, number)
+                self.ring(queue)
+
+    def owns(self, process: str, queue: str, key: str) -> bool:
+        shard = self.group(queue).shards[self.shard_of(queue, key)]
+        return shard.owner == process and self.group(queue).members.get(process, 0.0) > self.now()
+
+    def is_fenced_out(self, queue: str, process: str, number: int, token: int) -> bool:
+        """True if this token is not the shard's present one."""
+        self._bury_members(queue)
+        shard = self.group(queue).shards[number]
+        return shard.owner != process or shard.token != token
+
+    def save(self, queue: str, process: str, number: int, token: int, watermark: int | None, state: bytes) -> bool:
+        """Store the shard's state. False: refused by the fence."""
+        if self.is_fenced_out(queue, process, number, token):
+            return False
+        self.group(queue).shards[number].saved = state
+        if watermark is not None:
+            self.committed(queue, process, number, watermark)
+        return True
+
+    def next_due(self, queue: str) -> float | None:
+        return min((until for until in self.group(queue).members.values() if until > self.now()), default=None)
+
+    def forget(self, queue: str) -> None:
+        self.groups.pop(queue, None)
+
+    # What the kinds of stores do differently
+
+    @abstractmethod
+    def released(self, queue: str, number: int) -> None:
+        """The owner gave the shard up in peace."""
+
+    @abstractmethod
+    def inherited(self, queue: str, number: int) -> None:
+        """The owner of the shard died."""
+
+    @abstractmethod
+    def committed(self, queue: str, process: str, number: int, watermark: int) -> None:
+        """Everything below the watermark is finished."""
+
+    @abstractmethod
+    def read(self, queue: str, number: int, token: int, after: int, limit: int, lanes: int, run: int) -> list[Fetched]:
+        """Records of the shard from the position `after` + 1 on; consumes nothing."""
+
+    @abstractmethod
+    def again(self, queue: str, positions: Iterable[tuple[int, int, int]]) -> list[Fetched]:
+        """The records at these (shard, token, position)."""
+
+    @abstractmethod
+    def start(self, queue: str, process: str, batch: Sequence[Fetched]) -> list[Fetched]: ...
+
+    @abstractmethod
+    def settle(
+        self, queue: str, process: str, done: Sequence[Fetched], rest: Sequence[Unfinished]
+    ) -> list[Fetched]: ...
+
+    @abstractmethod
+    def depth(self, queue: str) -> Depth: ...
+
+
+_W = TypeVar("_W", bound=ShardWorld)
+
+
+class ShardConsumer(ProfileConsumer[_W]):
+    """A member that owns whole shards and reads them with its own cursors."""
+
+    def __init__(self, backend: ProfileBackend[_W], queue: str, member: Member, owner: Ownership) -> None:
+        super().__init__(backend, queue, member, owner)
+        self._tokens: dict[int, int] = {}
+        self._cursors: dict[int, int] = {}
+        self._leaving: set[int] = set()
+        self._handovers: set[asyncio.Task[None]] = set()
+
+    # Ownership
+
+    async def _tick(self) -> None:
+        sent_at = self.world.loop.time()
+        shares = await self.wire.call(None, lambda: self.world.beat(self.queue, self.wire.name, self.member.lease_s))
+        self.safe_until = sent_at + self.member.lease_s
+        gone = {
+            number
+            for number, token in self._tokens.items()
+            if number not in shares.held or shares.held[number][0] != token
+        }
+        self._forget(gone)
+        for number, (token, saved, watermark) in shares.held.items():
+            if number not in self._tokens:
+                self._tokens[number] = token
+                self._cursors[number] = watermark - 1
+                await self.owner.gained(number, token, saved)
+        asked = {number for number in shares.give_up if number not in self._leaving}
+        if asked:
+            self._leaving |= asked
+            task = asyncio.get_running_loop().create_task(self._hand_over(asked))
+            self._handovers.add(task)
+            task.add_done_callback(self._handovers.discard)
+
+    async def _hand_over(self, shards: set[int]) -> None:
+        tokens = {number: self._tokens[number] for number in shards}
+        states = await self.owner.losing(shards, HANDOVER_S)
+        saved = {number: (token, states.get(number)) for number, token in tokens.items()}
+        while True:
+            try:
+                await self.wire.call(None, lambda: self.world.release(self.queue, self.wire.name, saved))
+                break
+            except ConnectionLost:
+                await asyncio.sleep(self.member.lease_s / 4)
+        for number, token in tokens.items():
+            if self._tokens.get(number) == token:
+                del self._tokens[number]
+            self._leaving.discard(number)
+
+    def _forget(self, shards: set[int]) -> None:
+        if shards:
+            for number in shards:
+                del self._tokens[number]
+                self._leaving.discard(number)
+            self.owner.lost(shards)
+
+    def _give_up(self) -> None:
+        self._forget(set(self._tokens))
+
+    def _is_held(self, fetched: Fetched) -> bool:
+        return self._tokens.get(fetched.shard) == fetched.token
+
+    # Records
+
+    def _take(self, limit: int, lanes: int, run: int, starting: int) -> list[Fetched]:
+        taken: list[Fetched] = []
+        for number, token in self._tokens.items():
+            if number in self._leaving or len(taken) >= limit:
+                continue
+            found = self.world.read(self.queue, number, token, self._cursors[number], limit - len(taken), lanes, run)
+            for fetched in found:
+                assert isinstance(fetched.at, int)
+                self._cursors[number] = fetched.at
+            taken.extend(found)
+        return taken
+
+    async def refetch(self, at: Sequence[int | str]) -> Sequence[Fetched]:
+        # A position alone does not name a shard, so the driver looks into each that it owns.
+        wanted = [(number, token, int(place)) for place in at for number, token in self._tokens.items()]
+        return await self.wire.call(None, lambda: self.world.again(self.queue, wanted))
+
+    async def start(self, batch: Sequence[Fetched]) -> Sequence[Fetched]:
+        return await self.wire.call(
+            "start", lambda: self.world.start(self.queue, self.wire.name, batch), weight=len(batch)
+        )
+
+    async def settle(self, done: Sequence[Fetched], rest: Sequence[Unfinished] = ()) -> Sequence[Fetched]:
+        return await self.wire.call(
+            "settle",
+            lambda: self.world.settle(self.queue, self.wire.name, done, rest),
+            weight=len(done) + len(rest),
+        )
+
+    async def save(self, shard: int, watermark: int | None, state: bytes) -> None:
+        token = self._tokens.get(shard, -1)
+        accepted = await self.wire.call(
+            "save",
+            lambda: self.world.save(self.queue, self.wire.name, shard, token, watermark, state),
+            weight=1,
+        )
+        if not accepted:
+            if self._tokens.get(shard) == token:
+                self._forget({shard})
+            raise LeaseLost(f"save shard {shard} of {self.queue}: it belongs to somebody else now")
+
+    async def _leave(self) -> None:
+        if self._handovers:
+            await asyncio.gather(*self._handovers)
+        held = set(self._tokens)
+        if held:
+            self._leaving |= held
+            await self._hand_over(held)
+        await self.wire.call(None, lambda: self.world.leave(self.queue, self.wire.name))

@@ -1,0 +1,352 @@
+"""A simulated store that behaves like SQL tables: it leases keys and hands out runs of them."""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Sequence
+from random import Random
+from typing import ClassVar
+
+import msgspec
+
+from hivewire.backend import Again, Back, Dead, Depth, Features, Fetched, Member, Ownership, Record, Unfinished
+from hivewire.testing.profiles_driver import ProfileBackend, ProfileConsumer
+from hivewire.testing.profiles_faults import Faults
+from hivewire.testing.profiles_world import SETTLED_WINDOW_S, World
+
+
+class Row(msgspec.Struct, gc=False):
+    """One stored message."""
+
+    number: int
+    lane: str
+    record: Record
+    stored_at: float
+    due_at: float
+    starts: int = 0
+    failures: int = 0
+    crashes: int = 0
+    died: int = 0
+    is_running: bool = False
+    is_taken: bool = False
+    is_suspect: bool = False
+
+
+class Lane(msgspec.Struct):
+    """The messages of one key, and who leases them."""
+
+    rows: list[Row] = []
+    owner: str = ""
+    token: int = 0
+
+
+class Table(msgspec.Struct):
+    """One queue."""
+
+    rows: dict[int, Row] = {}
+    lanes: dict[str, Lane] = {}
+    scheduled: list[tuple[float, int]] = []
+    settled: dict[tuple[str, int], float] = {}
+
+
+class SqlWorld(World):
+    """The database: tables, leases of members, and what a member that died was doing."""
+
+    features: ClassVar[Features] = Features(durability="process", store_lanes=True)
+
+    def __init__(self, faults: Faults, chance: Random) -> None:
+        super().__init__(faults, chance)
+        self.tables: dict[str, Table] = {}
+        self._leases: dict[tuple[str, str], float] = {}
+
+    def _table(self, queue: str) -> Table:
+        table = self.tables.get(queue)
+        if table is None:
+            table = self.tables[queue] = Table()
+        return table
+
+    # Members
+
+    def renew(self, queue: str, process: str, lease_s: float, *, is_new: bool) -> bool:
+        """Extend the member's lease, or begin one. False: it had ended."""
+        self._bury_members(queue)
+        if not is_new and (queue, process) not in self._leases:
+            return False
+        self._leases[queue, process] = self.now() + lease_s
+        return True
+
+    def leave(self, queue: str, process: str) -> None:
+        """The member gives back what it holds."""
+        for lane in self._table(queue).lanes.values():
+            if lane.owner == process:
+                lane.owner = ""
+                for row in lane.rows:
+                    row.is_taken = row.is_running = False
+        self._leases.pop((queue, process), None)
+        self.ring(queue)
+
+    def _bury_members(self, queue: str) -> None:
+        now = self.now()
+        for (name, process), until in list(self._leases.items()):
+            if name == queue and until <= now:
+                del self._leases[name, process]
+                self._inherit(queue, process)
+
+    def _inherit(self, queue: str, process: str) -> None:
+        """The member died: free its lanes and keep what it was doing."""
+        lanes = [lane for lane in self._table(queue).lanes.values() if lane.owner == process]
+        marked = sum(row.is_running for lane in lanes for row in lane.rows)
+        for lane in lanes:
+            lane.owner = ""
+            for row in lane.rows:
+                if row.is_running:
+                    row.died = marked
+                row.is_suspect = row.is_suspect or row.is_taken
+                row.is_taken = row.is_running = False
+        self.ring(queue)
+
+    def owns(self, process: str, queue: str, key: str) -> bool:
+        lane = self._table(queue).lanes.get(key)
+        return lane is not None and lane.owner == process and self._leases.get((queue, process), 0.0) > self.now()
+
+    # Rows
+
+    def store(self, queue: str, record: Record, delay_s: float) -> None:
+        table = self._table(queue)
+        number = self.next_number()
+        competing = self.specs[queue].mode == "competing"
+        lane = f"#{number}" if competing else record.key
+        row = Row(number, lane, record, self.now(), self.now() + delay_s)
+        table.rows[number] = row
+        if delay_s > 0:
+            heapq.heappush(table.scheduled, (row.due_at, number))
+        else:
+            self._ready(table, row)
+
+    def _ready(self, table: Table, row: Row) -> None:
+        lane = table.lanes.get(row.lane)
+        if lane is None:
+            lane = table.lanes[row.lane] = Lane()
+        lane.rows.append(row)
+
+    def _mature(self, queue: str) -> None:
+        self._bury_members(queue)
+        table = self._table(queue)
+        while table.scheduled and table.scheduled[0][0] <= self.now():
+            _, number = heapq.heappop(table.scheduled)
+            if number in table.rows:
+                self._ready(table, table.rows[number])
+
+    def claim(self, queue: str, process: str, limit: int, lanes: int, run: int, starting: int) -> list[Fetched]:
+        """Lease lanes that wait and take runs of them."""
+        self._mature(queue)
+        table, now = self._table(queue), self.now()
+        if (queue, process) not in self._leases:
+            return []
+        free = [lane for lane in table.lanes.values() if not lane.owner and lane.rows and lane.rows[0].due_at <= now]
+        free.sort(key=lambda lane: (-lane.rows[0].record.priority, lane.rows[0].number))
+        taken: list[Fetched] = []
+        for index, lane in enumerate(free[:lanes]):
+            if len(taken) >= limit:
+                break
+            lane.owner, lane.token = process, self.next_number()
+            for row in lane.rows[: min(run, limit - len(taken))]:
+                if row.due_at > now:
+                    break
+                is_first = row is lane.rows[0]
+                taken.append(self._hand_out(table, lane, row, mark=is_first and index < starting))
+        return taken
+
+    def _hand_out(self, table: Table, lane: Lane, row: Row, *, mark: bool) -> Fetched:
+        row.is_taken = True
+        marked = mark and not row.is_suspect
+        if marked:
+            row.is_running = True
+            row.starts += 1
+        settled_at = table.settled.get((row.record.id, row.record.replay), -SETTLED_WINDOW_S)
+        return Fetched(
+            shard=0,
+            at=row.number,
+            token=lane.token,
+            record=row.record,
+            stored_at=row.stored_at,
+            starts=row.starts,
+            failures=row.failures,
+            crashes=row.crashes,
+            died=row.died,
+            suspect=row.is_suspect,
+            marked=marked,
+            seen=settled_at + SETTLED_WINDOW_S > self.now(),
+        )
+
+    def start(self, queue: str, process: str, batch: Sequence[Fetched]) -> list[Fetched]:
+        refused = []
+        for fetched in batch:
+            row = self._fenced(queue, process, fetched)
+            if row is None:
+                refused.append(fetched)
+                continue
+            _copy_counters(fetched, row)
+            row.is_running = True
+        return refused
+
+    def settle(self, queue: str, process: str, done: Sequence[Fetched], rest: Sequence[Unfinished]) -> list[Fetched]:
+        refused = []
+        table = self._table(queue)
+        for fetched in done:
+            row = self._fenced(queue, process, fetched)
+            if row is None:
+                refused.append(fetched)
+            else:
+                table.settled[row.record.id, row.record.replay] = self.now()
+                self.note("settled", queue, row.record, process)
+                self._remove(table, row)
+        for unfinished in rest:
+            row = self._fenced(queue, process, unfinished.fetched)
+            if row is None:
+                refused.append(unfinished.fetched)
+            else:
+                self._put_back(queue, row, unfinished)
+        for fetched in refused:
+            self.note("refused", queue, fetched.record, process)
+        self.ring(queue)
+        return refused
+
+    def _put_back(self, queue: str, row: Row, unfinished: Unfinished) -> None:
+        table = self._table(queue)
+        if isinstance(unfinished, Dead):
+            table.settled[row.record.id, row.record.replay] = self.now()
+            self.bury(queue, row.record, unfinished.letter)
+            self._remove(table, row)
+            return
+        _copy_counters(unfinished.fetched, row)
+        row.is_taken = row.is_running = False
+        if isinstance(unfinished, Again):
+            row.due_at = self.now() + unfinished.delay_s
+        assert isinstance(unfinished, Again | Back)
+        self._free_if_settled(table, row.lane)
+
+    def _fenced(self, queue: str, process: str, fetched: Fetched) -> Row | None:
+        """The row, if this member still leases it by this token."""
+        self._bury_members(queue)
+        assert isinstance(fetched.at, int)
+        table = self._table(queue)
+        row = table.rows.get(fetched.at)
+        lane = table.lanes.get(row.lane) if row is not None else None
+        if row is None or lane is None or lane.owner != process or lane.token != fetched.token or not row.is_taken:
+            return None
+        return row
+
+    def _remove(self, table: Table, row: Row) -> None:
+        del table.rows[row.number]
+        lane = table.lanes[row.lane]
+        lane.rows.remove(row)
+        self._free_if_settled(table, row.lane)
+
+    def _free_if_settled(self, table: Table, name: str) -> None:
+        lane = table.lanes[name]
+        if not any(row.is_taken for row in lane.rows):
+            lane.owner = ""
+            if not lane.rows:
+                del table.lanes[name]
+
+    # Looking
+
+    def next_due(self, queue: str) -> float | None:
+        table = self._table(queue)
+        due = [until for (name, _), until in self._leases.items() if name == queue]
+        due.extend(lane.rows[0].due_at for lane in table.lanes.values() if lane.rows and not lane.owner)
+        if table.scheduled:
+            due.append(table.scheduled[0][0])
+        return min((when for when in due if when > self.now()), default=None)
+
+    def depth(self, queue: str) -> Depth:
+        self._mature(queue)
+        table, now = self._table(queue), self.now()
+        taken = sum(row.is_taken for row in table.rows.values())
+        later = sum(row.due_at > now for row in table.rows.values() if not row.is_taken)
+        oldest = min((row.stored_at for row in table.rows.values()), default=now)
+        return Depth(
+            ready=len(table.rows) - taken - later,
+            in_flight=taken,
+            scheduled=later,
+            dead=sum(dead.queue == queue for dead in self.letters),
+            oldest_age_s=now - oldest,
+        )
+
+    def bury_expired(self) -> int:
+        buried = 0
+        for queue, table in self.tables.items():
+            self._mature(queue)
+            for row in list(table.rows.values()):
+                ttl = row.record.ttl_s
+                lane = table.lanes.get(row.lane)
+                if ttl is None or row.stored_at + ttl > self.now() or row.is_taken or lane is None:
+                    continue
+                self.bury(queue, row.record, self.expiry_letter(row.stored_at))
+                self._remove(table, row)
+                buried += 1
+        return buried
+
+    def forget(self, queue: str) -> None:
+        self.tables.pop(queue, None)
+
+
+def _copy_counters(fetched: Fetched, row: Row) -> None:
+    row.starts, row.failures, row.crashes = fetched.starts, fetched.failures, fetched.crashes
+    row.died, row.is_suspect = fetched.died, fetched.suspect
+
+
+class SqlConsumer(ProfileConsumer[SqlWorld]):
+    """A member that renews one lease for all its lanes."""
+
+    def __init__(self, backend: SqlBackend, queue: str, member: Member, owner: Ownership) -> None:
+        super().__init__(backend, queue, member, owner)
+        self._has_lease = False
+
+    async def _tick(self) -> None:
+        sent_at = self.world.loop.time()
+        is_new = not self._has_lease
+        renewed = await self.wire.call(
+            None,
+            lambda: self.world.renew(self.queue, self.wire.name, self.member.lease_s, is_new=is_new),
+        )
+        if renewed:
+            self._has_lease = True
+            self.safe_until = sent_at + self.member.lease_s
+        elif self._has_lease:
+            self._give_up()
+
+    def _give_up(self) -> None:
+        if self._has_lease:
+            self._has_lease = False
+            self._kept.clear()
+            self.owner.lost({0})
+
+    def _is_held(self, fetched: Fetched) -> bool:
+        return self._has_lease
+
+    def _take(self, limit: int, lanes: int, run: int, starting: int) -> list[Fetched]:
+        return self.world.claim(self.queue, self.wire.name, limit, lanes, run, starting)
+
+    async def start(self, batch: Sequence[Fetched]) -> Sequence[Fetched]:
+        return await self.wire.call(
+            "start", lambda: self.world.start(self.queue, self.wire.name, batch), weight=len(batch)
+        )
+
+    async def settle(self, done: Sequence[Fetched], rest: Sequence[Unfinished] = ()) -> Sequence[Fetched]:
+        return await self.wire.call(
+            "settle",
+            lambda: self.world.settle(self.queue, self.wire.name, done, rest),
+            weight=len(done) + len(rest),
+        )
+
+    async def _leave(self) -> None:
+        await self.wire.call(None, lambda: self.world.leave(self.queue, self.wire.name))
+
+
+class SqlBackend(ProfileBackend[SqlWorld]):
+    """A connection to the database."""
+
+    def _consumer(self, queue: str, member: Member, owner: Ownership) -> SqlConsumer:
+        return SqlConsumer(self, queue, member, owner)
