@@ -23,7 +23,7 @@ import msgspec
 from hivewire.cli.loadtest_tally import Tally, count_handled, read_handled
 from hivewire.cli.loadtest_worker import handler
 from hivewire.cli.options import Progress, UsageError, connect_from
-from hivewire.cli.supervisor import READY, ended_how
+from hivewire.cli.supervisor import READY, ended_how, send_signal
 from hivewire.errors import BackendError
 from hivewire.ids import new_id
 from hivewire.message import Message
@@ -114,7 +114,7 @@ class Children:
         """SIGKILL a worker process, start another in its place; returns the dead one's pid."""
         self.sample()
         child = self._running.pop(0)
-        child.kill()
+        send_signal(child, signal.SIGKILL)
         await child.wait()
         await self.start(1)
         return child.pid
@@ -136,8 +136,7 @@ class Children:
     async def stop(self) -> None:
         self.sample()
         for child in self._running:
-            with suppress(ProcessLookupError):  # it ended before
-                child.send_signal(signal.SIGTERM)
+            send_signal(child, signal.SIGTERM)
         for child in self._running:
             code = await child.wait()
             if code:

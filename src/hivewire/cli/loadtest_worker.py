@@ -45,7 +45,7 @@ async def _serve(args: argparse.Namespace, link: socket.socket) -> None:
         os.write(file, record.packed())
 
     try:
-        with StopSignals(args.grace, lambda: loop.call_soon_threadsafe(stop.set_result, None)):
+        with StopSignals(args.grace, lambda: loop.call_soon_threadsafe(stop.set_result, None), second_ends=False):
             async with connect_from(args) as protocol:
                 link.sendall(READY)
                 await protocol.serve(

@@ -8,6 +8,7 @@ import os
 import signal
 import socket
 import threading
+import time
 from collections.abc import Callable, Sequence
 from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Final, Self
@@ -20,19 +21,25 @@ log = logging.getLogger(__name__)
 
 CLOSING_S: Final = 5.0
 """After the grace time: to give back what is unfinished and to disconnect."""
+SAME_SIGNAL_S: Final = 0.2
+"""Signals this close together are one: `timeout`, `make` and terminals send to the process and to its group."""
 
 
 class StopSignals:
     """SIGTERM and SIGINT while workers run: the first asks them to stop, the second ends the process.
 
+    A process under a supervisor does not count (`second_ends` False): a service manager signals every process
+    of the service, and so does the supervisor, which kills when it is asked twice.
+
     What is still running `CLOSING_S` after the grace time (a handler in a thread cannot be cancelled)
     ends with the process, exit code 1; its messages are delivered again elsewhere.
     """
 
-    def __init__(self, grace_s: float, on_stop: Callable[[], object]) -> None:
+    def __init__(self, grace_s: float, on_stop: Callable[[], object], *, second_ends: bool = True) -> None:
         self._grace_s = grace_s
         self._on_stop = on_stop
-        self._asked = False
+        self._second_ends = second_ends
+        self._asked_at: float | None = None
         self._before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
 
     def __enter__(self) -> Self:
@@ -48,10 +55,13 @@ class StopSignals:
 
     def _received(self, number: int, frame: FrameType | None) -> None:
         name = signal.Signals(number).name
-        if self._asked:
-            os.write(2, f"second signal ({name}): ending at once\n".encode())
-            os._exit(128 + number)
-        self._asked = True
+        now = time.monotonic()
+        if self._asked_at is not None:
+            if self._second_ends and now - self._asked_at >= SAME_SIGNAL_S:
+                os.write(2, f"second signal ({name}): ending at once\n".encode())
+                os._exit(128 + number)
+            return
+        self._asked_at = now
         log.info("%s: taking no more; what runs has %g s to finish", name, self._grace_s)
         end_in(self._grace_s + CLOSING_S)
         self._on_stop()
@@ -87,7 +97,12 @@ def stop_with_parent(link: socket.socket) -> None:
 
 
 async def serve_until_signal(
-    workers: Sequence[Worker], protocol: Protocol, grace_s: float, on_ready: Callable[[], None] = lambda: None
+    workers: Sequence[Worker],
+    protocol: Protocol,
+    grace_s: float,
+    *,
+    on_ready: Callable[[], None] = lambda: None,
+    second_ends: bool = True,
 ) -> None:
     """Serve the workers until SIGTERM or SIGINT; then let what runs finish for `grace_s`."""
     loop = asyncio.get_running_loop()
@@ -97,7 +112,7 @@ async def serve_until_signal(
         if not stop.done():
             stop.set_result(None)
 
-    with StopSignals(grace_s, lambda: loop.call_soon_threadsafe(ask)):
+    with StopSignals(grace_s, lambda: loop.call_soon_threadsafe(ask), second_ends=second_ends):
         async with protocol:
             on_ready()
             async with asyncio.TaskGroup() as group:

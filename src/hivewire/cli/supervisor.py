@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Final
 
-from hivewire.cli.serving import CLOSING_S
+from hivewire.cli.serving import CLOSING_S, SAME_SIGNAL_S
 from hivewire.rules.restart import CrashLoop
 
 log = logging.getLogger(__name__)
@@ -33,6 +33,16 @@ def ended_how(code: int) -> str:
         return f"was killed by signal {-code}"
 
 
+def send_signal(child: Process, number: signal.Signals) -> None:
+    """Signal a child that may have ended a moment ago.
+
+    `Process.send_signal` would take the exit code away from the event loop, which then reports 255.
+    """
+    if child.returncode is None:
+        with suppress(ProcessLookupError):
+            os.kill(child.pid, number)
+
+
 class Supervisor:
     """Starts `processes` children, each a fresh interpreter, and again when one ends unasked.
 
@@ -47,6 +57,7 @@ class Supervisor:
         self._children: set[Process] = set()
         self._stopping = asyncio.Event()
         self._one_was_ready = False
+        self._asked_at = 0.0
         self._code = 0
 
     async def run(self) -> int:
@@ -67,26 +78,28 @@ class Supervisor:
 
     def _signalled(self, number: int) -> None:
         name = signal.Signals(number).name
+        now = time.monotonic()
+        if self._stopping.is_set() and now - self._asked_at < SAME_SIGNAL_S:
+            return
         if self._stopping.is_set():
             log.warning("second signal (%s): killing %d processes", name, len(self._children))
             self._code = 128 + number
             self._kill_all()
         else:
+            self._asked_at = now
             log.info("%s: stopping %d processes within %g s", name, len(self._children), self._grace_s)
             self._stop()
 
     def _stop(self) -> None:
         self._stopping.set()
         for child in self._children:
-            with suppress(ProcessLookupError):  # it ended by itself a moment ago
-                child.send_signal(signal.SIGTERM)
+            send_signal(child, signal.SIGTERM)
         patience_s = self._grace_s + CLOSING_S + _AFTER_CLOSING_S
         asyncio.get_running_loop().call_later(patience_s, self._kill_all)
 
     def _kill_all(self) -> None:
         for child in self._children:
-            with suppress(ProcessLookupError):
-                child.kill()
+            send_signal(child, signal.SIGKILL)
 
     async def _keep(self, slot: int) -> None:
         loop_rule = CrashLoop()
@@ -118,7 +131,7 @@ class Supervisor:
         self._children.add(child)
         log.info("process %d started", slot, extra={"pid": child.pid})
         if self._stopping.is_set():  # the signal came while it was being started
-            child.send_signal(signal.SIGTERM)
+            send_signal(child, signal.SIGTERM)
         reader, writer = await asyncio.open_connection(sock=ours)
         try:
             is_ready = await reader.readline() == READY

@@ -70,7 +70,7 @@ async def _serve(args: argparse.Namespace, link: socket.socket | None) -> int:
         if link is not None:
             link.sendall(READY)
 
-    await serve_until_signal(workers, connect_from(args), args.grace, ready)
+    await serve_until_signal(workers, connect_from(args), args.grace, on_ready=ready, second_ends=link is None)
     log.info("stopped")
     return 0
 
