@@ -1,0 +1,1 @@
+"""Teams that come with the package."""
