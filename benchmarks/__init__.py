@@ -1,0 +1,1 @@
+"""Speed of Hivewire beside raw references, measured in one run: `make bench`."""

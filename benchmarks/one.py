@@ -1,0 +1,91 @@
+"""One peer, one workload, one process: prints its figures as a line of JSON.
+
+python -m benchmarks.one PEER WORKLOAD COUNT
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from time import perf_counter, process_time
+
+import msgspec
+
+from benchmarks.workload import Figures, Peer, Tally, percentile, produce, rss_mb
+
+WARM_UP = 500
+PATIENCE_S = 120.0
+"""A run in which nothing is complete after this long is reported with its losses."""
+
+
+def _peers() -> dict[str, Callable[[], Peer]]:
+    from benchmarks.queue_libraries import LiteQueuePeer, PersistQueuePeer
+    from benchmarks.raw_memory import AsyncioQueue, MemDeque
+    from benchmarks.raw_sqlite import SqliteWal, SqliteWalNormal
+
+    raw: list[type[Peer]] = [MemDeque, AsyncioQueue, SqliteWal, SqliteWalNormal, LiteQueuePeer, PersistQueuePeer]
+    return {kind.name: kind for kind in raw}
+
+
+def _ours() -> dict[str, Callable[[], Peer]]:
+    from benchmarks.ours import OnMemory, OnSqlite, OnSqliteNormal
+
+    return {kind.name: kind for kind in (OnMemory, OnSqlite, OnSqliteNormal)}
+
+
+async def measure(peer: Peer, workload: str, count: int, folder: Path) -> Figures:
+    await peer.open(folder)
+    tally, stop = Tally(), asyncio.Event()
+    consumer = asyncio.create_task(peer.consume(tally, stop))
+    tally.expect(WARM_UP)
+    await produce(peer, workload, WARM_UP)
+    await asyncio.wait_for(tally.done.wait(), PATIENCE_S)
+
+    tally.expect(count)
+    cpu, start = process_time(), perf_counter()
+    await produce(peer, workload, count)
+    try:
+        await asyncio.wait_for(tally.done.wait(), PATIENCE_S)
+    except TimeoutError:
+        print(f"{peer.name} {workload}: {tally.lost} of {count} are missing after {PATIENCE_S:g} s", file=sys.stderr)
+    stop.set()
+    await consumer
+    seconds, spent = perf_counter() - start, process_time() - cpu
+    await peer.close()
+    ordered = sorted(tally.latencies)
+    return Figures(
+        peer=peer.name,
+        workload=workload,
+        count=count,
+        rate=count / seconds,
+        cpu_us=spent / count * 1e6,
+        p50_ms=percentile(ordered, 0.50) * 1e3,
+        p99_ms=percentile(ordered, 0.99) * 1e3,
+        lost=tally.lost,
+        duplicates=tally.duplicates,
+        load=os.getloadavg()[0],
+        rss_mb=rss_mb(),
+    )
+
+
+def run(name: str, workload: str, count: int) -> Figures:
+    peer = (_ours() if name.startswith("hivewire") else _peers())[name]()
+    with tempfile.TemporaryDirectory(prefix="bench-") as folder, asyncio.Runner(loop_factory=loop_factory()) as runner:
+        return runner.run(measure(peer, workload, count, Path(folder)))
+
+
+def loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    """uvloop for every peer where it is installed."""
+    try:
+        import uvloop
+    except ImportError:
+        return None
+    return uvloop.new_event_loop
+
+
+if __name__ == "__main__":
+    print(msgspec.json.encode(run(sys.argv[1], sys.argv[2], int(sys.argv[3]))).decode())

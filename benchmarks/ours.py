@@ -1,0 +1,62 @@
+"""Hivewire through its public interface, default settings: `send`, `send_many`, a `Worker` that reads the content."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any, ClassVar
+
+import hivewire as hw
+from benchmarks.workload import METADATA, Peer, Tally, content_of
+
+
+def message(number: int, sender: str, to: str = "sink") -> hw.Message:
+    return hw.Message(type="task", sender=sender, to=to, content=content_of(number), metadata=METADATA)
+
+
+class Hivewire(Peer):
+    settings: ClassVar[dict[str, Any]] = {}
+
+    def _target(self, folder: Path) -> str:
+        raise NotImplementedError
+
+    async def open(self, folder: Path) -> None:
+        self._protocol = hw.connect(self._target(folder), **self.settings)
+        await self._protocol.__aenter__()
+
+    async def send(self, number: int, sender: str) -> None:
+        await self._protocol.send(message(number, sender))
+
+    async def send_all(self, numbers: range, sender: str) -> None:
+        await self._protocol.send_many([message(number, sender) for number in numbers])
+
+    async def consume(self, tally: Tally, stop: asyncio.Event) -> None:
+        worker = hw.Worker("sink")
+
+        @worker.on("task")
+        async def handle(message: hw.Message, ctx: hw.Context) -> None:
+            tally.note(message.content)
+
+        await worker.serve(self._protocol, stop=stop.wait())
+
+    async def close(self) -> None:
+        await self._protocol.close()
+
+
+class OnMemory(Hivewire):
+    name: ClassVar[str] = "hivewire memory"
+
+    def _target(self, folder: Path) -> str:
+        return "memory://bench"
+
+
+class OnSqlite(Hivewire):
+    name: ClassVar[str] = "hivewire sqlite"
+
+    def _target(self, folder: Path) -> str:
+        return f"sqlite:///{folder / 'ours.db'}"
+
+
+class OnSqliteNormal(OnSqlite):
+    name: ClassVar[str] = "hivewire sqlite NORMAL"
+    settings: ClassVar[dict[str, Any]] = {"sqlite_synchronous": "normal"}

@@ -1,0 +1,219 @@
+"""What holds at any rate: nothing is lost at large counts, cost does not grow with the backlog, takeover is in time.
+
+python -m benchmarks.promises NAME BACKEND [SCALE]
+"""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import sys
+import tempfile
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from pathlib import Path
+from statistics import median
+from time import monotonic, perf_counter, process_time
+from typing import Final
+
+import msgspec
+
+import hivewire as hw
+from benchmarks.one import loop_factory
+from benchmarks.ours import message
+from benchmarks.workload import BATCH, Tally
+
+KEYS: Final = 10
+WAIT_S: Final = 120.0
+
+
+class Proof(msgspec.Struct):
+    name: str
+    text: str
+    is_met: bool
+
+
+def target_of(backend: str, folder: Path) -> str:
+    return "memory://proof" if backend == "memory" else f"sqlite:///{folder / 'proof.db'}"
+
+
+def tallying(agent: str, tally: Tally) -> hw.Worker:
+    worker = hw.Worker(agent)
+
+    @worker.on("task")
+    async def handle(message: hw.Message, ctx: hw.Context) -> None:
+        tally.note(message.content)
+
+    return worker
+
+
+async def _send(protocol: hw.Protocol, numbers: range, to: str = "sink") -> None:
+    for first in range(0, len(numbers), BATCH):
+        chunk = numbers[first : first + BATCH]
+        await protocol.send_many([message(number, f"p{number % KEYS}", to) for number in chunk])
+
+
+async def _serve_until_done(protocol: hw.Protocol, workers: Sequence[hw.Worker], tally: Tally) -> None:
+    """Serve until the tally is complete, and wait for the acknowledgements."""
+    stop = asyncio.Event()
+    async with asyncio.TaskGroup() as group:
+        for worker in workers:
+            group.create_task(worker.serve(protocol, stop=stop.wait()))
+        try:
+            await asyncio.wait_for(tally.done.wait(), WAIT_S)
+        except TimeoutError:
+            print(f"{tally.lost} messages are missing after {WAIT_S:g} s", file=sys.stderr)
+        stop.set()
+
+
+async def before_the_first_reader(backend: str, scale: float, folder: Path) -> Proof:
+    count = int(30_000 * scale)
+    tally = Tally()
+    tally.expect(count)
+    async with hw.connect(target_of(backend, folder)) as protocol:
+        await _send(protocol, range(count))
+        await _serve_until_done(protocol, [tallying("sink", tally)], tally)
+        left = await protocol.depth("sink")
+    rest = left.ready + left.in_flight
+    text = (
+        f"{tally.lost} lost, {tally.duplicates} doubled of {count:,} sent before anyone reads; {rest} left in the queue"
+    )
+    return Proof(
+        f"P8 {backend}: before the first reader",
+        text,
+        not (tally.lost or tally.duplicates or rest),
+    )
+
+
+async def thousand_queues(backend: str, scale: float, folder: Path) -> Proof:
+    queues, each = max(int(1_000 * scale), 10), 10
+    tally = Tally()
+    tally.expect(queues * each)
+    async with hw.connect(target_of(backend, folder)) as protocol:
+        start = perf_counter()
+        for queue in range(queues):
+            await _send(protocol, range(queue * each, (queue + 1) * each), to=f"sink-{queue}")
+        await _serve_until_done(protocol, [tallying(f"sink-{queue}", tally) for queue in range(queues)], tally)
+        seconds = perf_counter() - start
+    text = f"{tally.lost} lost, {tally.duplicates} doubled of {queues * each:,} in {queues:,} queues, {seconds:.1f} s"
+    return Proof(f"P8 {backend}: a thousand queues", text, not (tally.lost or tally.duplicates))
+
+
+async def _cpu_with_backlog(target: str, backlog: int, count: int) -> float:
+    """CPU per message, sent and handled, while `backlog` others wait."""
+    tally = Tally()
+    tally.expect(backlog + count)
+    handled, stop = 0, asyncio.Event()
+    worker = hw.Worker("sink")
+
+    @worker.on("task")
+    async def handle(message: hw.Message, ctx: hw.Context) -> None:
+        nonlocal handled
+        tally.note(message.content)
+        handled += 1
+        if handled == count:
+            stop.set()
+
+    async with hw.connect(target) as protocol:
+        await _send(protocol, range(backlog))
+        cpu = process_time()
+        async with asyncio.TaskGroup() as group:
+            group.create_task(worker.serve(protocol, stop=stop.wait()))
+            await _send(protocol, range(backlog, backlog + count))
+        spent = process_time() - cpu
+    return spent / max(handled, 1) * 1e6
+
+
+async def backlog_cost(backend: str, scale: float, folder: Path) -> Proof:
+    small, large, count = int(900 * scale), int(90_000 * scale), max(int(10_000 * scale), 500)
+    costs: dict[int, list[float]] = {small: [], large: []}
+    for number in range(5):
+        for backlog in (small, large) if number % 2 == 0 else (large, small):
+            path = folder / f"{number}-{backlog}"
+            path.mkdir()
+            costs[backlog].append(await _cpu_with_backlog(target_of(backend, path), backlog, count))
+    low, high = median(costs[small]), median(costs[large])
+    text = f"{high / low:.2f} x the CPU per message: {high:.1f} us with {large:,} waiting, {low:.1f} us with {small:,}"
+    return Proof(f"{backend}: cost at 100 x the backlog <= 1.3 x", text, high <= 1.3 * low)
+
+
+VICTIM: Final = """
+import asyncio, sys
+import hivewire as hw
+async def main():
+    worker = hw.Worker("sink")
+    @worker.on("task")
+    async def handle(message, ctx):
+        print("started", flush=True)
+        await asyncio.sleep(3600)
+    async with hw.connect(sys.argv[1], lease_s=float(sys.argv[2])) as protocol:
+        await worker.serve(protocol)
+asyncio.run(main())
+"""
+
+
+async def _takeover_s(target: str, lease_s: float) -> float:
+    """From the kill -9 of the process that handles a message until another process starts to handle it."""
+    victim = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", VICTIM, target, str(lease_s), stdout=asyncio.subprocess.PIPE
+    )
+    try:
+        async with hw.connect(target, lease_s=lease_s) as protocol:
+            await protocol.send(message(0, "p0"))
+            if victim.stdout is None or await victim.stdout.readline() != b"started\n":
+                raise RuntimeError("the process to be killed did not start its handler")
+            tally = Tally()
+            tally.expect(1)
+            worker = tallying("sink", tally)
+            stop = asyncio.Event()
+            async with asyncio.TaskGroup() as group:
+                group.create_task(worker.serve(protocol, stop=stop.wait()))
+                await asyncio.sleep(0.5)  # the heir is up and waits, as in a team that runs
+                victim.send_signal(signal.SIGKILL)
+                killed = monotonic()
+                await asyncio.wait_for(tally.done.wait(), lease_s + 30)
+                seconds = monotonic() - killed
+                stop.set()
+        return seconds
+    finally:
+        if victim.returncode is None:
+            victim.kill()
+        await victim.wait()
+
+
+async def takeover(backend: str, scale: float, folder: Path) -> Proof:
+    texts, is_met = [], True
+    for lease_s, times in ((2.0, 3), (10.0, 1)):
+        worst = 0.0
+        for number in range(times):
+            path = folder / f"{lease_s}-{number}"
+            path.mkdir()
+            worst = max(worst, await _takeover_s(target_of(backend, path), lease_s))
+        texts.append(f"{worst:.2f} s with a lease of {lease_s:g} s (worst of {times})")
+        is_met = is_met and worst <= lease_s + 2
+    return Proof(f"{backend}: takeover after kill -9 <= lease + 2 s", "; ".join(texts), is_met)
+
+
+PROOFS: Final[dict[str, Callable[[str, float, Path], Awaitable[Proof]]]] = {
+    "before_the_first_reader": before_the_first_reader,
+    "thousand_queues": thousand_queues,
+    "backlog_cost": backlog_cost,
+    "takeover": takeover,
+}
+
+
+def names(backends: Sequence[str]) -> Iterator[tuple[str, str]]:
+    for name in PROOFS:
+        for backend in backends:
+            if name != "takeover" or backend != "memory":  # a memory queue dies with its process
+                yield name, backend
+
+
+async def _prove(name: str, backend: str, scale: float) -> Proof:
+    with tempfile.TemporaryDirectory(prefix="bench-") as folder:
+        return await PROOFS[name](backend, scale, Path(folder))
+
+
+if __name__ == "__main__":
+    with asyncio.Runner(loop_factory=loop_factory()) as runner:
+        result = runner.run(_prove(sys.argv[1], sys.argv[2], float(sys.argv[3]) if len(sys.argv) > 3 else 1.0))
+    print(msgspec.json.encode(result).decode())
