@@ -122,8 +122,10 @@ def table(report: Report) -> str:
         f"load: {report.machine.load[0]:.2f} before, {report.load_after[0]:.2f} after",
         f"command: {report.command}   ({report.started_at}, {report.seconds} s)",
         "",
-        f"{'':4} {'peer':24} {'messages/s':>12} {'CPU us':>8} {'p50 ms':>9}"
-        f" {'p99 ms':>9} {'RSS MB':>7} {'lost':>5} {'dup':>5}",
+        (
+            f"{'':4} {'peer':24} {'messages/s':>12} {'CPU us':>8} {'p50 ms':>9}"
+            f" {'p99 ms':>9} {'RSS MB':>7} {'lost':>5} {'dup':>5}"
+        ),
     ]
     last = ""
     for row in report.medians:
