@@ -119,7 +119,7 @@ def test_a_cycle_is_found_exactly_when_there_is_one(links: list[list[int]]) -> N
         reach = {n: near | {far for m in near for far in reach[m]} for n, near in reach.items()}
     has_cycle = any(n in reach[n] for n in reach)
     if has_cycle:
-        with pytest.raises(InvalidPlan, match="cycle|itself"):
+        with pytest.raises(InvalidPlan, match=r"cycle|itself"):
             parse_plan(plan_of(*subtasks))
     else:
         parse_plan(plan_of(*subtasks))

@@ -1,0 +1,229 @@
+"""What the store has taken in is there after a crash at any point, and nothing is taken in twice."""
+
+from __future__ import annotations
+
+import sqlite3
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import msgspec
+import pytest
+
+from hivewire.coordination.plan_store import Incoming, PlanStore
+from hivewire.errors import CoordinationError
+from hivewire.rules.plan import Plan, Subtask
+from hivewire.rules.plan_state import Dispatch, Event, RunState, SendBack, Started, dump, event_of, new_run
+
+
+def sub(name: str, *after: str, **fields: Any) -> Subtask:
+    return Subtask(name=name, assigned_to="work", dependencies=after, **fields)
+
+
+PLAN = Plan(name="plan", subtasks=(sub("find"), sub("write", "find", "mine-*", timeout_s=60.0), sub("review", "write")))
+MINES = {"subtasks": [{"name": f"mine-{n}", "assigned_to": "work", "dependencies": ["find"]} for n in range(3)]}
+
+
+def started(store: PlanStore, run: str = "r", plan: Plan = PLAN) -> RunState:
+    store.create(new_run(run, plan, ["work"]), created_at=1.0)
+    return store.apply(run, [Incoming("start", Started(at=1.0))])[0]
+
+
+def answer_for(state: RunState, name: str) -> Incoming:
+    """What the worker of this attempt answers: find returns more work, review sends back once."""
+    row = state.rows[name]
+    event: Event = event_of(row, MINES if name == "find" else {"by": name}, 2.0)
+    if name == "review" and state.rows["write"].send_backs == 0:
+        event = SendBack(at=2.0, version=row.version, subtask=name, attempt=row.attempt, target="write", feedback="x")
+    return Incoming(f"answer-{row.message_id}", event)
+
+
+def running(state: RunState) -> list[str]:
+    return [name for name, row in state.rows.items() if row.status == "running"]
+
+
+def test_a_step_is_kept_with_its_commands_until_they_are_sent(tmp_path: Path) -> None:
+    store = PlanStore(tmp_path / "runs.db")
+    state = started(store)
+    store.close()
+    again = PlanStore(tmp_path / "runs.db")
+    assert again.load("r").rows == state.rows
+    [command] = again.outbox("r")
+    assert (command.subtask, command.id) == ("find", state.rows["find"].message_id)
+    again.sent("r", [command.id])
+    assert again.outbox("r") == []
+    assert again.unfinished() is not None
+    again.close()
+
+
+def test_an_event_that_comes_again_changes_nothing() -> None:
+    store = PlanStore()
+    state = started(store)
+    answer = answer_for(state, "find")
+    first, commands = store.apply("r", [answer, answer])
+    assert len(commands) == 3
+    assert store.apply("r", [answer]) == (first, [])
+    assert first.header.seq == 2
+    store.close()
+
+
+def test_the_outbox_is_in_the_order_of_the_decisions_whatever_the_ids_are() -> None:
+    store = PlanStore()
+    started(store, plan=Plan(subtasks=tuple(sub(f"s{n}", priority=1 + n % 10) for n in range(200))))
+    listed = store.outbox("r", limit=1000)
+    priorities = [command.priority for command in listed]
+    assert priorities == sorted(priorities, reverse=True)
+    assert [c.id for c in listed] != sorted(c.id for c in listed)
+    store.sent("r", [listed[3].id])
+    assert [c.id for c in store.outbox("r", limit=3)] == [c.id for c in listed[:3]]
+    store.close()
+
+
+def test_timers_are_given_until_they_are_dealt_with_and_never_after() -> None:
+    store = PlanStore()
+    started(store, plan=Plan(subtasks=(sub("a", timeout_s=5.0), sub("b", timeout_s=5.0))))
+    assert store.due("r", now=5.9) == []
+    due = store.due("r", now=6.0)
+    assert store.due("r", now=6.0) == due
+    assert len(due) == 2
+    state = store.load("r")
+    state, _ = store.apply("r", [answer_for(state, "b")])
+    state, _ = store.apply("r", due)
+    assert (state.rows["a"].status, state.rows["b"].status) == ("failed", "done")
+    assert store.due("r", now=99.0) == []
+    store.close()
+
+
+def test_two_stores_on_one_file_see_each_others_steps(tmp_path: Path) -> None:
+    one, two = PlanStore(tmp_path / "runs.db"), PlanStore(tmp_path / "runs.db")
+    state = started(one)
+    for number in range(20):
+        names = running(state)
+        if not names:
+            break
+        state, _ = (one, two)[number % 2].apply("r", [answer_for(state, names[0])])
+    assert one.load("r").header == two.load("r").header
+    assert state.header.status == "done"
+    one.close()
+    two.close()
+
+
+class Crash(BaseException):
+    """The process dies here."""
+
+
+class DyingConnection:
+    """A connection whose process dies before the n-th statement."""
+
+    def __init__(self, real: sqlite3.Connection, statements: int) -> None:
+        self._real = real
+        self._left = statements
+
+    def _count(self, statement: str) -> None:
+        self._left -= 1
+        if self._left == 0:
+            raise Crash
+        if self._left < 0:
+            raise sqlite3.OperationalError(f"dead processes run nothing: {statement}")
+
+    def execute(self, statement: str, *rest: Any) -> Any:
+        self._count(statement)
+        return self._real.execute(statement, *rest)
+
+    def executemany(self, statement: str, *rest: Any) -> Any:
+        self._count(statement)
+        return self._real.executemany(statement, *rest)
+
+    in_transaction = False  # so that nobody rolls back: the file is left as a killed process leaves it
+
+
+def work(store: PlanStore, messages: dict[str, str], chance: Random) -> bool:
+    """One round of a coordinator: start, send what must be sent, answer something. True at the end."""
+    store.apply("r", [Incoming("start", Started(at=1.0))])
+    listed: list[Dispatch] = store.outbox("r")
+    for command in listed:
+        assert messages.setdefault(command.id, command.subtask) == command.subtask  # the store of messages knows ids
+    store.sent("r", [command.id for command in listed])
+    state = store.load("r")
+    names = [name for name in running(state) if state.rows[name].message_id in messages]
+    if names:
+        state, _ = store.apply("r", [answer_for(state, chance.choice(names))])
+    return state.is_finished
+
+
+def test_a_crash_at_any_statement_loses_nothing_and_repeats_nothing(tmp_path: Path) -> None:
+    reference: dict[str, str] = {}
+    store = PlanStore(tmp_path / "reference.db")
+    store.create(new_run("r", PLAN, ["work"]), created_at=1.0)
+    while not work(store, reference, Random(1)):
+        pass
+    store.close()
+    assert sorted(reference.values()) == sorted(["find", "mine-0", "mine-1", "mine-2", *["write", "review"] * 2])
+
+    for statements in range(1, 40):
+        path = tmp_path / f"{statements}.db"
+        messages: dict[str, str] = {}
+        store = PlanStore(path)
+        store.create(new_run("r", PLAN, ["work"]), created_at=1.0)
+        crashes = 0
+        is_over = False
+        while not is_over:
+            real = store._db
+            store._db = DyingConnection(real, statements + crashes)  # type: ignore[assignment]  # it dies on purpose
+            try:
+                while not is_over:
+                    is_over = work(store, messages, Random(crashes))
+            except Crash:
+                crashes += 1
+            real.close()
+            store = PlanStore(path)
+        state = store.load("r")
+        assert state.header.status == "done"
+        assert sorted(messages.values()) == sorted(reference.values())
+        assert [row.attempt for row in state.rows.values()] == [1, 2, 2, 1, 1, 1]
+        assert store.outbox("r") == []
+        store.close()
+
+
+def test_a_run_of_newer_code_and_files_of_others_are_refused(tmp_path: Path) -> None:
+    store = PlanStore(tmp_path / "runs.db")
+    state = started(store)
+    newer = msgspec.structs.replace(state.header, schema=99)
+    store._db.execute("UPDATE runs SET header = ?, seq = 99", [dump(newer)])
+    with pytest.raises(CoordinationError, match="newer version"):
+        store.apply("r", [])
+    store._db.execute("PRAGMA user_version = 99")
+    store.close()
+    with pytest.raises(CoordinationError, match="newer version"):
+        PlanStore(tmp_path / "runs.db")
+    foreign = sqlite3.connect(tmp_path / "other.db")
+    foreign.execute("CREATE TABLE t (x)")
+    foreign.close()
+    with pytest.raises(CoordinationError, match="another program"):
+        PlanStore(tmp_path / "other.db")
+    (tmp_path / "text.db").write_bytes(b"not a database at all, but long enough to be read as one" * 40)
+    with pytest.raises(CoordinationError, match="not a database"):
+        PlanStore(tmp_path / "text.db")
+    with pytest.raises(CoordinationError, match="cannot open"):
+        PlanStore(tmp_path / "text.db" / "runs.db")
+
+
+def test_unknown_and_doubled_runs_are_named() -> None:
+    store = PlanStore()
+    with pytest.raises(CoordinationError, match="no run ghost"):
+        store.load("ghost")
+    started(store)
+    with pytest.raises(CoordinationError, match="there is a run r already"):
+        store.create(new_run("r", PLAN, ["work"]), created_at=1.0)
+    store.close()
+
+
+def test_ten_thousand_subtasks_are_stepped_through_in_reasonable_time() -> None:
+    store = PlanStore()
+    pieces = tuple(sub(f"mine-{n}") for n in range(9_998))
+    state = started(store, plan=Plan(subtasks=(sub("write", "mine-*"), *pieces)))
+    names = running(state)
+    for start in range(0, len(names), 100):
+        state, _ = store.apply("r", [answer_for(state, name) for name in names[start : start + 100]])
+    assert running(state) == ["write"]
+    store.close()
