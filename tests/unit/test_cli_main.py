@@ -1,0 +1,106 @@
+"""The command line itself: help, typing errors, and what becomes of errors."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from types import ModuleType
+
+import pytest
+
+from hivewire.cli import main as cli
+from hivewire.cli.main import COMMANDS, main
+from hivewire.errors import ConnectionLost, HivewireError
+from hivewire.version import __version__
+
+
+@pytest.mark.parametrize("argv", [[], ["--help"], ["-h"], ["help"]])
+def test_the_overview_names_every_command(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(argv) == 0
+    out = capsys.readouterr().out
+    assert all(f"  {name}" in out for name in COMMANDS)
+
+
+def test_the_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"hivewire {__version__}\n"
+
+
+@pytest.mark.parametrize(
+    ("argv", "hint"),
+    [(["quees"], "queues"), (["wroker"], "worker"), (["xyzzy"], "--help"), (["--versoin"], "no option")],
+)
+def test_an_unknown_command_gets_one_sentence(argv: list[str], hint: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(argv) == 2
+    err = capsys.readouterr().err
+    assert hint in err
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_each_command_explains_itself_and_refuses_a_wrong_option_in_one_line(
+    name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([name, "--help"]) == 0
+    assert f"usage: hivewire {name}" in capsys.readouterr().out
+    assert main([name, "--no-such-option"]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith(f"hivewire {name}")
+    assert err.count("\n") == 1
+
+
+def _command(error: BaseException) -> ModuleType:
+    module = ModuleType("hivewire.cli.broken")
+
+    def run(args: object) -> int:
+        raise error
+
+    vars(module).update(add_arguments=lambda parser: None, run=run)
+    return module
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "text"),
+    [
+        (HivewireError("append to q: no\nroom"), 2, "hivewire broken: append to q: no room\n"),
+        (ExceptionGroup("tasks", [ExceptionGroup("", [ConnectionLost("gone")])]), 2, "hivewire broken: gone\n"),
+        (KeyboardInterrupt(), 130, "hivewire broken: interrupted\n"),
+    ],
+)
+def test_an_error_becomes_one_sentence_and_an_exit_code(
+    error: BaseException, code: int, text: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(COMMANDS, "broken", ("hivewire.cli.broken", "fail"))
+    monkeypatch.setitem(sys.modules, "hivewire.cli.broken", _command(error))
+    assert main(["broken"]) == code
+    assert capsys.readouterr().err == text
+
+
+def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(COMMANDS, "broken", ("hivewire.cli.broken", "fail"))
+    for error in (ZeroDivisionError(), ExceptionGroup("tasks", [HivewireError("x"), ZeroDivisionError()])):
+        monkeypatch.setitem(sys.modules, "hivewire.cli.broken", _command(error))
+        with pytest.raises(type(error)):
+            main(["broken"])
+
+
+def test_a_reader_that_went_away_is_no_error() -> None:
+    read, write = os.pipe()
+    os.close(read)
+    with os.fdopen(write, "w") as closed:
+        ran = subprocess.run(
+            [sys.executable, "-m", "hivewire", "--help"],
+            check=False,
+            env={**os.environ, "PYTHONPATH": "src"},
+            stdout=closed,
+            stderr=subprocess.PIPE,
+        )
+    assert (ran.returncode, ran.stderr) == (0, b"")
+
+
+def test_the_module_table_matches_the_files() -> None:
+    from pathlib import Path
+
+    files = {path.stem for path in Path(cli.__file__).parent.glob("*.py")}
+    assert {module.rpartition(".")[2] for module, _ in COMMANDS.values()} <= files
