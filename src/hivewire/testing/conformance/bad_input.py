@@ -1,0 +1,145 @@
+"""Bad input: refused at `send`, or kept with its bytes; never a crash, never a good message lost."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from hivewire.errors import HivewireError, MessageError, Undecodable
+from hivewire.message import Message
+from hivewire.testing.conformance.fabric import Fabric
+from hivewire.testing.conformance.scenario import (
+    counts,
+    empty,
+    number,
+    one_letter,
+    take,
+    task,
+)
+
+HOSTILE_NAMES = ["", " ", "a b", "a:b", "a*", "../etc", "a\nb", "a\x00b", "{a}", "a" * 129, "ä", "broadcast-x"]
+HOSTILE_NAMES += ["/x", "a//", "a/\n", "a/" + "x" * 257, "a;b", "%61", "a\u200b", "a\\b"]
+
+
+@pytest.mark.parametrize("name", HOSTILE_NAMES, ids=[repr(name)[:20] for name in HOSTILE_NAMES])
+async def test_hostile_names_are_refused_everywhere(fabric: Fabric, name: str) -> None:
+    with pytest.raises(MessageError):
+        await fabric.protocol.send(task(name))
+    if "/" not in name:
+        with pytest.raises(MessageError):
+            await fabric.protocol.receive(name, wait_s=0)
+        with pytest.raises(MessageError):
+            await fabric.protocol.subscribe(name, ["task"])
+        with pytest.raises(MessageError):
+            await fabric.protocol.subscribe("good", groups=[name])
+        with pytest.raises(MessageError):
+            await fabric.protocol.broadcast(task("x"), name)
+    assert [spec.name for spec in await fabric.backend.queues() if spec.name == name] == []
+
+
+async def test_malformed_bytes_are_a_dead_letter_and_the_next_message_flows(fabric: Fabric) -> None:
+    raw = b'{"id": "x", "type": \xff\xfe oh'
+    (id_,) = await fabric.put_raw("raw", raw)
+    await fabric.protocol.send(task("raw", 1, key="raw"))
+    assert [number(delivery) for delivery in await take(fabric.protocol, "raw", 1)] == [1]
+    letter = await one_letter(fabric.protocol, "raw")
+    assert letter.raw == raw
+    assert letter.message is None
+    assert letter.id == id_
+    assert letter.attempts == 0
+    assert letter.reason
+
+
+async def test_a_malformed_dead_letter_can_be_replayed_and_dies_again(fabric: Fabric) -> None:
+    raw = b"\x00not json"
+    (id_,) = await fabric.put_raw("loop", raw)
+    await fabric.protocol.receive("loop", wait_s=0.2)
+    await one_letter(fabric.protocol, "loop")
+    assert await fabric.protocol.replay([id_]) == 1
+    await fabric.protocol.receive("loop", wait_s=0.2)
+    assert (await one_letter(fabric.protocol, "loop")).raw == raw
+
+
+async def test_a_served_queue_survives_malformed_bytes(fabric: Fabric) -> None:
+    await fabric.inside("tough", concurrency=2)
+    for n in range(20):
+        await fabric.put_raw("tough", b"\xff" * (n + 1), key=f"k{n % 3}")
+        await fabric.protocol.send(task("tough", n, key=f"k{n % 3}"))
+    await empty(fabric.protocol, "tough", dead=20)
+    assert sorted(entry.n for entry in fabric.journal.ends("tough")) == list(range(20))
+
+
+async def test_every_bad_message_is_refused_or_arrives_whole(fabric: Fabric) -> None:
+    """All hand-made bad messages at `send`: a typed error and nothing stored, or an equal message arrives."""
+    from hivewire.testing.bad_messages import BAD_MESSAGES
+
+    for name, make in BAD_MESSAGES:
+        before = counts(await fabric.protocol.depth("good"))
+        (outcome,) = await asyncio.gather(fabric.protocol.send(make()), return_exceptions=True)
+        assert isinstance(outcome, HivewireError), f"{name}: {outcome!r}"
+        assert counts(await fabric.protocol.depth("good")) == before, name
+    await fabric.protocol.send(task("good", 7))
+    assert number((await take(fabric.protocol, "good", 1))[-1]) == 7
+
+
+async def test_all_bad_bytes_in_the_store_are_kept_and_good_ones_flow(fabric: Fabric) -> None:
+    from hivewire.testing.bad_messages import BAD_BYTES
+
+    bodies = [body for _, body in BAD_BYTES]
+    ids = await fabric.put_raw("bad", *bodies)
+    await fabric.protocol.send(task("bad", 7, key="raw"))
+    assert [number(delivery) for delivery in await take(fabric.protocol, "bad", 1)] == [7]
+    await empty(fabric.protocol, "bad", dead=len(bodies))
+    letters = await fabric.protocol.dead_letters("bad", limit=len(bodies) + 1)
+    assert {letter.id: letter.raw for letter in letters} == dict(zip(ids, bodies, strict=True))
+
+
+async def test_content_that_is_not_json_is_undecodable(fabric: Fabric) -> None:
+    for content in (float("nan"), float("inf"), {1: "int key"}, {"set": {1}}, object(), "\ud800", 2**70, [b"inner"]):
+        message = Message(type="task", sender="me", to="strict", content=content)
+        try:
+            await fabric.protocol.send(message)
+        except Undecodable:
+            continue
+        (delivery,) = await take(fabric.protocol, "strict", 1)
+        assert delivery.message.content == content, f"{content!r} arrived changed"
+    assert counts(await fabric.protocol.depth("strict")) == (0, 0, 0, 0)
+
+
+async def test_too_deep_content_is_refused(fabric: Fabric) -> None:
+    deep: list[object] = []
+    for _ in range(100_000):
+        deep = [deep]
+    with pytest.raises(MessageError):
+        await fabric.protocol.send(Message(type="task", sender="me", to="deep", content=deep))
+    assert counts(await fabric.protocol.depth("deep")) == (0, 0, 0, 0)
+
+
+async def test_strange_ids_and_keys_are_carried_or_refused(fabric: Fabric) -> None:
+    ids = ["a", "x" * 256, "ü", "a b", "'; DROP TABLE messages; --", "%s", "\\", "a:b:c", "{x}", "a\nb"]
+    for n, id_ in enumerate(ids):
+        message = task("strange", n, key=id_, id=id_)
+        try:
+            await fabric.protocol.send(message)
+        except MessageError:
+            continue
+        (delivery,) = await take(fabric.protocol, "strange", 1)
+        assert delivery.message == message
+    for id_ in ("", "x" * 257):
+        with pytest.raises(MessageError):
+            await fabric.protocol.send(task("strange", id=id_))
+    await empty(fabric.protocol, "strange")
+
+
+async def test_the_fields_of_a_bad_type_are_refused(fabric: Fabric) -> None:
+    good = task("types")
+    changes: list[dict[str, object]] = [
+        {"type": ""}, {"type": 5}, {"sender": ""}, {"sender": None}, {"to": None}, {"id": 7}, {"key": 3},
+        {"metadata": None}, {"metadata": {1: 2}}, {"ttl_s": -1}, {"ttl_s": float("nan")}, {"ttl_s": "x"},
+        {"priority": "high"}, {"created_at": "today"}, {"in_reply_to": 4},
+    ]  # fmt: skip
+    for change in changes:
+        with pytest.raises(HivewireError):
+            await fabric.protocol.send(good.replace(**change))
+    assert counts(await fabric.protocol.depth("types")) == (0, 0, 0, 0)

@@ -1,0 +1,119 @@
+"""Promise 4: who was away for longer than its lease can settle nothing any more."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from hivewire.delivery import Delivery
+from hivewire.errors import AlreadySettled, LeaseLost
+from hivewire.testing.conformance.fabric import Fabric
+from hivewire.testing.conformance.scenario import counts, empty, nothing_for, number, send_numbered, take_one, task
+from hivewire.testing.conformance.waiting import until
+
+LATE = ("ack", "nack", "reject", "extend")
+
+
+async def _settle(delivery: Delivery, how: str) -> None:
+    if how == "reject":
+        await delivery.reject("late")
+    elif how == "nack":
+        await delivery.nack()
+    elif how == "extend":
+        await delivery.extend()
+    else:
+        await delivery.ack()
+
+
+@pytest.mark.parametrize("how", LATE)
+async def test_a_late_settlement_is_refused_and_changes_nothing(fabric: Fabric, how: str) -> None:
+    other = await fabric.member()
+    await send_numbered(fabric.protocol, "late", 2)
+    stale = await take_one(fabric.protocol, "late")
+    fresh = await take_one(other, "late", within_s=fabric.takeover_s + 1)
+    assert fresh.message == stale.message
+    assert fresh.attempt == 2
+    with pytest.raises(LeaseLost):
+        await _settle(stale, how)
+    assert counts(await fabric.protocol.depth("late")) == (1, 1, 0, 0)
+    await fresh.ack()
+    following = await take_one(other, "late")
+    assert number(following) == 1
+    await following.ack()
+    await empty(fabric.protocol, "late")
+
+
+async def test_a_late_settlement_after_the_other_finished_is_refused(fabric: Fabric) -> None:
+    other = await fabric.member()
+    await fabric.protocol.send(task("done"))
+    stale = await take_one(fabric.protocol, "done")
+    await (await take_one(other, "done")).ack()
+    with pytest.raises(LeaseLost):
+        await stale.nack(delay_s=0)
+    await nothing_for(other, "done")
+    assert counts(await fabric.protocol.depth("done")) == (0, 0, 0, 0)
+
+
+async def test_the_old_delivery_of_a_member_that_took_it_again_is_refused(fabric: Fabric) -> None:
+    """The same member may not settle today's attempt by yesterday's delivery."""
+    await fabric.protocol.send(task("twice"))
+    stale = await take_one(fabric.protocol, "twice")
+    fresh = await take_one(fabric.protocol, "twice", within_s=fabric.takeover_s + 1)
+    with pytest.raises((LeaseLost, AlreadySettled)):
+        await stale.ack()
+    assert counts(await fabric.protocol.depth("twice")) == (0, 1, 0, 0)
+    await fresh.ack()
+    await empty(fabric.protocol, "twice")
+
+
+async def test_a_settlement_in_time_but_not_taken_by_anybody_is_fenced_or_counts(fabric: Fabric) -> None:
+    """After the lease, with nobody else there: accepted or refused, but it says which, and that is so."""
+    await fabric.protocol.send(task("alone"))
+    stale = await take_one(fabric.protocol, "alone")
+    await asyncio.sleep(1.5 * fabric.lease_s)
+    try:
+        await stale.ack()
+    except LeaseLost:
+        again = await take_one(fabric.protocol, "alone")
+        await again.ack()
+    await empty(fabric.protocol, "alone")
+
+
+async def test_a_frozen_worker_is_taken_over_and_its_late_ack_refused(fabric: Fabric) -> None:
+    if not fabric.features.shared:
+        await test_a_late_settlement_after_the_other_finished_is_refused(fabric)
+        return
+    frozen = await fabric.process("ice", name="frozen")
+    await fabric.protocol.send(task("ice", 0, ("sleep", 0.4)))
+    await fabric.protocol.send(task("ice", 1))
+    await until(lambda: fabric.journal.starts("ice"), "it runs")
+    # Not within a write: the running mark is stored and the next write is the acknowledgement.
+    await asyncio.sleep(0.2)
+    frozen.freeze()
+    frozen_at = fabric.now()
+    second = await fabric.worker("ice", name="second")
+    await empty(fabric.protocol, "ice", within_s=20)
+    took = fabric.journal.entries("start", worker=second.name)
+    assert [entry.n for entry in took] == [0, 1]
+    assert took[0].at - frozen_at <= fabric.takeover_s + 1.0  # the second process had to start, too
+    frozen.thaw()
+    await until(lambda: fabric.journal.entries("end", worker="frozen"), "the frozen one goes on")
+    await fabric.protocol.send(task("ice", 2))
+    await until(lambda: any(entry.n == 2 for entry in fabric.journal.ends("ice")), "the next one")
+    await empty(fabric.protocol, "ice")
+    assert [entry.n for entry in fabric.journal.starts("ice")] == [0, 0, 1, 2]
+
+
+async def test_an_abandoned_member_can_settle_nothing(fabric: Fabric) -> None:
+    member = await fabric.member()
+    await fabric.protocol.send(task("gone"))
+    held = await take_one(member, "gone")
+    member.abandon()
+    fresh = await take_one(fabric.protocol, "gone", within_s=fabric.takeover_s + 1)
+    assert fresh.attempt == 2
+    with pytest.raises(Exception):  # noqa: B017 -- LeaseLost or Closed; what matters is the next line
+        await held.ack()
+    assert counts(await fabric.protocol.depth("gone")) == (0, 1, 0, 0)
+    await fresh.ack()
+    await empty(fabric.protocol, "gone")

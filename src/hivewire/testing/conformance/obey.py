@@ -1,0 +1,124 @@
+"""A handler that does what the content of its message says, and writes a journal of it.
+
+The content is `{"n": 3, "do": [["sleep", 0.1], ["raise", 1]]}`. The steps are `STEPS` below. A step that
+takes a last attempt happens at that attempt and those before it, and no more afterwards.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from hivewire.coordination.worker import Context, Worker
+from hivewire.delivery import Delivery
+from hivewire.errors import Reject, RetryAfter
+from hivewire.message import Message
+from hivewire.protocol import Protocol
+from hivewire.testing.conformance.journal import Entry, Journal
+
+Send = Callable[[str, dict[str, Any]], Awaitable[object]]
+
+
+class Obedient:
+    """One worker's handler. `die` ends the worker at once: by kill -9 where it is a process."""
+
+    def __init__(self, name: str, agent: str, journal: Journal, die: Callable[[], None]) -> None:
+        self.name = name
+        self.agent = agent
+        self._journal = journal
+        self._die = die
+
+    def say(self, event: str, note: str = "") -> None:
+        self._journal.write(Entry(event=event, worker=self.name, agent=self.agent, note=note))
+
+    async def handle(
+        self, message: Message, attempt: int, send: Send, reply: Callable[[Any], Awaitable[object]]
+    ) -> None:
+        content = message.content if isinstance(message.content, dict) else {}
+        entry = Entry(
+            event="start",
+            worker=self.name,
+            agent=self.agent,
+            id=message.id,
+            key=message.key or message.sender,
+            n=content.get("n", -1),
+            attempt=attempt,
+            note=message.sender,
+        )
+        self._journal.write(entry)
+        note = "done"
+        try:
+            for step, *arguments in content.get("do", ()):
+                await self._step(step, arguments, attempt, send, reply)
+        except asyncio.CancelledError:
+            note = "cancelled"
+            raise
+        except Exception as error:
+            note = type(error).__name__
+            raise
+        finally:
+            self._journal.write(
+                Entry(event="end", worker=self.name, agent=self.agent, id=entry.id, key=entry.key, n=entry.n,
+                      attempt=attempt, note=note)
+            )  # fmt: skip
+
+    async def _step(
+        self, step: str, arguments: list[Any], attempt: int, send: Send, reply: Callable[[Any], Awaitable[object]]
+    ) -> None:
+        match step, arguments:
+            case "sleep", [seconds]:
+                await asyncio.sleep(seconds)
+            case "block", [seconds]:
+                time.sleep(seconds)  # noqa: ASYNC251 -- that the loop stands still is what is tested
+            case "die", [last] if attempt <= last:
+                self._die()
+                await asyncio.Event().wait()
+            case "raise", [last] if attempt <= last:
+                raise RuntimeError(f"attempt {attempt} fails as told")
+            case "retry_after", [seconds, last] if attempt <= last:
+                raise RetryAfter(seconds)
+            case "reject", [reason]:
+                raise Reject(reason)
+            case "send", [to, content]:
+                await send(to, content)
+            case "reply", [content]:
+                await reply(content)
+            case (("die" | "raise" | "retry_after"), _):
+                pass
+            case _:
+                raise AssertionError(f"no such step: {step} {arguments}")
+
+
+async def serve_deliveries(
+    obedient: Obedient, protocol: Protocol, *, stop: Awaitable[object], concurrency: int
+) -> None:
+    """Handle with `Protocol.serve`: what is sent has new ids."""
+
+    async def handle(delivery: Delivery) -> None:
+        message = delivery.message
+
+        async def send(to: str, content: dict[str, Any]) -> None:
+            await protocol.send(Message(type="task", sender=obedient.agent, to=to, content=content))
+
+        async def reply(content: Any) -> None:
+            await protocol.reply(message, content)
+
+        await obedient.handle(message, delivery.attempt, send, reply)
+
+    await protocol.serve(obedient.agent, handle, concurrency=concurrency, stop=stop)
+
+
+async def serve_worker(obedient: Obedient, protocol: Protocol, *, stop: Awaitable[object], concurrency: int) -> None:
+    """Handle as a `Worker` does: what is sent has ids that follow from the input."""
+    worker = Worker(obedient.agent, concurrency=concurrency)
+
+    @worker.on("task")
+    async def task(message: Message, ctx: Context) -> None:
+        async def send(to: str, content: dict[str, Any]) -> None:
+            await ctx.send("task", to, content)
+
+        await obedient.handle(message, ctx.attempt, send, ctx.reply)
+
+    await worker.serve(protocol, stop=stop)

@@ -1,0 +1,148 @@
+"""Promise 13: the same object outlives an outage of its store; health and counters tell the truth."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from hivewire.delivery import Delivery
+from hivewire.errors import ConnectionLost, HivewireError, Reject, TimedOut
+from hivewire.testing.conformance.fabric import Fabric
+from hivewire.testing.conformance.scenario import (
+    empty,
+    number,
+    send_numbered,
+    serving,
+    take,
+    take_one,
+    task,
+)
+from hivewire.testing.conformance.waiting import eventually, until
+
+
+async def test_senders_and_consumers_go_on_after_an_outage(fabric: Fabric) -> None:
+    seen: list[int] = []
+
+    async def handle(delivery: Delivery) -> None:
+        seen.append(number(delivery))
+
+    async with serving(fabric.protocol, "on", handle):
+        await fabric.protocol.send(task("on", 1))
+        await until(lambda: seen, "the first one")
+        async with fabric.outage():
+            sending = asyncio.create_task(fabric.protocol.send(task("on", 2), timeout_s=20))
+            done, _ = await asyncio.wait([sending], timeout=1.0)
+            assert bool(done) is not fabric.has_outages
+        await asyncio.wait_for(sending, 10)
+        await until(lambda: 2 in seen, "consumers resume", 5)
+    assert list(dict.fromkeys(seen)) == [1, 2]
+
+
+async def test_health_turns_red_and_green_again(fabric: Fabric) -> None:
+    async def ok() -> bool:
+        began = asyncio.get_running_loop().time()
+        health = await fabric.protocol.health()
+        assert asyncio.get_running_loop().time() - began < 5, "health blocks"
+        return health.ok
+
+    assert await ok()
+    async with fabric.outage():
+        await eventually(ok, not fabric.has_outages, 5)
+        if fabric.has_outages:
+            assert (await fabric.protocol.health()).detail
+    await eventually(ok, True, 5)
+
+
+async def test_a_send_in_an_outage_that_lasts_is_a_typed_error(fabric: Fabric) -> None:
+    message = task("lasts", 1)
+    if fabric.has_outages:
+        async with fabric.outage():
+            with pytest.raises((ConnectionLost, TimedOut)):
+                await fabric.protocol.send(message, timeout_s=0.5)
+    await fabric.protocol.send(message)  # repeated with the same id, as the error says
+    assert len(await take(fabric.protocol, "lasts", 1)) == 1
+    await empty(fabric.protocol, "lasts")
+
+
+async def test_a_handler_that_ends_in_an_outage_is_acknowledged_or_repeated(fabric: Fabric) -> None:
+    started, go_on = asyncio.Event(), asyncio.Event()
+    seen: list[int] = []
+
+    async def handle(delivery: Delivery) -> None:
+        seen.append(number(delivery))
+        started.set()
+        await go_on.wait()
+
+    await send_numbered(fabric.protocol, "inside", 3)
+    async with serving(fabric.protocol, "inside", handle):
+        await started.wait()
+        async with fabric.outage():
+            go_on.set()
+            await asyncio.wait([asyncio.create_task(asyncio.sleep(0.5))])
+        await empty(fabric.protocol, "inside")
+    assert list(dict.fromkeys(seen)) == [0, 1, 2]
+
+
+async def test_a_receiver_waits_through_an_outage(fabric: Fabric) -> None:
+    async with fabric.outage():
+        receiving = asyncio.create_task(take_one(fabric.protocol, "waits", within_s=20))
+        await asyncio.wait([receiving], timeout=0.5)
+    other = await fabric.member()
+    await other.send(task("waits", 1))
+    try:
+        delivery = await receiving
+    except (ConnectionLost, TimedOut):  # as good as waiting: the caller repeats
+        delivery = await take_one(fabric.protocol, "waits")
+    await delivery.ack()
+
+
+async def test_metrics_add_up_after_a_drain(fabric: Fabric) -> None:
+    async def handle(delivery: Delivery) -> None:
+        n = number(delivery)
+        if n % 10 == 3 and delivery.attempt == 1:
+            raise RuntimeError("once")
+        if n % 10 == 7:
+            raise Reject("never")
+
+    member = await fabric.member()
+    batch = [task("sum", n, key=f"k{n % 7}") for n in range(100)]
+    await member.send_many(batch)
+    await member.send(batch[5])
+    async with serving(member, "sum", handle, concurrency=4):
+        await empty(member, "sum", dead=10)
+    metrics = member.metrics()
+    assert metrics.messages_sent == 101
+    assert metrics.acked == 90
+    assert metrics.nacked == 10
+    assert metrics.dead == 10
+    assert metrics.redelivered == 10
+    assert metrics.duplicates == 1
+    assert metrics.messages_received == metrics.acked + metrics.nacked + metrics.dead
+    assert metrics.in_flight == 0
+    assert metrics.expired == 0
+    assert metrics.average_latency >= 0
+    assert metrics.last_updated > 0
+
+
+async def test_metrics_in_flight_is_what_is_held(fabric: Fabric) -> None:
+    await send_numbered(fabric.protocol, "held", 1, keys=["a", "b", "c"])
+    held = [await take_one(fabric.protocol, "held") for _ in range(3)]
+    assert fabric.protocol.metrics().in_flight == 3
+    for delivery in held:
+        await delivery.ack()
+    assert fabric.protocol.metrics().in_flight == 0
+
+
+async def test_metrics_are_a_copy(fabric: Fabric) -> None:
+    before = fabric.protocol.metrics()
+    await fabric.protocol.send(task("copy"))
+    assert before.messages_sent == 0
+    assert fabric.protocol.metrics().messages_sent == 1
+
+
+async def test_a_refused_send_is_counted_as_failed(fabric: Fabric) -> None:
+    with pytest.raises(HivewireError):
+        await fabric.protocol.send(task("bad name!"))
+    metrics = fabric.protocol.metrics()
+    assert (metrics.messages_sent, metrics.messages_failed) == (0, 1)
