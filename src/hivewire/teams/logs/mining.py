@@ -16,7 +16,7 @@ K = TypeVar("K", str, int)
 
 _LONGEST_EXAMPLE: Final = 400  # bytes
 _MOST_SHAPES: Final = 50_000
-_GRAVE: Final = ("fatal", "error")
+GRAVE: Final = ("fatal", "error")
 
 
 class Example(msgspec.Struct, frozen=True, order=True):
@@ -210,7 +210,7 @@ def _count_minutes(found: PieceSummary, shapes: list[_Shape], minutes: list[int 
         if minute is not None:
             found.minutes.setdefault(minute, {})[severity] = count
     for shape, minute in zip(shapes, minutes, strict=True):
-        if shape.severity in _GRAVE and minute is not None:
+        if shape.severity in GRAVE and minute is not None:
             counts = found.grave_minutes.setdefault(shape.template, {})
             counts[minute] = counts.get(minute, 0) + 1
 
