@@ -1,0 +1,22 @@
+"""Faults of a real store: the SQLite file and the processes that share it."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+pytest.register_assert_rewrite("hivewire.testing.conformance")
+
+from hivewire.testing.conformance.fabric import Fabric  # noqa: E402 -- after the line above
+from hivewire.testing.leaks import Census  # noqa: E402
+from tests.conformance.backends import SQLiteFabric  # noqa: E402
+
+
+@pytest.fixture
+async def fabric(tmp_path: Path) -> AsyncIterator[Fabric]:
+    before = Census.take()
+    async with SQLiteFabric(tmp_path) as made:
+        yield made
+    await before.check()

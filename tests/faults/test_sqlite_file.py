@@ -1,0 +1,242 @@
+"""A file that is foreign, damaged, newer, read-only or full: one clear error, health red, nothing harmed."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from hivewire.errors import BackendError
+from hivewire.factory import connect
+from hivewire.testing.conformance.scenario import send_numbered, take, task
+
+SOURCE = Path(__file__).resolve().parents[2] / "src"
+
+
+async def refused(path: Path) -> str:
+    """The text of the error, after checking that health says the same without raising."""
+    protocol = connect(f"sqlite:///{path}")
+    try:
+        with pytest.raises(BackendError) as caught:
+            await protocol.send(task("anybody"), timeout_s=1)
+        health = await asyncio.wait_for(protocol.health(), 8)
+        assert not health.ok
+        assert health.detail
+        assert str(path) in str(caught.value)
+        return str(caught.value)
+    finally:
+        await protocol.close()
+
+
+async def test_a_foreign_database_is_refused_and_not_touched(tmp_path: Path) -> None:
+    path = tmp_path / "foreign.db"
+    with sqlite3.connect(path) as db:
+        db.execute("CREATE TABLE customers(name TEXT)")
+        db.execute("INSERT INTO customers VALUES ('precious')")
+    db.close()
+    before = path.read_bytes()
+    text = await refused(path)
+    assert path.read_bytes() == before
+    assert "another" in text or "not" in text
+
+
+async def test_a_file_that_is_no_database_is_refused_and_not_touched(tmp_path: Path) -> None:
+    path = tmp_path / "notes.txt"
+    before = b"dear diary, " * 1000
+    path.write_bytes(before)
+    await refused(path)
+    assert path.read_bytes() == before
+
+
+async def test_a_newer_file_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "newer.db"
+    async with connect(f"sqlite:///{path}") as protocol:
+        await protocol.send(task("later"))
+    db = sqlite3.connect(path)
+    (version,) = db.execute("PRAGMA user_version").fetchone()
+    db.execute(f"PRAGMA user_version = {version + 1}")
+    db.commit()
+    db.close()
+    text = await refused(path)
+    assert "newer" in text or "version" in text
+
+
+async def test_a_damaged_file_is_a_typed_error(tmp_path: Path) -> None:
+    path = tmp_path / "damaged.db"
+    async with connect(f"sqlite:///{path}") as protocol:
+        await send_numbered(protocol, "hurt", 200, keys=[f"k{n}" for n in range(20)])
+    size = path.stat().st_size
+    with path.open("r+b") as file:
+        file.seek(4096)
+        file.write(os.urandom(size - 4096))
+    protocol = connect(f"sqlite:///{path}")
+    with pytest.raises(BackendError):
+        await take(protocol, "hurt", 200, within_s=5)
+    health = await asyncio.wait_for(protocol.health(), 8)
+    assert not health.ok
+    await protocol.close()
+
+
+async def test_a_folder_that_does_not_exist_is_refused_or_made(tmp_path: Path) -> None:
+    path = tmp_path / "no" / "such" / "folder" / "hive.db"
+    protocol = connect(f"sqlite:///{path}")
+    (outcome,) = await asyncio.gather(protocol.send(task("anybody"), timeout_s=1), return_exceptions=True)
+    health = await protocol.health()
+    await protocol.close()
+    if isinstance(outcome, BaseException):
+        assert isinstance(outcome, BackendError)
+        assert str(path) in str(outcome)
+    assert health.ok == path.exists() == (not isinstance(outcome, BaseException))
+
+
+async def test_a_directory_in_the_place_of_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "folder.db"
+    path.mkdir()
+    await refused(path)
+
+
+READ_ONLY = """
+import asyncio, os, sys
+path = sys.argv[1]
+if os.getuid() == 0:
+    os.setgid(65534)
+    os.setuid(65534)
+from hivewire.errors import BackendError
+from hivewire.factory import connect
+from hivewire.message import Message
+
+async def main():
+    protocol = connect(f"sqlite:///{path}")
+    try:
+        await protocol.send(Message(type="task", sender="me", to="a"), timeout_s=1)
+    except BackendError as error:
+        print("refused", error)
+    health = await protocol.health()
+    print("health", health.ok, health.detail)
+    await protocol.close()
+
+asyncio.run(main())
+"""
+
+
+def run(program: str, *arguments: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-c", program, *arguments],
+        capture_output=True, text=True, timeout=50, env={**os.environ, "PYTHONPATH": str(SOURCE)}, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def _readable_by_all(folder: Path) -> None:
+    for parent in (folder, *folder.parents):
+        if parent == Path("/tmp") or parent == Path("/"):
+            break
+        parent.chmod(0o755)
+
+
+async def test_a_read_only_file_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "fixed.db"
+    async with connect(f"sqlite:///{path}") as protocol:
+        await protocol.send(task("a"))
+    _readable_by_all(tmp_path)
+    path.chmod(0o444)
+    tmp_path.chmod(0o555)
+    try:
+        said = run(READ_ONLY, str(path))
+    finally:
+        tmp_path.chmod(0o755)
+        path.chmod(0o644)
+    assert "refused" in said
+    assert str(path) in said
+    assert "health False" in said
+    async with connect(f"sqlite:///{path}") as protocol:
+        assert len(await take(protocol, "a", 1)) == 1
+
+
+FULL = """
+import asyncio, resource, sys
+from hivewire.errors import BackendError
+from hivewire.factory import connect
+from hivewire.message import Message
+
+async def main(path):
+    async with connect(f"sqlite:///{path}") as protocol:
+        stored = 0
+        for _ in range(20):
+            await protocol.send(Message(type="task", sender="me", to="a", content={"n": stored}))
+            stored += 1
+        resource.setrlimit(resource.RLIMIT_FSIZE, (600_000, resource.RLIM_INFINITY))
+        refused = 0
+        while refused < 3:
+            message = Message(type="task", sender="me", to="a", content={"n": stored, "pad": "x" * 20_000})
+            try:
+                await protocol.send(message, timeout_s=0.5)
+                stored += 1
+            except BackendError as error:
+                refused += 1
+                print("refused", error)
+            assert stored < 1000, "never full"
+        print("health", (await protocol.health()).ok)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+        await protocol.send(Message(type="task", sender="me", to="a", content={"n": stored}), timeout_s=20)
+        stored += 1
+        print("health", (await protocol.health()).ok)
+        print("stored", stored)
+
+asyncio.run(main(sys.argv[1]))
+"""
+
+
+async def test_a_full_disk_refuses_and_goes_on_when_there_is_room(tmp_path: Path) -> None:
+    """The limit on a file's size stands for the full disk: the same errors, without filling one."""
+    path = tmp_path / "full.db"
+    said = run(FULL, str(path)).splitlines()
+    assert sum(line.startswith("refused") for line in said) == 3
+    assert [line for line in said if line.startswith("health")] == ["health False", "health True"]
+    stored = int(said[-1].split()[1])
+    async with connect(f"sqlite:///{path}") as protocol:
+        taken = await take(protocol, "a", stored, within_s=30)
+        assert [delivery.message.content["n"] for delivery in taken] == list(range(stored))
+
+
+HOLDER = """
+import os, signal, sqlite3, sys
+db = sqlite3.connect(sys.argv[1], isolation_level=None)
+db.execute("BEGIN IMMEDIATE")
+db.execute("UPDATE state SET epoch = epoch")
+print("inside", flush=True)
+os.kill(os.getpid(), signal.SIGSTOP)
+db.execute("ROLLBACK")
+"""
+
+
+async def test_a_process_stopped_inside_a_write_turns_health_red_and_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "held.db"
+    async with connect(f"sqlite:///{path}") as protocol:
+        await protocol.send(task("a", 1))
+        holder = subprocess.Popen([sys.executable, "-c", HOLDER, str(path)], stdout=subprocess.PIPE)  # noqa: ASYNC220 -- it returns at once
+        assert holder.stdout is not None
+        try:
+            assert await asyncio.to_thread(holder.stdout.readline) == b"inside\n"
+            with pytest.raises(BackendError):
+                await protocol.send(task("a", 2), timeout_s=1)
+            health = await asyncio.wait_for(protocol.health(), 8)
+            assert not health.ok
+            assert str(holder.pid) in health.detail
+            holder.send_signal(signal.SIGCONT)
+            await asyncio.to_thread(holder.wait)
+            await protocol.send(task("a", 3), timeout_s=10)
+            assert (await protocol.health()).ok
+        finally:
+            holder.kill()
+            holder.wait()
+            holder.stdout.close()
+        numbers = {delivery.message.content["n"] for delivery in await take(protocol, "a", 2)}
+        assert {1, 3} <= numbers
