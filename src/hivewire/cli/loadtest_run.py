@@ -31,7 +31,7 @@ from hivewire.message import Message
 if TYPE_CHECKING:
     from hivewire.protocol import Protocol
 
-AGENT: Final = "loadtest"
+AGENT: Final = "hivewire-loadtest"
 _MOST_SENDERS: Final = 16
 _MOST_A_BATCH: Final = 500
 _SHORTEST_PAUSE_S: Final = 0.001
