@@ -15,6 +15,7 @@ from hivewire.cli.options import (
     connect_from,
     count,
     duration_s,
+    note_if_memory,
     print_table,
     printable,
     run_async,
@@ -58,6 +59,7 @@ def _add_filters(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     if args.action in ("replay", "purge"):
         _check_choice(args)
+    note_if_memory(args)
     return run_async({"list": _list, "show": _show, "replay": _replay, "purge": _purge}[args.action](args))
 
 

@@ -17,7 +17,7 @@ from hivewire.cli.options import (
     count,
     duration_s,
     run_async,
-    target_of,
+    settings_from,
     to_json,
 )
 
@@ -50,10 +50,8 @@ def run(args: argparse.Namespace) -> int:
 
 def _plan(args: argparse.Namespace) -> Plan:
     from hivewire.cli.loadtest_run import Plan
-    from hivewire.settings import load
 
-    target, chosen = target_of(args.protocol)
-    is_memory = load(target, **chosen).protocol == "inmemory"
+    is_memory = settings_from(args).protocol == "inmemory"
     processes = args.processes or 0
     if processes and is_memory:
         raise UsageError("memory:// lives in one process; leave --processes away, or use sqlite:///FILE or a server")

@@ -5,19 +5,18 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import re
 import sys
 from collections.abc import Coroutine, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
+from hivewire.durations import parse_duration
 from hivewire.errors import HivewireError
 
 if TYPE_CHECKING:
     from hivewire.protocol import Protocol
+    from hivewire.settings import Settings
 
 PROTOCOL_TYPES: Final = ("memory", "inmemory", "sqlite", "redis", "kafka")
-_SCALES_S: Final = {"": 1.0, "ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
-_DURATION: Final = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|d|)", re.ASCII)
 
 
 class UsageError(HivewireError):
@@ -32,11 +31,13 @@ def duration_s(text: str) -> float:
     >>> duration_s("1h30m")
     5400.0
     """
-    text = text.strip()
-    parts = list(_DURATION.finditer(text))
-    if not parts or "".join(part.group() for part in parts) != text or (len(parts) > 1 and not parts[-1].group(2)):
+    try:
+        seconds = parse_duration(text)
+    except ValueError:
+        seconds = -1.0
+    if seconds < 0:
         raise argparse.ArgumentTypeError(f"{text!r} is not a duration; write it as 500ms, 60s, 2m, 1h30m or 7d")
-    return sum(float(part.group(1)) * _SCALES_S[part.group(2)] for part in parts)
+    return seconds
 
 
 def count(text: str) -> int:
@@ -75,6 +76,22 @@ def target_of(protocol: str | None) -> tuple[str | None, dict[str, Any]]:
     if name not in PROTOCOL_TYPES:
         raise UsageError(f"--protocol {protocol!r} is neither a URL nor one of {', '.join(PROTOCOL_TYPES)}")
     return None, {"protocol": "inmemory" if name == "memory" else name}
+
+
+def settings_from(args: argparse.Namespace) -> Settings:
+    """The settings in force for `--protocol`, the environment and the file."""
+    from hivewire.settings import load
+
+    target, chosen = target_of(args.protocol)
+    return load(target, **chosen)
+
+
+def note_if_memory(args: argparse.Namespace) -> None:
+    """Say on stderr that a queue in memory is of no use to a command that ends."""
+    if settings_from(args).protocol == "inmemory":
+        sys.stderr.write(
+            "note: memory:// ends with this command; --protocol sqlite:///FILE, or a server, is shared with others\n"
+        )
 
 
 def connect_from(args: argparse.Namespace, **settings: Any) -> Protocol:

@@ -12,6 +12,7 @@ from hivewire.cli.options import (
     add_protocol_option,
     connect_from,
     duration_s,
+    note_if_memory,
     print_table,
     run_async,
 )
@@ -37,6 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    note_if_memory(args)
     return run_async(_show(args))
 
 

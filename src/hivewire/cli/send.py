@@ -13,6 +13,7 @@ from hivewire.cli.options import (
     add_protocol_option,
     connect_from,
     duration_s,
+    note_if_memory,
     printable,
     run_async,
     to_json,
@@ -110,6 +111,7 @@ def _message(args: argparse.Namespace) -> Message:
 
 async def _send(args: argparse.Namespace) -> int:
     message = _message(args)
+    note_if_memory(args)
     async with connect_from(args) as protocol:
         if args.wait is not None:
             _print_reply(await protocol.request(message, timeout_s=args.wait), args.json)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final, Self
 
 if TYPE_CHECKING:
     from hivewire.coordination.worker import Worker
+
     from hivewire.protocol import Protocol
 
 log = logging.getLogger(__name__)

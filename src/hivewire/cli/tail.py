@@ -16,6 +16,7 @@ from hivewire.cli.options import (
     connect_from,
     count,
     duration_s,
+    note_if_memory,
     printable,
     run_async,
 )
@@ -42,6 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    note_if_memory(args)
     return run_async(_take(args) if args.ack else _watch(args))
 
 

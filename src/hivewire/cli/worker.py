@@ -14,7 +14,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Final
 
 from hivewire.cli.logs import configure
-from hivewire.cli.options import UsageError, add_protocol_option, connect_from, count, duration_s, target_of
+from hivewire.cli.options import UsageError, add_protocol_option, connect_from, count, duration_s, settings_from
 from hivewire.errors import BackendError
 
 if TYPE_CHECKING:
@@ -77,10 +77,8 @@ async def _serve(args: argparse.Namespace, link: socket.socket | None) -> int:
 
 def _supervise(args: argparse.Namespace) -> int:
     from hivewire.cli.supervisor import Supervisor
-    from hivewire.settings import load
 
-    target, chosen = target_of(args.protocol)
-    if load(target, **chosen).protocol == "inmemory":
+    if settings_from(args).protocol == "inmemory":
         raise UsageError("memory:// lives in one process; leave --processes away, or use sqlite:///FILE or a server")
     options = ["--grace", str(args.grace)]
     if args.protocol is not None:
