@@ -38,7 +38,7 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 def store(folder: Path, label: str, value: Any) -> StoredFile:
     """Keep `value` as JSON under a name made of its content: doing it again changes nothing."""
-    content = msgspec.json.encode(value, order="sorted")
+    content = msgspec.json.encode(value)
     digest = hashlib.sha256(content).hexdigest()
     folder.mkdir(parents=True, exist_ok=True)
     stored = StoredFile(f"{label}-{digest[:16]}.json", digest)
