@@ -9,6 +9,11 @@ from typing import Literal
 
 import msgspec
 
+from hivewire.errors import Unsupported
+from hivewire.record import Fetched as Fetched
+from hivewire.record import Record as Record
+from hivewire.record import life as life
+
 Durability = Literal["volatile", "process", "disk"]
 Mode = Literal["ordered", "competing"]
 
@@ -53,20 +58,6 @@ class QueueSpec(msgspec.Struct, frozen=True, kw_only=True):
     cap: int = 1_000_000
 
 
-class Record(msgspec.Struct, gc=False):
-    """One message as the store sees it. `body` is the wire form and is never decoded by a store."""
-
-    id: str
-    key: str
-    body: bytes
-    type: str = ""
-    sender: str = ""
-    ttl_s: float | None = None
-    priority: int = 5
-    replay: int = 0
-    """How often it was replayed from the dead letters. (id, replay) is one life of a message."""
-
-
 class Append(msgspec.Struct):
     """Records for one queue, stored in this order, each key's order kept."""
 
@@ -82,31 +73,6 @@ class Duplicate(msgspec.Struct, frozen=True):
     """The idempotency key was used before; `id` is the first message's. Nothing was stored."""
 
     id: str
-
-
-class Fetched(msgspec.Struct, gc=False):
-    """A record that this member owns until it settles it or loses its lease."""
-
-    shard: int
-    at: int | str
-    """Its position in the shard, rising. Opaque to the engine but for `int` when `per_record_ack` is off."""
-    token: int
-    record: Record
-    stored_at: float
-    starts: int = 0
-    """Starts of the handler that the store knows of (this one included when `marked`)."""
-    failures: int = 0
-    """Attempts that count towards `max_attempts`."""
-    crashes: int = 0
-    """Crashes beside others, while this record ran."""
-    died: int = 0
-    """When the last owner died while this record had a running mark: how many records had one. Else 0."""
-    suspect: bool = False
-    """The last owner died while it held this record: mark it before its start."""
-    marked: bool = False
-    """A running mark is stored already, as asked by `fetch(starting=…)`."""
-    seen: bool = False
-    """The store has settled this (id, replay) before: a duplicate."""
 
 
 class Letter(msgspec.Struct, kw_only=True):
@@ -208,9 +174,11 @@ class Consumer(ABC):
     """One member's part of one queue."""
 
     @abstractmethod
-    async def fetch(self, limit: int, wait_s: float, *, lanes: int = 1_000, starting: int = 0) -> Sequence[Fetched]:
-        """Take up to `limit` records of at most `lanes` keys, each key's in order; wait up to `wait_s`
-        for the first. The first records of the first `starting` keys are marked as running in the same
+    async def fetch(
+        self, limit: int, wait_s: float, *, lanes: int = 1_000, run: int = 1_000, starting: int = 0
+    ) -> Sequence[Fetched]:
+        """Take up to `limit` records of at most `lanes` keys, at most `run` of each key, each key's in
+        order; wait up to `wait_s` for the first. The first records of the first `starting` keys are marked as running in the same
         step if they are not suspect. Cancelling loses nothing: what was taken is given by the next call."""
 
     async def refetch(self, at: Sequence[int | str]) -> Sequence[Fetched]:
@@ -241,6 +209,9 @@ class Backend(ABC):
     `BackendError`; a batch is one round trip."""
 
     features: Features
+    epoch: int = 0
+    """Changes when an `agent/` or `group/` value of the catalogue has changed, in any process; as fresh
+    as the last `fetch` or `append` of this process."""
 
     @abstractmethod
     async def open(self) -> None:
@@ -312,6 +283,11 @@ class Backend(ABC):
     @abstractmethod
     async def listen(self, channel: str, wait_s: float) -> Sequence[bytes]:
         """What was published on the channel since the last call (from the first call on)."""
+
+    def abandon(self) -> None:
+        """As if this process was killed: nothing is given back, leases run out. For tests, where there
+        is no process to kill."""
+        raise Unsupported("this store is shared by processes: kill one instead")
 
     @abstractmethod
     async def health(self) -> BackendHealth: ...

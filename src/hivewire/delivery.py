@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from types import TracebackType
 
-from hivewire.errors import Reject, RetryAfter
+from hivewire.errors import LeaseLost, Reject, RetryAfter
 from hivewire.message import Message
 
 
@@ -48,6 +48,15 @@ class Delivery(ABC):
     @abstractmethod
     def settled(self) -> bool: ...
 
+    @property
+    @abstractmethod
+    def replay(self) -> int:
+        """How often the message was replayed from the dead letters."""
+
+    @abstractmethod
+    def next_output(self, to: str, type: str) -> int:
+        """The running number of this handler's outputs to one recipient of one type, from 0."""
+
     @abstractmethod
     def _hold(self) -> None:
         """Renew from now on, up to the handler's time limit."""
@@ -64,11 +73,14 @@ class Delivery(ABC):
         if error is None:
             await self.ack()
             return False
-        if isinstance(error, Reject):
-            await self.reject(error.reason)
-            return True
-        if isinstance(error, RetryAfter):
-            await self.nack(delay_s=error.delay_s, error=error)
-            return True
-        await self.nack(error=error)
+        try:
+            if isinstance(error, Reject):
+                await self.reject(error.reason)
+                return True
+            if isinstance(error, RetryAfter):
+                await self.nack(delay_s=error.delay_s, error=error)
+                return True
+            await self.nack(error=error)
+        except LeaseLost:
+            pass  # somebody else has it by now: the handler's own error matters more
         return False

@@ -105,6 +105,12 @@ class AlreadySettled(DeliveryError):
     code = "already_settled"
 
 
+class NoHandler(DeliveryError):
+    """This process has no handler for the message's type; a failed attempt."""
+
+    code = "no_handler"
+
+
 class CoordinationError(HivewireError):
     """A run of a plan cannot go on."""
 

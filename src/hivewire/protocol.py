@@ -114,15 +114,17 @@ class Protocol(ABC):
         handle: Handle,
         *,
         concurrency: int = 1,
-        timeout_s: float = 3600.0,
+        timeout_s: float | None = None,
         retry: Callable[[str], Retry | None] | None = None,
+        timeout_of: Callable[[str], float | None] | None = None,
         stop: Awaitable[object] | None = None,
         drain_s: float = 10.0,
     ) -> None:
         """Handle messages, up to `concurrency` at a time, until `stop` is done or this is cancelled.
 
         Returning from `handle` acks, raising nacks by `retry(type)` or the default policy; acks are stored
-        in batches. On `stop` what runs may finish for `drain_s`; then it is cancelled and given back.
+        in batches. `timeout_of(type)`, else `timeout_s`, else the setting `handler_timeout_s` limits one
+        handler. On `stop` what runs may finish for `drain_s`; then it is cancelled and given back.
         """
 
     @abstractmethod
@@ -132,6 +134,11 @@ class Protocol(ABC):
     @abstractmethod
     async def reply(self, message: Message, content: Any, *, type: str = "response") -> Receipt:
         """Answer `message` where its `metadata["reply_to"]` says, else to its sender."""
+
+    @abstractmethod
+    async def deliver_reply(self, answer: Message) -> Receipt:
+        """Store a reply that was made by hand: never refused for a full queue; to a mailbox that is gone
+        it is dropped and counted."""
 
     @abstractmethod
     async def broadcast(self, message: Message, group: str, *, durable: bool = True) -> Receipt:

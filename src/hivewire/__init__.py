@@ -1,0 +1,104 @@
+"""Messages and shared work for teams of software agents, with one promise on every backend."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from hivewire.backend import Depth as Depth
+    from hivewire.coordination.worker import Context as Context
+    from hivewire.coordination.worker import Worker as Worker
+    from hivewire.coordination.worker import run as run
+    from hivewire.delivery import Delivery as Delivery
+    from hivewire.errors import AlreadySettled as AlreadySettled
+    from hivewire.errors import BackendError as BackendError
+    from hivewire.errors import Closed as Closed
+    from hivewire.errors import ConnectionLost as ConnectionLost
+    from hivewire.errors import CoordinationError as CoordinationError
+    from hivewire.errors import Deadline as Deadline
+    from hivewire.errors import DeliveryError as DeliveryError
+    from hivewire.errors import Expired as Expired
+    from hivewire.errors import HivewireError as HivewireError
+    from hivewire.errors import InvalidPlan as InvalidPlan
+    from hivewire.errors import LeaseLost as LeaseLost
+    from hivewire.errors import MessageError as MessageError
+    from hivewire.errors import NoCapableWorker as NoCapableWorker
+    from hivewire.errors import NoHandler as NoHandler
+    from hivewire.errors import QueueFull as QueueFull
+    from hivewire.errors import QueueMissing as QueueMissing
+    from hivewire.errors import Reject as Reject
+    from hivewire.errors import RetryAfter as RetryAfter
+    from hivewire.errors import SettingsError as SettingsError
+    from hivewire.errors import TimedOut as TimedOut
+    from hivewire.errors import TooLarge as TooLarge
+    from hivewire.errors import Undecodable as Undecodable
+    from hivewire.errors import Unsupported as Unsupported
+    from hivewire.factory import ProtocolFactory as ProtocolFactory
+    from hivewire.factory import connect as connect
+    from hivewire.message import UNORDERED as UNORDERED
+    from hivewire.message import Message as Message
+    from hivewire.message import MessageType as MessageType
+    from hivewire.message import Priority as Priority
+    from hivewire.protocol import DeadLetter as DeadLetter
+    from hivewire.protocol import Health as Health
+    from hivewire.protocol import Protocol as Protocol
+    from hivewire.protocol import ProtocolMetrics as ProtocolMetrics
+    from hivewire.protocol import Receipt as Receipt
+    from hivewire.protocol import Subscription as Subscription
+    from hivewire.rules.retry import Retry as Retry
+    from hivewire.settings import Settings as Settings
+    from hivewire.version import __version__ as __version__
+
+# Loaded when they are first asked for: `import hivewire` is part of every command's start.
+_HOMES = {
+    "backend": ["Depth"],
+    "coordination.worker": ["Context", "Worker", "run"],
+    "delivery": ["Delivery"],
+    "errors": [
+        "AlreadySettled",
+        "BackendError",
+        "Closed",
+        "ConnectionLost",
+        "CoordinationError",
+        "Deadline",
+        "DeliveryError",
+        "Expired",
+        "HivewireError",
+        "InvalidPlan",
+        "LeaseLost",
+        "MessageError",
+        "NoCapableWorker",
+        "NoHandler",
+        "QueueFull",
+        "QueueMissing",
+        "Reject",
+        "RetryAfter",
+        "SettingsError",
+        "TimedOut",
+        "TooLarge",
+        "Undecodable",
+        "Unsupported",
+    ],
+    "factory": ["ProtocolFactory", "connect"],
+    "message": ["UNORDERED", "Message", "MessageType", "Priority"],
+    "protocol": ["DeadLetter", "Health", "Protocol", "ProtocolMetrics", "Receipt", "Subscription"],
+    "rules.retry": ["Retry"],
+    "settings": ["Settings"],
+    "version": ["__version__"],
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+__all__ = sorted(_HOME_OF)  # noqa: PLE0605  # the names above, in one place
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOME_OF.get(name)
+    if home is None:
+        raise AttributeError(f"module 'hivewire' has no attribute {name!r}")
+    value = getattr(import_module(f"hivewire.{home}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,369 @@
+"""The memory backend's driver: waiting, waking, and who holds what."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Mapping, Sequence
+from weakref import WeakKeyDictionary
+
+import msgspec
+
+from hivewire.backend import (
+    Again,
+    Append,
+    Backend,
+    BackendHealth,
+    Consumer,
+    Dead,
+    DeadRecord,
+    Depth,
+    Duplicate,
+    Entry,
+    Features,
+    Fetched,
+    Letter,
+    Member,
+    Ownership,
+    QueueSpec,
+    Record,
+    Room,
+    Unfinished,
+    life,
+)
+from hivewire.backends.memory.store import Holder, Listener, Queue, Store
+from hivewire.errors import Closed, QueueFull, QueueMissing
+from hivewire.settings import Settings
+
+_stores: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[str, Store]] = WeakKeyDictionary()
+_EPOCH_PREFIXES = ("agent/", "group/")
+
+
+def _clock(loop: asyncio.AbstractEventLoop) -> Callable[[], float]:
+    """Wall time that never steps back: a loop on virtual time brings its own."""
+    wall: Callable[[], float] | None = getattr(loop, "wall_time", None)
+    if wall is not None:
+        return wall
+    start = time.time() - loop.time()
+    return lambda: start + loop.time()
+
+
+class MemoryConsumer(Consumer):
+    def __init__(self, backend: MemoryBackend, queue: Queue, member: Member, owner: Ownership) -> None:
+        self._backend = backend
+        self._queue = queue
+        self._store = backend.store
+        self._owner = owner
+        self.member = member
+        self.holder = Holder(member.name)
+        self._waiter: asyncio.Future[None] | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._loop = asyncio.get_running_loop()
+        self._closed = False
+        queue.wake.add(self._wake)
+
+    def _wake(self) -> None:
+        waiter = self._waiter
+        if waiter is not None and not waiter.done():
+            waiter.set_result(None)
+
+    async def fetch(
+        self, limit: int, wait_s: float, *, lanes: int = 1_000, run: int = 1_000, starting: int = 0
+    ) -> Sequence[Fetched]:
+        deadline = self._loop.time() + wait_s
+        queue = self._queue
+        while not self._closed:
+            now = self._store.now()
+            queue.advance(now)
+            if queue.ready:
+                taken = queue.take(self.holder, limit, lanes, run, starting)
+                if taken:
+                    self._backend.epoch = self._store.epoch
+                    return taken
+            left = deadline - self._loop.time()
+            if left <= 0:
+                break
+            due = queue.next_due()
+            if due is not None:
+                left = min(left, max(due - now, 0.0))
+            await self._wait(left)
+        return ()
+
+    async def _wait(self, seconds: float) -> None:
+        self._waiter = self._loop.create_future()
+        timer = self._loop.call_later(seconds, self._wake)
+        try:
+            await self._waiter
+        finally:
+            timer.cancel()
+            self._waiter = None
+
+    async def start(self, batch: Sequence[Fetched]) -> Sequence[Fetched]:
+        refused = []
+        for fetched in batch:
+            lane = self._queue.held(self.holder, fetched)
+            if lane is None or not lane.records or lane.records[0] is not fetched:
+                refused.append(fetched)
+            else:
+                lane.running = True
+        return refused
+
+    async def settle(self, done: Sequence[Fetched], rest: Sequence[Unfinished] = ()) -> Sequence[Fetched]:
+        queue, holder = self._queue, self.holder
+        refused: list[Fetched] = []
+        settled = queue.settled
+        now = self._store.now()
+        for fetched in done:
+            lane = queue.held(holder, fetched)
+            if lane is None:
+                refused.append(fetched)
+                continue
+            queue.pop(lane, fetched)
+            settled.add(life(fetched.record), now)
+        for outcome in rest:
+            fetched = outcome.fetched
+            lane = queue.held(holder, fetched)
+            if lane is None:
+                refused.append(fetched)
+            elif isinstance(outcome, Dead):
+                queue.pop(lane, fetched)
+                settled.add(life(fetched.record), now)
+                self._store.bury(queue.spec.name, fetched, outcome.letter)
+            else:
+                fetched.marked = False
+                fetched.suspect = fetched.suspect and not isinstance(outcome, Again)
+                queue.put_back(lane, now + outcome.delay_s if isinstance(outcome, Again) else None)
+        return refused
+
+    def abandon(self) -> None:
+        """Stop renewing, as a killed process would; the lease runs out."""
+        self.holder.lease_until = self._store.now() + self.member.lease_s
+        self._queue.wake.discard(self._wake)
+        self._closed = True
+        self._wake()
+        self._loop.call_later(self.member.lease_s, self._died)
+
+    def _died(self) -> None:
+        self._queue.died(self.holder)
+        self._owner.lost({0})
+
+    async def close(self) -> None:
+        if self._closed:
+            return
+        self._closed = True
+        self._queue.wake.discard(self._wake)
+        self._wake()
+        for lane in tuple(self.holder.lanes):
+            self._queue.in_flight -= lane.taken
+            for fetched in lane.records:
+                fetched.marked = False
+            self._queue.release(lane)
+        self._backend.consumers.discard(self)
+
+
+class MemoryBackend(Backend):
+    """Everything is lost when the last protocol on the store closes."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.features = Features(durability="volatile", store_lanes=True, shared=False)
+        self._settings = settings
+        self._name = (settings.url or "memory://").removeprefix("memory://")
+        self._store: Store | None = None
+        self._listeners: dict[str, Listener] = {}
+        self.consumers: set[MemoryConsumer] = set()
+
+    @property
+    def store(self) -> Store:
+        if self._store is None:
+            raise Closed("the memory store is not open; use the protocol inside `async with`")
+        return self._store
+
+    async def open(self) -> None:
+        loop = asyncio.get_running_loop()
+        stores = _stores.setdefault(loop, {})
+        store = stores.get(self._name)
+        if store is None:
+            settings = self._settings
+            store = stores[self._name] = Store(
+                _clock(loop), settings.queue_cap or 100_000, settings.dedup_window_ids, settings.dedup_window_s
+            )
+        store.users += 1
+        self._store = store
+
+    def now(self) -> float:
+        return self.store.now()
+
+    async def declare(self, spec: QueueSpec) -> QueueSpec:
+        queue = self.store.queue(spec.name)
+        if queue.spec.mode is None and spec.mode is not None:
+            queue.spec = msgspec.structs.replace(queue.spec, mode=spec.mode)
+        return queue.spec
+
+    async def queues(self) -> Sequence[QueueSpec]:
+        return [queue.spec for queue in self.store.queues.values()]
+
+    async def append(self, batch: Sequence[Append]) -> Mapping[int, Duplicate | Exception]:
+        store = self.store
+        problems: dict[int, Duplicate | Exception] = {}
+        number = 0
+        for entry in batch:
+            queue = store.queues.get(entry.queue)
+            if queue is None:
+                if entry.queue.startswith("~reply/"):
+                    for _ in entry.records:
+                        problems[number] = QueueMissing(f"nobody waits for replies at {entry.queue}")
+                        number += 1
+                    continue
+                queue = store.queue(entry.queue)
+            records = entry.records
+            if entry.room is not Room.ALWAYS:
+                room = queue.room(entry.room is Room.RESERVE)
+                if room < len(records):
+                    full = QueueFull(f"send to {entry.queue}: it holds its cap of {queue.spec.cap} messages")
+                    problems.update((number + place, full) for place in range(max(room, 0), len(records)))
+                    records = records[: max(room, 0)]
+            number += len(entry.records)
+            if entry.idempotency_key is not None:
+                records = self._unused(queue, entry, records, problems, number)
+            if not records:
+                continue
+            now = store.now()
+            if entry.delay_s > 0:
+                queue.schedule(records, now, now + entry.delay_s)
+            else:
+                queue.append(records, now)
+        self.epoch = store.epoch
+        return problems
+
+    def _unused(
+        self, queue: Queue, entry: Append, records: Sequence[Record], problems: dict[int, Duplicate | Exception], end: int
+    ) -> Sequence[Record]:
+        key, now = entry.idempotency_key or "", self.store.now()
+        first, until = queue.idempotent.get(key, ("", 0.0))
+        if until > now:
+            problems[end - len(entry.records)] = Duplicate(first)
+            return ()
+        if records:
+            queue.idempotent[key] = (records[0].id, now + entry.window_s)
+        return records
+
+    async def consume(self, queue: str, member: Member, owner: Ownership) -> Consumer:
+        consumer = MemoryConsumer(self, self.store.queue(queue), member, owner)
+        self.consumers.add(consumer)
+        return consumer
+
+    def abandon(self) -> None:
+        """As if the process was killed: for tests and the demo."""
+        for consumer in tuple(self.consumers):
+            consumer.abandon()
+        self.consumers.clear()
+
+    async def depth(self, queue: str) -> Depth:
+        found = self.store.queues.get(queue)
+        dead = sum(record.queue == queue for record in self.store.dead.values())
+        if found is None:
+            return Depth(dead=dead)
+        found.advance(self.store.now())
+        return found.depth(dead)
+
+    async def dead(self, queue: str | None, limit: int, after: str | None) -> Sequence[DeadRecord]:
+        found = [dead for dead in self.store.dead.values() if queue is None or dead.queue == queue]
+        return [dead for dead in found if after is None or dead.cursor > after][:limit]
+
+    async def revive(self, queue: str | None, ids: Sequence[str] | None) -> int:
+        picked = self.store.pick_dead(queue, ids)
+        for cursor in picked:
+            dead = self.store.dead.pop(cursor)
+            record = msgspec.structs.replace(dead.record, replay=dead.record.replay + 1)
+            self.store.queue(dead.queue).append([record], self.store.now())
+        return len(picked)
+
+    async def purge_dead(self, queue: str | None, ids: Sequence[str] | None, older_than_s: float | None) -> int:
+        horizon = self.store.now() - (older_than_s or 0.0)
+        picked = [cursor for cursor in self.store.pick_dead(queue, ids) if self.store.dead[cursor].dead_at <= horizon]
+        for cursor in picked:
+            del self.store.dead[cursor]
+        return len(picked)
+
+    async def bury_expired(self) -> int:
+        now = self.store.now()
+        buried = 0
+        for name, queue in self.store.queues.items():
+
+            def bury(fetched: Fetched, name: str = name) -> None:
+                error = f"its time to live of {fetched.record.ttl_s} s ran out before anybody read it"
+                letter = Letter(
+                    reason="expired", error=error, attempts=fetched.starts, first_at=fetched.stored_at, worker=""
+                )
+                self.store.bury(name, fetched, letter)
+
+            buried += queue.bury_expired(now, bury)
+        return buried
+
+    async def cleanup(self, older_than_s: float) -> int:
+        now = self.store.now()
+        forgotten = 0
+        for queue in self.store.queues.values():
+            old = [key for key, (_, until) in queue.idempotent.items() if until <= now]
+            for key in old:
+                del queue.idempotent[key]
+            forgotten += len(old) + queue.settled.forget(now - older_than_s)
+        stale = [key for key, (_, until) in self.store.catalogue.items() if until is not None and until <= now]
+        for key in stale:
+            del self.store.catalogue[key]
+        return forgotten + len(stale)
+
+    async def get(self, key: str) -> Entry:
+        entry, until = self.store.catalogue.get(key, (Entry(b"", 0), None))
+        return Entry(b"", 0) if until is not None and until <= self.store.now() else entry
+
+    async def put(self, key: str, value: bytes, version: int, *, ttl_s: float | None = None) -> Entry | None:
+        present = await self.get(key)
+        if present.version != version:
+            return None
+        entry = Entry(value, version + 1)
+        self.store.catalogue[key] = (entry, None if ttl_s is None else self.store.now() + ttl_s)
+        if key.startswith(_EPOCH_PREFIXES):
+            self.store.epoch += 1
+            self.epoch = self.store.epoch
+        return entry
+
+    async def scan(self, prefix: str) -> Mapping[str, Entry]:
+        now = self.store.now()
+        return {
+            key: entry
+            for key, (entry, until) in sorted(self.store.catalogue.items())
+            if key.startswith(prefix) and (until is None or until > now)
+        }
+
+    async def drop_queue(self, queue: str) -> None:
+        self.store.queues.pop(queue, None)
+
+    async def publish(self, channel: str, body: bytes) -> None:
+        for listener in self.store.channels.get(channel, ()):
+            listener.hear(body)
+
+    async def listen(self, channel: str, wait_s: float) -> Sequence[bytes]:
+        listener = self._listeners.get(channel)
+        if listener is None:
+            listener = self._listeners[channel] = Listener()
+            self.store.channels.setdefault(channel, set()).add(listener)
+        return await listener.heard(wait_s)
+
+    async def health(self) -> BackendHealth:
+        ok = self._store is not None
+        return BackendHealth(ok=ok, durability="volatile", detail="" if ok else "not open")
+
+    async def close(self) -> None:
+        for consumer in tuple(self.consumers):
+            await consumer.close()
+        store, self._store = self._store, None
+        if store is None:
+            return
+        for channel, listener in self._listeners.items():
+            store.channels[channel].discard(listener)
+        store.users -= 1
+        if not store.users:
+            stores = _stores.get(asyncio.get_running_loop(), {})
+            if stores.get(self._name) is store:
+                del stores[self._name]

@@ -1,0 +1,309 @@
+"""Queues in memory: lanes leased to members. Plain data and rules; waiting and waking is in `backend`."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from heapq import heappop, heappush
+from itertools import count
+
+import msgspec
+
+from hivewire.backend import DeadRecord, Depth, Entry, Fetched, Letter, QueueSpec, Record, life
+from hivewire.rules.dedup import Window
+
+
+class Holder:
+    """Who has taken lanes. `lease_until` None: renewed for as long as it lives."""
+
+    __slots__ = ("lanes", "lease_until", "name")
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.lease_until: float | None = None
+        self.lanes: set[Lane] = set()
+
+
+class Lane:
+    """The records of one key, the oldest first, and what is known about the first."""
+
+    __slots__ = ("due_at", "holder", "key", "records", "running", "taken", "token")
+
+    def __init__(self, key: str) -> None:
+        self.key = key
+        self.records: deque[Fetched] = deque()
+        self.holder: Holder | None = None
+        self.token = 0
+        self.taken = 0
+        self.due_at: float | None = None
+        self.running = False
+
+
+class Queue:
+    """One queue. A lane is in exactly one state: ready, waiting for its retry, or held."""
+
+    def __init__(self, spec: QueueSpec, now: Callable[[], float], tokens: Iterator[int], window: Window) -> None:
+        self.spec = spec
+        self.lanes: dict[str, Lane] = {}
+        self.ready: deque[Lane] = deque()
+        self.blocked: list[tuple[float, int, Lane]] = []
+        self.scheduled: list[tuple[float, int, Record, float]] = []
+        self.expiring: list[tuple[float, int, str]] = []
+        self.settled = window
+        self.size = 0
+        self.in_flight = 0
+        self.idempotent: dict[str, tuple[str, float]] = {}
+        self.wake: set[Callable[[], None]] = set()
+        self._now = now
+        self._tokens = tokens
+        self._ties = count()
+
+    # -- storing
+
+    def room(self, reserve: bool) -> int:
+        cap = self.spec.cap
+        return cap + (max(cap // 10, 100) if reserve else 0) - self.size
+
+    def append(self, records: Sequence[Record], now: float) -> None:
+        lanes = self.lanes
+        competing = self.spec.mode == "competing"
+        woken = False
+        at = next(self._ties)
+        for record in records:
+            key = record.id if competing else record.key
+            lane = lanes.get(key)
+            if lane is None:
+                lane = lanes[key] = Lane(key)
+            fetched = Fetched(0, at, 0, record, now)
+            at = next(self._ties)
+            lane.records.append(fetched)
+            if record.ttl_s is not None:
+                heappush(self.expiring, (now + record.ttl_s, fetched.at, key))  # type: ignore[misc]  # at is an int here
+            if lane.holder is None and lane.due_at is None and len(lane.records) == 1:
+                self.ready.append(lane)
+                woken = True
+        self.size += len(records)
+        if woken:
+            self.notify()
+
+    def schedule(self, records: Sequence[Record], now: float, due_at: float) -> None:
+        for record in records:
+            heappush(self.scheduled, (due_at, next(self._ties), record, now))
+        self.size += len(records)
+        self.notify()  # a waiting member must set its timer anew
+
+    def notify(self) -> None:
+        for wake in tuple(self.wake):
+            wake()
+
+    # -- time
+
+    def advance(self, now: float) -> None:
+        """Move what has fallen due."""
+        while self.scheduled and self.scheduled[0][0] <= now:
+            _, _, record, stored_at = heappop(self.scheduled)
+            self.size -= 1
+            self.append([record], stored_at)
+        while self.blocked and self.blocked[0][0] <= now:
+            due_at, _, lane = heappop(self.blocked)
+            if lane.due_at == due_at and lane.holder is None:
+                lane.due_at = None
+                self.ready.append(lane)
+                self.notify()
+
+    def next_due(self) -> float | None:
+        first = [heap[0][0] for heap in (self.scheduled, self.blocked) if heap]
+        return min(first) if first else None
+
+    # -- taking
+
+    def take(self, holder: Holder, limit: int, lanes: int, run: int, starting: int) -> list[Fetched]:
+        taken: list[Fetched] = []
+        settled = self.settled
+        while self.ready and limit > 0 and lanes > 0:
+            lane = self.ready.popleft()
+            if lane.holder is not None or lane.due_at is not None or not lane.records:
+                continue  # emptied or taken since it was put there
+            lane.holder = holder
+            lane.token = token = next(self._tokens)
+            holder.lanes.add(lane)
+            number = min(len(lane.records), run, limit)
+            first = len(taken)
+            if number == len(lane.records):
+                taken.extend(lane.records)
+            else:
+                taken.extend(lane.records[place] for place in range(number))
+            for place in range(first, len(taken)):
+                fetched = taken[place]
+                fetched.token = token
+                if life(fetched.record) in settled:
+                    fetched.seen = True
+            lane.taken = number
+            head = taken[first]
+            head.marked = lane.running = starting > 0 and not head.suspect
+            if head.marked:
+                head.starts += 1
+            starting -= 1
+            limit -= number
+            lanes -= 1
+        self.in_flight += len(taken)
+        return taken
+
+    def held(self, holder: Holder, fetched: Fetched) -> Lane | None:
+        """The lane, if `fetched` is its first record and still this holder's."""
+        record = fetched.record
+        lane = self.lanes.get(record.id if self.spec.mode == "competing" else record.key)
+        if lane is None:  # stored before the queue's mode was decided
+            lane = self.lanes.get(record.key)
+        if lane is None or lane.holder is not holder or lane.token != fetched.token:
+            return None
+        if holder.lease_until is not None and holder.lease_until <= self._now():
+            return None
+        return lane
+
+    def pop(self, lane: Lane, fetched: Fetched) -> None:
+        """Remove a taken record for good."""
+        if lane.records[0] is fetched:
+            lane.records.popleft()
+        else:  # given back or settled out of turn
+            lane.records.remove(fetched)
+        lane.taken -= 1
+        lane.running = False
+        self.in_flight -= 1
+        self.size -= 1
+        if not lane.taken:
+            self.release(lane)
+
+    def put_back(self, lane: Lane, due_at: float | None) -> None:
+        """One taken record is not held any more but stays in its place."""
+        lane.taken -= 1
+        lane.running = False
+        self.in_flight -= 1
+        if due_at is not None:
+            lane.due_at = due_at
+        if not lane.taken:
+            self.release(lane)
+
+    def release(self, lane: Lane) -> None:
+        if lane.holder is not None:
+            lane.holder.lanes.discard(lane)
+        lane.holder = None
+        lane.taken = 0
+        lane.running = False
+        if not lane.records:
+            self.lanes.pop(lane.key, None)
+            return
+        if lane.due_at is not None:
+            heappush(self.blocked, (lane.due_at, next(self._ties), lane))
+        else:
+            self.ready.append(lane)
+        self.notify()
+
+    def died(self, holder: Holder) -> None:
+        """The holder's lease ended: its lanes go to others, with what is known of its death."""
+        running = sum(lane.running for lane in holder.lanes)
+        for lane in tuple(holder.lanes):
+            self.in_flight -= lane.taken
+            # Fresh copies: the dead member may still hold the old ones and must not change them.
+            lane.records = deque(
+                msgspec.structs.replace(fetched, token=0, marked=False, suspect=fetched.suspect or place < lane.taken)
+                for place, fetched in enumerate(lane.records)
+            )
+            if lane.running and lane.records:
+                lane.records[0].died = running
+            self.release(lane)
+
+    # -- the rest
+
+    def bury_expired(self, now: float, dead: Callable[[Fetched], None]) -> int:
+        buried = 0
+        while self.expiring and self.expiring[0][0] <= now:
+            _, at, key = heappop(self.expiring)
+            lane = self.lanes.get(key)
+            if lane is None:
+                continue
+            free = list(lane.records)[lane.taken :]
+            for fetched in (fetched for fetched in free if fetched.at == at):
+                lane.records.remove(fetched)
+                self.size -= 1
+                dead(fetched)
+                buried += 1
+            if not lane.records and lane.holder is None:
+                self.lanes.pop(key, None)
+        return buried
+
+    def depth(self, dead: int) -> Depth:
+        now = self._now()
+        waiting = sum(lane.due_at is not None for _, _, lane in self.blocked)
+        scheduled = len(self.scheduled) + waiting
+        oldest = min((lane.records[0].stored_at for lane in self.lanes.values() if lane.records), default=now)
+        return Depth(
+            ready=self.size - self.in_flight - scheduled,
+            in_flight=self.in_flight,
+            scheduled=scheduled,
+            dead=dead,
+            oldest_age_s=max(0.0, now - oldest),
+        )
+
+
+class Listener:
+    """One protocol's ear on a volatile channel. Keeps the newest 100,000 that were not read yet."""
+
+    def __init__(self) -> None:
+        self._unread: deque[bytes] = deque(maxlen=100_000)
+        self._news = asyncio.Event()
+
+    def hear(self, body: bytes) -> None:
+        self._unread.append(body)
+        self._news.set()
+
+    async def heard(self, wait_s: float) -> Sequence[bytes]:
+        if not self._unread:
+            try:
+                async with asyncio.timeout(wait_s):
+                    await self._news.wait()
+            except TimeoutError:
+                return ()
+        self._news.clear()
+        found = list(self._unread)
+        self._unread.clear()
+        return found
+
+
+class Store:
+    """What all protocols of one name and event loop share."""
+
+    def __init__(self, now: Callable[[], float], cap: int, window_ids: int, window_s: float) -> None:
+        self.now = now
+        self.cap = cap
+        self.queues: dict[str, Queue] = {}
+        self.dead: dict[int, DeadRecord] = {}
+        self.catalogue: dict[str, tuple[Entry, float | None]] = {}
+        self.epoch = 0
+        self.channels: dict[str, set[Listener]] = {}
+        self.users = 0
+        self._tokens = count(1)
+        self._dead_cursors = count(1)
+        self._window = (window_ids, window_s)
+
+    def queue(self, name: str) -> Queue:
+        queue = self.queues.get(name)
+        if queue is None:
+            spec = QueueSpec(name=name, cap=self.cap)
+            queue = self.queues[name] = Queue(spec, self.now, self._tokens, Window(*self._window))
+        return queue
+
+    def bury(self, queue: str, fetched: Fetched, letter: Letter) -> None:
+        cursor = next(self._dead_cursors)
+        self.dead[cursor] = DeadRecord(
+            cursor=f"{cursor:016d}", queue=queue, record=fetched.record, letter=letter, dead_at=self.now()
+        )
+
+    def pick_dead(self, queue: str | None, ids: Sequence[str] | None) -> list[int]:
+        wanted = None if ids is None else set(ids)
+        return [
+            cursor
+            for cursor, dead in self.dead.items()
+            if (queue is None or dead.queue == queue) and (wanted is None or dead.record.id in wanted)
+        ]

@@ -1,0 +1,271 @@
+"""Workers: handlers by message type, and what a handler can do."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import inspect
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
+
+import msgspec
+
+from hivewire.backend import Mode
+from hivewire.delivery import Delivery
+from hivewire.errors import NoHandler, SettingsError
+from hivewire.ids import derived_id
+from hivewire.message import Message
+from hivewire.protocol import Protocol, Receipt
+from hivewire.rules.retry import Retry
+
+Handler = Callable[[Message, "Context"], Any]
+HandlerT = TypeVar("HandlerT", bound=Handler)
+T = TypeVar("T")
+
+ANY = "*"
+"""A handler for every type that has none of its own."""
+
+
+class _Entry(msgspec.Struct, frozen=True):
+    handler: Handler
+    is_async: bool
+    retry: Retry | None
+    timeout_s: float | None
+
+
+class Context:
+    """What a handler knows beside the message, and what it can do.
+
+    The id of everything it sends follows from the message it handles, the recipient, the type and a
+    running number (or `name`). So when the message is delivered again, receivers recognise what they have
+    had already. A handler that sends to one recipient in changing order gives each a `name`.
+    """
+
+    __slots__ = ("_delivery", "message", "protocol", "worker")
+
+    def __init__(self, worker: Worker, protocol: Protocol, delivery: Delivery, message: Message) -> None:
+        self.worker = worker
+        self.protocol = protocol
+        self.message = message
+        self._delivery = delivery
+
+    @property
+    def attempt(self) -> int:
+        """1 at the first start of a handler for this message; crashes count."""
+        return self._delivery.attempt
+
+    @property
+    def blocking(self) -> BlockingContext:
+        """The same for a plain function, which runs in a thread."""
+        return BlockingContext(self, self.worker.loop)
+
+    def _output_id(self, to: str, type: str, name: str | None) -> str:
+        cause = name if name is not None else self._delivery.next_output(to, type)
+        return derived_id(self.message.id, self._delivery.replay, to, type, cause)
+
+    async def send(
+        self,
+        type: str,
+        to: str,
+        content: Any = None,
+        *,
+        name: str | None = None,
+        delay_s: float = 0,
+        idempotency_key: str | None = None,
+        **fields: Any,
+    ) -> Receipt:
+        """Send as this worker. `fields` are those of `Message`."""
+        fields.setdefault("id", self._output_id(to, type, name))
+        message = Message(type=type, sender=self.worker.name, to=to, content=content, **fields)
+        return await self.protocol.send(message, delay_s=delay_s, idempotency_key=idempotency_key)
+
+    async def reply(self, content: Any, *, type: str = "response", name: str | None = None) -> Receipt:
+        """Answer where the message asks for it (`metadata["reply_to"]`), else its sender."""
+        to = self.message.metadata.get("reply_to") or self.message.sender
+        answer = Message(
+            type=type,
+            sender=self.worker.name,
+            to=to,
+            content=content,
+            in_reply_to=self.message.id,
+            id=self._output_id(to, type, name),
+        )
+        return await self.protocol.deliver_reply(answer)
+
+    async def progress(self, **content: Any) -> None:
+        """Tell whoever follows the work (`metadata["progress_to"]`), if anybody does."""
+        to = self.message.metadata.get("progress_to")
+        if to:
+            event = Message(
+                type="event",
+                sender=self.worker.name,
+                to=to,
+                content=content,
+                in_reply_to=self.message.id,
+                id=self._output_id(to, "event", None) if self.attempt == 1 else derived_id(
+                    self.message.id, self._delivery.replay, to, "event", self.attempt, self._delivery.next_output(to, "event")
+                ),
+            )
+            await self.protocol.deliver_reply(event)
+
+    async def once(self, name: str, fn: Callable[[], T | Awaitable[T]]) -> T:
+        """The stored result of `fn` for this message and name; computed only if there is none.
+
+        The result (any JSON value) is stored before it is returned and kept for 24 times the idempotency
+        window, a day by default. A crash between the effect of `fn` and the storing of its result
+        computes it again: give the effect itself a key that `name` and the message's id determine.
+        """
+
+        async def compute() -> T:
+            value = fn()
+            return await value if inspect.isawaitable(value) else value
+
+        scope = f"{self.worker.name}/{self.message.id}/{self._delivery.replay}"
+        result: T = await self.protocol.once(scope, name, compute)
+        return result
+
+
+class BlockingContext:
+    """`Context` for a handler that runs in a thread: each call waits for its end."""
+
+    __slots__ = ("_context", "_loop")
+
+    def __init__(self, context: Context, loop: asyncio.AbstractEventLoop) -> None:
+        self._context = context
+        self._loop = loop
+
+    def _wait(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()
+
+    def send(self, type: str, to: str, content: Any = None, **fields: Any) -> Receipt:
+        return self._wait(self._context.send(type, to, content, **fields))
+
+    def reply(self, content: Any, *, type: str = "response", name: str | None = None) -> Receipt:
+        return self._wait(self._context.reply(content, type=type, name=name))
+
+    def progress(self, **content: Any) -> None:
+        self._wait(self._context.progress(**content))
+
+    def once(self, name: str, fn: Callable[[], T]) -> T:
+        """`fn` runs in a thread of the pool of `asyncio.to_thread`."""
+
+        def in_thread() -> Awaitable[T]:
+            return asyncio.to_thread(fn)
+
+        return self._wait(self._context.once(name, in_thread))
+
+
+class Worker:
+    """An agent's handlers. The same worker may be served in many processes.
+
+    `capabilities` say what plans may ask of it; `concurrency` is how many messages one process handles at
+    a time (of different keys, unless `mode="competing"`); `groups` are joined when it is first served.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        capabilities: Sequence[str] = (),
+        concurrency: int = 8,
+        groups: Sequence[str] = (),
+        mode: Mode = "ordered",
+    ) -> None:
+        if concurrency < 1:
+            raise SettingsError(f"worker {name}: concurrency must be at least 1, not {concurrency}")
+        self.name = name
+        self.capabilities = tuple(capabilities)
+        self.concurrency = concurrency
+        self.groups = tuple(groups)
+        self.mode: Mode = mode
+        self._entries: dict[str, _Entry] = {}
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    @property
+    def types(self) -> tuple[str, ...]:
+        return tuple(self._entries)
+
+    @property
+    def loop(self) -> asyncio.AbstractEventLoop:
+        if self._loop is None:
+            raise SettingsError(f"worker {self.name} is not being served")
+        return self._loop
+
+    def on(
+        self, type: str = ANY, *, retry: Retry | None = None, timeout_s: float | None = None
+    ) -> Callable[[HandlerT], HandlerT]:
+        """Handle messages of this type (`"*"`: of every type without a handler of its own).
+
+        An `async def` runs on the event loop, a plain `def` in a thread. `retry` and `timeout_s` replace
+        the protocol's defaults; after `timeout_s` the handler is cancelled, which is a failed attempt. A
+        thread cannot be cancelled: its late result is dropped.
+        """
+
+        def register(handler: HandlerT) -> HandlerT:
+            if type in self._entries:
+                raise SettingsError(f"worker {self.name} has two handlers for {type!r}")
+            self._entries[type] = _Entry(handler, inspect.iscoroutinefunction(handler), retry, timeout_s)
+            return handler
+
+        return register
+
+    def _entry(self, type: str) -> _Entry | None:
+        return self._entries.get(type) or self._entries.get(ANY)
+
+    def _retry(self, type: str) -> Retry | None:
+        entry = self._entry(type)
+        return None if entry is None else entry.retry
+
+    async def serve(
+        self, protocol: Protocol, stop: Awaitable[object] | None = None, drain_s: float = 10.0
+    ) -> None:
+        """Handle messages until `stop` is done or this is cancelled; what runs may finish for `drain_s`."""
+        types = () if ANY in self._entries else self.types
+        await protocol.subscribe(self.name, types, groups=self.groups, mode=self.mode)
+        self._loop = asyncio.get_running_loop()
+        threads = ThreadPoolExecutor(self.concurrency, thread_name_prefix=f"hivewire-{self.name}")
+        limits = [entry.timeout_s for entry in self._entries.values()]
+
+        async def in_thread(handler: Handler, message: Message, context: Context) -> Any:
+            run = contextvars.copy_context().run
+            return await self.loop.run_in_executor(threads, run, handler, message, context)
+
+        async def handle(delivery: Delivery) -> None:
+            message = delivery.message
+            entry = self._entries.get(message.type) or self._entries.get(ANY)
+            if entry is None:
+                raise NoHandler(f"worker {self.name} has no handler for type {message.type!r} in this process")
+            context = Context(self, protocol, delivery, message)
+            if entry.is_async:
+                result = await entry.handler(message, context)
+            else:
+                result = await in_thread(entry.handler, message, context)
+            if "reply_to" in message.metadata:
+                await context.reply(result, type="result", name="result")
+
+        try:
+            await protocol.serve(
+                self.name,
+                handle,
+                concurrency=self.concurrency,
+                retry=self._retry,
+                timeout_of=self._timeout if any(limits) else None,
+                stop=stop,
+                drain_s=drain_s,
+            )
+        finally:
+            threads.shutdown(wait=False, cancel_futures=True)
+
+    def _timeout(self, type: str) -> float | None:
+        entry = self._entry(type)
+        return None if entry is None else entry.timeout_s
+
+
+def run(*workers: Worker, target: Any = None, grace_s: float = 10.0, **settings: Any) -> None:
+    """Serve the workers in this process until SIGTERM or SIGINT; then let what runs finish for `grace_s`.
+    A second signal ends at once. Uses uvloop when it is installed."""
+    from hivewire.cli.serving import run_until_signal  # noqa: PLC0415
+    from hivewire.factory import connect  # noqa: PLC0415
+
+    run_until_signal(workers, lambda: connect(target, **settings), grace_s)

@@ -1,0 +1,132 @@
+"""Who receives in this process: one inbox for `receive` of an agent, and one for each `serve`."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable
+
+from hivewire.backend import QueueSpec
+from hivewire.engine.core import Core
+from hivewire.engine.crew import Crew
+from hivewire.engine.delivery import EngineDelivery
+from hivewire.engine.groups import Groups
+from hivewire.engine.inbox import Inbox
+from hivewire.engine.pull import Puller
+from hivewire.engine.subscriptions import Subscriptions
+from hivewire.engine.volatile import Volatile
+
+
+class Consumers:
+    """Makes inboxes, and ends them all."""
+
+    def __init__(self, core: Core, subscriptions: Subscriptions, groups: Groups, volatile: Volatile) -> None:
+        self._core = core
+        self._subscriptions = subscriptions
+        self._groups = groups
+        self._volatile = volatile
+        self._pullers: dict[str, Puller] = {}
+        self._opening = asyncio.Lock()
+        self._inboxes: set[Inbox] = set()
+        self._stops: set[asyncio.Future[None]] = set()
+        self._none_serves = asyncio.Event()
+        self._none_serves.set()
+        self._closed = False
+
+    async def puller(self, agent: str) -> Puller:
+        puller = self._pullers.get(agent)
+        if puller is None:
+            async with self._opening:
+                puller = self._pullers.get(agent)
+                if puller is None:
+                    puller = self._pullers[agent] = Puller(await self.inbox(agent))
+        return puller
+
+    async def inbox(self, agent: str) -> Inbox:
+        spec = await self._subscriptions.declare(QueueSpec(name=agent, shards=self._core.settings.shards))
+        subscriptions = self._subscriptions
+        inbox = Inbox(
+            self._core,
+            agent,
+            competing=spec.mode == "competing",
+            accepts=lambda type: subscriptions.accepts(agent, type),
+        )
+
+        async def recheck(type: str) -> bool:
+            accepted = await subscriptions.accepts_fresh(agent, type)
+            await self._join_groups(agent, inbox)
+            return accepted
+
+        inbox.recheck = recheck
+        await inbox.start()
+        self._inboxes.add(inbox)
+        await self._join_groups(agent, inbox)
+        return inbox
+
+    async def _join_groups(self, agent: str, inbox: Inbox) -> None:
+        """Its groups may have been joined by another process, or in an earlier life."""
+        for group in (await self._subscriptions.agent(agent)).groups:
+            await self._groups.ensure(group)
+            await self._volatile.join(group, inbox)
+
+    async def joined(self, agent: str) -> None:
+        """The agent's groups have changed in this process."""
+        for inbox in tuple(self._inboxes):
+            if inbox.queue == agent:
+                await self._join_groups(agent, inbox)
+
+    def handed_out(self, message_id: str) -> EngineDelivery | None:
+        """The delivery of a message that `receive` has handed out in this process."""
+        for puller in self._pullers.values():
+            delivery = puller.inbox.open.get(message_id)
+            if delivery is not None:
+                return delivery
+        return None
+
+    async def serve(self, crew: Crew, stop: Awaitable[object] | None, drain_s: float) -> None:
+        """Run the crew until `stop`, `close` or a cancel; then its inbox is closed."""
+        inbox = crew.inbox
+        ending: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._stops.add(ending)
+        self._none_serves.clear()
+        stopper = None if stop is None else asyncio.ensure_future(_then(stop, ending))
+        try:
+            await crew.run(ending, drain_s)
+        finally:
+            if stopper is not None:
+                stopper.cancel()
+            try:
+                await inbox.close()
+            finally:
+                self._volatile.leave(inbox)
+                self._inboxes.discard(inbox)
+                self._stops.discard(ending)
+                if not self._stops:
+                    self._none_serves.set()
+
+    async def close(self, drain_s: float) -> None:
+        """Stop all; each `serve` drains by its own time or this one, whichever is shorter."""
+        for ending in tuple(self._stops):
+            if not ending.done():
+                ending.set_result(None)
+        try:
+            async with asyncio.timeout(drain_s + 6.0):
+                await self._none_serves.wait()
+        except TimeoutError:
+            pass  # their tasks are cancelled with all others
+        for puller in self._pullers.values():
+            puller.stop()
+        for inbox in tuple(self._inboxes):
+            await inbox.close()
+        self._inboxes.clear()
+
+    def abandon(self) -> None:
+        for inbox in self._inboxes:
+            inbox.abandon()
+        for puller in self._pullers.values():
+            puller.stop()
+
+
+async def _then(stop: Awaitable[object], ending: asyncio.Future[None]) -> None:
+    await stop
+    if not ending.done():
+        ending.set_result(None)

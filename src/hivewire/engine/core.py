@@ -1,0 +1,100 @@
+"""What all parts of one protocol object share."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import socket
+from contextvars import ContextVar
+
+from hivewire.backend import Backend, Features, Letter, Member
+from hivewire.engine.middleware import Middleware, chain
+from hivewire.engine.tasks import Tasks
+from hivewire.protocol import ProtocolMetrics
+from hivewire.record import Fetched
+from hivewire.rules.retry import Retry
+from hivewire.settings import Settings
+
+handling: ContextVar[bool] = ContextVar("hivewire_handling", default=False)
+"""True inside a handler: its sends have a reserve above a queue's cap."""
+
+
+class Core:
+    """Backend, settings, counters, tasks, and who may run."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        backend: Backend,
+        rng: random.Random,
+        incoming: tuple[Middleware, ...],
+    ) -> None:
+        self.settings = settings
+        self.backend = backend
+        self.rng = rng
+        self.metrics = ProtocolMetrics()
+        self.tasks = Tasks()
+        self.floor = Floor()
+        self.worker = settings.worker_name or f"{socket.gethostname()}:{os.getpid()}"
+        self.retry = Retry(
+            max_attempts=settings.max_attempts, first_s=settings.retry_first_s, most_s=settings.retry_most_s
+        )
+        self.incoming = chain(incoming) if incoming else None
+
+    @property
+    def features(self) -> Features:
+        return self.backend.features
+
+    def member(self) -> Member:
+        return Member(name=self.worker, lease_s=self.settings.lease_s)
+
+    def letter(self, fetched: Fetched, reason: str, error: str) -> Letter:
+        return Letter(
+            reason=reason,
+            error=error,
+            attempts=fetched.starts,
+            first_at=fetched.stored_at,
+            worker=self.worker,
+        )
+
+
+class Floor:
+    """Who runs in this process. A record that may kill its process gets the floor for itself."""
+
+    def __init__(self) -> None:
+        self.running = 0
+        self.alone = False
+        self._changed = asyncio.Event()
+
+    def enter(self) -> None:
+        self.running += 1
+
+    def leave(self) -> None:
+        self.running -= 1
+        if self.alone:
+            self._changed.set()
+
+    async def wait(self) -> None:
+        """Until nobody has or wants the floor alone."""
+        while self.alone:
+            self._changed.clear()
+            await self._changed.wait()
+
+    async def take(self) -> None:
+        """Wait until nothing else runs; starts of others wait until `give_back`."""
+        await self.wait()
+        self.alone = True
+        try:
+            while self.running:
+                self._changed.clear()
+                await self._changed.wait()
+        except BaseException:
+            self.give_back()
+            raise
+
+    def give_back(self) -> None:
+        self.alone = False
+        self._changed.set()
+
+

@@ -1,0 +1,348 @@
+"""`serve`: a fixed number of slots that run handlers, without a task for each message."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from math import inf
+
+from hivewire.engine.core import handling
+from hivewire.engine.delivery import LOST, OPEN, SETTLED, EngineDelivery
+from hivewire.engine.inbox import Inbox
+from hivewire.errors import BackendError, Closed
+from hivewire.message import Message
+from hivewire.protocol import Handle
+from hivewire.record import Fetched
+from hivewire.rules.blame import runs_alone
+from hivewire.rules.lanes import Lane
+from hivewire.rules.pace import Pace
+
+log = logging.getLogger(__name__)
+
+_MARK_AFTER_S = 0.02
+_SLICE_S = 0.005
+_FETCH_LIMIT = 1_000
+_FETCH_WAIT_S = 60.0
+_FETCH_RETRY_S = 0.1
+_REPEAT_CANCEL_S = 1.0
+
+class Slot:
+    """One place for a running handler. `why` tells why its task was cancelled."""
+
+    __slots__ = ("cancel_at", "delivery", "started_at", "task", "why")
+
+    def __init__(self) -> None:
+        self.task: asyncio.Task[None] | None = None
+        self.delivery: EngineDelivery | None = None
+        self.started_at = 0.0
+        self.cancel_at = 0.0
+        self.why = ""
+
+
+class Crew:
+    """Slots take lanes and run their records one after another; one that suspends in a handler leaves the
+    next lane to another slot. Slots are made as they are needed, `concurrency` at the most."""
+
+    def __init__(
+        self,
+        inbox: Inbox,
+        handle: Handle,
+        concurrency: int,
+        timeout_s: float,
+        timeout_of: Callable[[str], float | None] | None = None,
+    ) -> None:
+        self.inbox = inbox
+        self._core = inbox.core
+        self._handle = handle
+        self._concurrency = concurrency
+        self._timeout_s = timeout_s
+        self._timeout_of = timeout_of
+        self._pace = Pace()
+        self._slots: list[Slot] = []
+        self._sleepers: list[asyncio.Future[None]] = []
+        self._hungry: asyncio.Future[None] | None = None
+        self._stopping = False
+        self._sweep: asyncio.TimerHandle | None = None
+        self._sweep_at = inf
+        self._loop = asyncio.get_running_loop()
+        self._feeder: asyncio.Task[None] | None = None
+        inbox.on_lost(self._lane_lost)
+        inbox.on_push = self._wake_one
+
+    async def run(self, stop: Awaitable[object] | None, drain_s: float) -> None:
+        self._feeder = self._core.tasks.start(self._feed(), f"take {self.inbox.queue}")
+        try:
+            if stop is None:
+                await self._feeder
+            else:
+                stopper = asyncio.ensure_future(stop)
+                await asyncio.wait({stopper, self._feeder}, return_when=asyncio.FIRST_COMPLETED)
+                if self._feeder.done() and not self._feeder.cancelled():
+                    self._feeder.result()
+        except asyncio.CancelledError:
+            drain_s = 0.0
+            raise
+        finally:
+            await self._drain(drain_s)
+
+    # -- taking
+
+    async def _feed(self) -> None:
+        while not self._stopping:
+            busy = sum(slot.delivery is not None for slot in self._slots)
+            ready = len(self.inbox.lanes.ready)
+            free = self._concurrency - busy
+            lanes = self._pace.lanes(self._concurrency, free) - ready
+            if lanes <= ready:  # half is left: no need to ask for a few
+                self._hungry = self._loop.create_future()
+                await self._hungry
+                continue
+            try:
+                batch = await self.inbox.fetch(
+                    _FETCH_LIMIT, _FETCH_WAIT_S, lanes=lanes, run=_FETCH_LIMIT, starting=max(free - ready, 0)
+                )
+            except BackendError as error:
+                log.warning("cannot take messages yet", extra={"queue": self.inbox.queue, "error": str(error)})
+                await asyncio.sleep(_FETCH_RETRY_S)
+                continue
+            except Closed:
+                return
+            if batch:
+                self.inbox.lanes.add(batch)
+                self._wake_one()
+
+    def _fed_up_to(self) -> None:
+        """A slot has taken a lane: see whether the feeder should go on."""
+        hungry = self._hungry
+        if hungry is not None and not hungry.done():
+            hungry.set_result(None)
+
+    def _wake_one(self) -> None:
+        """Somebody for the next ready lane. Whoever takes one wakes the next: quick handlers finish a
+        batch in one slot, without waking all."""
+        while self._sleepers:
+            sleeper = self._sleepers.pop()
+            if not sleeper.done():
+                sleeper.set_result(None)
+                return
+        if len(self._slots) < self._concurrency and not self._stopping:
+            self._add_slot()
+
+    def _add_slot(self) -> None:
+        slot = Slot()
+        self._slots.append(slot)
+        slot.task = self._core.tasks.start(self._work(slot), f"handle {self.inbox.queue}")
+
+    # -- running
+
+    async def _work(self, slot: Slot) -> None:
+        handling.set(True)
+        lanes = self.inbox.lanes
+        try:
+            while not self._stopping:
+                lane = lanes.next_lane()
+                if lane is None:
+                    self._fed_up_to()
+                    sleeper = self._loop.create_future()
+                    self._sleepers.append(sleeper)
+                    await sleeper
+                    continue
+                if lanes.ready:
+                    self._wake_one()
+                await self._run_lane(slot, lane)
+                self._fed_up_to()
+        finally:
+            self._slots.remove(slot)
+
+    async def _run_lane(self, slot: Slot, lane: Lane) -> None:
+        """Handle the lane's records, one after another, for a slice of time."""
+        waiting, inbox, loop = lane.waiting, self.inbox, self._loop
+        began = now = loop.time()
+        handled = 0
+        try:
+            while waiting and not lane.lost and not self._stopping:
+                fetched = waiting[0]
+                message = await inbox.admit(lane)
+                if message is None:
+                    continue
+                if not await self._may_start(fetched, lane):
+                    break
+                slot.started_at = now
+                await self._run(slot, lane, fetched, message)
+                handled += 1
+                now = loop.time()
+                if now - began > _SLICE_S:
+                    await asyncio.sleep(0)
+                    break
+        finally:
+            if handled:
+                self._pace.observe(handled, max(loop.time() - began, 1e-7))
+            if waiting and not lane.lost:
+                inbox.lanes.resume(lane)
+
+    async def _may_start(self, fetched: Fetched, lane: Lane) -> bool:
+        if self._core.floor.alone:
+            await self._core.floor.wait()
+        if fetched.marked:
+            return not lane.lost and not self._stopping
+        if fetched.suspect:
+            if runs_alone(fetched):
+                await self._core.floor.take()
+            try:
+                if not await self.inbox.mark(fetched):
+                    self.inbox.lost({lane.shard})
+            except BackendError as error:
+                log.warning("cannot mark a start yet", extra={"queue": self.inbox.queue, "error": str(error)})
+                await asyncio.sleep(_FETCH_RETRY_S)
+                self._floor_back(fetched)
+                return False
+        else:
+            fetched.starts += 1
+        if lane.lost or self._stopping:
+            self._floor_back(fetched)
+            if not lane.lost:
+                fetched.starts -= 1
+                fetched.marked = False
+            return False
+        return True
+
+    def _floor_back(self, fetched: Fetched) -> None:
+        if runs_alone(fetched) and self._core.floor.alone:
+            self._core.floor.give_back()
+
+    async def _run(self, slot: Slot, lane: Lane, fetched: Fetched, message: Message) -> None:
+        inbox, core = self.inbox, self._core
+        delivery = EngineDelivery(inbox, lane, fetched, message)
+        delivery.held = True
+        slot.delivery = delivery
+        slot.why = ""
+        inbox.handed_out(fetched)
+        core.floor.running += 1
+        if self._timeout_of is not None:
+            delivery.timeout_s = self._timeout_of(message.type)
+        due = slot.started_at + (self._limit(delivery) if fetched.marked else _MARK_AFTER_S)
+        if due < self._sweep_at:
+            self._arm(due)
+        try:
+            if core.incoming is None:
+                await self._handle(delivery)
+            else:
+                await self._through_middleware(delivery)
+        except asyncio.CancelledError:
+            if not self._cancelled(slot, delivery, lane):
+                raise
+        except Exception as error:
+            if delivery.state == OPEN and not lane.lost:
+                delivery.state = SETTLED
+                inbox.outcome_of(lane, error)
+            elif not isinstance(error, Closed):
+                log.warning("handler failed after its delivery was settled", exc_info=error)
+        else:
+            if delivery.state == OPEN and not lane.lost:
+                delivery.state = SETTLED
+                inbox.done(lane)
+        finally:
+            slot.delivery = None
+            core.floor.leave()
+            if fetched.crashes:
+                self._floor_back(fetched)
+
+    async def _through_middleware(self, delivery: EngineDelivery) -> None:
+        async def last(message: Message) -> None:
+            delivery.change(message)
+            await self._handle(delivery)
+
+        assert self._core.incoming is not None
+        await self._core.incoming(delivery.message, last)
+
+    def _cancelled(self, slot: Slot, delivery: EngineDelivery, lane: Lane) -> bool:
+        """True: it was we who cancelled the handler, and the slot goes on."""
+        why, slot.why = slot.why, ""
+        open_still = delivery.state == OPEN and not lane.lost
+        if open_still:
+            delivery.state = SETTLED
+        if why == "timeout":
+            if open_still:
+                self.inbox.failed(lane, TimeoutError(f"its handler ran longer than {self._limit(delivery)} s"))
+        elif open_still:
+            self.inbox.not_counted(lane, 0.0)
+        if why and slot.task is not None:
+            slot.task.uncancel()
+        return why in ("timeout", "lost")
+
+    def _limit(self, delivery: EngineDelivery) -> float:
+        return self._timeout_s if delivery.timeout_s is None else delivery.timeout_s
+
+    # -- watching
+
+    def _swept(self) -> None:
+        """Mark handlers that last, cancel those that last too long. One timer for all."""
+        self._sweep, self._sweep_at = None, inf
+        now = self._loop.time()
+        unmarked: list[Fetched] = []
+        again_at: float | None = None
+        for slot in self._slots:
+            delivery = slot.delivery
+            if delivery is None:
+                continue
+            due = slot.started_at + self._limit(delivery)
+            if not delivery.fetched.marked:
+                if now - slot.started_at >= _MARK_AFTER_S:
+                    delivery.fetched.marked = True
+                    unmarked.append(delivery.fetched)
+                else:
+                    due = slot.started_at + _MARK_AFTER_S
+            if due <= now:
+                self._cancel(slot, "timeout")
+                due = now + _REPEAT_CANCEL_S
+            again_at = due if again_at is None else min(again_at, due)
+        if unmarked:
+            self._core.tasks.start(self._mark(unmarked), f"mark {self.inbox.queue}")
+        if again_at is not None:
+            self._arm(again_at)
+
+    def _arm(self, at: float) -> None:
+        if self._sweep is not None:
+            self._sweep.cancel()
+        self._sweep, self._sweep_at = self._loop.call_at(at, self._swept), at
+
+    async def _mark(self, unmarked: list[Fetched]) -> None:
+        """Written behind: a start that is not marked when the process dies is not counted."""
+        try:
+            await self.inbox.consumer.start(unmarked)
+        except (BackendError, Closed) as error:
+            log.debug("running marks not stored", extra={"queue": self.inbox.queue, "error": str(error)})
+
+    def _cancel(self, slot: Slot, why: str) -> None:
+        if slot.task is not None and slot.delivery is not None:
+            slot.why = why
+            slot.task.cancel(why)
+
+    def _lane_lost(self, lane: Lane) -> None:
+        for slot in self._slots:
+            if slot.delivery is not None and slot.delivery.lane is lane:
+                slot.delivery.state = LOST
+                self._cancel(slot, "lost")
+
+    # -- ending
+
+    async def _drain(self, drain_s: float) -> None:
+        """Start nothing more; what runs may finish; then it is cancelled and given back."""
+        self._stopping = True
+        if self._feeder is not None:
+            self._feeder.cancel()
+        for sleeper in self._sleepers:
+            if not sleeper.done():
+                sleeper.set_result(None)
+        tasks = {slot.task for slot in self._slots if slot.task is not None}
+        if tasks and drain_s > 0:
+            await asyncio.wait(tasks, timeout=drain_s)
+        while tasks := {slot.task for slot in self._slots if slot.task is not None and not slot.task.done()}:
+            for slot in self._slots:
+                slot.why = "drain"
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks, timeout=_REPEAT_CANCEL_S)
+        if self._sweep is not None:
+            self._sweep.cancel()

@@ -1,0 +1,106 @@
+"""A delivery as the engine hands it out."""
+
+from __future__ import annotations
+
+from contextvars import Token
+from typing import TYPE_CHECKING
+
+from hivewire.delivery import Delivery
+from hivewire.engine.core import handling
+from hivewire.errors import AlreadySettled, LeaseLost
+from hivewire.message import Message
+from hivewire.record import Fetched
+from hivewire.rules.lanes import Lane
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from hivewire.engine.inbox import Inbox
+
+OPEN, SETTLED, LOST = 0, 1, 2
+
+
+class EngineDelivery(Delivery):
+    __slots__ = ("_handling", "_inbox", "_message", "expires_at", "fetched", "held", "lane", "outputs", "state", "timeout_s")
+
+    def __init__(self, inbox: Inbox, lane: Lane, fetched: Fetched, message: Message) -> None:
+        self._inbox = inbox
+        self._message = message
+        self.lane = lane
+        self.fetched = fetched
+        self.state = OPEN
+        self.held = False
+        self.expires_at = 0.0
+        self.timeout_s: float | None = None
+        """A limit of its own for this handler, instead of the one of `serve`."""
+        self.outputs: dict[tuple[str, str], int] | None = None
+        self._handling: Token[bool] | None = None
+
+    @property
+    def message(self) -> Message:
+        return self._message
+
+    @property
+    def attempt(self) -> int:
+        return self.fetched.starts
+
+    @property
+    def settled(self) -> bool:
+        return self.state == SETTLED
+
+    @property
+    def replay(self) -> int:
+        return self.fetched.record.replay
+
+    def change(self, message: Message) -> None:
+        """Middleware has replaced the message."""
+        self._message = message
+
+    def next_output(self, to: str, type: str) -> int:
+        """The running number of this handler's outputs to one recipient of one type."""
+        if self.outputs is None:
+            self.outputs = {}
+        number = self.outputs.get((to, type), 0)
+        self.outputs[to, type] = number + 1
+        return number
+
+    def _claim(self, doing: str) -> None:
+        """Exactly one settlement gets past here."""
+        if self.state == SETTLED:
+            raise AlreadySettled(f"{doing} {self._message.id}: it was settled before")
+        if self.state == LOST or self.lane.lost:
+            self.state = LOST
+            raise LeaseLost(f"{doing} {self._message.id}: the lease ended; it may be with another worker")
+        self.state = SETTLED
+
+    async def ack(self) -> None:
+        self._claim("ack")
+        await self._inbox.ack(self)
+
+    async def nack(self, *, delay_s: float | None = None, error: BaseException | None = None) -> None:
+        self._claim("nack")
+        await self._inbox.nack(self, delay_s, error)
+
+    async def reject(self, reason: str) -> None:
+        self._claim("reject")
+        await self._inbox.reject(self, reason)
+
+    async def extend(self) -> None:
+        if self.state == SETTLED:
+            raise AlreadySettled(f"extend {self._message.id}: it was settled before")
+        if self.state == LOST or self.lane.lost:
+            raise LeaseLost(f"extend {self._message.id}: the lease ended; it may be with another worker")
+        self._inbox.extend(self)
+
+    def _hold(self) -> None:
+        self.held = True
+        self._inbox.extend(self)
+        self._handling = handling.set(True)
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool:
+        if self._handling is not None:
+            handling.reset(self._handling)
+            self._handling = None
+        return await super().__aexit__(kind, error, trace)

@@ -1,0 +1,96 @@
+"""Broadcast. A group is a queue of one key whose records are messages, joins and leaves; whoever holds
+it copies messages into the members' own queues. So who joined after a send gets nothing old."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+
+from hivewire.backend import Append, Record, Room
+from hivewire.codec import encode
+from hivewire.delivery import Delivery
+from hivewire.engine.core import Core
+from hivewire.engine.crew import Crew
+from hivewire.engine.inbox import Inbox
+from hivewire.engine.subscriptions import Subscriptions
+from hivewire.ids import new_id
+from hivewire.message import Message
+
+GROUP_QUEUE_PREFIX = "~group/"
+JOIN, LEAVE = "hivewire.join", "hivewire.leave"
+_POLL_S = 0.02
+
+Fan = Callable[[Message, str, str], Awaitable[None]]
+
+
+class Groups:
+    """Runs the fan-out of every group that this process has to do with."""
+
+    def __init__(self, core: Core, subscriptions: Subscriptions) -> None:
+        self._core = core
+        self._subscriptions = subscriptions
+        self._inboxes: dict[str, Inbox] = {}
+        self._starting = asyncio.Lock()
+
+    async def ensure(self, group: str) -> None:
+        """This process takes part in the fan-out of the group."""
+        if group in self._inboxes:
+            return
+        async with self._starting:
+            if group in self._inboxes:
+                return
+            inbox = Inbox(self._core, GROUP_QUEUE_PREFIX + group, competing=False, accepts=lambda type: True)
+            await inbox.start()
+
+            async def handle(delivery: Delivery) -> None:
+                await self._fan_out(group, delivery)
+
+            crew = Crew(inbox, handle, concurrency=1, timeout_s=self._core.settings.handler_timeout_s)
+            self._core.tasks.start(crew.run(None, 0.0), f"group {group}")
+            self._inboxes[group] = inbox
+
+    async def announce(self, group: str, agent: str, *, joined: bool) -> None:
+        """Returns when it is in force."""
+        await self.ensure(group)
+        control = Message(type=JOIN if joined else LEAVE, sender=agent, to=agent, id=new_id())
+        body = encode(control, 1024)
+        record = Record(control.id, group, body, type=control.type, sender=agent)
+        await append(self._core, [Append(GROUP_QUEUE_PREFIX + group, [record], room=Room.ALWAYS)])
+        while (agent in await self._subscriptions.members(group)) != joined:
+            await asyncio.sleep(_POLL_S)  # whoever holds the group's queue may be another process
+
+    async def _fan_out(self, group: str, delivery: Delivery) -> None:
+        message = delivery.message
+        if message.type in (JOIN, LEAVE):
+            await self._subscriptions.set_member(group, message.sender, joined=message.type == JOIN)
+            return
+        for member in await self._subscriptions.members(group):
+            copy = message.replace(
+                id=f"{message.id}@{member}", to=member, metadata={**message.metadata, "group": group}
+            )
+            body = encode(copy, self._core.settings.max_message_size_bytes)
+            record = Record(
+                copy.id,
+                copy.key or copy.sender,
+                body,
+                type=copy.type,
+                sender=copy.sender,
+                ttl_s=copy.ttl_s,
+                priority=copy.priority,
+                replay=delivery.replay,
+            )
+            await append(self._core, [Append(member, [record], room=Room.CAP)])
+
+    async def close(self) -> None:
+        for inbox in self._inboxes.values():
+            await inbox.close()
+        self._inboxes.clear()
+
+
+async def append(core: Core, batch: Sequence[Append]) -> None:
+    """Store, or raise the first problem."""
+    for problem in (await core.backend.append(batch)).values():
+        if isinstance(problem, Exception):
+            raise problem
+
+

@@ -1,0 +1,407 @@
+"""One process's part of one agent's queue: what it took, in lanes, and what became of it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import traceback
+from collections.abc import Awaitable, Callable, Mapping, Sequence, Set
+
+from hivewire.backend import Again, Back, Consumer, Dead, Ownership, Unfinished
+from hivewire.codec import decode
+from hivewire.engine.core import Core
+from hivewire.engine.delivery import LOST, OPEN, EngineDelivery
+from hivewire.errors import BackendError, Closed, LeaseLost, NoHandler, QueueFull, Reject, RetryAfter, Undecodable
+from hivewire.message import Message
+from hivewire.protocol import ProtocolMetrics
+from hivewire.record import Fetched, Record, life
+from hivewire.rules.blame import judge
+from hivewire.rules.dedup import Window
+from hivewire.rules.lanes import Lane, Lanes
+from hivewire.rules.retry import Retry
+
+log = logging.getLogger(__name__)
+
+_QUEUE_FULL_DELAY_S = 0.2
+_SETTLE_RETRY_S = 0.05
+VOLATILE_SHARD = -1
+_VOLATILE_KEY = "\x00volatile/"
+_MOST_VOLATILE = 10_000
+
+Accepts = Callable[[str], bool]
+
+
+class Inbox(Ownership):
+    """Takes records, decides which may be handed out, and stores what became of each.
+
+    Invariants: of one key at most one record is handed out; an outcome is stored after the handler has
+    ended, never before; what was taken is settled, given back, or lost with the lease; a record whose
+    lease is lost is neither settled nor started.
+    """
+
+    def __init__(self, core: Core, queue: str, *, competing: bool, accepts: Accepts) -> None:
+        self.core = core
+        self.queue = queue
+        self.metrics = ProtocolMetrics() if queue.startswith("~") else core.metrics
+        """Internal queues are not counted as the user's messages."""
+        self.lanes = Lanes(competing=competing)
+        self.accepts = accepts
+        """Whether this agent takes a type, as far as is known here."""
+        self.recheck: Callable[[str], Awaitable[bool]] | None = None
+        self.retry_of: Callable[[str], Retry | None] | None = None
+        self.open: dict[str, EngineDelivery] = {}
+        """Deliveries that `receive` handed out, by message id."""
+        self._consumer: Consumer | None = None
+        self._settled = Window(core.settings.dedup_window_ids, core.settings.dedup_window_s)
+        self._done: list[Fetched] = []
+        self._rest: list[Unfinished] = []
+        self._waiting_acks: dict[int, asyncio.Future[bool]] = {}
+        self._flush_wanted = asyncio.Event()
+        self._flushed = asyncio.Event()
+        self._flushed.set()
+        self._lost_listeners: list[Callable[[Lane], None]] = []
+        self._closed = False
+        self.arrived = asyncio.Event()
+        """Something became ready, or ended."""
+        self.on_push: Callable[[], None] | None = None
+
+    async def start(self) -> None:
+        self._consumer = await self.core.backend.consume(self.queue, self.core.member(), self)
+        self.core.tasks.start(self._flush(), f"settle {self.queue}")
+
+    @property
+    def consumer(self) -> Consumer:
+        if self._consumer is None or self._closed:
+            raise Closed(f"receive from {self.queue}: the protocol was closed")
+        return self._consumer
+
+    # -- what the driver tells
+
+    async def gained(self, shard: int, token: int, saved: bytes) -> None:
+        """Nothing to prepare: with lanes in the store every record carries its history."""
+
+    async def losing(self, shards: Set[int], within_s: float) -> Mapping[int, bytes]:
+        return {}
+
+    def lost(self, shards: Set[int]) -> None:
+        for lane in self.lanes.lose(shards):
+            for tell in self._lost_listeners:
+                tell(lane)
+        for delivery in list(self.open.values()):
+            if delivery.lane.lost:
+                delivery.state = LOST
+                self._ended(delivery)
+
+    def on_lost(self, listener: Callable[[Lane], None]) -> None:
+        self._lost_listeners.append(listener)
+
+    # -- taking
+
+    def handed_out(self, fetched: Fetched) -> None:
+        metrics = self.metrics
+        metrics.messages_received += 1
+        if fetched.starts > 1:
+            metrics.redelivered += 1
+
+    def _sample_latency(self, fetched: Fetched) -> None:
+        """Once a batch: the reference's moving average."""
+        metrics = self.metrics
+        now = self.core.backend.now()
+        metrics.average_latency += 0.2 * (max(0.0, now - fetched.stored_at) - metrics.average_latency)
+        metrics.last_updated = now
+
+    async def fetch(self, limit: int, wait_s: float, *, lanes: int, run: int, starting: int) -> Sequence[Fetched]:
+        batch = await self.consumer.fetch(limit, wait_s, lanes=lanes, run=run, starting=starting)
+        if batch:
+            self._sample_latency(batch[0])
+        return batch
+
+    async def admit(self, lane: Lane) -> Message | None:
+        """The message of the lane's first record, if its handler may start. If not, its outcome is noted;
+        the caller looks at `lane.waiting` and `lane.lost` again."""
+        fetched = lane.waiting[0]
+        record = fetched.record
+        if fetched.suspect or fetched.died:
+            judge(fetched)
+            if fetched.failures >= self._policy(record.type).max_attempts:
+                self.dead(lane, "crashed", f"its handler's process died {fetched.failures} times")
+                return None
+        if fetched.seen or life(record) in self._settled:
+            self.metrics.duplicates += 1
+            self.done(lane)
+            return None
+        if record.ttl_s is not None and self.core.backend.now() - fetched.stored_at > record.ttl_s:
+            self.metrics.expired += 1
+            self.dead(lane, "expired", f"its time to live of {record.ttl_s} s ran out")
+            return None
+        try:
+            message = decode(record.body)
+        except Undecodable as error:
+            self.dead(lane, "malformed", str(error))
+            return None
+        if not self.accepts(message.type) and not await self._accepts_after_all(message.type):
+            if not lane.lost:
+                self.dead(lane, "unsubscribed", f"{self.queue} does not take messages of type {message.type!r}")
+            return None
+        return message
+
+    async def _accepts_after_all(self, type: str) -> bool:
+        """Asked of the store before anything is rejected because of what is known here."""
+        return self.recheck is not None and await self.recheck(type)
+
+    async def mark(self, fetched: Fetched) -> bool:
+        """Store the running mark before the start; False: the lease is lost."""
+        fetched.starts += 1
+        fetched.marked = True
+        try:
+            refused = await self.consumer.start([fetched])
+        except BaseException:
+            fetched.starts -= 1
+            fetched.marked = False
+            raise
+        return not refused
+
+    # -- outcomes. Each takes the lane's first record off; the taker still has the lane if it holds more.
+
+    def done(self, lane: Lane) -> bool:
+        fetched = lane.waiting[0]
+        self._settled.add(life(fetched.record), self.core.backend.now())
+        if fetched.shard != VOLATILE_SHARD:
+            self._done.append(fetched)
+            self._wake_flush()
+        return self.lanes.finished(lane)
+
+    def dead(self, lane: Lane, reason: str, error: str) -> bool:
+        fetched = lane.waiting[0]
+        self._settled.add(life(fetched.record), self.core.backend.now())
+        if fetched.shard != VOLATILE_SHARD:
+            self.metrics.dead += 1
+            self._rest.append(Dead(fetched, self.core.letter(fetched, reason, error)))
+            self._wake_flush()
+        return self.lanes.finished(lane)
+
+    def failed(self, lane: Lane, error: BaseException | None, delay_s: float | None = None) -> None:
+        """The attempt counts: again by the policy, or dead."""
+        fetched = lane.waiting[0]
+        self.metrics.nacked += 1
+        self.metrics.messages_failed += 1
+        fetched.failures += 1
+        policy = self._policy(fetched.record.type)
+        if fetched.failures >= policy.max_attempts:
+            self.dead(lane, "no_handler" if isinstance(error, NoHandler) else "max_attempts", _describe(error))
+            return
+        if delay_s is None:
+            delay_s = policy.delay_s(fetched.failures, self.core.rng.random())
+        self.again(lane, delay_s)
+
+    def again(self, lane: Lane, delay_s: float) -> None:
+        """Another attempt later, with the counters as they are; the lane waits for it in the store."""
+        fetched = lane.waiting.popleft()
+        if fetched.shard != VOLATILE_SHARD:
+            self._rest.append(Again(fetched, delay_s))
+            self._give_back_rest(lane)
+        self.lanes.remove(lane)
+
+    def give_back(self, lane: Lane) -> None:
+        """Nothing of the lane was started."""
+        head = lane.waiting[0]
+        if head.marked:
+            head.starts -= 1
+            head.marked = False
+        self._give_back_rest(lane)
+        self.lanes.remove(lane)
+
+    def _give_back_rest(self, lane: Lane) -> None:
+        self._rest.extend(Back(fetched) for fetched in lane.waiting if fetched.shard != VOLATILE_SHARD)
+        lane.waiting.clear()
+        self._wake_flush()
+
+    def not_counted(self, lane: Lane, delay_s: float) -> None:
+        """The attempt did not come to its end and is not the message's fault."""
+        self.metrics.nacked += 1
+        self.again(lane, delay_s)
+
+    def outcome_of(self, lane: Lane, error: Exception) -> None:
+        """What a handler's exception means."""
+        if isinstance(error, Reject):
+            self.dead(lane, "rejected", error.reason)
+        elif isinstance(error, RetryAfter):
+            self.failed(lane, error, error.delay_s)
+        elif isinstance(error, QueueFull):
+            lane.waiting[0].starts -= 1
+            self.not_counted(lane, _QUEUE_FULL_DELAY_S)
+        else:
+            self.failed(lane, error)
+
+    def _policy(self, type: str) -> Retry:
+        policy = self.retry_of(type) if self.retry_of is not None else None
+        return policy or self.core.retry
+
+    # -- storing outcomes
+
+    def _wake_flush(self) -> None:
+        self._flush_wanted.set()
+
+    async def _flush(self) -> None:
+        """Stores what has come together while the last batch was on its way."""
+        while True:
+            await self._flush_wanted.wait()
+            self._flush_wanted.clear()
+            self._flushed.clear()
+            done, self._done = self._done, []
+            rest, self._rest = self._rest, []
+            if done or rest:
+                refused = await self._settle(done, rest)
+                self._tell(done, rest, refused)
+            if not self._done and not self._rest:
+                self._flushed.set()
+
+    async def _settle(self, done: Sequence[Fetched], rest: Sequence[Unfinished]) -> Sequence[Fetched]:
+        while True:
+            try:
+                return await self.consumer.settle(done, rest)
+            except (BackendError, OSError) as error:
+                # The outcomes are kept until the store is back. Repeating is safe: a settlement that got
+                # through is refused the second time.
+                log.warning("cannot store outcomes yet", extra={"queue": self.queue, "error": str(error)})
+                await asyncio.sleep(_SETTLE_RETRY_S)
+
+    def _tell(self, done: Sequence[Fetched], rest: Sequence[Unfinished], refused: Sequence[Fetched]) -> None:
+        self.metrics.acked += len(done)
+        if refused:
+            gone = {id(fetched) for fetched in refused}
+            self.metrics.acked -= sum(id(fetched) in gone for fetched in done)
+        if not self._waiting_acks:
+            return
+        lost = {id(fetched) for fetched in refused}
+        for fetched in [*done, *(outcome.fetched for outcome in rest)]:
+            waiter = self._waiting_acks.pop(id(fetched), None)
+            if waiter is not None and not waiter.done():
+                waiter.set_result(id(fetched) not in lost)
+
+    async def flushed(self) -> None:
+        """Until everything noted so far is stored."""
+        while self._done or self._rest or not self._flushed.is_set():
+            self._flushed.clear()
+            self._wake_flush()
+            await self._flushed.wait()
+
+    # -- settlements through a Delivery
+
+    async def ack(self, delivery: EngineDelivery) -> None:
+        await self._settle_delivery(delivery, "ack", lambda: self.done(delivery.lane))
+
+    async def nack(self, delivery: EngineDelivery, delay_s: float | None, error: BaseException | None) -> None:
+        lane = delivery.lane
+
+        def note() -> None:
+            if isinstance(error, asyncio.CancelledError):
+                self.not_counted(lane, 0.0)
+            elif isinstance(error, QueueFull) and delay_s is None:
+                self.outcome_of(lane, error)
+            else:
+                self.failed(lane, error, delay_s)
+
+        await self._settle_delivery(delivery, "nack", note)
+
+    async def reject(self, delivery: EngineDelivery, reason: str) -> None:
+        await self._settle_delivery(delivery, "reject", lambda: self.dead(delivery.lane, "rejected", reason))
+
+    async def _settle_delivery(self, delivery: EngineDelivery, doing: str, note: Callable[[], None]) -> None:
+        """Note the outcome now, return when it is stored. A caller that is cancelled while it waits does
+        not take it back."""
+        fetched = delivery.fetched
+        volatile = fetched.shard == VOLATILE_SHARD
+        stored: asyncio.Future[bool] | None = None
+        if not volatile:
+            stored = asyncio.get_running_loop().create_future()
+            self._waiting_acks[id(fetched)] = stored
+        pulled = self._ended(delivery)
+        note()
+        if pulled and delivery.lane.waiting:
+            self.lanes.resume(delivery.lane)
+            self.arrived.set()
+        if stored is not None and not await stored:
+            delivery.state = LOST
+            raise LeaseLost(f"{doing} {delivery.message.id}: the lease ended; it may be with another worker")
+
+    def hand_out(self, delivery: EngineDelivery) -> None:
+        """To somebody outside, who settles it."""
+        self.open[delivery.fetched.record.id] = delivery
+        self.core.floor.enter()
+        self.extend(delivery)
+        self.handed_out(delivery.fetched)
+
+    def _ended(self, delivery: EngineDelivery) -> bool:
+        """Whether it was with somebody outside; now it is not."""
+        if self.open.get(delivery.fetched.record.id) is not delivery:
+            return False
+        del self.open[delivery.fetched.record.id]
+        self.core.floor.leave()
+        return True
+
+    def overdue(self) -> float | None:
+        """Take back deliveries that were not settled in their time; the next time to look."""
+        now = asyncio.get_running_loop().time()
+        soonest: float | None = None
+        for delivery in list(self.open.values()):
+            if delivery.expires_at <= now:
+                delivery.state = LOST
+                self._ended(delivery)
+                self.failed(delivery.lane, TimeoutError("it was not settled within its lease"), 0.0)
+                if delivery.lane.waiting and not delivery.lane.lost:
+                    self.lanes.resume(delivery.lane)
+                    self.arrived.set()
+            elif soonest is None or delivery.expires_at < soonest:
+                soonest = delivery.expires_at
+        return soonest
+
+    def extend(self, delivery: EngineDelivery) -> None:
+        loop = asyncio.get_running_loop()
+        settings = self.core.settings
+        limit = settings.handler_timeout_s if delivery.held else settings.lease_s
+        delivery.expires_at = loop.time() + limit
+
+    def push_volatile(self, id: str, body: bytes, type: str) -> None:
+        """A message that no store holds: handed out once, settled nowhere, dropped when too many wait."""
+        if len(self.lanes) >= _MOST_VOLATILE:
+            return
+        record = Record(id, f"{_VOLATILE_KEY}{id}", body, type)
+        now = self.core.backend.now()
+        self.lanes.add([Fetched(VOLATILE_SHARD, 0, -1, record, now, starts=1, marked=True)])
+        self.arrived.set()
+        if self.on_push is not None:
+            self.on_push()
+
+    # -- ending
+
+    def abandon(self) -> None:
+        """As if the process was killed: nothing is stored any more."""
+        self._closed = True
+
+    async def close(self) -> None:
+        """Give back what is held unstarted, store what is noted, leave. Deliveries that are open come
+        again when the store frees them."""
+        if self._closed or self._consumer is None:
+            self._closed = True
+            return
+        for delivery in list(self.open.values()):
+            if delivery.state == OPEN:
+                delivery.state = LOST
+                self.not_counted(delivery.lane, 0.0)
+            self._ended(delivery)
+        for lane in self.lanes.take_back():
+            self.give_back(lane)
+        try:
+            async with asyncio.timeout(5.0):
+                await self.flushed()
+        except TimeoutError:
+            log.warning("closed with outcomes that are not stored", extra={"queue": self.queue})
+        consumer, self._closed = self._consumer, True
+        await consumer.close()
+
+
+def _describe(error: BaseException | None) -> str:
+    if error is None:
+        return "given back by its handler (nack)"
+    return "".join(traceback.format_exception(error))

@@ -1,0 +1,428 @@
+"""The engine: every promise of the protocol, once, over any backend."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from typing import Any, Self
+
+import msgspec
+
+from hivewire.backend import Append, Backend, Depth, Duplicate, Mode, QueueSpec, Record, Room
+from hivewire.codec import check_agent, check_group, decode, encode, split_address
+from hivewire.delivery import Delivery
+from hivewire.engine.consumers import Consumers
+from hivewire.engine.core import Core, handling
+from hivewire.engine.crew import Crew
+from hivewire.engine.groups import GROUP_QUEUE_PREFIX, JOIN, LEAVE, Groups
+from hivewire.engine.middleware import Middleware, chain
+from hivewire.engine.once import once
+from hivewire.engine.replies import REPLY_PREFIX, Replies
+from hivewire.engine.sender import Sender
+from hivewire.engine.subscriptions import Subscriptions
+from hivewire.engine.volatile import Volatile
+from hivewire.errors import (
+    BackendError,
+    Closed,
+    HivewireError,
+    MessageError,
+    QueueMissing,
+    SettingsError,
+    Undecodable,
+)
+from hivewire.ids import derived_id
+from hivewire.message import UNORDERED, Message
+from hivewire.protocol import DeadLetter, Handle, Health, Protocol, ProtocolMetrics, Receipt, Subscription
+from hivewire.rules.retry import Retry
+from hivewire.settings import Settings
+
+_HEALTH_S = 3.0
+_MAINTENANCE_S = 1.0
+_MOST_BROADCAST_ID = 120
+
+
+class Engine(Protocol):
+    """The protocol over one backend. Opened by `async with` or by the first call."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        backend: Backend,
+        *,
+        outgoing: Sequence[Middleware] = (),
+        incoming: Sequence[Middleware] = (),
+        rng: random.Random | None = None,
+    ) -> None:
+        self.settings = settings
+        self.backend = backend
+        self._outgoing = chain(tuple(outgoing)) if outgoing else None
+        self._incoming = tuple(incoming)
+        self._rng = rng or random.Random()
+        self._open = False
+        self._closed = False
+        self._opening: asyncio.Lock | None = None
+        self._closing: asyncio.Task[None] | None = None
+
+    # -- life
+
+    async def __aenter__(self) -> Self:
+        await self._start()
+        return self
+
+    async def _start(self) -> None:
+        if self._open:
+            return
+        if self._opening is None:
+            self._opening = asyncio.Lock()
+        async with self._opening:
+            if self._closed:
+                raise Closed("the protocol was closed; make a new one with hivewire.connect")
+            if self._open:
+                return
+            await self.backend.open()
+            try:
+                await self._check_durability()
+            except BaseException:
+                await self.backend.close()
+                raise
+            core = self._core = Core(self.settings, self.backend, self._rng, self._incoming)
+            self._subscriptions = Subscriptions(self.backend)
+            self._sender = Sender(core)
+            self._groups = Groups(core, self._subscriptions)
+            self._volatile = Volatile(core, self._subscriptions)
+            self._consumers = Consumers(core, self._subscriptions, self._groups, self._volatile)
+            self._replies = Replies(core)
+            core.tasks.start(self._maintain(), "maintenance")
+            self._open = True
+
+    async def _check_durability(self) -> None:
+        if self.settings.require_durable and self.backend.features.durability == "volatile":
+            raise SettingsError(
+                "require_durable is set, but this backend keeps messages in memory only; use sqlite:// or another store"
+            )
+
+    async def close(self, drain_s: float = 10) -> None:
+        if self._closing is None:
+            self._closed = True
+            self._closing = asyncio.ensure_future(self._shut(drain_s))
+        await asyncio.shield(self._closing)
+
+    async def _shut(self, drain_s: float) -> None:
+        if not self._open:
+            return
+        await self._sender.drain(drain_s)
+        await self._consumers.close(drain_s)
+        await self._groups.close()
+        await self._volatile.close()
+        await self._replies.close()
+        await self._core.tasks.close()
+        await self.backend.close()
+        self._open = False
+
+    def abandon(self) -> None:
+        """As if this process was killed: nothing is settled or given back, leases run out. For tests."""
+        self._closed = True
+        self.backend.abandon()
+        self._consumers.abandon()
+        self._closing = asyncio.ensure_future(self._abandon())
+
+    async def _abandon(self) -> None:
+        await self._core.tasks.close()
+        await self.backend.close()
+        self._open = False
+
+    async def _maintain(self) -> None:
+        """Now and then: expired messages to the dead letters, old traces forgotten."""
+        while True:
+            await asyncio.sleep(_MAINTENANCE_S)
+            try:
+                await self._bury_expired()
+            except (BackendError, OSError):
+                continue  # `health` tells; the next round tries again
+
+    async def _bury_expired(self) -> None:
+        if self.backend.features.finds_expired:
+            buried = await self.backend.bury_expired()
+            self._core.metrics.expired += buried
+            self._core.metrics.dead += buried
+
+    # -- sending
+
+    async def send(
+        self, message: Message, *, delay_s: float = 0, idempotency_key: str | None = None, timeout_s: float = 30
+    ) -> Receipt:
+        if not self._open or self._closed:
+            await self._ready()
+        if self._outgoing is not None:
+            receipt: Receipt = await self._outgoing(
+                message, lambda changed: self._send(changed, delay_s, idempotency_key, timeout_s)
+            )
+            return receipt
+        return await self._send(message, delay_s, idempotency_key, timeout_s)
+
+    async def _send(self, message: Message, delay_s: float, idempotency_key: str | None, timeout_s: float) -> Receipt:
+        queue, record = self._record(message)
+        room = Room.RESERVE if handling.get() else Room.CAP
+        entry = Append(queue, (record,), delay_s, idempotency_key, self.settings.idempotency_window_s, room)
+        problems = await self._sender.append((entry,), timeout_s)
+        if idempotency_key is None:
+            return Receipt(message.id)
+        problem = problems.get(0)
+        if isinstance(problem, Duplicate):
+            self._core.metrics.duplicates += 1
+            return Receipt(problem.id, duplicate=True)
+        return Receipt(message.id, duplicate=False if self.backend.features.store_dedup else None)
+
+    def _record(self, message: Message) -> tuple[str, Record]:
+        """The queue and the stored form. Raises `MessageError` before anything is stored."""
+        body = encode(message, self.settings.max_message_size_bytes)
+        queue, instance = split_address(message.to)
+        key = instance or message.key or message.sender
+        if key is UNORDERED or key == UNORDERED:
+            key = message.id
+        ttl_s = message.ttl_s if message.ttl_s is not None else self.settings.message_ttl_s
+        return queue, Record(message.id, key, body, message.type, message.sender, ttl_s, message.priority)
+
+    async def send_many(self, messages: Sequence[Message], *, timeout_s: float = 30) -> list[Receipt]:
+        if not self._open or self._closed:
+            await self._ready()
+        if self._outgoing is not None:
+            return [await self.send(message, timeout_s=timeout_s) for message in messages]
+        room = Room.RESERVE if handling.get() else Room.CAP
+        entries: list[Append] = []
+        records: list[Record] = []
+        last = None
+        for message in messages:
+            queue, record = self._record(message)
+            if queue != last:
+                records = []
+                entries.append(Append(queue, records, room=room))
+                last = queue
+            records.append(record)
+        if entries:
+            await self._sender.append(entries, timeout_s)
+        return [Receipt(message.id) for message in messages]
+
+    async def request(self, message: Message, *, timeout_s: float = 30.0) -> Message:
+        await self._ready()
+        await self._replies.open()
+        waiter = self._replies.expect(message.id)
+        asked = message.replace(metadata={**message.metadata, "reply_to": self._replies.address})
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + timeout_s
+        try:
+            await self.send(asked, timeout_s=timeout_s)
+        except BaseException:
+            self._replies.forget(message.id)
+            raise
+        return await self._replies.wait(message.id, waiter, max(0.0, deadline - loop.time()))
+
+    async def reply(self, message: Message, content: Any, *, type: str = "response") -> Receipt:
+        await self._ready()
+        to = message.metadata.get("reply_to") or message.sender
+        delivery = self._consumers.handed_out(message.id)
+        answer = Message(type=type, sender=message.to, to=to, content=content, in_reply_to=message.id)
+        if delivery is not None:
+            number = delivery.next_output(to, type)
+            answer = answer.replace(id=derived_id(message.id, delivery.replay, to, type, number))
+        return await self.deliver_reply(answer)
+
+    async def deliver_reply(self, answer: Message) -> Receipt:
+        """Store a reply; it is never refused for a full queue, and dropped when nobody waits any more."""
+        if answer.to.startswith(REPLY_PREFIX):
+            queue = answer.to
+            body = encode(answer.replace(to=split_address(answer.sender)[0]), self.settings.max_message_size_bytes)
+            record = Record(answer.id, answer.id, body, answer.type, answer.sender)
+        else:
+            queue, record = self._record(answer)
+        try:
+            await self._sender.append((Append(queue, (record,), room=Room.ALWAYS),), 30.0)
+        except QueueMissing:
+            self._core.metrics.late_replies += 1
+        return Receipt(answer.id)
+
+    async def broadcast(self, message: Message, group: str, *, durable: bool = True) -> Receipt:
+        await self._ready()
+        check_group(group)
+        if message.type in (JOIN, LEAVE) or len(message.id) > _MOST_BROADCAST_ID:
+            raise MessageError(f"broadcast {message.id}: its type is reserved or its id is too long")
+        sent = message.replace(to=group)
+        if not durable:
+            encode(sent, self.settings.max_message_size_bytes)
+            await self._volatile.publish(group, sent)
+            self._core.metrics.messages_sent += 1
+            return Receipt(message.id)
+        await self._groups.ensure(group)
+        _, record = self._record(sent)
+        record.key = group
+        room = Room.RESERVE if handling.get() else Room.CAP
+        await self._sender.append((Append(GROUP_QUEUE_PREFIX + group, (record,), room=room),), 30.0)
+        return Receipt(message.id)
+
+    # -- receiving
+
+    async def receive(self, agent: str, *, limit: int = 10, wait_s: float = 5.0) -> list[Delivery]:
+        await self._ready()
+        check_agent(agent)
+        if limit < 1:
+            raise MessageError(f"receive from {agent}: limit must be at least 1, not {limit}")
+        puller = await self._consumers.puller(agent)
+        return list(await puller.receive(limit, wait_s))
+
+    async def consume(self, agent: str, *, prefetch: int = 1) -> AsyncIterator[Delivery]:
+        taken: list[Delivery] = []
+        try:
+            while True:
+                taken = await self.receive(agent, limit=prefetch, wait_s=60.0)
+                while taken:
+                    yield taken.pop(0)
+        finally:
+            for delivery in taken:
+                await delivery.nack(delay_s=0, error=asyncio.CancelledError())
+
+    async def serve(
+        self,
+        agent: str,
+        handle: Handle,
+        *,
+        concurrency: int = 1,
+        timeout_s: float | None = None,
+        retry: Callable[[str], Retry | None] | None = None,
+        timeout_of: Callable[[str], float | None] | None = None,
+        stop: Awaitable[object] | None = None,
+        drain_s: float = 10.0,
+    ) -> None:
+        await self._ready()
+        check_agent(agent)
+        inbox = await self._consumers.inbox(agent)
+        inbox.retry_of = retry
+        limit_s = self.settings.handler_timeout_s if timeout_s is None else timeout_s
+        crew = Crew(inbox, handle, concurrency, limit_s, timeout_of)
+        await self._consumers.serve(crew, stop, drain_s)
+
+    # -- who takes what
+
+    async def subscribe(
+        self, agent: str, types: Sequence[str] = (), *, groups: Sequence[str] = (), mode: Mode = "ordered"
+    ) -> None:
+        await self._ready()
+        check_agent(agent)
+        for group in groups:
+            check_group(group)
+        await self._subscriptions.declare(QueueSpec(name=agent, mode=mode, shards=self.settings.shards))
+        await self._subscriptions.add(agent, types, groups)
+        for group in groups:
+            await self._groups.announce(group, agent, joined=True)
+        await self._consumers.joined(agent)
+
+    async def unsubscribe(self, agent: str, types: Sequence[str] = (), *, groups: Sequence[str] = ()) -> None:
+        await self._ready()
+        check_agent(agent)
+        everything = not types and not groups
+        leaving = (await self._subscriptions.fresh(agent)).groups if everything else groups
+        await self._subscriptions.remove(agent, types, leaving, everything=everything)
+        for group in leaving:
+            await self._groups.announce(group, agent, joined=False)
+
+    async def subscription(self, agent: str) -> Subscription:
+        await self._ready()
+        check_agent(agent)
+        return await self._subscriptions.describe(agent)
+
+    async def agents(self) -> Sequence[str]:
+        await self._ready()
+        return sorted(spec.name for spec in await self.backend.queues() if not spec.name.startswith("~"))
+
+    # -- looking
+
+    async def depth(self, agent: str) -> Depth:
+        await self._ready()
+        check_agent(agent)
+        await self._bury_expired()
+        return await self.backend.depth(agent)
+
+    async def dead_letters(
+        self, agent: str | None = None, *, limit: int = 100, after: str | None = None
+    ) -> list[DeadLetter]:
+        await self._ready()
+        await self._bury_expired()
+        letters = []
+        for dead in await self.backend.dead(agent, limit, after):
+            try:
+                message: Message | None = decode(dead.record.body)
+            except Undecodable:
+                message = None
+            letter = dead.letter
+            letters.append(
+                DeadLetter(
+                    id=dead.record.id,
+                    agent=dead.queue,
+                    message=message,
+                    raw=dead.record.body,
+                    reason=letter.reason,
+                    error=letter.error,
+                    attempts=letter.attempts,
+                    first_at=letter.first_at,
+                    dead_at=dead.dead_at,
+                    worker=letter.worker,
+                    cursor=dead.cursor,
+                )
+            )
+        return letters
+
+    async def replay(self, what: str | Sequence[str]) -> int:
+        await self._ready()
+        if isinstance(what, str):
+            return await self.backend.revive(what, None)
+        return await self.backend.revive(None, list(what))
+
+    async def purge_dead(self, what: str | Sequence[str] | None = None, *, older_than_s: float | None = None) -> int:
+        await self._ready()
+        if what is None or isinstance(what, str):
+            return await self.backend.purge_dead(what, None, older_than_s)
+        return await self.backend.purge_dead(None, list(what), older_than_s)
+
+    async def cleanup(self, older_than_s: float) -> int:
+        await self._ready()
+        return await self.backend.cleanup(older_than_s)
+
+    def metrics(self) -> ProtocolMetrics:
+        if not hasattr(self, "_core"):
+            return ProtocolMetrics()
+        self._core.metrics.in_flight = self._core.floor.running
+        return msgspec.structs.replace(self._core.metrics)
+
+    async def health(self) -> Health:
+        began = time.perf_counter()
+        durability = self.backend.features.durability
+        name = self.settings.protocol
+        try:
+            async with asyncio.timeout(_HEALTH_S):
+                await self._ready()
+                found = await self.backend.health()
+        except TimeoutError:
+            return Health(
+                ok=False, backend=name, durability=durability, detail=f"the store did not answer within {_HEALTH_S} s"
+            )
+        except HivewireError as error:
+            return Health(ok=False, backend=name, durability=durability, detail=str(error))
+        return Health(
+            ok=found.ok,
+            backend=name,
+            durability=found.durability,
+            detail=found.detail,
+            warnings=tuple(found.warnings),
+            latency_s=time.perf_counter() - began,
+        )
+
+    async def once(self, scope: str, name: str, fn: Callable[[], Awaitable[Any]]) -> Any:
+        await self._ready()
+        return await once(self.backend, f"{scope}/{name}", fn, self.settings.idempotency_window_s * 24)
+
+    async def _ready(self) -> None:
+        if self._closed:
+            raise Closed("the protocol was closed; make a new one with hivewire.connect")
+        if not self._open:
+            await self._start()

@@ -1,0 +1,147 @@
+"""`receive`: handing out deliveries that the caller settles."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+
+from hivewire.engine.delivery import EngineDelivery
+from hivewire.engine.inbox import VOLATILE_SHARD, Inbox
+from hivewire.errors import HivewireError
+from hivewire.message import Message
+from hivewire.record import Fetched
+from hivewire.rules.blame import runs_alone
+from hivewire.rules.lanes import Lane
+
+
+class Puller:
+    """Takes from the store only for somebody who waits: what arrives for nobody is given back at once."""
+
+    def __init__(self, inbox: Inbox) -> None:
+        self.inbox = inbox
+        self._fetching: asyncio.Task[None] | None = None
+        self._error: HivewireError | None = None
+        self._callers = 0
+        self._sweep: asyncio.TimerHandle | None = None
+
+    async def receive(self, limit: int, wait_s: float) -> list[EngineDelivery]:
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + wait_s
+        self._callers += 1
+        try:
+            while True:
+                handed = await self._hand_out(limit)
+                if handed:
+                    return handed
+                left = deadline - loop.time()
+                if left <= 0 and self._fetching is None and not self.inbox.lanes.ready:
+                    # Ask once even when there is no time to wait.
+                    if wait_s > 0:
+                        return []
+                    await self._fetch(limit, 0.0)
+                    return await self._hand_out(limit)
+                if left <= -0.05:
+                    return []
+                await self._arrival(limit, max(left, 0.0))
+        finally:
+            self._callers -= 1
+            self._arm()
+
+    async def _arrival(self, limit: int, left: float) -> None:
+        if self._fetching is None:
+            self._fetching = self.inbox.core.tasks.start(self._fetch(limit, left), f"receive {self.inbox.queue}")
+        self.inbox.arrived.clear()
+        try:
+            async with asyncio.timeout(left + 0.05):
+                await self.inbox.arrived.wait()
+        except TimeoutError:
+            return
+        if self._error is not None:
+            error, self._error = self._error, None
+            raise error
+
+    async def _fetch(self, limit: int, wait_s: float) -> None:
+        """In a task of its own: a caller that is cancelled does not cancel what is on its way."""
+        inbox = self.inbox
+        try:
+            batch = await inbox.fetch(limit, wait_s, lanes=limit, run=1, starting=limit)
+        except HivewireError as error:
+            self._error = error
+            batch = ()
+        finally:
+            self._fetching = None
+            inbox.arrived.set()
+        self._arrived(batch)
+
+    def _arrived(self, batch: Sequence[Fetched]) -> None:
+        self.inbox.lanes.add(batch)
+        if not self._callers:
+            for lane in self.inbox.lanes.take_back(VOLATILE_SHARD):
+                self.inbox.give_back(lane)
+
+    async def _hand_out(self, limit: int) -> list[EngineDelivery]:
+        """Cancelled in between, what was taken from the lanes is given back."""
+        handed: list[EngineDelivery] = []
+        lane: Lane | None = None
+        try:
+            while len(handed) < limit and (lane := self.inbox.lanes.next_lane()) is not None:
+                alone = runs_alone(lane.waiting[0])
+                if alone and (handed or self.inbox.core.floor.running):
+                    self.inbox.lanes.ready.appendleft(lane)  # by itself, when all others are settled
+                    break
+                delivery = await self._delivery(lane)
+                if delivery is not None:
+                    handed.append(delivery)
+                if alone:
+                    break
+        except BaseException:
+            if lane is not None and lane.waiting and not lane.lost:
+                self.inbox.give_back(lane)
+            for delivery in handed:
+                self.inbox.give_back(delivery.lane)
+            raise
+        for delivery in handed:
+            self.inbox.hand_out(delivery)
+        return handed
+
+    async def _delivery(self, lane: Lane) -> EngineDelivery | None:
+        while lane.waiting and not lane.lost:
+            fetched = lane.waiting[0]
+            message: Message | None = await self.inbox.admit(lane)
+            if message is not None and self.inbox.core.incoming is not None:
+                message = await self._through_middleware(lane, message)
+            if message is None:
+                continue
+            if not fetched.marked and not await self.inbox.mark(fetched):
+                self.inbox.lost({lane.shard})
+                return None
+            return None if lane.lost else EngineDelivery(self.inbox, lane, fetched, message)
+        return None
+
+    async def _through_middleware(self, lane: Lane, message: Message) -> Message | None:
+        async def last(message: Message) -> Message:
+            return message
+
+        assert self.inbox.core.incoming is not None
+        try:
+            passed: Message = await self.inbox.core.incoming(message, last)
+        except Exception as error:
+            self.inbox.outcome_of(lane, error)
+            return None
+        return passed
+
+    def _arm(self) -> None:
+        """See to deliveries that nobody settles in time."""
+        if self._sweep is None and self.inbox.open:
+            soonest = min(delivery.expires_at for delivery in self.inbox.open.values())
+            self._sweep = asyncio.get_running_loop().call_at(soonest, self._swept)
+
+    def _swept(self) -> None:
+        self._sweep = None
+        self.inbox.overdue()
+        self._arm()
+
+    def stop(self) -> None:
+        if self._sweep is not None:
+            self._sweep.cancel()
+            self._sweep = None

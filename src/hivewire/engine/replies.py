@@ -1,0 +1,73 @@
+"""Request and reply: a mailbox of this process, and who waits for what."""
+
+from __future__ import annotations
+
+import asyncio
+
+from hivewire.backend import QueueSpec
+from hivewire.delivery import Delivery
+from hivewire.engine.core import Core
+from hivewire.engine.crew import Crew
+from hivewire.engine.inbox import Inbox
+from hivewire.errors import TimedOut
+from hivewire.ids import new_id
+from hivewire.message import Message
+
+REPLY_PREFIX = "~reply/"
+
+
+class Replies:
+    """Made with the first request; its queue goes with this object."""
+
+    def __init__(self, core: Core) -> None:
+        self._core = core
+        self.address = REPLY_PREFIX + new_id()
+        self._waiting: dict[str, asyncio.Future[Message]] = {}
+        self._inbox: Inbox | None = None
+        self._opening = asyncio.Lock()
+
+    async def open(self) -> None:
+        if self._inbox is not None:
+            return
+        async with self._opening:  # several first requests at once
+            if self._inbox is not None:
+                return
+            await self._core.backend.declare(QueueSpec(name=self.address, mode="competing"))
+            inbox = Inbox(self._core, self.address, competing=True, accepts=lambda type: True)
+            await inbox.start()
+            crew = Crew(inbox, self._arrived, concurrency=1, timeout_s=60.0)
+            self._core.tasks.start(crew.run(None, 0.0), "replies")
+            self._inbox = inbox
+
+    def expect(self, message_id: str) -> asyncio.Future[Message]:
+        waiter: asyncio.Future[Message] = asyncio.get_running_loop().create_future()
+        self._waiting[message_id] = waiter
+        return waiter
+
+    async def wait(self, message_id: str, waiter: asyncio.Future[Message], timeout_s: float) -> Message:
+        try:
+            async with asyncio.timeout(timeout_s):
+                return await waiter
+        except TimeoutError:
+            raise TimedOut(f"request {message_id}: no reply within {timeout_s} s") from None
+        finally:
+            self._waiting.pop(message_id, None)
+
+    def forget(self, message_id: str) -> None:
+        self._waiting.pop(message_id, None)
+
+    async def _arrived(self, delivery: Delivery) -> None:
+        message = delivery.message
+        if message.type == "event":
+            return  # progress of a handler; nobody asked for it here
+        waiter = self._waiting.get(message.in_reply_to or "")
+        if waiter is None or waiter.done():
+            self._core.metrics.late_replies += 1
+        else:
+            waiter.set_result(message)
+
+    async def close(self) -> None:
+        if self._inbox is not None:
+            await self._inbox.close()
+            await self._core.backend.drop_queue(self.address)
+            self._inbox = None

@@ -1,0 +1,132 @@
+"""Who takes what: agents' types, groups and modes, kept in the store's catalogue."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import msgspec
+
+from hivewire.backend import Backend, QueueSpec
+from hivewire.errors import Unsupported
+from hivewire.protocol import Subscription
+
+AGENT_PREFIX = "agent/"
+GROUP_PREFIX = "group/"
+
+
+class _Agent(msgspec.Struct, frozen=True, omit_defaults=True):
+    types: list[str] | None = None
+    """None: it never named a type and takes all."""
+    groups: list[str] = []
+
+
+_decoder = msgspec.json.Decoder(_Agent)
+_members = msgspec.json.Decoder(list[str])
+
+
+class Subscriptions:
+    """A cache of the catalogue, read anew whenever the backend's epoch has moved."""
+
+    def __init__(self, backend: Backend) -> None:
+        self._backend = backend
+        self._known: dict[str, _Agent] = {}
+        self._epoch = -1
+        self.modes: dict[str, QueueSpec] = {}
+
+    async def agent(self, name: str) -> _Agent:
+        """As fresh as the last fetch."""
+        if self._epoch != self._backend.epoch:
+            self._known.clear()
+            self._epoch = self._backend.epoch
+        known = self._known.get(name)
+        return known if known is not None else await self.fresh(name)
+
+    async def fresh(self, name: str) -> _Agent:
+        """Asked of the store now."""
+        entry = await self._backend.get(AGENT_PREFIX + name)
+        found = _decoder.decode(entry.value) if entry.version and entry.value else _Agent()
+        self._known[name] = found
+        return found
+
+    def accepts(self, name: str, type: str) -> bool:
+        """False also when nothing is known here: the caller asks `fresh` before it refuses."""
+        if self._epoch != self._backend.epoch:
+            return False
+        known = self._known.get(name)
+        return known is not None and (known.types is None or type in known.types)
+
+    async def accepts_fresh(self, name: str, type: str) -> bool:
+        if self._epoch != self._backend.epoch:
+            self._known.clear()
+            self._epoch = self._backend.epoch
+        known = await self.fresh(name)
+        return known.types is None or type in known.types
+
+    async def describe(self, name: str) -> Subscription:
+        found = await self.fresh(name)
+        mode = next((spec.mode for spec in await self._backend.queues() if spec.name == name), None)
+        return Subscription(agent=name, types=found.types, groups=tuple(found.groups), mode=mode)
+
+    async def change(self, name: str, change: Callable[[_Agent], _Agent]) -> None:
+        await update(self._backend, AGENT_PREFIX + name, lambda value: _encode(change(_read_agent(value))))
+        self._known.pop(name, None)
+        await self.fresh(name)
+
+    async def add(self, name: str, types: Sequence[str], groups: Sequence[str]) -> None:
+        present = await self.fresh(name)
+        if set(types) <= set(present.types or ()) and set(groups) <= set(present.groups):
+            return  # nothing new: do not make every process read the catalogue again
+
+        def change(agent: _Agent) -> _Agent:
+            named = agent.types if not types else sorted({*(agent.types or ()), *types})
+            return _Agent(types=named, groups=sorted({*agent.groups, *groups}))
+
+        await self.change(name, change)
+
+    async def remove(self, name: str, types: Sequence[str], groups: Sequence[str], *, everything: bool) -> None:
+        def change(agent: _Agent) -> _Agent:
+            if everything:
+                return _Agent(types=[], groups=[])
+            left = agent.types
+            if types:
+                left = [type for type in agent.types or () if type not in types]
+            return _Agent(types=left, groups=[group for group in agent.groups if group not in groups])
+
+        await self.change(name, change)
+
+    async def declare(self, spec: QueueSpec) -> QueueSpec:
+        found = await self._backend.declare(spec)
+        if spec.mode is not None and found.mode != spec.mode:
+            raise Unsupported(
+                f"subscribe {spec.name} as {spec.mode}: its queue is {found.mode}; the mode belongs to the queue"
+            )
+        return found
+
+    async def members(self, group: str) -> list[str]:
+        entry = await self._backend.get(GROUP_PREFIX + group)
+        return _members.decode(entry.value) if entry.value else []
+
+    async def set_member(self, group: str, agent: str, *, joined: bool) -> None:
+        def change(value: bytes) -> bytes:
+            members = set(_members.decode(value)) if value else set()
+            members = members | {agent} if joined else members - {agent}
+            return msgspec.json.encode(sorted(members))
+
+        await update(self._backend, GROUP_PREFIX + group, change)
+
+
+def _read_agent(value: bytes) -> _Agent:
+    return _decoder.decode(value) if value else _Agent()
+
+
+def _encode(agent: _Agent) -> bytes:
+    return msgspec.json.encode(agent)
+
+
+async def update(backend: Backend, key: str, change: Callable[[bytes], bytes]) -> None:
+    """Read, change, write; from the start when somebody else was quicker."""
+    while True:
+        entry = await backend.get(key)
+        value = change(entry.value)
+        if (value == entry.value and entry.version) or await backend.put(key, value, entry.version) is not None:
+            return

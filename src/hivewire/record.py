@@ -1,0 +1,51 @@
+"""One message as stores and rules see it: bytes with a key."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+
+import msgspec
+
+
+class Record(msgspec.Struct, gc=False):
+    """One message as the store sees it. `body` is the wire form and is never decoded by a store."""
+
+    id: str
+    key: str
+    body: bytes
+    type: str = ""
+    sender: str = ""
+    ttl_s: float | None = None
+    priority: int = 5
+    replay: int = 0
+    """How often it was replayed from the dead letters. (id, replay) is one life of a message."""
+
+
+def life(record: Record) -> Hashable:
+    """What names one life of a message: the id, and the replay number when there is one."""
+    return (record.id, record.replay) if record.replay else record.id
+
+
+class Fetched(msgspec.Struct, gc=False):
+    """A record that this member owns until it settles it or loses its lease."""
+
+    shard: int
+    at: int | str
+    """Its position in the shard, rising. Opaque to the engine but for `int` when `per_record_ack` is off."""
+    token: int
+    record: Record
+    stored_at: float
+    starts: int = 0
+    """Starts of the handler that the store knows of (this one included when `marked`)."""
+    failures: int = 0
+    """Attempts that count towards `max_attempts`."""
+    crashes: int = 0
+    """Crashes beside others, while this record ran."""
+    died: int = 0
+    """When the last owner died while this record had a running mark: how many records had one. Else 0."""
+    suspect: bool = False
+    """The last owner died while it held this record: mark it before its start."""
+    marked: bool = False
+    """A running mark is stored already, as asked by `fetch(starting=…)`."""
+    seen: bool = False
+    """The store has settled this (id, replay) before: a duplicate."""

@@ -1,0 +1,56 @@
+"""Which messages were settled lately."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterator
+
+
+class Window:
+    """A bounded memory of keys: at least the newest `size` of them, for at least `seconds`.
+
+    Whichever bound is reached first starts a new generation; the one before it is kept whole. So a key
+    is remembered for one to two times the bound.
+
+    >>> window = Window(size=2, seconds=60)
+    >>> for key in "abc": window.add(key, now=0)
+    >>> "a" in window, "c" in window, "d" in window
+    (True, True, False)
+    """
+
+    __slots__ = ("_began_at", "_new", "_old", "_seconds", "_size")
+
+    def __init__(self, size: int, seconds: float) -> None:
+        self._size = size
+        self._seconds = seconds
+        self._new: dict[Hashable, None] = {}
+        self._old: dict[Hashable, None] = {}
+        self._began_at: float | None = None
+
+    def add(self, key: Hashable, now: float) -> None:
+        new = self._new
+        if len(new) >= self._size or (self._began_at is not None and now - self._began_at >= self._seconds):
+            self._old, self._new = new, {}
+            new = self._new
+            self._began_at = now
+        elif self._began_at is None:
+            self._began_at = now
+        new[key] = None
+
+    def __contains__(self, key: Hashable) -> bool:
+        return key in self._new or key in self._old
+
+    def __len__(self) -> int:
+        return len(self._new) + len(self._old)
+
+    def __iter__(self) -> Iterator[Hashable]:
+        """Oldest first."""
+        yield from self._old
+        yield from self._new
+
+    def forget(self, before: float) -> int:
+        """Drop the old generation if all of it was added before `before`; returns how many keys."""
+        if self._began_at is None or self._began_at >= before:
+            return 0
+        dropped = len(self._old)
+        self._old = {}
+        return dropped
