@@ -37,20 +37,27 @@ def _ours() -> dict[str, Callable[[], Peer]]:
     return {kind.name: kind for kind in (OnMemory, OnSqlite, OnSqliteNormal)}
 
 
+async def _complete(tally: Tally, consumer: asyncio.Task[None]) -> bool:
+    """Wait until everything arrived; raises what ended the consumer too early."""
+    done = asyncio.create_task(tally.done.wait())
+    await asyncio.wait({done, consumer}, timeout=PATIENCE_S, return_when=asyncio.FIRST_COMPLETED)
+    if consumer.done():
+        consumer.result()
+    return not done.cancel()
+
+
 async def measure(peer: Peer, workload: str, count: int, folder: Path) -> Figures:
     await peer.open(folder)
     tally, stop = Tally(), asyncio.Event()
     consumer = asyncio.create_task(peer.consume(tally, stop))
     tally.expect(WARM_UP)
     await produce(peer, workload, WARM_UP)
-    await asyncio.wait_for(tally.done.wait(), PATIENCE_S)
+    await _complete(tally, consumer)
 
     tally.expect(count)
     cpu, start = process_time(), perf_counter()
     await produce(peer, workload, count)
-    try:
-        await asyncio.wait_for(tally.done.wait(), PATIENCE_S)
-    except TimeoutError:
+    if not await _complete(tally, consumer):
         print(f"{peer.name} {workload}: {tally.lost} of {count} are missing after {PATIENCE_S:g} s", file=sys.stderr)
     stop.set()
     await consumer
