@@ -1,0 +1,6 @@
+"""Settings: frozen, from code, the environment and `hivewire.toml`; what is unknown or wrong is refused."""
+
+from hivewire.settings.reading import load
+from hivewire.settings.schema import InMemorySettings, KafkaSettings, RedisSettings, Secret, Settings
+
+__all__ = ["InMemorySettings", "KafkaSettings", "RedisSettings", "Secret", "Settings", "load"]

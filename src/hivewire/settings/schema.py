@@ -1,0 +1,243 @@
+"""Every setting: its name, type, default, limits, its name in the environment, and what it means.
+
+The guide's table, the reading and the refusals are all made from the annotations here.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Final, Literal
+
+import msgspec
+
+
+class Secret:
+    """Text that is never shown by accident: `reveal` is the only way to it."""
+
+    __slots__ = ("_text",)
+
+    def __init__(self, text: str = "") -> None:
+        self._text = text
+
+    def reveal(self) -> str:
+        return self._text
+
+    def __bool__(self) -> bool:
+        return bool(self._text)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Secret) and self._text == other._text
+
+    def __hash__(self) -> int:
+        return hash(self._text)
+
+    def __repr__(self) -> str:
+        return "Secret('***')" if self._text else "Secret('')"
+
+    def __str__(self) -> str:
+        return "***" if self._text else ""
+
+
+class About(msgspec.Struct, frozen=True):
+    """What is known of a setting beside its type. `why` says why the default is not the reference's."""
+
+    text: str
+    env: str | None = None
+    least: float | None = None
+    most: float | None = None
+    reference: str | None = None
+    """The default in the reference, where ours differs; `why` is the reason."""
+    why: str = ""
+    sets: str | None = None
+    """The general setting that gets this value when this protocol is the one in use."""
+
+
+Mib: Final = 1_048_576
+
+_NO_TRIM: Final = "unread messages are never dropped; as a cap it makes senders wait"
+_NO_EXPIRY: Final = "a time to live is per message, and what runs out goes to the dead letters"
+
+
+class InMemorySettings(msgspec.Struct, frozen=True, kw_only=True):
+    """`memory://`, names of `InMemoryProtocolConfig`."""
+
+    max_queue_size: Annotated[
+        int | None,
+        About("cap of each agent's queue", least=1, reference="1000", why="a full queue makes senders wait; 1,000 "
+              "is one burst of one sender", sets="queue_cap"),
+    ] = None  # fmt: skip
+    max_message_size: Annotated[
+        int | None, About("largest content", least=1, most=1024 * Mib, sets="max_message_size_bytes")
+    ] = None
+
+
+class RedisSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """`redis://`, names of `RedisProtocolConfig`."""
+
+    addr: Annotated[str, About("host:port of the server", env="REDIS_ADDR")] = "localhost:6379"
+    username: Annotated[str | None, About("user of the server's access list")] = None
+    password: Annotated[Secret, About("password", env="REDIS_PASSWORD")] = Secret()
+    db: Annotated[int, About("number of the database", env="REDIS_DB", least=0)] = 0
+    tls: Annotated[bool, About("encrypt the connection; `rediss://` sets it")] = False
+    pool_size: Annotated[int, About("most connections", env="REDIS_POOL_SIZE", least=1)] = 10
+    min_idle_conns: Annotated[int, About("connections kept open", least=0)] = 5
+    max_retries: Annotated[int, About("tries of one command", least=0)] = 3
+    dial_timeout_s: Annotated[float, About("time to connect", least=0.001)] = 5.0
+    read_timeout_s: Annotated[float, About("time to wait for an answer", least=0.001)] = 3.0
+    write_timeout_s: Annotated[float, About("time to send a command", least=0.001)] = 3.0
+    message_ttl_s: Annotated[
+        float | None,
+        About("time to live of each message", env="REDIS_MESSAGE_TTL", least=0.001, reference="24h", why=_NO_EXPIRY,
+              sets="message_ttl_s"),
+    ] = None  # fmt: skip
+    max_message_size: Annotated[
+        int | None, About("largest content", least=1, most=1024 * Mib, sets="max_message_size_bytes")
+    ] = None
+    stream_max_len: Annotated[
+        int | None,
+        About("cap of each agent's queue", least=1, reference="10000", why=_NO_TRIM, sets="queue_cap"),
+    ] = None
+    consumer_group: Annotated[str, About("name of the consumer group", env="REDIS_CONSUMER_GROUP")] = "multiagent"
+    consumer_name: Annotated[str | None, About("name of this consumer; none: a random one", sets="worker_name")] = None
+    block_timeout_s: Annotated[float, About("time of one blocking read", least=0.001)] = 5.0
+    pipeline_size: Annotated[int, About("most commands in one round trip", least=1)] = 100
+    flush_interval_s: Annotated[float, About("longest time that an acknowledgement waits for others", least=0)] = 0.1
+
+
+class KafkaSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """`kafka://`, names of `KafkaProtocolConfig`."""
+
+    brokers: Annotated[tuple[str, ...], About("host:port of brokers, with commas", env="KAFKA_BROKERS")] = (
+        "localhost:9092",
+    )
+    group_id: Annotated[str, About("consumer group", env="KAFKA_GROUP_ID")] = "multiagent-group"
+    client_id: Annotated[
+        str | None, About("name of this client; none: a random one", env="KAFKA_CLIENT_ID", sets="worker_name")
+    ] = None
+    topic_prefix: Annotated[str, About("topics are `<prefix>-<agent>`", env="KAFKA_TOPIC_PREFIX")] = "multiagent"
+    num_partitions: Annotated[int, About("of a new topic", env="KAFKA_NUM_PARTITIONS", least=1)] = 3
+    replication_factor: Annotated[int, About("of a new topic", env="KAFKA_REPLICATION_FACTOR", least=1)] = 1
+    message_ttl_s: Annotated[
+        float | None,
+        About("time to live of each message", env="KAFKA_MESSAGE_TTL", least=0.001, reference="168h", why=_NO_EXPIRY,
+              sets="message_ttl_s"),
+    ] = None  # fmt: skip
+    max_message_size: Annotated[
+        int | None, About("largest content", least=1, most=1024 * Mib, sets="max_message_size_bytes")
+    ] = None
+    require_acks: Annotated[
+        Literal["all", "1"],
+        About("who must have a message before `send` returns", reference="1", why="with 1 the loss of the leader "
+              "loses messages that were confirmed"),
+    ] = "all"  # fmt: skip
+    compression: Annotated[Literal["none", "gzip", "snappy", "lz4", "zstd"], About("of batches")] = "snappy"
+    min_bytes: Annotated[int, About("least of one fetch", least=1)] = 1
+    max_bytes: Annotated[int, About("most of one fetch", least=1)] = 10_000_000
+    max_wait_s: Annotated[float, About("longest wait of a fetch", least=0.001)] = 0.5
+    read_batch_timeout_s: Annotated[float, About("longest wait for a batch", least=0.001)] = 10.0
+    commit_interval_s: Annotated[float, About("longest time between commits", least=0.001)] = 1.0
+    write_timeout_s: Annotated[float, About("time for a batch to be confirmed", least=0.001)] = 10.0
+    batch_size: Annotated[int, About("most messages of one batch", least=1)] = 100
+    batch_timeout_s: Annotated[
+        float,
+        About("time that a batch waits for more", least=0, reference="100ms", why="batches form while the one "
+              "before is on the wire; waiting on an idle line only adds latency"),
+    ] = 0.0  # fmt: skip
+    async_: Annotated[Literal["false"], About("`send` returns when the message is stored; nothing else is offered")] = (
+        "false"
+    )
+    max_attempts: Annotated[int, About("tries of one produce request", least=1)] = 3
+
+
+ProtocolType = Literal["inmemory", "sqlite", "redis", "kafka", "hybrid"]
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True):
+    """All settings, frozen. Made by `load`, which reads code, environment and `hivewire.toml`."""
+
+    protocol: Annotated[ProtocolType, About("where messages are kept", env="PROTOCOL_TYPE")] = "inmemory"
+    url: Annotated[
+        str | None,
+        About("`memory://NAME`, `sqlite:///PATH`, `redis://…`, `rediss://…` or `kafka://…`; names the protocol, too"),
+    ] = None
+    lease_s: Annotated[
+        float,
+        About("silence after which a process counts as dead; on Kafka 6 s unless set, and at least that", least=1),
+    ] = 10.0
+    max_attempts: Annotated[int, About("attempts before a message is a dead letter", least=1)] = 5
+    retry_first_s: Annotated[float, About("longest wait before the second attempt; doubles then", least=0)] = 1.0
+    retry_most_s: Annotated[float, About("longest wait before any attempt", least=0)] = 60.0
+    max_message_size_bytes: Annotated[int, About("largest content", least=1, most=1024 * Mib)] = Mib
+    handler_timeout_s: Annotated[float, About("time that one handler may take", least=0.001)] = 3600.0
+    idempotency_window_s: Annotated[float, About("how long an idempotency key is kept", least=0.001)] = 3600.0
+    dedup_window_ids: Annotated[int, About("settled ids kept for each shard", least=1)] = 100_000
+    dedup_window_s: Annotated[float, About("how long a settled id is kept", least=0.001)] = 600.0
+    queue_cap: Annotated[
+        int | None, About("messages in one agent's queue; none: 100,000 in memory, 1,000,000 elsewhere", least=1)
+    ] = None
+    shards: Annotated[int, About("of a new queue", least=1, most=1024)] = 8
+    message_ttl_s: Annotated[float | None, About("time to live of messages that name none", least=0.001)] = None
+    require_durable: Annotated[bool, About("refuse to start on a store that loses messages with its process")] = False
+    worker_name: Annotated[str | None, About("name of this process in leases and dead letters; none: made up")] = None
+    sqlite_synchronous: Annotated[
+        Literal["full", "normal"],
+        About("`full`: on the disk when `send` returns; `normal`: survives the process, not the power"),
+    ] = "full"
+    inmemory: InMemorySettings = InMemorySettings()
+    redis: RedisSettings = RedisSettings()
+    kafka: KafkaSettings = KafkaSettings()
+    origins: dict[str, str] = {}
+    """Where each value that is not a default came from, by dotted name. See `sources`."""
+
+    def sources(self) -> list[tuple[str, object, str]]:
+        """(name, value, source) of every setting; a secret shows as `***`."""
+        rows: list[tuple[str, object, str]] = []
+        for setting in every_setting():
+            holder = getattr(self, setting.section) if setting.section else self
+            value = getattr(holder, setting.field)
+            shown = str(value) if isinstance(value, Secret) else value
+            rows.append((setting.name, shown, self.origins.get(setting.name, "default")))
+        return rows
+
+
+class Setting(msgspec.Struct, frozen=True):
+    """One setting, as the reader and the guide see it."""
+
+    section: str
+    field: str
+    type: Any
+    default: Any
+    about: About
+
+    @property
+    def name(self) -> str:
+        return f"{self.section}.{self.field.rstrip('_')}" if self.section else self.field
+
+    @property
+    def env(self) -> str:
+        """Its name in the environment: the reference's, or `HIVEWIRE_` and its name."""
+        return self.about.env or f"HIVEWIRE_{self.name.replace('.', '_').upper()}"
+
+
+SECTIONS: Final[dict[str, type[msgspec.Struct]]] = {
+    "inmemory": InMemorySettings,
+    "redis": RedisSettings,
+    "kafka": KafkaSettings,
+}
+
+_found: list[Setting] = []
+
+
+def every_setting() -> list[Setting]:
+    """All settings, in the order of the guide."""
+    if not _found:
+        made = []
+        structs: dict[str, type[msgspec.Struct]] = {"": Settings, **SECTIONS}
+        for section, struct in structs.items():
+            for field in msgspec.structs.fields(struct):
+                about = next(
+                    (item for item in getattr(field.type, "__metadata__", ()) if isinstance(item, About)), None
+                )
+                if about is not None:
+                    made.append(Setting(section, field.name, field.type.__origin__, field.default, about))
+        _found[:] = made
+    return _found
