@@ -1,0 +1,273 @@
+"""The SQLite backend: one file, any number of processes of one host, one writing thread in each."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import time
+from collections import deque
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from hivewire.backend import (
+    Append,
+    Backend,
+    BackendHealth,
+    Consumer,
+    DeadRecord,
+    Depth,
+    Duplicate,
+    Entry,
+    Features,
+    Member,
+    Ownership,
+    QueueSpec,
+)
+from hivewire.backends.sqlite import catalogue, letters, members, reading, storing, tidying
+from hivewire.backends.sqlite.consumer import SQLiteConsumer
+from hivewire.backends.sqlite.keeper import Keeper
+from hivewire.backends.sqlite.members import Membership
+from hivewire.backends.sqlite.memory import Packs, Settled
+from hivewire.backends.sqlite.reading import Reader
+from hivewire.backends.sqlite.schema import path_of
+from hivewire.backends.sqlite.transaction import Queue, Transaction
+from hivewire.backends.sqlite.writer import Writer
+from hivewire.errors import BackendError, Closed
+from hivewire.settings import Settings
+
+log = logging.getLogger(__name__)
+
+_CAP = 1_000_000
+_MOST_HEARD = 10_000
+
+
+class Channel:
+    """What this process has heard and nobody has taken yet."""
+
+    def __init__(self) -> None:
+        self.heard: deque[bytes] = deque(maxlen=_MOST_HEARD)
+        self.news = asyncio.Event()
+
+
+class SQLiteBackend(Backend):
+    """Not to be used from another thread than its event loop's, nor after a fork."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.path = path_of(settings.url)
+        self.cap = settings.queue_cap or _CAP
+        self.packs = Packs()
+        self._window = (settings.dedup_window_ids, settings.dedup_window_s)
+        self._full = settings.sqlite_synchronous == "full"
+        self.features = Features(durability="disk" if self._full else "process", store_lanes=True)
+        self._pid = os.getpid()
+        self._writer: Writer | None = None
+        self._keeper: Keeper | None = None
+        self._reader: Reader | None = None
+        self._memberships: dict[Member, Membership] = {}
+        self._consumers: set[SQLiteConsumer] = set()
+        self._settled: dict[int, Settled] = {}
+        self._channels: dict[str, Channel] = {}
+
+    # -- life
+
+    async def open(self) -> None:
+        if self._writer is not None:
+            return
+        self._pid = os.getpid()
+        writer = Writer(self.path, self._full)
+        try:
+            await writer.submit(_nothing)
+        except BaseException:
+            await writer.close()
+            raise
+        self._writer, self._reader = writer, Reader(self.path)
+        self._keeper = Keeper(
+            self.path, writer, self._hear, lambda transaction: tidying.tidy(transaction, *self._window)
+        )
+
+    def check_usable(self) -> None:
+        if os.getpid() != self._pid:
+            raise BackendError(f"use {self.path}: it was opened before a fork; connect anew in the child process")
+        if self._writer is None:
+            raise Closed(f"use {self.path}: it is not open")
+
+    @property
+    def writer(self) -> Writer:
+        if self._writer is None or os.getpid() != self._pid:
+            self.check_usable()
+        assert self._writer is not None
+        return self._writer
+
+    async def _read(self, function: Any, *arguments: Any) -> Any:
+        self.check_usable()
+        assert self._reader is not None
+        return await self._reader.read(lambda db: function(db, *arguments))
+
+    def now(self) -> float:
+        return time.time()
+
+    async def health(self) -> BackendHealth:
+        durability = self.features.durability
+        try:
+            await self._read(reading.probe)
+        except (BackendError, Closed) as error:
+            return BackendHealth(ok=False, durability=durability, detail=str(error))
+        warnings = () if self._full else ("synchronous=normal: a power cut may lose the last messages",)
+        return BackendHealth(ok=True, durability=durability, detail=str(self.path), warnings=warnings)
+
+    async def close(self) -> None:
+        if self._writer is None or os.getpid() != self._pid:
+            return
+        for consumer in tuple(self._consumers):
+            await consumer.close()
+        writer, self._writer = self._writer, None
+        if self._keeper is not None:
+            await self._keeper.close()
+        await writer.close()
+        if self._reader is not None:
+            await self._reader.close()
+
+    # -- queues
+
+    async def declare(self, spec: QueueSpec) -> QueueSpec:
+        queue: Queue = await self.writer.submit(storing.declare, spec)
+        return queue.spec()
+
+    async def queues(self) -> Sequence[QueueSpec]:
+        found: Sequence[QueueSpec] = await self._read(reading.queues)
+        return found
+
+    async def append(self, batch: Sequence[Append]) -> Mapping[int, Duplicate | Exception]:
+        problems: Mapping[int, Duplicate | Exception]
+        problems, epoch = await self.writer.submit(storing.append, batch, self.cap)
+        if epoch:
+            self.epoch = epoch
+        return problems
+
+    async def drop_queue(self, queue: str) -> None:
+        await self.writer.submit(_drop_queue, queue)
+
+    async def depth(self, queue: str) -> Depth:
+        found: Depth = await self._read(reading.depth, queue)
+        return found
+
+    # -- consuming
+
+    async def consume(self, queue: str, member: Member, owner: Ownership) -> Consumer:
+        writer = self.writer
+        membership = self._memberships.get(member)
+        if membership is None:
+            membership = self._memberships[member] = Membership(member, self._lost)
+        consumer = SQLiteConsumer(self, QueueSpec(name=queue, cap=self.cap), membership, owner)
+        self._consumers.add(consumer)
+        try:
+            await writer.submit(consumer.register)
+        except BaseException:
+            self._consumers.discard(consumer)
+            raise
+        if self._keeper is not None:
+            self._keeper.add(membership)
+        return consumer
+
+    def settled(self, queue: int) -> Settled:
+        """In the writer's thread: what is remembered of a queue's settled ids."""
+        found = self._settled.get(queue)
+        if found is None:
+            found = self._settled[queue] = Settled(queue, *self._window)
+        return found
+
+    async def leave(self, consumer: SQLiteConsumer) -> None:
+        self._consumers.discard(consumer)
+        membership = consumer.membership
+        is_last = all(other.membership is not membership for other in self._consumers)
+        if is_last:
+            self._memberships.pop(membership.member, None)
+            if self._keeper is not None:
+                self._keeper.remove(membership)
+        try:
+            await self.writer.submit(consumer.end, is_last)
+        except BackendError as error:
+            log.warning("what was held could not be given back; it is free when the lease ends: %s", error)
+
+    def _lost(self, membership: Membership, token: int) -> None:
+        for consumer in tuple(self._consumers):
+            if consumer.membership is membership:
+                consumer.lost()
+
+    # -- dead letters
+
+    async def dead(self, queue: str | None, limit: int, after: str | None) -> Sequence[DeadRecord]:
+        found: Sequence[DeadRecord] = await self._read(letters.listed, queue, limit, after)
+        return found
+
+    async def revive(self, queue: str | None, ids: Sequence[str] | None) -> int:
+        return int(await self.writer.submit(letters.revive, queue, ids))
+
+    async def purge_dead(self, queue: str | None, ids: Sequence[str] | None, older_than_s: float | None) -> int:
+        return int(await self.writer.submit(letters.purge, queue, ids, older_than_s))
+
+    async def bury_expired(self) -> int:
+        buried = 0
+        while part := await self.writer.submit(letters.bury_expired):
+            buried += part
+        return buried
+
+    async def cleanup(self, older_than_s: float) -> int:
+        return int(await self.writer.submit(tidying.clean_up, older_than_s))
+
+    # -- catalogue and notes
+
+    async def get(self, key: str) -> Entry:
+        entry: Entry = await self._read(catalogue.get, key, time.time())
+        return entry
+
+    async def put(self, key: str, value: bytes, version: int, *, ttl_s: float | None = None) -> Entry | None:
+        entry: Entry | None
+        entry, epoch = await self.writer.submit(catalogue.put, key, value, version, ttl_s)
+        self.epoch = self.epoch if epoch is None else epoch
+        return entry
+
+    async def scan(self, prefix: str) -> Mapping[str, Entry]:
+        found: Mapping[str, Entry] = await self._read(catalogue.scan, prefix, time.time())
+        return found
+
+    async def publish(self, channel: str, body: bytes) -> None:
+        await self.writer.submit(catalogue.publish, channel, body, durable=False)
+
+    async def listen(self, channel: str, wait_s: float) -> Sequence[bytes]:
+        self.check_usable()
+        heard = self._channels.get(channel)
+        if heard is None:
+            cursor: int = await self._read(catalogue.newest_note)
+            heard = self._channels.setdefault(channel, Channel())
+            if self._keeper is not None:
+                self._keeper.listen_from(cursor)
+        if not heard.heard and wait_s > 0:
+            heard.news.clear()
+            try:
+                async with asyncio.timeout(wait_s):
+                    await heard.news.wait()
+            except TimeoutError:
+                return ()
+        found = list(heard.heard)
+        heard.heard.clear()
+        return found
+
+    def _hear(self, notes: Sequence[tuple[int, str, bytes]]) -> None:
+        for _, name, body in notes:
+            channel = self._channels.get(name)
+            if channel is not None:
+                channel.heard.append(body)
+                channel.news.set()
+
+
+def _nothing(transaction: Transaction) -> None:
+    """Opens the file."""
+
+
+def _drop_queue(transaction: Transaction, name: str) -> None:
+    queue = transaction.queue_named(name)
+    if queue is not None:
+        queue.pending = []
+        members.drop_queue(transaction, queue.id)

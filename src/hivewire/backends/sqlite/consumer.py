@@ -1,0 +1,204 @@
+"""One member's part of one queue."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from hivewire.backend import Consumer, Fetched, Ownership, QueueSpec, Unfinished
+from hivewire.backends.sqlite import settling
+from hivewire.backends.sqlite.members import Membership
+from hivewire.backends.sqlite.memory import Settled
+from hivewire.backends.sqlite.storing import REPLY_PREFIX, declare
+from hivewire.backends.sqlite.taking import Hold, Wanted, take
+from hivewire.backends.sqlite.transaction import Queue, Transaction
+from hivewire.backends.sqlite.writer import Operation
+
+if TYPE_CHECKING:
+    from hivewire.backends.sqlite.backend import SQLiteBackend
+
+
+class Claim:
+    """A fetch that waits with the writer. What it gets after it was given up is kept for the next fetch."""
+
+    __slots__ = ("consumer", "dead", "epoch", "future", "lanes", "limit", "queue", "run", "starting")
+
+    def __init__(self, consumer: SQLiteConsumer, limit: int, lanes: int, run: int, starting: int) -> None:
+        self.consumer = consumer
+        self.queue = consumer.queue
+        self.future: asyncio.Future[Sequence[Fetched]] = asyncio.get_running_loop().create_future()
+        self.limit = limit
+        self.lanes = lanes
+        self.run = run
+        self.starting = starting
+        self.dead = False
+        self.epoch = 0
+
+    def attempt(self, transaction: Transaction) -> Sequence[Fetched]:
+        """In the writer's thread."""
+        return self.consumer.take(transaction, self)
+
+    def once(self, transaction: Transaction) -> Sequence[Fetched]:
+        return () if self.dead else self.attempt(transaction)
+
+    def deliver(self, taken: Sequence[Fetched], error: BaseException | None) -> None:
+        if error is not None:
+            if not self.future.done():
+                self.future.set_exception(error)
+            return
+        self.consumer.backend.epoch = self.epoch or self.consumer.backend.epoch
+        if self.future.done():
+            self.consumer.keep(taken)
+        else:
+            self.future.set_result(taken)
+
+    def give_up(self) -> None:
+        self.dead = True
+        if not self.future.done():
+            self.future.set_result(())
+
+
+class ClaimNow(Operation):
+    """A fetch that does not wait."""
+
+    __slots__ = ("claim",)
+
+    def __init__(self, claim: Claim) -> None:
+        super().__init__(claim.future, claim.once, (), durable=False)
+        self.claim = claim
+
+    def deliver(self, value: Any, error: BaseException | None) -> None:
+        self.claim.deliver(value, error)
+
+
+class SQLiteConsumer(Consumer):
+    """`out` is changed in the writer's thread only: each record that is taken and not settled, by its place."""
+
+    def __init__(self, backend: SQLiteBackend, queue: QueueSpec, membership: Membership, owner: Ownership) -> None:
+        self.backend = backend
+        self.membership = membership
+        self.owner = owner
+        self.queue = 0
+        self.queue_name = queue.name
+        self.out: dict[int, Hold] = {}
+        self._out_token = 0
+        self._settled: Settled | None = None
+        self._kept: deque[Fetched] = deque()
+        self._claims: set[Claim] = set()
+        self._closed = False
+
+    # -- on the event loop
+
+    async def fetch(
+        self, limit: int, wait_s: float, *, lanes: int = 1_000, run: int = 1_000, starting: int = 0
+    ) -> Sequence[Fetched]:
+        self.backend.check_usable()
+        if self._closed or limit <= 0 or lanes <= 0 or run <= 0:
+            return ()
+        if self._kept:
+            return [self._kept.popleft() for _ in range(min(limit, len(self._kept)))]
+        claim = Claim(self, limit, lanes, run, starting)
+        self._claims.add(claim)
+        timer: asyncio.TimerHandle | None = None
+        try:
+            if wait_s > 0:
+                timer = asyncio.get_running_loop().call_later(wait_s, claim.give_up)
+                self.backend.writer.park(claim)
+            else:
+                self.backend.writer.put(ClaimNow(claim))
+            return await claim.future
+        finally:
+            claim.dead = True
+            self._claims.discard(claim)
+            if timer is not None:
+                timer.cancel()
+
+    def keep(self, taken: Sequence[Fetched]) -> None:
+        """Records whose fetch was cancelled, or ran out of time, just when they came."""
+        waiting = next((claim for claim in self._claims if not claim.future.done()), None)
+        if waiting is not None:
+            waiting.dead = True
+            waiting.future.set_result(taken)
+        elif taken and taken[0].token == self.membership.token:
+            self._kept.extend(taken)
+
+    async def start(self, batch: Sequence[Fetched]) -> Sequence[Fetched]:
+        refused: Sequence[Fetched] = await self._do(settling.start, batch, durable=False)
+        return refused
+
+    async def settle(self, done: Sequence[Fetched], rest: Sequence[Unfinished] = ()) -> Sequence[Fetched]:
+        refused: Sequence[Fetched] = await self._do(settling.settle, done, rest)
+        return refused
+
+    def _do(self, function: Any, *arguments: Any, durable: bool = True) -> asyncio.Future[Any]:
+        self.backend.check_usable()
+        return self.backend.writer.submit(function, self, *arguments, durable=durable)
+
+    def lost(self) -> None:
+        self._kept.clear()
+        if not self._closed:
+            self.owner.lost({0})
+
+    async def close(self) -> None:
+        if self._closed:
+            return
+        self._closed = True
+        for claim in tuple(self._claims):
+            claim.give_up()
+        self._kept.clear()
+        await self.backend.leave(self)
+
+    # -- in the writer's thread
+
+    def register(self, transaction: Transaction) -> Queue:
+        """Join, and see to it that the queue is there: a reply mailbox is dropped when its member's lease ends."""
+        queue = transaction.queue(self.queue) if self.queue else None
+        if queue is None:
+            queue = declare(transaction, QueueSpec(name=self.queue_name, cap=self.backend.cap))
+            self._set_queue(transaction, queue.id)
+        before = self.membership.token
+        token = self.membership.join(transaction)
+        if self.queue_name.startswith(REPLY_PREFIX) and (before != token or queue.seq == 0):
+            self.membership.adopt(transaction, queue.id)
+        return queue
+
+    def _set_queue(self, transaction: Transaction, queue: int) -> None:
+        before, settled = self.queue, self._settled
+        self.queue, self._settled = queue, self.backend.settled(queue)
+
+        def undo() -> None:
+            self.queue, self._settled = before, settled
+
+        transaction.undo.append(undo)
+
+    def take(self, transaction: Transaction, claim: Claim) -> Sequence[Fetched]:
+        if self._closed:
+            return ()
+        queue = self.register(transaction)
+        token = self.membership.token
+        if token != self._out_token:
+            self.out.clear()  # what an earlier life held is not ours any more
+            self._out_token = token
+        wanted = Wanted(token, claim.limit, claim.run, claim.starting)
+        claim.epoch = transaction.epoch or 0
+        if self._settled is None:
+            return ()
+        holds = take(transaction, queue, wanted, claim.lanes, self.backend.packs, self._settled)
+        out = self.out
+        for hold in holds:
+            out.update(dict.fromkeys(hold.seqs, hold))
+        if wanted.taken:
+            transaction.undo.append(lambda: _forget(out, wanted.taken))
+        return wanted.taken
+
+    def end(self, transaction: Transaction, is_last: bool) -> None:
+        settling.give_back(transaction, self)
+        if is_last:
+            self.membership.leave(transaction)
+
+
+def _forget(out: dict[int, Hold], taken: Sequence[Fetched]) -> None:
+    for fetched in taken:
+        out.pop(int(fetched.at), None)

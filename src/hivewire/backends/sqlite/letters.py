@@ -1,0 +1,124 @@
+"""Dead letters: buried, listed, revived, purged."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+
+from hivewire.backend import DeadRecord, Letter, QueueSpec, Record
+from hivewire.backends.sqlite.freeing import free_from
+from hivewire.backends.sqlite.schema import OWNED
+from hivewire.backends.sqlite.storing import declare, flush, pack, unpack
+from hivewire.backends.sqlite.transaction import Transaction
+
+_BURY = "INSERT INTO dead(queue, record, data, letter, dead_at) VALUES (?, ?, ?, ?, ?)"
+_LIST = "SELECT id, queue, data, letter, dead_at FROM dead WHERE {} ORDER BY id LIMIT ?"
+_DELETE = "DELETE FROM dead WHERE id = ?"
+_AT_ONCE = 500
+_EXPIRED = f"""
+SELECT p.lane, p.first, p.stored_at, p.data, l.queue, l.head, l.state, l.counted, l.starts
+FROM packs p JOIN lanes l ON l.id = p.lane
+WHERE p.expires_at <= ? AND NOT (l.state = {OWNED} AND p.first <= l.taken_to) LIMIT {_AT_ONCE}"""
+_DROP_PACK = "DELETE FROM packs WHERE lane = ? AND first = ?"
+_HOLES = "SELECT seq FROM holes WHERE lane = ?"
+
+_letters = msgspec.msgpack.Decoder(Letter)
+
+
+def bury(transaction: Transaction, queue: str, record: Record, letter: Letter) -> None:
+    row = (queue, record.id, pack((record,)), msgspec.msgpack.encode(letter), transaction.now)
+    transaction.db.execute(_BURY, row)
+    _count(transaction, queue, 1)
+
+
+def _count(transaction: Transaction, name: str, change: int) -> None:
+    queue = transaction.queue_named(name)
+    if queue is not None:
+        queue.dead += change
+        queue.dirty = True
+
+
+def _found(queue: str | None, ids: Sequence[str] | None, after: int, limit: int) -> list[tuple[str, tuple[Any, ...]]]:
+    """Statements with their values. Ids are looked up in parts, for a statement has a limit of values."""
+    conditions = ["id > ?"] if queue is None else ["id > ?", "queue = ?"]
+    values: tuple[Any, ...] = (after,) if queue is None else (after, queue)
+    if ids is None:
+        return [(_LIST.format(" AND ".join(conditions)), (*values, limit))]
+    unique = list(dict.fromkeys(ids))
+    parts = []
+    for place in range(0, len(unique), 500):
+        part = unique[place : place + 500]
+        conditions_here = [*conditions, f"record IN ({', '.join('?' * len(part))})"]
+        parts.append((_LIST.format(" AND ".join(conditions_here)), (*values, *part, limit)))
+    return parts
+
+
+def listed(db: sqlite3.Connection, queue: str | None, limit: int, after: str | None) -> list[DeadRecord]:
+    (statement, values), *_ = _found(queue, None, int(after) if after else 0, limit)
+    return [
+        DeadRecord(
+            cursor=f"{id_:016d}", queue=name, record=unpack(data)[0], letter=_letters.decode(letter), dead_at=dead_at
+        )
+        for id_, name, data, letter, dead_at in db.execute(statement, values)
+    ]
+
+
+def revive(transaction: Transaction, queue: str | None, ids: Sequence[str] | None) -> int:
+    revived = 0
+    for statement, values in _found(queue, ids, 0, -1):
+        for id_, name, data, _, _ in transaction.db.execute(statement, values).fetchall():
+            record = unpack(data)[0]
+            record.replay += 1
+            home = declare(transaction, QueueSpec(name=name))
+            home.pending.append((record, transaction.now))
+            home.held += 1
+            home.dead -= 1
+            home.dirty = True
+            transaction.db.execute(_DELETE, (id_,))
+            revived += 1
+    return revived
+
+
+def purge(transaction: Transaction, queue: str | None, ids: Sequence[str] | None, older_than_s: float | None) -> int:
+    purged = 0
+    for statement, values in _found(queue, ids, 0, -1):
+        for id_, name, _, _, dead_at in transaction.db.execute(statement, values).fetchall():
+            if older_than_s is None or dead_at <= transaction.now - older_than_s:
+                transaction.db.execute(_DELETE, (id_,))
+                _count(transaction, name, -1)
+                purged += 1
+    return purged
+
+
+def bury_expired(transaction: Transaction) -> int:
+    """One part of what has expired, unread; 0 when there is no more. Runs that are taken are left alone."""
+    flush(transaction)
+    buried = 0
+    lanes: dict[int, tuple[int, int]] = {}
+    for lane, first, stored_at, data, queue_id, head, state, counted, starts in transaction.db.execute(
+        _EXPIRED, (transaction.now,)
+    ).fetchall():
+        queue = transaction.queue(queue_id)
+        if queue is None:
+            continue
+        holes = {seq for (seq,) in transaction.db.execute(_HOLES, (lane,))}
+        for seq, record in enumerate(unpack(data), first):
+            if seq < head or seq in holes:
+                continue
+            error = f"its time to live of {record.ttl_s} s ran out before anybody read it"
+            attempts = starts if seq == counted else 0
+            letter = Letter(reason="expired", error=error, attempts=attempts, first_at=stored_at, worker="")
+            bury(transaction, queue.name, record, letter)
+            queue.held -= 1
+            queue.dirty = True
+            queue.settled.append((record.id, record.replay))
+            buried += 1
+        transaction.db.execute(_DROP_PACK, (lane, first))
+        lanes[lane] = (state, head)
+    for lane, (state, head) in lanes.items():
+        if state != OWNED:
+            free_from(transaction, lane, head)
+    return buried

@@ -1,0 +1,121 @@
+"""Who holds lanes: members with leases, their end, and what is kept of it."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from collections.abc import Callable
+
+from hivewire.backend import Member
+from hivewire.backends.sqlite.schema import BLOCKED, OWNED, READY, boot_id, lease_clock
+from hivewire.backends.sqlite.transaction import Transaction
+
+_JOIN = "INSERT INTO members(name, pid, boot, lease_until, lease_s) VALUES (?, ?, ?, ?, ?)"
+_RENEW = "UPDATE members SET lease_until = ? WHERE id = ? AND lease_until > ?"
+_LEAVE = "DELETE FROM members WHERE id = ?"
+_EXPIRED = "SELECT id FROM members WHERE boot <> ? OR lease_until <= ?"
+_RUNNING = f"SELECT count(*) FROM lanes WHERE owner = ? AND state = {OWNED} AND running AND counted >= head"
+_QUEUES = f"SELECT DISTINCT queue FROM lanes WHERE owner = ? AND state = {OWNED}"
+_FREE = f"""
+UPDATE lanes SET state = CASE WHEN due_at > :now THEN {BLOCKED} ELSE {READY} END,
+  died = CASE WHEN running AND counted >= head THEN :died ELSE died END,
+  running = 0, suspect_from = 0, suspect_to = taken_to, owner = NULL
+WHERE owner = :member AND state = {OWNED}"""
+_MAILBOXES = "SELECT id FROM queues WHERE owner = ?"
+_ADOPT = "UPDATE queues SET owner = ? WHERE id = ?"
+_HEIR = "UPDATE queues SET owner = ? WHERE owner = ?"
+_DUE = f"UPDATE lanes SET state = {READY}, due_at = 0 WHERE state = {BLOCKED} AND due_at <= ? RETURNING queue"
+DROP = (
+    "DELETE FROM packs WHERE lane >= :queue << 40 AND lane < (:queue + 1) << 40",
+    "DELETE FROM holes WHERE lane >= :queue << 40 AND lane < (:queue + 1) << 40",
+    "DELETE FROM lanes WHERE queue = :queue",
+    "DELETE FROM scheduled WHERE queue = :queue",
+    "DELETE FROM settled WHERE queue = :queue",
+    "DELETE FROM idempotent WHERE queue = :queue",
+    "DELETE FROM dead WHERE queue = (SELECT name FROM queues WHERE id = :queue)",
+    "DELETE FROM queues WHERE id = :queue",
+)
+
+
+class Membership:
+    """One member of this process, in its present life: `token` 0 means that it must register first.
+
+    Changed in the writer's thread only, but for `on_lost`, which is called on the event loop.
+    """
+
+    def __init__(self, member: Member, on_lost: Callable[[Membership, int], None]) -> None:
+        self.member = member
+        self.token = 0
+        self.mailboxes: set[str] = set()
+        self._on_lost = on_lost
+
+    def join(self, transaction: Transaction) -> int:
+        """A token that is valid in this transaction; a new one if the lease has ended."""
+        token = self.token
+        if token:
+            if transaction.has_lease(token):
+                return token
+            self.lost(transaction)
+        row = (self.member.name, os.getpid(), boot_id(), transaction.boot + self.member.lease_s, self.member.lease_s)
+        self._set(transaction, transaction.db.execute(_JOIN, row).lastrowid or 0)
+        if token:
+            transaction.db.execute(_HEIR, (self.token, token))
+            expire(transaction, token)
+        return self.token
+
+    def lost(self, transaction: Transaction) -> None:
+        """Note that this life is over; the engine is told once that is committed."""
+        token = self.token
+        if token:
+            self._set(transaction, 0)
+            transaction.committed.append(lambda: self._on_lost(self, token))
+
+    def leave(self, transaction: Transaction) -> None:
+        if self.token:
+            expire(transaction, self.token, died=False)
+            self._set(transaction, 0)
+
+    def adopt(self, transaction: Transaction, queue: int) -> None:
+        """The queue is dropped with this member."""
+        transaction.db.execute(_ADOPT, (self.token, queue))
+
+    def _set(self, transaction: Transaction, token: int) -> None:
+        before = self.token
+        self.token = token
+        transaction.undo.append(lambda: setattr(self, "token", before))
+        if token:
+            transaction.lease_ended(before)
+            transaction.lease_began(token)
+
+
+def renew(db: sqlite3.Connection, token: int, lease_s: float) -> bool:
+    """In a transaction of the caller's. False: the lease has ended, and stays so."""
+    now = lease_clock()
+    return db.execute(_RENEW, (now + lease_s, token, now)).rowcount == 1
+
+
+def expire(transaction: Transaction, token: int, *, died: bool = True) -> None:
+    """Free what a member held. When it died, its lanes say beside how many running records that was."""
+    db = transaction.db
+    running = db.execute(_RUNNING, (token,)).fetchone()[0] if died else 0
+    transaction.woken.update(row[0] for row in db.execute(_QUEUES, (token,)).fetchall())
+    db.execute(_FREE, {"now": transaction.now, "died": running, "member": token})
+    for (queue,) in db.execute(_MAILBOXES, (token,)).fetchall():
+        drop_queue(transaction, queue)
+    db.execute(_LEAVE, (token,))
+    transaction.lease_ended(token)
+
+
+def drop_queue(transaction: Transaction, queue_id: int) -> None:
+    for statement in DROP:
+        transaction.db.execute(statement, {"queue": queue_id})
+    queue = transaction.queue(queue_id)
+    if queue is not None:
+        transaction.forget_queue(queue)
+
+
+def advance(transaction: Transaction) -> None:
+    """What time brings about: leases end, and lanes that waited for a retry are ready again."""
+    for (token,) in transaction.db.execute(_EXPIRED, (boot_id(), transaction.boot)).fetchall():
+        expire(transaction, token)
+    transaction.woken.update(row[0] for row in transaction.db.execute(_DUE, (transaction.now,)).fetchall())

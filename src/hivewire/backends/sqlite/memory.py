@@ -1,0 +1,60 @@
+"""What a process remembers of the file: ids settled lately, and packs that were taken in part."""
+
+from __future__ import annotations
+
+from collections import OrderedDict, deque
+
+import msgspec
+
+from hivewire.backend import Record
+from hivewire.backends.sqlite.storing import unpack
+from hivewire.backends.sqlite.transaction import Life, Transaction
+
+_SETTLED_SINCE = "SELECT id, at, ids FROM settled WHERE queue = ? AND id > ? AND at > ? ORDER BY id"
+_decoder = msgspec.msgpack.Decoder(list[Life])
+_MOST_PACKS = 32
+
+
+class Settled:
+    """The lives of one queue's records that ended within the window. The file has them in blocks, one a
+    transaction; a process reads each block once, so a look-up costs no statement."""
+
+    def __init__(self, queue: int, window_ids: int, window_s: float) -> None:
+        self._queue = queue
+        self._window_ids = window_ids
+        self._window_s = window_s
+        self._read_to = 0
+        self._lives: set[Life] = set()
+        self._blocks: deque[tuple[float, list[Life]]] = deque()
+
+    def refresh(self, transaction: Transaction) -> set[Life]:
+        """All lives that ended, as this transaction sees it. To be called inside a write transaction."""
+        horizon = transaction.now - self._window_s
+        rows = transaction.db.execute(_SETTLED_SINCE, (self._queue, self._read_to, horizon)).fetchall()
+        for id_, at, ids in rows:
+            block = _decoder.decode(ids)
+            self._lives.update(block)
+            self._blocks.append((at, block))
+            self._read_to = id_
+        blocks = self._blocks
+        while blocks and (blocks[0][0] < horizon or len(self._lives) - len(blocks[0][1]) >= self._window_ids):
+            self._lives.difference_update(blocks.popleft()[1])
+        return self._lives
+
+
+class Packs:
+    """Packs never change, and the id of a lane is never used again: what was read of one stays true."""
+
+    def __init__(self) -> None:
+        self._records: OrderedDict[tuple[int, int], list[Record]] = OrderedDict()
+
+    def records(self, lane: int, first: int, data: bytes) -> list[Record]:
+        return self._records.pop((lane, first), None) or unpack(data)
+
+    def keep(self, lane: int, first: int, records: list[Record]) -> None:
+        self._records[lane, first] = records
+        if len(self._records) > _MOST_PACKS:
+            self._records.popitem(last=False)
+
+    def forget(self) -> None:
+        self._records.clear()

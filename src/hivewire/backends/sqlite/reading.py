@@ -1,0 +1,109 @@
+"""What is read without writing: how much a queue holds, and whether the file is well."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import sqlite3
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TypeVar
+
+from hivewire.backend import Depth, QueueSpec
+from hivewire.backends.sqlite import trouble
+from hivewire.backends.sqlite.schema import BLOCKED, OWNED, READY
+from hivewire.backends.sqlite.writer import begin, open_file
+
+_Result = TypeVar("_Result")
+
+_PROBE_S = 1.5
+_QUEUE = "SELECT id, held, scheduled, dead FROM queues WHERE name = ?"
+_IN_FLIGHT = f"""
+SELECT coalesce(sum(min(p.last, l.taken_to) - max(p.first, l.head) + 1), 0)
+  - (SELECT count(*) FROM lanes l INDEXED BY lanes_owned
+     JOIN holes h ON h.lane = l.id AND h.seq BETWEEN l.head AND l.taken_to
+     WHERE l.state = {OWNED} AND l.queue = :queue AND l.holes)
+FROM lanes l INDEXED BY lanes_owned JOIN packs p ON p.lane = l.id AND p.first <= l.taken_to AND p.last >= l.head
+WHERE l.state = {OWNED} AND l.queue = :queue"""
+_WAITING = f"SELECT count(*) FROM lanes INDEXED BY lanes_due WHERE state = {BLOCKED} AND due_at > ? AND queue = ?"
+_OVERDUE = "SELECT count(*) FROM scheduled WHERE due_at <= ? AND queue = ?"
+_OLDEST = f"""
+SELECT min(stored_at) FROM (
+  SELECT p.stored_at FROM packs p WHERE p.lane = (
+    SELECT id FROM lanes WHERE queue = :queue AND state = {READY} ORDER BY head LIMIT 1)
+  UNION ALL SELECT p.stored_at FROM lanes l INDEXED BY lanes_owned JOIN packs p ON p.lane = l.id
+    AND p.first = (SELECT min(first) FROM packs m WHERE m.lane = l.id)
+    WHERE l.state = {OWNED} AND l.queue = :queue
+  UNION ALL SELECT p.stored_at FROM lanes l INDEXED BY lanes_due JOIN packs p ON p.lane = l.id
+    AND p.first = (SELECT min(first) FROM packs m WHERE m.lane = l.id)
+    WHERE l.state = {BLOCKED} AND l.queue = :queue)"""
+_QUEUES = "SELECT name, mode, shards, cap FROM queues ORDER BY name"
+_PROBE = "UPDATE state SET epoch = epoch WHERE one = 1"
+
+
+class Reader:
+    """One thread with a connection of its own, started with the first read."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._executor = ThreadPoolExecutor(1, "hivewire-sqlite-reader")
+        self._db: sqlite3.Connection | None = None
+
+    async def read(self, function: Callable[[sqlite3.Connection], _Result]) -> _Result:
+        return await asyncio.get_running_loop().run_in_executor(self._executor, self._read, function)
+
+    def _read(self, function: Callable[[sqlite3.Connection], _Result]) -> _Result:
+        try:
+            if self._db is None:
+                self._db = open_file(self._path)
+            return function(self._db)
+        except Exception as error:
+            self._drop_connection()
+            raise trouble.explain(error, "read", self._path) from error
+
+    def _drop_connection(self) -> None:
+        db, self._db = self._db, None
+        if db is not None:
+            with contextlib.suppress(sqlite3.Error):
+                db.close()
+
+    async def close(self) -> None:
+        await asyncio.get_running_loop().run_in_executor(self._executor, self._drop_connection)
+        self._executor.shutdown()
+
+
+def depth(db: sqlite3.Connection, name: str) -> Depth:
+    now = time.time()
+    db.execute("BEGIN")
+    try:
+        row = db.execute(_QUEUE, (name,)).fetchone()
+        if row is None:
+            return Depth()
+        queue, held, scheduled, dead = row
+        in_flight = db.execute(_IN_FLIGHT, {"queue": queue}).fetchone()[0]
+        scheduled += db.execute(_WAITING, (now, queue)).fetchone()[0] - db.execute(_OVERDUE, (now, queue)).fetchone()[0]
+        oldest = db.execute(_OLDEST, {"queue": queue}).fetchone()[0]
+    finally:
+        db.execute("COMMIT")
+    age_s = 0.0 if oldest is None else max(0.0, now - oldest)
+    return Depth(
+        ready=held - in_flight - scheduled, in_flight=in_flight, scheduled=scheduled, dead=dead, oldest_age_s=age_s
+    )
+
+
+def queues(db: sqlite3.Connection) -> list[QueueSpec]:
+    return [QueueSpec(name=name, mode=mode, shards=shards, cap=cap) for name, mode, shards, cap in db.execute(_QUEUES)]
+
+
+def probe(db: sqlite3.Connection) -> None:
+    """Write, so that a full disk or a held lock shows itself."""
+    begin(db, _PROBE_S)
+    try:
+        db.execute(_PROBE)
+        db.execute("COMMIT")
+    except BaseException:
+        with contextlib.suppress(sqlite3.Error):
+            db.execute("ROLLBACK")
+        raise

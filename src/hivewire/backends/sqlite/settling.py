@@ -1,0 +1,133 @@
+"""What became of records that were taken: running marks, settlements, and what is given back."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from hivewire.backend import Again, Back, Dead, Fetched, Unfinished
+from hivewire.backends.sqlite import letters
+from hivewire.backends.sqlite.freeing import Change, move_heads, remembered
+from hivewire.backends.sqlite.taking import Hold
+from hivewire.backends.sqlite.transaction import Transaction
+
+if TYPE_CHECKING:
+    from hivewire.backends.sqlite.consumer import SQLiteConsumer
+
+_START = "UPDATE lanes SET running = 1, counted = ?, starts = ?, failures = ?, crashes = ?, died = 0 WHERE id = ?"
+_COUNT = (
+    "UPDATE lanes SET running = 0, counted = ?, starts = ?, failures = ?, crashes = ?, died = ?,"
+    " suspect_from = max(suspect_from, ?) WHERE id = ?"
+)
+_NOT_STARTED = "UPDATE lanes SET starts = starts - 1, running = 0 WHERE id = ?"
+
+
+def start(transaction: Transaction, consumer: SQLiteConsumer, batch: Sequence[Fetched]) -> list[Fetched]:
+    token = _token(transaction, consumer)
+    refused: list[Fetched] = []
+    rows = []
+    for fetched in batch:
+        seq = int(fetched.at)
+        hold = consumer.out.get(seq) if token and fetched.token == token else None
+        if hold is None:
+            refused.append(fetched)
+            continue
+        transaction.undo.append(remembered(hold))
+        hold.counted, hold.marked = seq, False
+        rows.append((seq, fetched.starts, fetched.failures, fetched.crashes, hold.lane))
+    transaction.db.executemany(_START, rows)
+    return refused
+
+
+def settle(
+    transaction: Transaction, consumer: SQLiteConsumer, done: Sequence[Fetched], rest: Sequence[Unfinished]
+) -> list[Fetched]:
+    """Returns those refused because the lease had ended."""
+    token = _token(transaction, consumer)
+    out = consumer.out
+    refused: list[Fetched] = []
+    changes: dict[int, Change] = {}
+    popped: list[tuple[int, Hold]] = []
+    gone: list[Fetched] = []
+    transaction.undo.append(lambda: _put_in_again(out, popped))
+    for fetched in done:
+        if fetched.token != token or not token:
+            refused.append(fetched)
+            continue
+        seq = int(fetched.at)
+        hold = out.pop(seq, None)
+        if hold is not None:  # else it was settled before
+            popped.append((seq, hold))
+            gone.append(fetched)
+            change = changes.get(hold.lane)
+            if change is None:
+                changes[hold.lane] = Change(transaction, hold, seq)
+            else:
+                change.gone.append(seq)
+    for outcome in rest:
+        fetched = outcome.fetched
+        if fetched.token != token or not token:
+            refused.append(fetched)
+            continue
+        seq = int(fetched.at)
+        hold = out.pop(seq, None)
+        if hold is None:
+            continue
+        popped.append((seq, hold))
+        change = changes.get(hold.lane) or changes.setdefault(hold.lane, Change(transaction, hold))
+        if isinstance(outcome, Dead):
+            letters.bury(transaction, consumer.queue_name, fetched.record, outcome.letter)
+            change.gone.append(seq)
+            gone.append(fetched)
+        else:
+            _keep(transaction, hold, outcome)
+    queue = transaction.queue(consumer.queue)
+    if queue is not None and changes:
+        queue.held -= len(gone)
+        queue.dirty = True
+        queue.settled.extend([(fetched.record.id, fetched.record.replay) for fetched in gone])
+        move_heads(transaction, queue.id, out, list(changes.values()))
+    return refused
+
+
+def give_back(transaction: Transaction, consumer: SQLiteConsumer) -> None:
+    """What the engine has not settled goes back unstarted."""
+    out = consumer.out
+    popped = list(out.items())
+    transaction.undo.append(lambda: _put_in_again(out, popped))
+    out.clear()
+    if not _token(transaction, consumer):
+        return
+    changes: dict[int, Change] = {}
+    for seq, hold in popped:
+        if hold.lane not in changes:
+            changes[hold.lane] = Change(transaction, hold)
+        if hold.marked and seq == hold.counted:  # the mark of the claim: its handler never started
+            transaction.db.execute(_NOT_STARTED, (hold.lane,))
+        hold.kept[seq] = 0.0
+    move_heads(transaction, consumer.queue, out, list(changes.values()))
+
+
+def _token(transaction: Transaction, consumer: SQLiteConsumer) -> int:
+    """The token whose holder may change what it holds; 0 if the lease has ended."""
+    membership = consumer.membership
+    if membership.token and not transaction.has_lease(membership.token):
+        membership.lost(transaction)
+    return membership.token
+
+
+def _put_in_again(out: dict[int, Hold], popped: Sequence[tuple[int, Hold]]) -> None:
+    out.update(popped)
+
+
+def _keep(transaction: Transaction, hold: Hold, outcome: Again | Back) -> None:
+    """It stays where it is, with the counters that the engine gave it."""
+    fetched = outcome.fetched
+    seq = int(fetched.at)
+    again = isinstance(outcome, Again)
+    died = 0 if again else fetched.died
+    if again or seq == hold.counted or fetched.starts or fetched.failures or fetched.crashes:
+        counters = (seq, fetched.starts, fetched.failures, fetched.crashes, died, seq + 1 if again else 0, hold.lane)
+        transaction.db.execute(_COUNT, counters)
+        hold.counted = seq
+    hold.kept[seq] = transaction.now + outcome.delay_s if isinstance(outcome, Again) else 0.0

@@ -1,0 +1,193 @@
+"""How records come into the file: declared queues, caps, idempotency keys, lanes and packs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import msgspec
+
+from hivewire.backend import Append, Duplicate, QueueSpec, Record, Room
+from hivewire.backends.sqlite.schema import READY
+from hivewire.backends.sqlite.transaction import Queue, Transaction
+from hivewire.errors import QueueFull, QueueMissing
+
+REPLY_PREFIX = "~reply/"
+
+_LANE_BITS = 40
+_MOST_IN_PACK = 128
+_MOST_BYTES_IN_PACK = 128 * 1024
+_FIND_LANE = "SELECT id FROM lanes WHERE queue = ? AND key = ?"
+_MAKE_LANE = f"INSERT OR IGNORE INTO lanes(id, queue, key, state, head) VALUES (?, ?, ?, {READY}, ?)"
+_MAKE_PACK = "INSERT INTO packs(lane, first, last, stored_at, expires_at, data) VALUES (?, ?, ?, ?, ?, ?)"
+_FIND_KEY = "SELECT id FROM idempotent WHERE queue = ? AND key = ? AND until > ?"
+_SAVE_KEY = "INSERT OR REPLACE INTO idempotent(queue, key, id, used_at, until) VALUES (?, ?, ?, ?, ?)"
+_SCHEDULE = "INSERT INTO scheduled(queue, due_at, stored_at, number, data) VALUES (?, ?, ?, ?, ?)"
+_DUE = "SELECT id, queue, stored_at, data FROM scheduled WHERE due_at <= ? ORDER BY due_at, id LIMIT 100"
+_UNSCHEDULE = "DELETE FROM scheduled WHERE id = ?"
+_SET_MODE = "UPDATE queues SET mode = ? WHERE id = ?"
+
+_Row = tuple[str, str, bytes, str, str, float | None, int, int]
+_encoder = msgspec.msgpack.Encoder()
+_decoder = msgspec.msgpack.Decoder(list[_Row])
+
+
+def pack(records: Sequence[Record]) -> bytes:
+    return _encoder.encode([(r.id, r.key, r.body, r.type, r.sender, r.ttl_s, r.priority, r.replay) for r in records])
+
+
+def unpack(data: bytes) -> list[Record]:
+    return [Record(*row) for row in _decoder.decode(data)]
+
+
+def declare(transaction: Transaction, spec: QueueSpec) -> Queue:
+    """The queue as the first declaration made it, but for a mode that nobody decided yet."""
+    queue = transaction.queue_named(spec.name)
+    if queue is None:
+        return transaction.make_queue(spec)
+    if queue.mode is None and spec.mode is not None:
+        transaction.db.execute(_SET_MODE, (spec.mode, queue.id))
+        queue.mode = spec.mode
+    return queue
+
+
+def append(
+    transaction: Transaction, batch: Sequence[Append], cap: int
+) -> tuple[Mapping[int, Duplicate | Exception], int]:
+    """Returns what was not stored, by running number, and the catalogue's epoch."""
+    problems: dict[int, Duplicate | Exception] = {}
+    number = 0
+    for entry in batch:
+        queue = transaction.queue_named(entry.queue)
+        if queue is None and not entry.queue.startswith(REPLY_PREFIX):
+            queue = transaction.make_queue(QueueSpec(name=entry.queue, cap=cap))
+        if queue is None:
+            missing = QueueMissing(f"send to {entry.queue}: nobody waits for replies there any more")
+            problems.update((number + place, missing) for place in range(len(entry.records)))
+        else:
+            _append_one(transaction, queue, entry, number, problems)
+        number += len(entry.records)
+    return problems, transaction.epoch or 0
+
+
+def _append_one(
+    transaction: Transaction, queue: Queue, entry: Append, number: int, problems: dict[int, Duplicate | Exception]
+) -> None:
+    records = entry.records
+    if entry.idempotency_key is not None:
+        row = transaction.db.execute(_FIND_KEY, (queue.id, entry.idempotency_key, transaction.now)).fetchone()
+        if row is not None:
+            problems.update((number + place, Duplicate(row[0])) for place in range(len(records)))
+            return
+    if entry.room is not Room.ALWAYS:
+        room = queue.cap - queue.held
+        if entry.room is Room.RESERVE:
+            room += max(queue.cap // 10, 100)
+        if room < len(records):
+            room = max(room, 0)
+            full = QueueFull(
+                f"send to {queue.name}: it holds {queue.held + room} messages and its cap is {queue.cap};"
+                " wait for its workers, or raise queue_cap"
+            )
+            problems.update((number + place, full) for place in range(room, len(records)))
+            records = records[:room]
+    if not records:
+        return
+    now = transaction.now
+    if entry.idempotency_key is not None:
+        row = (queue.id, entry.idempotency_key, records[0].id, now, now + entry.window_s)
+        transaction.db.execute(_SAVE_KEY, row)
+    queue.held += len(records)
+    queue.dirty = True
+    if entry.delay_s > 0:
+        for record in records:
+            row = (queue.id, now + entry.delay_s, now, 1, pack((record,)))
+            transaction.db.execute(_SCHEDULE, row)
+        queue.scheduled += len(records)
+    else:
+        queue.pending.extend((record, now) for record in records)
+
+
+def move_due(transaction: Transaction) -> bool:
+    """Put scheduled records that fell due into their lanes. True: there may be more."""
+    rows = transaction.db.execute(_DUE, (transaction.now,)).fetchall()
+    for id_, queue_id, stored_at, data in rows:
+        transaction.db.execute(_UNSCHEDULE, (id_,))
+        queue = transaction.queue(queue_id)
+        if queue is not None:
+            records = unpack(data)
+            queue.scheduled -= len(records)
+            queue.dirty = True
+            queue.pending.extend((record, stored_at) for record in records)
+    return len(rows) == 100
+
+
+def flush(transaction: Transaction) -> None:
+    """Write what the operations so far have appended."""
+    for queue in transaction.touched():
+        if queue.pending:
+            _flush_queue(transaction, queue)
+
+
+def _flush_queue(transaction: Transaction, queue: Queue) -> None:
+    pending, queue.pending = queue.pending, []
+    competing = queue.mode == "competing"
+    lanes: dict[str, list[tuple[Record, float]]] = {}
+    for item in pending:
+        key = item[0].id if competing else item[0].key
+        lane = lanes.get(key)
+        if lane is None:
+            lanes[key] = [item]
+        else:
+            lane.append(item)
+    seq = queue.seq + 1
+    made = []
+    firsts = []
+    for key, items in lanes.items():
+        made.append(((queue.id << _LANE_BITS) + seq, queue.id, key, seq))
+        firsts.append(seq)
+        seq += len(items)
+    queue.seq = seq - 1
+    queue.dirty = True
+    ids = _find_or_make(transaction, queue, made)
+    packs = [
+        row
+        for lane_id, first, items in zip(ids, firsts, lanes.values(), strict=True)
+        for row in _packs(lane_id, first, items)
+    ]
+    transaction.db.executemany(_MAKE_PACK, packs)
+    transaction.woken.add(queue.id)
+
+
+def _find_or_make(transaction: Transaction, queue: Queue, made: list[tuple[int, int, str, int]]) -> list[int]:
+    """The lanes' ids. A lane that is there already is not written."""
+    db = transaction.db
+    if len(made) == 1:
+        row = db.execute(_FIND_LANE, (queue.id, made[0][2])).fetchone()
+        if row is None:
+            db.execute(_MAKE_LANE, made[0])
+            return [made[0][0]]
+        return [row[0]]
+    if db.executemany(_MAKE_LANE, made).rowcount == len(made):
+        return [row[0] for row in made]
+    return [db.execute(_FIND_LANE, (queue.id, row[2])).fetchone()[0] for row in made]
+
+
+def _packs(lane: int, first: int, items: list[tuple[Record, float]]) -> list[tuple[object, ...]]:
+    """Rows of records that were stored and expire at the same time."""
+    rows: list[tuple[object, ...]] = []
+    start, size = 0, 0
+    for place, (record, stored_at) in enumerate(items):
+        head, head_at = items[start]
+        fits = place - start < _MOST_IN_PACK and size + len(record.body) <= _MOST_BYTES_IN_PACK
+        if place > start and not (fits and record.ttl_s == head.ttl_s and stored_at == head_at):
+            rows.append(_row(lane, first + start, items[start:place]))
+            start, size = place, 0
+        size += len(record.body)
+    rows.append(_row(lane, first + start, items[start:]))
+    return rows
+
+
+def _row(lane: int, first: int, items: list[tuple[Record, float]]) -> tuple[object, ...]:
+    record, stored_at = items[0]
+    expires_at = None if record.ttl_s is None else stored_at + record.ttl_s
+    return lane, first, first + len(items) - 1, stored_at, expires_at, pack([item[0] for item in items])

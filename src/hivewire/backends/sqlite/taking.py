@@ -1,0 +1,167 @@
+"""Claims: a member takes runs of lanes."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Sequence
+
+from hivewire.backend import Fetched, Record
+from hivewire.backends.sqlite.memory import Packs, Settled
+from hivewire.backends.sqlite.schema import OWNED, READY
+from hivewire.backends.sqlite.transaction import Life, Queue, Transaction
+
+_MOST_BYTES = 8 * 1024 * 1024
+# Each ready lane with its first pack; there is no statement a lane unless more than that is taken of it.
+_READY = f"""
+SELECT l.id, l.head, l.counted, l.starts, l.failures, l.crashes, l.died, l.suspect_from, l.suspect_to, l.holes,
+  p.first, p.last, p.stored_at, p.data
+FROM lanes l JOIN packs p ON p.lane = l.id AND p.first = (SELECT min(m.first) FROM packs m WHERE m.lane = l.id)
+WHERE l.queue = ? AND l.state = {READY} ORDER BY l.head LIMIT ?"""
+_MORE = "SELECT first, last, stored_at, data FROM packs WHERE lane = ? AND first > ? ORDER BY first"
+_HOLES = "SELECT seq FROM holes WHERE lane = ?"
+_TAKE = f"UPDATE lanes SET state = {OWNED}, owner = ?, taken_to = ?, due_at = 0 WHERE id = ?"
+_TAKE_RUNNING = (
+    f"UPDATE lanes SET state = {OWNED}, owner = ?, taken_to = ?, due_at = 0, running = 1, counted = ?, starts = ?,"
+    " failures = ?, crashes = ?, died = ? WHERE id = ?"
+)
+
+
+class Hold:
+    """A run of one lane that this process has taken. `counted` is the record whose counters are stored."""
+
+    __slots__ = ("counted", "has_holes", "kept", "lane", "lasts", "marked", "place", "seqs")
+
+    def __init__(self, lane: int, counted: int, has_holes: bool) -> None:
+        self.lane = lane
+        self.counted = counted
+        self.has_holes = has_holes
+        self.marked = False
+        self.seqs: list[int] = []
+        self.lasts: list[int] = []
+        """The last record of each pack that the run touches."""
+        self.place = 0
+        """Where in `seqs` the first record is that stays in the lane."""
+        self.kept: dict[int, float] = {}
+        """Settled as Again or Back: they stay. The value is when the lane is due."""
+
+
+class Wanted:
+    """How much a claim may take, and what it has taken."""
+
+    __slots__ = ("bytes", "left", "limit", "run", "starting", "taken", "token")
+
+    def __init__(self, token: int, limit: int, run: int, starting: int) -> None:
+        self.token = token
+        self.limit = limit
+        self.left = 0
+        """What is left for the present lane."""
+        self.run = run
+        self.starting = starting
+        self.bytes = _MOST_BYTES
+        self.taken: list[Fetched] = []
+
+
+_Row = tuple[int, int, int, int, int, int, int, int, int, int, int, int, float, bytes]
+_Pack = tuple[int, int, float, bytes]
+
+
+def take(
+    transaction: Transaction, queue: Queue, wanted: Wanted, lanes: int, packs: Packs, settled: Settled
+) -> list[Hold]:
+    """Fill `wanted.taken` from the lanes that have waited longest."""
+    db = transaction.db
+    holds: list[Hold] = []
+    plain: list[tuple[int, int, int]] = []
+    running: list[tuple[int, ...]] = []
+    for row in db.execute(_READY, (queue.id, min(lanes, wanted.limit))):
+        hold = Hold(row[0], row[2], bool(row[9]))
+        start = len(wanted.taken)
+        _take_lane(transaction, hold, row, wanted, packs)
+        if not hold.seqs:
+            continue
+        holds.append(hold)
+        _count(row, wanted.taken[start:], hold)
+        head = wanted.taken[start]
+        if wanted.starting > 0 and not head.suspect:
+            _mark(head, hold)
+            counters = (head.starts, head.failures, head.crashes, head.died)
+            running.append((wanted.token, hold.seqs[-1], hold.seqs[0], *counters, hold.lane))
+        else:
+            plain.append((wanted.token, hold.seqs[-1], hold.lane))
+        wanted.starting -= 1
+        if wanted.limit <= 0 or wanted.bytes <= 0:
+            break
+    if plain:
+        db.executemany(_TAKE, plain)
+    if running:
+        db.executemany(_TAKE_RUNNING, running)
+    if wanted.taken:
+        _see(wanted.taken, settled.refresh(transaction), set(queue.settled))
+    return holds
+
+
+def _see(taken: Sequence[Fetched], committed: set[Life], uncommitted: set[Life]) -> None:
+    if committed or uncommitted:
+        for fetched in taken:
+            life = (fetched.record.id, fetched.record.replay)
+            fetched.seen = life in committed or life in uncommitted
+
+
+def _take_lane(transaction: Transaction, hold: Hold, row: _Row, wanted: Wanted, packs: Packs) -> None:
+    db = transaction.db
+    wanted.left = min(wanted.limit, wanted.run)
+    holes: set[int] = {seq for (seq,) in db.execute(_HOLES, (hold.lane,))} if hold.has_holes else set()
+    pack: _Pack | None = (row[10], row[11], row[12], row[13])
+    more: sqlite3.Cursor | None = None
+    while pack is not None:
+        first, last, stored_at, data = pack
+        records = packs.records(hold.lane, first, data)
+        seqs = range(max(first, row[1]), last + 1)
+        taken_to = _take_records(hold, [seq for seq in seqs if seq not in holes], first, records, stored_at, wanted)
+        hold.lasts.append(last)
+        if taken_to < last:
+            packs.keep(hold.lane, first, records)
+            transaction.undo.append(packs.forget)  # a pack that was not committed may come to be another one
+        if wanted.left <= 0 or wanted.bytes <= 0:
+            break
+        if more is None:
+            more = db.execute(_MORE, (hold.lane, first))
+        pack = more.fetchone()
+
+
+def _take_records(
+    hold: Hold, seqs: Sequence[int], first: int, records: Sequence[Record], stored_at: float, wanted: Wanted
+) -> int:
+    """Returns the last that was taken."""
+    token, taken = wanted.token, wanted.taken
+    number = 0
+    for seq in seqs[: wanted.left]:
+        if wanted.bytes <= 0:
+            break
+        record = records[seq - first]
+        taken.append(Fetched(0, seq, token, record, stored_at))
+        wanted.bytes -= len(record.body)
+        number += 1
+    hold.seqs.extend(seqs[:number])
+    wanted.left -= number
+    wanted.limit -= number
+    return seqs[number - 1] if number else 0
+
+
+def _count(row: _Row, taken: Sequence[Fetched], hold: Hold) -> None:
+    """Tell what the store knows of attempts at these records."""
+    _, _, counted, starts, failures, crashes, died, suspect_from, suspect_to, *_ = row
+    if counted >= hold.seqs[0]:
+        for fetched in taken:
+            if fetched.at == counted:
+                fetched.starts, fetched.failures, fetched.crashes, fetched.died = starts, failures, crashes, died
+    if suspect_to >= hold.seqs[0]:
+        for seq, fetched in zip(hold.seqs, taken, strict=True):
+            fetched.suspect = suspect_from <= seq <= suspect_to
+
+
+def _mark(head: Fetched, hold: Hold) -> None:
+    head.starts += 1
+    head.marked = True
+    hold.counted = hold.seqs[0]
+    hold.marked = True

@@ -1,0 +1,131 @@
+"""One transaction of the writer: what it has read and will write back in one go before it commits."""
+
+from __future__ import annotations
+
+import sqlite3
+import time
+from collections.abc import Callable
+
+import msgspec
+
+from hivewire.backend import Mode, QueueSpec, Record
+from hivewire.backends.sqlite.schema import lease_clock
+
+_QUEUE = (
+    "SELECT id, name, mode, shards, cap, seq, held, scheduled, dead, (SELECT epoch FROM state) FROM queues WHERE {} = ?"
+)
+_QUEUE_BY_ID = _QUEUE.format("id")
+_QUEUE_BY_NAME = _QUEUE.format("name")
+_SAVE_QUEUE = "UPDATE queues SET seq = ?, held = ?, scheduled = ?, dead = ? WHERE id = ?"
+_MAKE_QUEUE = "INSERT INTO queues(name, mode, shards, cap, made_at) VALUES (?, ?, ?, ?, ?)"
+_SETTLED = "INSERT INTO settled(queue, at, number, ids) VALUES (?, ?, ?, ?)"
+_LEASE = "SELECT lease_until FROM members WHERE id = ?"
+
+Life = tuple[str, int]
+"""(id, replay) of a record."""
+
+
+class Queue(msgspec.Struct):
+    """A row of `queues`, and the records that wait to be written to it."""
+
+    id: int
+    name: str
+    mode: Mode | None
+    shards: int
+    cap: int
+    seq: int
+    held: int
+    scheduled: int
+    dead: int
+    dirty: bool = False
+    pending: list[tuple[Record, float]] = []
+    settled: list[Life] = []
+
+    def spec(self) -> QueueSpec:
+        return QueueSpec(name=self.name, mode=self.mode, shards=self.shards, cap=self.cap)
+
+
+class Transaction:
+    """Everything that is changed in memory is undone by `undo` when the transaction is rolled back."""
+
+    def __init__(self, db: sqlite3.Connection) -> None:
+        self.db = db
+        self.now = time.time()
+        self.boot = lease_clock()
+        self.epoch: int | None = None
+        self.woken: set[int] = set()
+        self.undo: list[Callable[[], object]] = []
+        self.committed: list[Callable[[], None]] = []
+        """Called on the event loop after the commit."""
+        self._by_id: dict[int, Queue | None] = {}
+        self._by_name: dict[str, Queue] = {}
+        self._leases: dict[int, bool] = {}
+
+    # -- queues
+
+    def queue(self, id_: int) -> Queue | None:
+        if id_ in self._by_id:
+            return self._by_id[id_]
+        return self._load(_QUEUE_BY_ID, id_)
+
+    def queue_named(self, name: str) -> Queue | None:
+        return self._by_name.get(name) or self._load(_QUEUE_BY_NAME, name)
+
+    def _load(self, statement: str, by: int | str) -> Queue | None:
+        row = self.db.execute(statement, (by,)).fetchone()
+        if row is None:
+            if isinstance(by, int):
+                self._by_id[by] = None
+            return None
+        self.epoch = row[9]
+        queue = Queue(*row[:9])
+        self._by_id[queue.id] = self._by_name[queue.name] = queue
+        return queue
+
+    def make_queue(self, spec: QueueSpec) -> Queue:
+        row = (spec.name, spec.mode, spec.shards, spec.cap, self.now)
+        id_ = self.db.execute(_MAKE_QUEUE, row).lastrowid or 0
+        queue = Queue(id_, spec.name, spec.mode, spec.shards, spec.cap, 0, 0, 0, 0)
+        self._by_id[id_] = self._by_name[spec.name] = queue
+        return queue
+
+    def forget_queue(self, queue: Queue) -> None:
+        self._by_id[queue.id] = None
+        self._by_name.pop(queue.name, None)
+
+    def touched(self) -> list[Queue]:
+        return [queue for queue in self._by_id.values() if queue is not None]
+
+    # -- leases
+
+    def has_lease(self, token: int) -> bool:
+        """Whether this life of a member is still its own master, by the clock of this host."""
+        if token not in self._leases:
+            row = self.db.execute(_LEASE, (token,)).fetchone()
+            self._leases[token] = row is not None and row[0] > self.boot
+        return self._leases[token]
+
+    def lease_ended(self, token: int) -> None:
+        self._leases[token] = False
+
+    def lease_began(self, token: int) -> None:
+        self._leases[token] = True
+
+    # -- the end
+
+    def write_back(self) -> None:
+        for queue in self.touched():
+            if queue.settled:
+                ids = msgspec.msgpack.encode(queue.settled)
+                self.db.execute(_SETTLED, (queue.id, self.now, len(queue.settled), ids))
+                queue.settled = []
+            if queue.dirty:
+                counts = (queue.seq, queue.held, queue.scheduled, queue.dead, queue.id)
+                self.db.execute(_SAVE_QUEUE, counts)
+                queue.dirty = False
+
+    def roll_back(self) -> None:
+        for undo in reversed(self.undo):
+            undo()
+        if self.db.in_transaction:
+            self.db.execute("ROLLBACK")

@@ -1,0 +1,303 @@
+"""The one thread of a process that writes: it takes all that waits and commits it together."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import random
+import sqlite3
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol
+
+from hivewire.backends.sqlite import schema, storing, trouble
+from hivewire.backends.sqlite.transaction import Transaction
+from hivewire.errors import Closed
+
+log = logging.getLogger(__name__)
+
+_PATIENCE_S = 4.0
+_PATIENCE_IN_TROUBLE_S = 0.25
+_MOST_AT_ONCE = 4_096
+
+
+class Operation:
+    """Something to do inside a transaction; its result goes to `future`."""
+
+    __slots__ = ("arguments", "durable", "function", "future")
+
+    def __init__(
+        self, future: asyncio.Future[Any], function: Callable[..., Any], arguments: tuple[Any, ...], durable: bool
+    ) -> None:
+        self.future = future
+        self.function = function
+        self.arguments = arguments
+        self.durable = durable
+
+    def deliver(self, value: Any, error: BaseException | None) -> None:
+        if self.future.done():
+            return
+        if error is None:
+            self.future.set_result(value)
+        else:
+            self.future.set_exception(error)
+
+
+class Waiting(Protocol):
+    """An operation that stays with the writer until its queue has something for it."""
+
+    queue: int
+    dead: bool
+
+    def attempt(self, transaction: Transaction) -> Sequence[Any]: ...
+    def deliver(self, value: Any, error: BaseException | None) -> None: ...
+
+
+Outcome = tuple[Any, Any, BaseException | None]
+
+
+def call_on(loop: asyncio.AbstractEventLoop, function: Callable[..., Any], *arguments: Any) -> None:
+    with contextlib.suppress(RuntimeError):  # the loop is closed: nobody is left to be told
+        loop.call_soon_threadsafe(function, *arguments)
+
+
+def begin(db: sqlite3.Connection, patience_s: float) -> None:
+    """Take the write lock. SQLite's own waiting sleeps up to 100 ms at a time; this one up to 3 ms."""
+    deadline = 0.0
+    pause = 0.0002
+    while True:
+        try:
+            db.execute("BEGIN IMMEDIATE")
+            return
+        except sqlite3.OperationalError as error:
+            if not trouble.is_busy(error):
+                raise
+            now = time.monotonic()
+            deadline = deadline or now + patience_s
+            if now >= deadline:
+                raise
+            time.sleep(random.uniform(pause / 2, pause))
+            pause = min(pause * 1.3, 0.003)
+
+
+class Writer:
+    """`submit` and `park` are called on the event loop; all else runs in the thread."""
+
+    def __init__(self, path: Path, full: bool) -> None:
+        self.path = path
+        self.trouble: Exception | None = None
+        self.on_parked: Callable[[], None] = lambda: None
+        self._full = full
+        self._level = ""
+        self._loop = asyncio.get_running_loop()
+        self._queue: deque[Any] = deque()
+        self._wake = threading.Semaphore(0)
+        self._parked: dict[int, list[Waiting]] = {}
+        self._attempting: Waiting | None = None
+        self._db: sqlite3.Connection | None = None
+        self._stopping = False
+        self._ended = asyncio.Event()
+        self._thread = threading.Thread(target=self._run, name="hivewire-sqlite-writer", daemon=True)
+        self._thread.start()
+
+    # -- from the event loop
+
+    def submit(self, function: Callable[..., Any], *arguments: Any, durable: bool = True) -> asyncio.Future[Any]:
+        future: asyncio.Future[Any] = self._loop.create_future()
+        self.put(Operation(future, function, arguments, durable))
+        return future
+
+    def park(self, waiting: Waiting) -> None:
+        """Try it with the next transaction, and again whenever its queue is woken."""
+        self.put(waiting)
+
+    def do(self, function: Callable[..., Any], *arguments: Any) -> None:
+        """From any thread: an operation whose outcome nobody awaits."""
+        self.put((function, arguments))
+
+    def put(self, what: Any) -> None:
+        if self._stopping:
+            raise Closed(f"use {self.path}: it was closed")
+        self._queue.append(what)
+        self._wake.release()
+
+    def waiting_queues(self) -> tuple[int, ...]:
+        """Queues that somebody in this process waits for. From any thread."""
+        return tuple(self._parked)
+
+    async def close(self) -> None:
+        if self._stopping:
+            return
+        self._stopping = True
+        self._wake.release()
+        await self._ended.wait()
+        self._thread.join()
+
+    # -- in the thread
+
+    def _run(self) -> None:
+        while True:
+            self._wake.acquire()
+            burst: list[Any] = []
+            with contextlib.suppress(IndexError):
+                while len(burst) < _MOST_AT_ONCE:
+                    burst.append(self._queue.popleft())
+            if burst:
+                self._hand_over(self._take_in(burst))
+            elif self._stopping:
+                break
+        self._drop_connection()
+        call_on(self._loop, self._ended.set)
+
+    def _hand_over(self, outcomes: list[Outcome]) -> None:
+        if outcomes:
+            call_on(self._loop, _deliver, outcomes)
+
+    def _take_in(self, burst: list[Any]) -> list[Outcome]:
+        operations: list[Any] = []
+        fresh: set[int] = set()
+        for item in burst:
+            if isinstance(item, (Operation, tuple)):
+                operations.append(item)
+            else:
+                self._parked.setdefault(item.queue, []).append(item)
+                fresh.add(item.queue)
+        outcomes = self._burst(operations, fresh)
+        if any(queue in self._parked for queue in fresh):
+            self.on_parked()
+        return outcomes
+
+    def _burst(self, operations: list[Any], fresh: set[int]) -> list[Outcome]:
+        try:
+            outcomes = self._transaction(operations, fresh)
+        except Exception as error:  # noqa: BLE001 - whatever it is, those who wait must be told
+            return self._failed(operations, fresh, error)
+        self.trouble = None
+        return outcomes
+
+    def _failed(self, operations: list[Any], fresh: set[int], error: Exception) -> list[Outcome]:
+        """Nothing was stored. If one operation is to blame, the others are done without it."""
+        if trouble.concerns_the_file(error):
+            told = trouble.explain(error, "use", self.path)
+            self.trouble = told
+            self._drop_connection()
+            waiting = [item for queue in fresh for item in self._parked.pop(queue, ())]
+            return [(item, None, told) for item in (*operations, *waiting)]
+        if self._attempting is not None:
+            culprit, self._attempting = self._attempting, None
+            self._parked[culprit.queue].remove(culprit)
+            log.error("take from a queue failed", exc_info=error)
+            return [(culprit, None, trouble.explain(error, "use", self.path)), *self._burst(operations, fresh)]
+        if len(operations) <= 1:
+            log.error("an operation failed", exc_info=error)
+            return [(item, None, trouble.explain(error, "use", self.path)) for item in operations]
+        outcomes = [outcome for operation in operations for outcome in self._burst([operation], set())]
+        return outcomes + self._burst([], fresh)
+
+    def _transaction(self, operations: list[Any], fresh: set[int]) -> list[Outcome]:
+        db = self._connection()
+        durable = any(isinstance(item, Operation) and item.durable for item in operations)
+        self._synchronous(db, "FULL" if durable and self._full else "NORMAL")
+        begin(db, _PATIENCE_S if self.trouble is None else _PATIENCE_IN_TROUBLE_S)
+        transaction = Transaction(db)
+        outcomes: list[Outcome] = []
+        try:
+            for item in operations:
+                if isinstance(item, Operation):
+                    outcomes.append((item, item.function(transaction, *item.arguments), None))
+                else:
+                    item[0](transaction, *item[1])
+            storing.flush(transaction)
+            outcomes.extend(self._serve(transaction, fresh))
+            transaction.write_back()
+            db.execute("COMMIT")
+        except BaseException:
+            transaction.roll_back()
+            raise
+        outcomes.extend((callback, None, None) for callback in transaction.committed)
+        return outcomes
+
+    def _serve(self, transaction: Transaction, fresh: set[int]) -> list[Outcome]:
+        """Give what is there to those who wait for it, in the order in which they came."""
+        outcomes: list[Outcome] = []
+        for queue in transaction.woken | fresh:
+            waiting = self._parked.get(queue)
+            while waiting:
+                if waiting[0].dead:
+                    waiting.pop(0)
+                    continue
+                self._attempting = waiting[0]
+                taken = waiting[0].attempt(transaction)
+                self._attempting = None
+                if not taken:
+                    break
+                outcomes.append((self._unpark(transaction, waiting), taken, None))
+            if waiting is not None and not waiting:
+                del self._parked[queue]
+                transaction.undo.append(partial(self._parked.setdefault, queue, waiting))
+        return outcomes
+
+    def _unpark(self, transaction: Transaction, waiting: list[Waiting]) -> Waiting:
+        first = waiting.pop(0)
+        transaction.undo.append(lambda: waiting.insert(0, first))
+        return first
+
+    def _synchronous(self, db: sqlite3.Connection, level: str) -> None:
+        if level != self._level:
+            db.execute(f"PRAGMA synchronous = {level}")
+            self._level = level
+
+    def _connection(self) -> sqlite3.Connection:
+        if self._db is None:
+            self._db = open_file(self.path)
+            self._level = ""
+        return self._db
+
+    def _drop_connection(self) -> None:
+        """After trouble with the file the next transaction opens it anew: it may be another one by then."""
+        db, self._db = self._db, None
+        if db is not None:
+            with contextlib.suppress(sqlite3.Error):
+                db.close()
+
+
+def _deliver(outcomes: list[Outcome]) -> None:
+    for target, value, error in outcomes:
+        if isinstance(target, tuple):
+            continue
+        if callable(target):
+            target()
+        else:
+            target.deliver(value, error)
+
+
+def open_file(path: Path) -> sqlite3.Connection:
+    """A connection to the file with our tables in it, made if the file is new."""
+    db = schema.connect(path)
+    try:
+        deadline = time.monotonic() + _PATIENCE_S
+        while True:
+            try:
+                if schema.check(db, path):
+                    db.execute("PRAGMA journal_mode = WAL")
+                    return db
+                db.execute("PRAGMA auto_vacuum = INCREMENTAL")
+                db.execute("PRAGMA journal_mode = WAL")
+                begin(db, _PATIENCE_S)
+                if not schema.check(db, path):
+                    schema.create(db)
+                db.execute("COMMIT")
+                return db
+            except sqlite3.OperationalError as error:
+                # Changing the journal mode takes an exclusive lock for a moment.
+                if not trouble.is_busy(error) or time.monotonic() > deadline:
+                    raise
+                time.sleep(random.uniform(0.001, 0.005))
+    except BaseException:
+        db.close()
+        raise
