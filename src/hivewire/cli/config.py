@@ -42,7 +42,7 @@ def run(args: argparse.Namespace) -> int:
 
 def rows_of(settings: Settings) -> list[dict[str, Any]]:
     """One row a setting, secrets and the passwords of URLs hidden."""
-    from hivewire.settings import every_setting
+    from hivewire.settings.schema import every_setting
 
     known = {setting.name: setting for setting in every_setting()}
     return [

@@ -93,7 +93,9 @@ async def _findings(args: argparse.Namespace) -> AsyncIterator[Finding]:
     for finding in differing(settings):
         yield finding
     if settings.protocol == "sqlite":
-        for finding in _file(sqlite_path(settings)):
+        from hivewire.backends.sqlite.schema import path_of
+
+        for finding in _file(path_of(settings.url)):
             yield finding
     try:
         async with connect_from(args) as protocol:
@@ -131,7 +133,7 @@ def _clock() -> Finding:
 
 def differing(settings: Settings) -> Iterator[Finding]:
     """The defaults in force that are not the reference's, and why; for people who come from there."""
-    from hivewire.settings import every_setting
+    from hivewire.settings.schema import every_setting
 
     sources = {name: source for name, _, source in settings.sources()}
     for setting in every_setting():
@@ -140,11 +142,6 @@ def differing(settings: Settings) -> Iterator[Finding]:
         if about.reference is not None and concerned:
             ours = "none" if setting.default is None else setting.default
             yield Finding("default", "ok", f"{setting.name} is {ours} (the reference: {about.reference}): {about.why}")
-
-
-def sqlite_path(settings: Settings) -> Path:
-    """The file of an `sqlite://` URL."""
-    raise NotImplementedError
 
 
 def _file(path: Path) -> Iterator[Finding]:

@@ -11,9 +11,9 @@ import time
 from collections.abc import Awaitable, Callable
 
 from hivewire.cli.loadtest_tally import Handled
-from hivewire.cli.options import add_protocol_option, connect_from
-from hivewire.cli.serving import StopSignals, stop_with_parent
+from hivewire.cli.options import add_protocol_option, connect_from, run_async
 from hivewire.cli.supervisor import READY
+from hivewire.coordination.serving import StopSignals, stop_with_parent
 from hivewire.delivery import Delivery
 from hivewire.errors import HivewireError
 
@@ -34,7 +34,7 @@ def handler(run_id: str, work_s: float, note: Note) -> Callable[[Delivery], Awai
     return handle
 
 
-async def _serve(args: argparse.Namespace, link: socket.socket) -> None:
+async def _serve(args: argparse.Namespace, link: socket.socket) -> int:
     loop = asyncio.get_running_loop()
     stop = loop.create_future()
     file = os.open(args.out, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
@@ -57,6 +57,7 @@ async def _serve(args: argparse.Namespace, link: socket.socket) -> None:
                 )
     finally:
         os.close(file)
+    return 0
 
 
 def main() -> int:
@@ -73,11 +74,10 @@ def main() -> int:
     link = socket.socket(fileno=args.link)
     stop_with_parent(link)
     try:
-        asyncio.run(_serve(args, link))
+        return run_async(_serve(args, link))
     except HivewireError as error:
         sys.stderr.write(f"hivewire loadtest, worker process: {error}\n")
         return 2
-    return 0
 
 
 if __name__ == "__main__":

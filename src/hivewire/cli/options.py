@@ -104,12 +104,15 @@ def connect_from(args: argparse.Namespace, **settings: Any) -> Protocol:
 
 def run_async(work: Coroutine[Any, Any, int]) -> int:
     """Run a command's coroutine to its exit code."""
-    return asyncio.run(work)
+    from hivewire.coordination.serving import loop_factory
+
+    with asyncio.Runner(loop_factory=loop_factory()) as runner:
+        return runner.run(work)
 
 
 def printable(value: object) -> str:
     """As text in which nothing can move the cursor or colour the terminal: messages come from strangers."""
-    text = value if isinstance(value, str) else "" if value is None else str(value)
+    text = str(value)
     return text if text.isprintable() else "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
@@ -119,6 +122,8 @@ def to_json(value: object) -> str:
 
 
 def _cell(value: object) -> str:
+    if value is None:
+        return "-"
     if isinstance(value, float):
         return f"{value:.1f}"
     if isinstance(value, bool):

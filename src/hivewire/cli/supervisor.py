@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Final
 
-from hivewire.cli.serving import CLOSING_S, SAME_SIGNAL_S
+from hivewire.coordination.serving import CLOSING_S, SAME_SIGNAL_S
 from hivewire.rules.restart import CrashLoop
 
 log = logging.getLogger(__name__)

@@ -54,7 +54,7 @@ def command_line(team: str, protocol: str, settings: dict[str, Any], grace_s: fl
 def main(argv: Sequence[str] | None = None) -> int:
     """Serve until SIGTERM, or until the coordinator is gone."""
     from hivewire.cli.logs import configure
-    from hivewire.cli.serving import stop_with_parent
+    from hivewire.coordination.serving import stop_with_parent
 
     configure(default="warning")
     options = json.loads((sys.argv[1:] if argv is None else argv)[0])
@@ -72,18 +72,17 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 async def _serve(options: dict[str, Any], link: socket.socket) -> None:
-    from hivewire.factory import connect
-
     from hivewire.cli.options import target_of
-    from hivewire.cli.serving import serve_until_signal
     from hivewire.cli.supervisor import READY
     from hivewire.cli.worker import load_workers
+    from hivewire.coordination.serving import serve_until_signal
+    from hivewire.factory import connect
 
     workers = load_workers([options["team"]])
     target, chosen = target_of(options["protocol"])
     notice = StartNotice(str(os.getpid()))
     notice.protocol = connect(target, incoming=[notice], **chosen, **options["settings"])
-    await serve_until_signal(workers, notice.protocol, options["grace_s"], lambda: link.sendall(READY))
+    await serve_until_signal(workers, notice.protocol, options["grace_s"], on_ready=lambda: link.sendall(READY))
 
 
 if __name__ == "__main__":

@@ -46,21 +46,23 @@ def run(args: argparse.Namespace) -> int:
         return _supervise(args)
     link = socket.socket(fileno=args.supervised) if args.supervised is not None else None
     if link is not None:
-        from hivewire.cli.serving import stop_with_parent
+        from hivewire.coordination.serving import stop_with_parent
 
         stop_with_parent(link)
     try:
-        return asyncio.run(_serve(args, link))
+        _serve(args, link)
     except BackendError as error:
         if link is None or not error.retryable:
             raise
         log.error("%s", error)
         return EXIT_RETRY
+    log.info("stopped")
+    return 0
 
 
-async def _serve(args: argparse.Namespace, link: socket.socket | None) -> int:
-    from hivewire.cli.serving import serve_until_signal
+def _serve(args: argparse.Namespace, link: socket.socket | None) -> None:
     from hivewire.cli.supervisor import READY
+    from hivewire.coordination.serving import run_until_signal
 
     workers = load_workers(args.workers)
     names = ", ".join(worker.name for worker in workers)
@@ -70,9 +72,7 @@ async def _serve(args: argparse.Namespace, link: socket.socket | None) -> int:
         if link is not None:
             link.sendall(READY)
 
-    await serve_until_signal(workers, connect_from(args), args.grace, on_ready=ready, second_ends=link is None)
-    log.info("stopped")
-    return 0
+    run_until_signal(workers, lambda: connect_from(args), args.grace, on_ready=ready, second_ends=link is None)
 
 
 def _supervise(args: argparse.Namespace) -> int:
@@ -101,12 +101,12 @@ def load_workers(references: Sequence[str]) -> list[Worker]:
     for reference in references:
         value = load_attribute(reference)
         listed = list(value) if isinstance(value, list | tuple) else [value]
+        if not listed:
+            raise UsageError(f"{reference} is an empty list of Workers")
         for worker in listed:
             if not isinstance(worker, Worker):
                 raise UsageError(f"{reference} is a {type(worker).__name__}, not a Worker or a list of Workers")
-        if not listed:
-            raise UsageError(f"{reference} is an empty list of Workers")
-        found += listed
+            found.append(worker)
     return found
 
 
