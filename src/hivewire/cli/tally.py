@@ -104,8 +104,8 @@ class Tally(Watcher):
 
     @property
     def lost(self) -> int:
-        """Subtask messages that were stored and have neither an answer, nor a dead letter, nor a successor."""
-        return sum(not self._is_over(name) for name in self._unanswered)
+        """Subtask messages that were stored and of which nothing was heard: no answer, no failure, no new attempt."""
+        return sum(not self._is_explained(name) for name in self._unanswered)
 
     @property
     def takeover_s(self) -> float | None:
@@ -142,6 +142,10 @@ class Tally(Watcher):
     def _name_of(self, message_id: str) -> str:
         rows = self.state.rows.values()
         return next((row.spec.name for row in rows if row.message_id == message_id), "an earlier attempt")
+
+    def _is_explained(self, message_id: str) -> bool:
+        row = self.state.rows.get(self._names[message_id])
+        return row is None or row.message_id != message_id or row.status in ("failed", "cancelled")
 
     def _is_over(self, message_id: str) -> bool:
         name = self._names.get(message_id) or self._name_of(message_id)

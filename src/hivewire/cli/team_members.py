@@ -22,7 +22,7 @@ from hivewire.rules.restart import CrashLoop
 
 if TYPE_CHECKING:
     from hivewire.coordination.worker import Worker
-    from hivewire.engine.protocol import Engine
+    from hivewire.protocol import Protocol
 
 log = logging.getLogger(__name__)
 
@@ -165,7 +165,7 @@ class TaskMembers(Members):
         tell: Callable[[str], None],
         *,
         workers: Sequence[Worker],
-        connect: Callable[[str], Engine],
+        connect: Callable[[str], Protocol],
         grace_s: float,
     ) -> None:
         super().__init__(count, tell)
@@ -174,7 +174,7 @@ class TaskMembers(Members):
         self._grace_s = grace_s
         self._born = 0
         self._tasks: dict[str, asyncio.Task[None]] = {}
-        self._engines: dict[str, Engine] = {}
+        self._engines: dict[str, Protocol] = {}
 
     async def run(self) -> None:
         async with asyncio.TaskGroup() as group:
@@ -182,8 +182,10 @@ class TaskMembers(Members):
                 group.create_task(self._keep())
 
     def kill(self, name: str) -> bool:
+        from hivewire.engine.protocol import Engine
+
         engine = self._engines.pop(name, None)
-        if engine is None:
+        if not isinstance(engine, Engine):
             return False
         engine.abandon()
         self._tasks[name].cancel()

@@ -109,6 +109,13 @@ class PlanStore:
         """The latest run that has not come to its end."""
         return next((entry for entry in self.runs() if entry.status in UNFINISHED), None)
 
+    def drop(self, run: str) -> None:
+        """Forget a run, whatever its state."""
+        with self._transaction("drop a run"):
+            for table in ("runs", "subtasks", "events", "outbox", "timers"):
+                self._db.execute(f"DELETE FROM {table} WHERE run = ?", [run])
+        self._cache.pop(run, None)
+
     def load(self, run: str) -> RunState:
         """The state of a run as it is stored now."""
         with self._explained("load a run"):

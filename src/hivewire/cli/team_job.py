@@ -1,0 +1,196 @@
+"""What `hivewire run` and `hivewire demo` are asked to do, checked before anything is started."""
+
+from __future__ import annotations
+
+import argparse
+import fcntl
+import glob
+import os
+import secrets
+import time
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import quote
+
+import msgspec
+
+from hivewire.cli.options import UsageError, add_json_option, add_protocol_option, count, duration_s, target_of
+from hivewire.errors import HivewireError
+from hivewire.rules.plan import Plan, parse_plan
+from hivewire.rules.plan_state import RunState, new_run
+
+if TYPE_CHECKING:
+    from hivewire.coordination.plan_store import PlanStore
+    from hivewire.coordination.roster import Roster
+
+_STATE: Final = "hivewire"
+"""The folder inside the out folder that holds what is not a result."""
+
+
+class Job(msgspec.Struct, frozen=True, kw_only=True):
+    """One call of the command."""
+
+    command: str
+    plan: Plan
+    team: str
+    paths: list[str]
+    out: Path
+    protocol: str
+    """As `--protocol` takes it; the default is a file in the out folder."""
+    has_own_store: bool
+    """The messages are in the default file, which belongs to this out folder alone."""
+    processes: int
+    grace_s: float
+    choice: str | None
+    """`resume`, `new`, or None: resume when there is something to resume."""
+    has_chaos: bool = False
+    as_json: bool = False
+    settings: dict[str, Any] = {}
+
+    @property
+    def state_folder(self) -> Path:
+        return self.out / _STATE
+
+    @property
+    def run_input(self) -> dict[str, Any]:
+        return {"paths": self.paths, "out": str(self.out)}
+
+
+def add_run_options(parser: argparse.ArgumentParser, *, out: str) -> None:
+    """The options that `run` and `demo` share."""
+    parser.add_argument(
+        "--input", nargs="+", default=[], metavar="PATH", help="what to work on: files, folders or patterns"
+    )
+    parser.add_argument("--out", default=out, metavar="DIR", help=f"where results and the state of the run go ({out})")
+    parser.add_argument("--processes", type=count, metavar="N", help="how many worker processes (2 to 4, by the cores)")
+    parser.add_argument(
+        "--grace", type=duration_s, default=10.0, metavar="TIME", help="time to finish what runs after Ctrl-C (10s)"
+    )
+    again = parser.add_mutually_exclusive_group()
+    again.add_argument("--resume", action="store_true", help="go on with the unfinished run in DIR (the default)")
+    again.add_argument("--new", action="store_true", help="start anew, even if a run in DIR is unfinished")
+    add_protocol_option(parser)
+    add_json_option(parser)
+
+
+def job_from(args: argparse.Namespace, command: str, plan: Plan, team: str, **fields: Any) -> Job:
+    """The job that the options describe. Raises `UsageError`."""
+    out = Path(args.out).absolute()
+    _make_folder(out / _STATE)
+    protocol = args.protocol or f"sqlite:///{quote(str(out / _STATE / 'messages.db'))}"
+    if protocol in ("memory", "inmemory", "memory://"):
+        protocol = f"memory://{secrets.token_hex(6)}"
+    return Job(
+        command=command,
+        plan=plan,
+        team=team,
+        paths=[_checked_path(path) for path in args.input],
+        out=out,
+        protocol=protocol,
+        has_own_store=args.protocol is None,
+        processes=args.processes or max(2, min(4, os.cpu_count() or 2)),
+        grace_s=args.grace,
+        choice="resume" if args.resume else "new" if args.new else None,
+        as_json=args.json,
+        **fields,
+    )
+
+
+def read_plan(path: str) -> Plan:
+    """The plan in a file. Raises `UsageError` or `InvalidPlan`, which name the file."""
+    try:
+        text = Path(path).read_bytes()
+    except OSError as error:
+        raise UsageError(f"the plan {path} cannot be read: {error.strerror}") from error
+    try:
+        return parse_plan(text)
+    except HivewireError as error:
+        raise UsageError(f"{path}: {error}") from error
+
+
+def is_memory(protocol: str) -> bool:
+    """Whether this value of `--protocol` means one process only."""
+    from hivewire.settings import load
+
+    target, chosen = target_of(protocol)
+    return load(target, **chosen).protocol == "inmemory"
+
+
+@contextmanager
+def locked(job: Job) -> Generator[None]:
+    """Nobody else works in this out folder meanwhile; a killed process leaves no lock behind."""
+    path = job.state_folder / "lock"
+    with path.open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            file.seek(0)
+            owner = file.read(20).strip() or "unknown"
+            raise UsageError(
+                f"another run (process {owner}) is at work in {job.out}; wait for it, or name another --out"
+            ) from error
+        file.truncate(0)
+        file.write(f"{os.getpid()}\n")
+        file.flush()
+        yield
+
+
+def choose_run(job: Job, store: PlanStore, roster: Roster) -> tuple[RunState, bool]:
+    """The run to carry out, and whether it had been begun before. Raises `UsageError` or `InvalidPlan`."""
+    unfinished = store.unfinished()
+    if unfinished is not None and job.choice != "new":
+        state = store.load(unfinished.run)
+        if not _is_same(job, state):
+            raise UsageError(
+                f"the unfinished run in {job.out} has another plan or input; give those to go on with it, or --new "
+                "to start anew"
+            )
+        return state, True
+    if job.choice == "resume":
+        raise UsageError(f"there is no unfinished run in {job.out}; start one without --resume")
+    state = new_run(secrets.token_hex(6), job.plan, roster.capabilities, job.run_input)
+    for entry in store.runs():
+        store.drop(entry.run)
+    if job.has_own_store:  # nobody will read what the earlier runs have left in it
+        for path in job.state_folder.glob("messages.db*"):
+            path.unlink()
+    store.create(state, time.time())
+    return state, False
+
+
+def _is_same(job: Job, state: RunState) -> bool:
+    planned = tuple(row.spec for row in state.rows.values() if row.made_by is None)
+    return planned == job.plan.subtasks and state.header.input == job.run_input
+
+
+def _checked_path(path: str) -> str:
+    """Absolute, since workers may run elsewhere. Raises `UsageError` when it names nothing."""
+    full = os.path.abspath(os.path.expanduser(path))
+    if not os.path.lexists(full) and not any(glob.iglob(full, recursive=True)):
+        raise UsageError(f"--input {path}: there is no such file, folder or match")
+    return full
+
+
+def _make_folder(path: Path) -> None:
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"--out: cannot make the folder {path}: {error.strerror}") from error
+
+
+def reports_of(state: RunState) -> Sequence[tuple[str, str]]:
+    """(name, path) of the files that the outputs name under `reports`."""
+    found: dict[str, str] = {}
+    for row in state.rows.values():
+        reports = row.output.get("reports") if isinstance(row.output, dict) else None
+        if isinstance(reports, dict):
+            found.update({str(name): str(path) for name, path in reports.items()})
+    return list(found.items())
+
+
+def checks_of(state: RunState) -> Sequence[str]:
+    """What the outputs tell under `checks`: sentences for the user."""
+    outputs = [row.output for row in state.rows.values() if isinstance(row.output, dict)]
+    return [str(line) for output in outputs if isinstance(output.get("checks"), list) for line in output["checks"]]

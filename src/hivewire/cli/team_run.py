@@ -1,0 +1,215 @@
+"""Carries out a plan with a team, from the coordinator's side: `hivewire run` and `hivewire demo`."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import sys
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Final
+
+from hivewire.cli.chaos import Chaos
+from hivewire.cli.live import Live
+from hivewire.cli.options import UsageError, target_of, to_json
+from hivewire.cli.tally import Tally
+from hivewire.cli.team_job import Job, checks_of, choose_run, is_memory, locked, reports_of
+from hivewire.cli.team_members import Members, ProcessMembers, TaskMembers
+from hivewire.cli.team_process import StartNotice, command_line
+from hivewire.rules.plan_state import RunState
+
+if TYPE_CHECKING:
+    from hivewire.coordination.plan_store import PlanStore
+    from hivewire.coordination.worker import Worker
+    from hivewire.protocol import Protocol
+
+EXIT_FAILED: Final = 1
+EXIT_INTERRUPTED: Final = 130
+_TICK_S: Final = 0.2
+
+
+def carry_out(job: Job) -> int:
+    """Do the job and return the exit code. Raises `HivewireError` for what cannot be begun."""
+    from hivewire.cli.worker import load_workers
+    from hivewire.coordination.plan_store import PlanStore
+    from hivewire.coordination.roster import Roster
+
+    workers = load_workers([job.team])
+    _check_names(job, workers)
+    roster = Roster((worker.name, worker.capabilities) for worker in workers)
+    in_memory = is_memory(job.protocol)
+    with locked(job):
+        store = PlanStore(None if in_memory else job.state_folder / "runs.db")
+        try:
+            state, is_resumed = choose_run(job, store, roster)
+            errand = _Errand(job, store, workers, state, in_memory=in_memory)
+            errand.announce(is_resumed)
+            return asyncio.run(errand.run())
+        finally:
+            store.close()
+
+
+def _check_names(job: Job, workers: list[Worker]) -> None:
+    names = [worker.name for worker in workers]
+    doubled = sorted({name for name in names if names.count(name) > 1})
+    if doubled:
+        raise UsageError(f"{job.team} has two workers with the name {', '.join(doubled)}")
+
+
+class _Errand:
+    """One run, from the first line on the screen to the last."""
+
+    def __init__(self, job: Job, store: PlanStore, workers: list[Worker], state: RunState, *, in_memory: bool) -> None:
+        self._job = job
+        self._store = store
+        self._workers = workers
+        self._run = state.header.run
+        self._in_memory = in_memory
+        self._live = Live(sys.stderr if job.as_json else sys.stdout)
+        self._tally = Tally(state, self._changed)
+        self._chaos: Chaos | None = None
+        self._members: Members | None = None
+        self._interrupted = asyncio.Event()
+
+    def announce(self, is_resumed: bool) -> None:
+        job = self._job
+        rows = self._tally.state.rows.values()
+        if is_resumed:
+            done = sum(row.status == "done" for row in rows)
+            self._live.tell(
+                f"going on with run {self._run}: {done} of {len(rows)} subtasks are done (--new starts anew)"
+            )
+        else:
+            self._live.tell(f"run {self._run}: {len(rows)} subtasks, {job.processes} worker {self._kinds()}")
+        self._live.tell(f"messages: {job.protocol}")
+        self._live.tell(f"results and state: {job.out}")
+
+    def _kinds(self) -> str:
+        return "members in this process" if self._in_memory else "processes"
+
+    async def run(self) -> int:
+        from hivewire.coordination.roster import Roster
+        from hivewire.coordination.runner import Runner
+
+        loop = asyncio.get_running_loop()
+        roster = Roster((worker.name, worker.capabilities) for worker in self._workers)
+        members = self._members = self._team()
+        self._chaos = Chaos(members, self._live.tell) if self._job.has_chaos else None
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, self._interrupt)
+        try:
+            async with self._connect(None) as protocol, asyncio.TaskGroup() as group:
+                runner = Runner(protocol, self._store, roster, self._run, watcher=self._tally)
+                serving = group.create_task(members.run())
+                working = group.create_task(runner.execute())
+                ticking = group.create_task(self._tick())
+                asked = group.create_task(self._interrupted.wait())
+                await asyncio.wait([working, asked], return_when=asyncio.FIRST_COMPLETED)
+                if not working.done():
+                    self._live.tell(
+                        f"stopping: what runs has {self._job.grace_s:g} s to finish (Ctrl-C again: at once)"
+                    )
+                members.stop()
+                await asyncio.wait([serving])
+                for task in (working, ticking, asked):
+                    task.cancel()
+        finally:
+            for number in (signal.SIGINT, signal.SIGTERM):
+                loop.remove_signal_handler(number)
+            self._live.clear()
+        return self._summary()
+
+    def _interrupt(self) -> None:
+        if self._interrupted.is_set() and self._members is not None:
+            self._members.stop()  # the second time: at once
+        self._interrupted.set()
+
+    async def _tick(self) -> None:
+        while True:
+            self._live.show(self._tally)
+            await asyncio.sleep(_TICK_S)
+
+    def _changed(self, tally: Tally) -> None:
+        if self._chaos is not None and not self._interrupted.is_set():
+            self._chaos.look(tally)
+        self._live.show(tally)
+
+    def _team(self) -> Members:
+        job = self._job
+        if self._in_memory:
+            return TaskMembers(
+                job.processes, self._live.tell, workers=self._workers, connect=self._connect, grace_s=job.grace_s
+            )
+        return ProcessMembers(
+            job.processes,
+            self._live.tell,
+            command=lambda link: command_line(job.team, job.protocol, job.settings, job.grace_s, link),
+            output=job.state_folder / "workers.log",
+            grace_s=job.grace_s,
+        )
+
+    def _connect(self, member: str | None) -> Protocol:
+        from hivewire.factory import connect
+
+        target, chosen = target_of(self._job.protocol)
+        if member is None:
+            return connect(target, **chosen, **self._job.settings)
+        notice = StartNotice(member)
+        engine = connect(target, incoming=[notice], **chosen, **self._job.settings)
+        notice.protocol = engine
+        return engine
+
+    def _summary(self) -> int:
+        tally, state = self._tally, self._tally.state
+        rows = state.rows.values()
+        done = sum(row.status == "done" for row in rows)
+        figures: dict[str, Any] = {
+            "run": self._run,
+            "status": state.header.status if state.is_finished else "unfinished",
+            "subtasks": len(rows),
+            "done": done,
+            "elapsed_s": round(time.time() - tally.began_at, 3),
+            "messages_sent": tally.messages_sent,
+            "redelivered": tally.redelivered,
+            "lost": tally.lost if state.is_finished else 0,
+            "duplicates": tally.duplicates,
+            "kills": len(tally.kills),
+            "takeover_s": None if tally.takeover_s is None else round(tally.takeover_s, 3),
+            "checks": list(checks_of(state)),
+            "reports": dict(reports_of(state)),
+            "failed": {row.spec.name: row.error for row in rows if row.status == "failed"},
+            "skipped": [row.spec.name for row in rows if row.status == "skipped"],
+            "out": str(self._job.out),
+        }
+        if self._job.as_json:
+            sys.stdout.write(to_json(figures) + "\n")
+        else:
+            self._print(figures)
+        if not state.is_finished:
+            return EXIT_INTERRUPTED
+        return 0 if state.header.status == "done" and not figures["lost"] else EXIT_FAILED
+
+    def _print(self, figures: dict[str, Any]) -> None:
+        tell: Callable[[str], None] = self._live.tell
+        if figures["status"] == "unfinished":
+            again = "start it again to go on" if not self._in_memory else "memory:// keeps nothing, so it starts anew"
+            tell(f"stopped: {figures['done']} of {figures['subtasks']} subtasks are done; {again}")
+            return
+        for name, error in figures["failed"].items():
+            tell(f"failed: {name}: {error}")
+        if figures["skipped"]:
+            shown = ", ".join(figures["skipped"][:5]) + (" …" if len(figures["skipped"]) > 5 else "")
+            tell(f"skipped, because of what they depend on: {shown}")
+        for line in figures["checks"]:
+            tell(f"checked: {line}")
+        tell(
+            f"run {self._run} {figures['status']}: {figures['done']} of {figures['subtasks']} subtasks "
+            f"in {figures['elapsed_s']:.1f} s"
+        )
+        takeover = "no kill" if figures["takeover_s"] is None else f"time to takeover {figures['takeover_s']:.2f} s"
+        tell(
+            f"messages sent {figures['messages_sent']}, redelivered {figures['redelivered']}, lost {figures['lost']}, "
+            f"duplicates {figures['duplicates']}, {takeover}"
+        )
+        for name, path in figures["reports"].items():
+            tell(f"{name}: {path}")
