@@ -33,7 +33,7 @@ _LEAST_ACTIVE: Final = 15  # of the 61 minutes: where lines are rare, any line a
 class Burst(msgspec.Struct, frozen=True, kw_only=True):
     """Minutes `start` to `end` (of the epoch, both included) with many more lines than usual.
 
-    `kind` is `errors` (error and fatal lines) or `lines` (all of them). `usual` is the median a minute at the
+    `kind` is `errors` (error and fatal lines) or `lines` (all others). `usual` is the median a minute at the
     peak. `template` is the most frequent error template, "" for bursts of lines.
     """
 
@@ -48,9 +48,9 @@ class Burst(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def find_bursts(summary: PieceSummary) -> list[Burst]:
-    """The bursts of errors and of all lines, by time."""
+    """The bursts of errors and of other lines, by time."""
     errors = {minute: sum(counts.get(name, 0) for name in GRAVE) for minute, counts in summary.minutes.items()}
-    lines = {minute: sum(counts.values()) for minute, counts in summary.minutes.items()}
+    lines = {minute: sum(counts.values()) - errors[minute] for minute, counts in summary.minutes.items()}
     found = [
         msgspec.structs.replace(burst, template=_leading(summary, burst))
         for burst in _bursts("errors", errors, least_active=0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Final
@@ -15,6 +16,7 @@ _MOST_BINS: Final = 180
 _STEPS: Final = (1, 2, 5, 10, 15, 30, 60, 120, 360, 720, 1440, 2880, 10_080, 43_200, 131_400, 525_600)
 _MOST_OF_LINES: Final = 0.95
 _TICKS: Final = 5
+_LEAST_APART: Final = 1.5  # per cent of the width
 HEIGHT: Final = 100  # of the drawing, in its own units
 
 
@@ -66,12 +68,12 @@ def bins(minutes: Mapping[int, Mapping[str, int]], window: Window) -> list[dict[
 
 
 def nice_top(highest: int) -> int:
-    """The end of an axis: the next number of the form 1, 2, 4, 5, 6, 8 times a power of ten."""
+    """The end of an axis: the next round number."""
     size = 1
     while True:
-        for factor in (1, 2, 4, 5, 6, 8):
+        for factor in (1, 1.5, 2, 2.5, 3, 4, 5, 6, 8):
             if factor * size >= highest:
-                return factor * size
+                return max(1, math.ceil(factor * size))
         size *= 10
 
 
@@ -85,15 +87,22 @@ def timeline(bars: Sequence[Mapping[str, int]], window: Window, names: Sequence[
             if count := bar.get(name, 0):
                 size = count / top * HEIGHT
                 height += size
-                parts.append(f'<rect class="{name}" x="{index}" y="{HEIGHT - height:.2f}" width=".86" height="{size:.2f}"/>')
+                parts.append(_rect(name, index, HEIGHT - height, 0.86, size))
         if bar:
             told = ", ".join(f"{bar[name]:,} {name}" for name in names if bar.get(name))
             when = clock(window.start + index * window.step)
-            parts.append(f'<rect class="hover" x="{index}" y="0" width="1" height="{HEIGHT}"><title>{when}: {told}</title></rect>')
-    return (
-        f'<svg viewBox="0 0 {max(1, len(bars))} {HEIGHT}" preserveAspectRatio="none" role="img" '
-        f'aria-label="lines over time by severity">{"".join(parts)}</svg>'
-    )
+            parts.append(_rect("hover", index, 0, 1, HEIGHT, f"{when}: {told}"))
+    return _svg(max(1, len(bars)), HEIGHT, "lines over time by severity", "".join(parts))
+
+
+def _rect(name: str, x: float, y: float, width: float, height: float, title: str = "") -> str:
+    inside = f"<title>{title}</title>" if title else ""
+    return f'<rect class="{name}" x="{x:g}" y="{y:.2f}" width="{width:.3f}" height="{height:.2f}">{inside}</rect>'
+
+
+def _svg(width: int, height: int, label: str, inside: str, name: str = "") -> str:
+    box = f'viewBox="0 0 {width} {height}" preserveAspectRatio="none"'
+    return f'<svg class="{name}" {box} role="img" aria-label="{label}">{inside}</svg>'
 
 
 def ticks(window: Window) -> list[tuple[float, str]]:
@@ -110,14 +119,24 @@ def ticks(window: Window) -> list[tuple[float, str]]:
     ]
 
 
-def burst_marks(found: Sequence[Burst], window: Window) -> list[tuple[float, float, int]]:
-    """Left edge and width (per cent) of each burst that the window shows, with its number in the table."""
+def burst_marks(found: Sequence[Burst], window: Window) -> list[tuple[float, float, str]]:
+    """Left edge and width (per cent) of each burst that the window shows, with its number in the table.
+
+    Those that begin at nearly the same place share one mark, or their numbers would lie on one another.
+    """
     span = window.end - window.start
-    return [
-        ((burst.start - window.start) / span * 100, (burst.end + 1 - burst.start) / span * 100, number)
-        for number, burst in enumerate(found, 1)
-        if window.start <= burst.start < window.end
-    ]
+    marks: list[tuple[float, float, str]] = []
+    for number, burst in enumerate(found, 1):
+        left, width = (burst.start - window.start) / span * 100, (burst.end + 1 - burst.start) / span * 100
+        if not 0 <= left < 100:
+            continue
+        if marks and left - marks[-1][0] < _LEAST_APART:
+            before, broad, label = marks.pop()
+            left, width, text = before, max(broad, left + width - before), f"{label}, {number}"
+        else:
+            text = str(number)
+        marks.append((left, width, text))
+    return marks
 
 
 def shares(counts: Mapping[str, int]) -> str:
@@ -127,15 +146,15 @@ def shares(counts: Mapping[str, int]) -> str:
     for name in SEVERITIES:
         if count := counts.get(name, 0):
             width = count / total * 100
-            parts.append(f'<rect class="{name}" x="{left:.3f}" y="0" width="{width:.3f}" height="10"><title>{name}: {count:,}</title></rect>')
+            parts.append(_rect(name, left, 0, width, 10, f"{name}: {count:,}"))
             left += width
-    return f'<svg class="shares" viewBox="0 0 100 10" preserveAspectRatio="none" role="img" aria-label="shares of the severities">{"".join(parts)}</svg>'
+    return _svg(100, 10, "shares of the severities", "".join(parts), "shares")
 
 
 def bar(count: int, highest: int, severity: str) -> str:
     """A bar as long as its share of the highest."""
     width = max(0.4, count / max(1, highest) * 100)
-    return f'<svg class="bar" viewBox="0 0 100 6" preserveAspectRatio="none" aria-hidden="true"><rect class="track" width="100" height="6"/><rect class="{severity}" width="{width:.2f}" height="6"/></svg>'
+    return _svg(100, 6, f"{count:,} lines", _rect("track", 0, 0, 100, 6) + _rect(severity, 0, 0, width, 6), "bar")
 
 
 def clock(minute: int, *, brief: bool = False) -> str:

@@ -80,9 +80,7 @@ def gather(inventory: Inventory, mined: Iterable[Mined]) -> Findings:
     by_file: dict[str, list[MinedPiece]] = {source.path: [] for source in inventory.sources}
     for result in sorted(results, key=lambda result: (result.piece.path, result.piece.start)):
         by_file[result.piece.path].append(result)
-    accounts = [
-        _account(source.path, source.packed, source.size, by_file[source.path]) for source in inventory.sources
-    ]
+    accounts = [_account(source.path, source.packed, source.size, by_file[source.path]) for source in inventory.sources]
     changed = [result for parts in by_file.values() for result in parts if result.changed]
     return Findings(inventory, accounts, changed, summary, find_bursts(summary))
 

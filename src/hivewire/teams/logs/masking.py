@@ -68,7 +68,7 @@ _INNER: Final = rf"""
   | (?P<level_time>\b[IWEFDC]0\ {_CLOCK})
   | (?P<uuid>(?<![A-Za-z0_])[0a-fA-F]*\x01?\x02)
   | (?P<version>(?<![\w.])(?:0:)?0(?:\.[A-Za-z0]+)+(?:[+~-][A-Za-z0.]*0[A-Za-z0.]*)+)
-  | (?P<clock>\b{_CLOCK}(?![\w:]))
+  | (?P<clock>\b{_CLOCK}(?![\w:\x01\x02]))
   | (?P<ip>(?<![\w.])0\.0\.0\.0(?![\w]) | (?<![\w:])(?:[0a-fA-F]{{0,9}}\x01?:){{2,7}}(?:[0a-fA-F]{{1,9}}\x01?)(?![\w:]))
   | (?P<date>0-0-0\b|\b0/0/0\b)
   | (?P<path>(?<![\w>\x01\x02.])(?:~|[A-Za-z]:)?(?:[/\\][\w.@%+=~\x01\x02-]+)+[/\\]?(?:\?[^\s"']*)?)
@@ -85,16 +85,17 @@ _OUTER: Final = rf"""
 """
 _WITHIN: Final = re.compile(_INNER, re.VERBOSE | re.ASCII)
 _WHOLE: Final = re.compile(_OUTER + _INNER, re.VERBOSE | re.ASCII)
+_OPENING: Final = re.compile(r'"\w+"\s*:\s*"|\w+="|"')
 _BLANKS: Final = re.compile(r"\s+")
-_MARKS: Final = {name: f"<{name}>" for name in ("url", "email", "time", "uuid", "ip", "date", "path", "hex", "id", "n", "str", "version")}
-_MARKS |= {"clock": "<time>", "span": "<duration>"}
+_MARKS: Final = {name: f"<{name}>" for name in _WHOLE.groupindex} | {"clock": "<time>", "span": "<duration>"}
 
 
 def _masked(found: re.Match[str]) -> str:
     kind, text = str(found.lastgroup), found.group()
     if kind == "kept":  # what a person wrote: mask the values in it, keep the words
-        head, quote, tail = text[:-1].rpartition('"') if text[0] != '"' or '":' in text else ("", '"', text[1:-1])
-        return f"{head}{quote}{_WITHIN.sub(_masked, tail)}\""
+        start = _OPENING.match(text)
+        cut = start.end() if start else 0
+        return f'{text[:cut]}{_WITHIN.sub(_masked, text[cut:-1])}"'
     if kind == "key":
         return text
     if kind == "level_time":
@@ -128,8 +129,8 @@ _LEVELS: Final = {
     "info": "INFO NOTICE INFORMATION",
     "debug": "DEBUG TRACE FINE FINER FINEST VERBOSE",
 }
-_SEVERITY_OF: Final = {word: severity for severity, words in _LEVELS.items() for word in words.split()}
-_SEVERITY_OF |= {"I": "info", "W": "warning", "E": "error", "F": "fatal", "D": "debug", "C": "fatal"}
+_LETTERS: Final = {"I": "info", "W": "warning", "E": "error", "F": "fatal", "D": "debug", "C": "fatal"}
+_SEVERITY_OF: Final = {word: name for name, words in _LEVELS.items() for word in words.split()} | _LETTERS
 _WORDS: Final = "|".join(sorted((word for word in _SEVERITY_OF if len(word) > 1), key=len, reverse=True))
 # Upper case stands alone; lower case counts only where a level is meant, never in running text
 _LEVEL: Final = re.compile(

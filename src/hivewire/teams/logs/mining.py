@@ -200,7 +200,7 @@ class Miner:
         seconds = [
             minute * 60 + self._clock.second(line, shape.time)
             for line, shape, minute in zip(lines, shapes, minutes, strict=True)
-            if minute in ends and minute is not None and shape.time is not None
+            if minute is not None and minute in ends and shape.time is not None
         ]
         found.first_at, found.last_at = min(seconds), max(seconds)
 

@@ -5,11 +5,10 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Final
 
 import msgspec
-
-_MONTHS: Final = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
 
 
 class Phrase(msgspec.Struct, frozen=True):
@@ -67,8 +66,13 @@ def values(chance: random.Random) -> dict[str, Callable[[], object]]:
     }
 
 
+@lru_cache(maxsize=4096)
+def _formatted(pattern: str, second: int) -> str:
+    return time.strftime(pattern, time.gmtime(second))
+
+
 def _iso(at: float, mark: str = "T") -> str:
-    return time.strftime(f"%Y-%m-%d{mark}%H:%M:%S", time.gmtime(at))
+    return _formatted(f"%Y-%m-%d{mark}%H:%M:%S", int(at))
 
 
 def _python(at: float, level: str, text: str) -> str:
@@ -84,12 +88,12 @@ def _java(at: float, level: str, text: str) -> str:
 
 
 def _syslog(at: float, _level: str, text: str) -> str:
-    now = time.gmtime(at)
-    return f"{_MONTHS[now.tm_mon - 1]} {now.tm_mday:2d} {now.tm_hour:02d}:{now.tm_min:02d}:{now.tm_sec:02d} edge-1 {text}"
+    return f"Mar {_formatted('%d %H:%M:%S', int(at))} edge-1 {text}"  # not %b: the sample speaks no other language
 
 
 def _klog(at: float, level: str, text: str) -> str:
-    return f"{level[0]}{time.strftime('%m%d %H:%M:%S', time.gmtime(at))}.{int(at % 1 * 1e6):06d}  311 store.go:{len(text)}] {text}"
+    when = _formatted("%m%d %H:%M:%S", int(at))
+    return f"{level[0]}{when}.{int(at % 1 * 1e6):06d}  311 store.go:{len(text)}] {text}"
 
 
 def _logfmt(at: float, level: str, text: str) -> str:
@@ -98,11 +102,11 @@ def _logfmt(at: float, level: str, text: str) -> str:
 
 def _access(at: float, _level: str, text: str) -> str:
     address, rest = text.split(" ", 1)
-    return f"{address} - - [{time.strftime('%d/', time.gmtime(at))}Mar{time.strftime('/%Y:%H:%M:%S', time.gmtime(at))} +0000] {rest}"
+    return f"{address} - - [{_formatted('%d/Mar/%Y:%H:%M:%S', int(at))} +0000] {rest}"
 
 
 def _proxy(at: float, level: str, text: str) -> str:
-    return f"{time.strftime('%Y/%m/%d %H:%M:%S', time.gmtime(at))} [{level.lower()}] 77#0: {text}"
+    return f"{_formatted('%Y/%m/%d %H:%M:%S', int(at))} [{level.lower()}] 77#0: {text}"
 
 
 TRACES: Final = {
@@ -122,11 +126,17 @@ TRACES: Final = {
 
 SERVICES: Final = (
     Service(
-        name="gateway", share=0.30, line=_access,
-        phrases=[Phrase(1, "", '%s "%s %s HTTP/1.1" %s %d "-" "Mozilla/5.0 (X11; Linux x86_64)"', ("ip", "method", "url", "status", "n"))],
+        name="gateway",
+        share=0.30,
+        line=_access,
+        phrases=[Phrase(1, "", '%s "%s %s HTTP/1.1" %s %d "-" "curl/8.7.1"', ("ip", "method", "url", "status", "n"))],
     ),
     Service(
-        name="orders", share=0.20, line=_python, traces="python", rotates=True,
+        name="orders",
+        share=0.20,
+        line=_python,
+        traces="python",
+        rotates=True,
         phrases=[
             Phrase(40, "INFO", "order %s accepted for customer %d in %d ms", ("uuid", "n", "ms")),
             Phrase(20, "INFO", "cart %d now holds %d items", ("n", "small")),
@@ -136,7 +146,9 @@ SERVICES: Final = (
         ],
     ),
     Service(
-        name="payments", share=0.12, line=_json,
+        name="payments",
+        share=0.12,
+        line=_json,
         phrases=[
             Phrase(60, "INFO", "charged %s EUR for order %s", ("money", "uuid")),
             Phrase(25, "INFO", "webhook delivered to https://shop.example.com/hooks/%d in %d ms", ("n", "ms")),
@@ -145,7 +157,10 @@ SERVICES: Final = (
         ],
     ),
     Service(
-        name="inventory", share=0.12, line=_java, traces="java",
+        name="inventory",
+        share=0.12,
+        line=_java,
+        traces="java",
         phrases=[
             Phrase(50, "INFO", "reserved %d of item %d", ("small", "n")),
             Phrase(25, "DEBUG", "lock %s taken in %d us", ("ptr", "ms")),
@@ -154,16 +169,20 @@ SERVICES: Final = (
         ],
     ),
     Service(
-        name="auth", share=0.08, line=_syslog,
+        name="auth",
+        share=0.08,
+        line=_syslog,
         phrases=[
             Phrase(20, "", "sshd[%d]: Accepted publickey for deploy from %s port %d ssh2", ("n", "ip", "port")),
-            Phrase(12, "", "sshd[%d]: Failed password for invalid user %s from %s port %d ssh2", ("n", "user", "ip", "port")),
+            Phrase(12, "", "sshd[%d]: Failed password for user %s from %s port %d", ("n", "user", "ip", "port")),
             Phrase(15, "", "cron[%d]: (root) CMD (/usr/bin/backup --quiet)", ("n",)),
             Phrase(8, "", "mail[%d]: queued for <%s>", ("n", "mail")),
         ],
     ),
     Service(
-        name="storage", share=0.10, line=_klog,
+        name="storage",
+        share=0.10,
+        line=_klog,
         phrases=[
             Phrase(50, "INFO", "compacted %s: %d bytes, digest %s", ("disk", "n", "hex")),
             Phrase(6, "WARNING", "volume %d is %d%% full", ("small", "small")),
@@ -171,19 +190,24 @@ SERVICES: Final = (
         ],
     ),
     Service(
-        name="jobs", share=0.05, line=_logfmt,
+        name="jobs",
+        share=0.05,
+        line=_logfmt,
         phrases=[
             Phrase(30, "INFO", 'msg="job done" job=%s took=%dms', ("uuid", "ms")),
             Phrase(4, "WARN", 'msg="job late" job=%s by=%ds', ("uuid", "small")),
         ],
     ),
     Service(
-        name="legacy", share=0.05, line=_proxy, gaps=True,
+        name="legacy",
+        share=0.05,
+        line=_proxy,
+        gaps=True,
         phrases=[
             Phrase(20, "NOTICE", "session %s opened from %s", ("hex", "ip")),
             Phrase(4, "NOTICE", "Umlaut aus der Altdatenbank: M\u00fcller, Stra\u00dfe %d", ("small",), utf8=False),
             Phrase(2, "WARN", "*%d upstream %s answers slowly", ("n", "ip")),
-            Phrase(1, "CRIT", "*%d open() \"/var/www/%d\" failed (2: No such file or directory)", ("n", "n")),
+            Phrase(1, "CRIT", '*%d open() "/var/www/%d" failed (2: No such file or directory)', ("n", "n")),
         ],
     ),
 )

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import html
 import re
+from collections.abc import Sequence
 from importlib import resources
 from string import Template
 from typing import Final
@@ -35,17 +36,17 @@ LABELS: Final = {
     "untimed": "Lines without a time",
     "undecodable": "Lines that are not UTF-8",
 } | {f"severity {name}": f"Severity {name}" for name in SEVERITIES}
-NOTES: Final = (
-    "Times without a zone are taken as UTC; times without a year get the last year that does not put them after their "
-    "file. Lines without a time (stack traces, for example) count in the totals and templates, not over time.",
-    "The level of a line is the one that its text names; a line that names none is “none”.",
-    "A template is a line with its numbers, times, addresses, paths, identifiers and quoted strings masked. It is a "
-    "function of the line alone. Words that vary (user names, for example) make templates of their own.",
-    f"Bursts: for each minute, x is its count, m the median of the {2 * AROUND + 1} minutes around it and MAD the median of |x − m| "
-    f"there; a minute with (x − m) / max(1.4826·MAD, √m, 1) ≥ {LEAST_SCORE:g} and x ≥ m + {LEAST_EXCESS} belongs to a burst; minutes at most "
-    "2 apart are one. A burst of more than half an hour is not seen.",
-    "Every file was cut at line ends into pieces; their counts add up to the same totals for any cut.",
-)
+NOTES: Final = f"""\
+Times without a zone are taken as UTC; times without a year get the last year that does not put them after their file.
+Lines without a time (stack traces, for example) count in totals and templates, not over time.
+The level of a line is the one that its text names; a line that names none is “none”.
+A template is a line with its numbers, times, addresses, paths, identifiers and quoted strings masked. It is a function \
+of the line alone. Words that vary (user names, for example) make templates of their own.
+Bursts: for each minute, x is its count, m the median of the {2 * AROUND + 1} minutes around it and MAD the median of \
+|x - m| there; a minute with (x - m) / max(1.4826 MAD, √m, 1) ≥ {LEAST_SCORE:g} and x ≥ m + {LEAST_EXCESS} belongs to \
+a burst; minutes at most 2 apart are one. Errors and other lines are looked at apart. What lasts for more than half an \
+hour is not seen.
+Every file was cut at line ends into pieces; their counts add up to the same totals for any cut.""".splitlines()
 
 
 def visible(text: str, longest: int = _LONGEST_TEXT) -> str:
@@ -91,11 +92,12 @@ def markdown(findings: Findings) -> str:
     """report.md"""
     facts = findings.facts()
     parts = ["# Log report", "", f"Period: {period(findings)}.", "", "## Totals", ""]
-    parts += _table(("what", "number"), [(LABELS[key], f"{facts[key]:,}") for key in LABELS if key in facts], right=(1,))
-    parts += ["## Bursts", ""] + _markdown_bursts(findings)
+    totals = [(label, f"{facts[key]:,}") for key, label in LABELS.items() if key in facts]
+    parts += _table(("what", "number"), totals, right=(1,))
+    parts += ["## Bursts", "", *_markdown_bursts(findings)]
     errors = grave_templates(findings)
     if errors:
-        parts += ["## Errors", ""] + _markdown_templates(errors[:_MOST_GRAVE], facts["lines"])
+        parts += ["## Errors", "", *_markdown_templates(errors[:_MOST_GRAVE], facts["lines"])]
     parts += ["## Most frequent templates", ""]
     parts += _markdown_templates(top_templates(findings)[:_MOST_TEMPLATES], facts["lines"])
     parts += ["## Files read", "", _accounting(findings), ""]
@@ -113,7 +115,7 @@ def markdown(findings: Findings) -> str:
     return "\n".join(parts)
 
 
-def _table(head: tuple[str, ...], rows: list[tuple[str, ...]], right: tuple[int, ...] = ()) -> list[str]:
+def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]], right: tuple[int, ...] = ()) -> list[str]:
     rule = ["---:" if column in right else "---" for column in range(len(head))]
     return [f"| {' | '.join(cells)} |" for cells in (head, tuple(rule), *rows)] + [""]
 
@@ -124,7 +126,10 @@ def _more(left: int, what: str) -> list[str]:
 
 def _markdown_bursts(findings: Findings) -> list[str]:
     rows = [
-        (str(n), burst_span(b), b.kind, f"{b.lines:,}", f"{b.peak:,}", f"{b.usual:g}", f"{b.score:.1f}", markdown_code(b.template) if b.template else "")
+        (
+            *(str(n), burst_span(b), b.kind, f"{b.lines:,}", f"{b.peak:,}", f"{b.usual:g}", f"{b.score:.1f}"),
+            markdown_code(b.template) if b.template else "",
+        )
         for n, b in enumerate(findings.bursts, 1)
     ]
     if not rows:
@@ -144,9 +149,10 @@ def _markdown_templates(found: list[tuple[str, TemplateCount]], lines: int) -> l
 def _accounting(findings: Findings) -> str:
     facts = findings.facts()
     sums = sum(account.lines for account in findings.accounts)
+    by_template = sum(found.count for found in findings.summary.templates.values())
     text = (
-        f"{facts['files']:,} files were read in {facts['pieces']:,} pieces; the lines of the pieces add up to {sums:,}, "
-        f"the lines by template to {sum(t.count for t in findings.summary.templates.values()):,}."
+        f"{facts['files']:,} files were read in {facts['pieces']:,} pieces; the lines of the pieces add up to "
+        f"{sums:,}, the lines by template to {by_template:,}."
     )
     if findings.changed:
         text += f" {len(findings.changed):,} pieces changed before they could be read and are not counted."
@@ -197,7 +203,8 @@ def _timeline(findings: Findings) -> str:
     step = f"{window.step} minutes" if window.step > 1 else "minute"
     outside = f" {window.outside:,} lines from other times are not in the charts." if window.outside else ""
     span = f"{charts.clock(window.start)} to {charts.clock(window.end)} UTC, one bar per {step}.{outside}"
-    return f"<h3>All lines</h3>{everything}<h3>Warnings and errors</h3>{grave}<p class=small>{span} Numbers mark the bursts below.</p>"
+    told = f"<p class=small>{span} Numbers mark the bursts below.</p>"
+    return f"<h3>All lines</h3>{everything}<h3>Warnings and errors</h3>{grave}{told}"
 
 
 def _plot(bars: list[dict[str, int]], window: charts.Window, findings: Findings, names: tuple[str, ...]) -> str:
@@ -217,12 +224,20 @@ def _page_bursts(findings: Findings) -> str:
     if not findings.bursts:
         return "<p>None.</p>"
     rows = "".join(
-        f"<tr><td class=r><b class=no>{n}</b><td>{burst_span(b)}<td>{b.kind}<td class=r>{b.lines:,}<td class=r>{b.peak:,}"
-        f"<td class=r>{b.usual:g}<td class=r>{b.score:.1f}<td>{f'<code>{html_text(b.template)}</code>' if b.template else ''}"
+        f"<tr><td class=r><b class=no>{n}</b><td class=when>{burst_span(b)}<td>{b.kind}"
+        f"{_numbers(f'{b.lines:,}', f'{b.peak:,}', f'{b.usual:g}', f'{b.score:.1f}')}"
+        f"<td>{f'<code>{html_text(b.template)}</code>' if b.template else ''}"
         for n, b in enumerate(findings.bursts, 1)
     )
-    head = "<th class=r>no.<th>when (UTC)<th>of<th class=r>lines<th class=r>peak a minute<th class=r>usual<th class=r>score<th>mostly"
+    head = (
+        "<th class=r>no.<th>when (UTC)<th>of<th class=r>lines<th class=r>peak a minute<th class=r>usual"
+        "<th class=r>score<th>mostly"
+    )
     return f"<div class=scroll><table><thead><tr>{head}<tbody>{rows}</table></div>"
+
+
+def _numbers(*texts: str) -> str:
+    return "".join(f"<td class=r>{text}" for text in texts)
 
 
 def _page_shares(findings: Findings, facts: dict[str, int]) -> str:
@@ -253,8 +268,8 @@ def _page_templates(found: list[tuple[str, TemplateCount]]) -> str:
 
 def _page_files(findings: Findings) -> str:
     rows = "".join(
-        f"<tr><td><code>{html_text(a.path, 4096)}</code>{' <small>gzip</small>' if a.packed else ''}<td class=r>{_fact(f'file {a.path}', a.lines)}"
-        f"<td class=r>{a.size:,}<td class=r>{a.pieces:,}<td>{_state(a.gapless, a.unread)}"
+        f"<tr><td><code>{html_text(a.path, 4096)}</code>{' <small>gzip</small>' if a.packed else ''}"
+        f"{_numbers(_fact(f'file {a.path}', a.lines), f'{a.size:,}', f'{a.pieces:,}')}<td>{_state(a.gapless, a.unread)}"
         for a in findings.accounts
     )
     head = "<th>file<th class=r>lines<th class=r>bytes of text<th class=r>pieces<th>accounted for"

@@ -8,11 +8,11 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any, Final
 
+from hivewire.teams.logs.files import load
 from hivewire.teams.logs.findings import Findings, Mined, gather
 from hivewire.teams.logs.report import LABELS, markdown_code
 from hivewire.teams.logs.sources import Changed, Inventory, count_lines
 from hivewire.teams.logs.steps import Subtask, inventory_of, mined_of, stored_in
-from hivewire.teams.logs.files import load
 
 _MOST_TOLD: Final = 20
 _NUMBER: Final = re.compile(r"[0-9]{1,3}(?:,[0-9]{3})*")
@@ -56,7 +56,7 @@ def _back(subtask: str, feedback: str) -> dict[str, Any]:
 def _told(findings: Findings, facts: Mapping[str, int]) -> list[str]:
     return [
         f"all {facts['pieces']:,} pieces are there, end to end over {facts['files']:,} files",
-        f"{facts['lines'] - 0:,} lines counted again in the files: equal in each file",
+        f"{facts['lines']:,} lines counted again in the files: equal in each file",
         f"the lines by template add up to {sum(t.count for t in findings.summary.templates.values()):,}",
         f"{len(facts):,} numbers are the same in report.md, report.html and the pieces",
     ]
@@ -94,7 +94,8 @@ def _miscounted(
         by_piece = sum(result.lines for result in part.pieces)
         by_template = sum(template.count for template in part.summary.templates.values())
         if not by_piece == by_template == part.summary.total.lines:
-            return name, f"{by_piece:,} lines by piece, {by_template:,} by template, {part.summary.total.lines:,} by file"
+            by_file = part.summary.total.lines
+            return name, f"{by_piece:,} lines by piece, {by_template:,} by template, {by_file:,} by file"
         for result in part.pieces:
             path = result.piece.path
             lines[path] = lines.get(path, 0) + result.lines
@@ -106,7 +107,8 @@ def _miscounted(
         if path in changed or path not in recounted or not source.pieces:
             continue
         if lines.get(path, 0) != recounted[path]:
-            return analyst.get(path, "find"), f"{path} has {recounted[path]:,} lines, its pieces have {lines.get(path, 0):,}"
+            told = f"{path} has {recounted[path]:,} lines, its pieces have {lines.get(path, 0):,}"
+            return analyst.get(path, "find"), told
     return None
 
 

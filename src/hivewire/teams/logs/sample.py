@@ -21,12 +21,14 @@ _BINARY: Final = bytes(range(256)) * 16
 
 
 class PlannedBurst(msgspec.Struct, frozen=True):
-    """Minutes in which a service logs many more errors than usual."""
+    """Minutes in which a service logs many more lines like `phrase` than usual."""
 
     service: str
+    phrase: str
+    kind: str  # as in `bursts.Burst`
     minute: int  # of the epoch
     minutes: int
-    errors: int  # a minute
+    extra: int  # lines a minute
 
 
 class Sample(msgspec.Struct, frozen=True):
@@ -37,20 +39,21 @@ class Sample(msgspec.Struct, frozen=True):
     bursts: tuple[PlannedBurst, ...]
 
 
-def planned_bursts(minutes: int) -> tuple[PlannedBurst, ...]:
-    """Three incidents at fixed shares of the period."""
-    first = DAY // 60
+def planned_bursts(lines: int, minutes: int) -> tuple[PlannedBurst, ...]:
+    """Four incidents at fixed shares of the period."""
+    first, rate = DAY // 60, lines // minutes
     return (
-        PlannedBurst("payments", first + minutes * 2 // 5, 6, 60),
-        PlannedBurst("inventory", first + minutes * 3 // 5, 4, 45),
-        PlannedBurst("storage", first + minutes * 17 // 20, 3, 90),
+        PlannedBurst("auth", "Failed password", "lines", first + minutes // 5, 5, rate),
+        PlannedBurst("payments", "acquirer timed out", "errors", first + minutes * 2 // 5, 6, 60 + rate // 10),
+        PlannedBurst("inventory", "rolled back", "errors", first + minutes * 3 // 5, 4, 45 + rate // 10),
+        PlannedBurst("storage", "input/output error", "errors", first + minutes * 17 // 20, 3, 90 + rate // 10),
     )
 
 
 def write_sample(folder: Path, *, lines: int, seed: int) -> Sample:
     """Write at least `lines` lines to `folder`. The same arguments give the same bytes."""
     minutes = max(180, min(1440, lines // 150))
-    bursts = planned_bursts(minutes)
+    bursts = planned_bursts(lines, minutes)
     folder.mkdir(parents=True, exist_ok=True)
     counts: dict[str, int] = {}
     for service in SERVICES:
@@ -88,18 +91,20 @@ def _service_lines(
     """At least `lines` lines, in the order of their times. What a line spills over (traces) comes on top."""
     draw = values(chance)
     usual = _chooser(chance, service.phrases)
-    failing = _chooser(chance, [phrase for phrase in service.phrases if phrase.level == "ERROR"] or service.phrases)
-    extra = {burst.minute + n: burst.errors for burst in bursts for n in range(burst.minutes)}
+    extra = {burst.minute + n: burst for burst in bursts for n in range(burst.minutes)}
     written = 0.0
     for minute in range(minutes):
-        # more by day than by night, on top of the usual noise
+        # more by day than by night
         written += lines / minutes * (1 + 0.25 * math.sin(math.tau * (minute / minutes - 0.25)))
-        due, errors = int(written), extra.get(DAY // 60 + minute, 0)
+        due = int(written)
         written -= due
-        moments = sorted(chance.random() for _ in range(due + errors))
-        bad = set(chance.sample(range(due + errors), errors))
-        for number, moment in enumerate(moments):
-            phrase = (failing if number in bad else usual)()
+        phrases = [usual() for _ in range(due)]
+        if burst := extra.get(DAY // 60 + minute):
+            culprits = [phrase for phrase in service.phrases if burst.phrase in phrase.text]
+            phrases += culprits * burst.extra
+            chance.shuffle(phrases)
+        moments = sorted(chance.random() for _ in phrases)
+        for moment, phrase in zip(moments, phrases, strict=True):
             yield from _rendered(service, phrase, DAY + 60 * (minute + moment), draw, chance)
     for _ in range(3):  # the period may round down; a few lines more keep the total at or above what was asked
         yield from _rendered(service, usual(), DAY + 60 * minutes - 0.001, draw, chance)

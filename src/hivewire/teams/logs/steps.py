@@ -23,7 +23,7 @@ from hivewire.teams.logs.sample import write_sample
 from hivewire.teams.logs.sources import Changed, Inventory, Piece, Skipped, find, read, split
 
 MACHINE_LOGS: Final = "/var/log"
-SAMPLE_LINES: Final = 600_000
+SAMPLE_LINES: Final = 700_000
 _SEED: Final = 20_260_312
 _INLINE_BYTES: Final = 400_000  # of pieces in messages; beyond that they go into files
 _SHOWN_NAMES: Final = 2
@@ -38,7 +38,7 @@ class Wanted(msgspec.Struct, frozen=True):
 
     out: str
     paths: list[str] = []
-    pieces: int = 32
+    pieces: int = 26
     sample_lines: int = SAMPLE_LINES  # of the sample that is added when no path is given
     seed: int = _SEED
     machine_logs: bool = True
@@ -157,8 +157,10 @@ def _batches(pieces: Sequence[Piece], wished: int) -> Iterator[list[Piece]]:
 
 def _told(batch: Sequence[Piece]) -> str:
     names = list(dict.fromkeys(Path(piece.path).name for piece in batch))
-    shown = ", ".join(names[:_SHOWN_NAMES]) + (f" and {len(names) - _SHOWN_NAMES} more" if len(names) > _SHOWN_NAMES else "")
-    return f"{sum(piece.end - piece.start for piece in batch) / 1e6:.1f} MB of {shown}"
+    left = len(names) - _SHOWN_NAMES
+    more = f" and {left} more" if left > 0 else ""
+    size = sum(piece.end - piece.start for piece in batch) / 1e6
+    return f"{size:.1f} MB of {', '.join(names[:_SHOWN_NAMES])}{more}"
 
 
 def mine(task: Subtask, told: Told = lambda done, whole: None) -> dict[str, Any]:

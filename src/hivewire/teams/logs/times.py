@@ -27,7 +27,8 @@ _IN_SHAPE: Final = re.compile(
     rb"|(?P<long>0 %(m)b 0 0:0)"
     rb"|(?P<syslog>\b%(m)b +0 0:0(?::0)?(?P<syslog_year> 0\b)?)"
     rb"|^[IWEFDC](?P<klog>0 0:0:0)"
-    rb"|(?:^\W{0,2}|\b(?:ts|time|timestamp)\"?[:=] ?\"?)(?P<epoch>\x03)(?:\.%(n)b)?(?![\w-])" % {b"n": _NUMBER, b"m": _MONTH}
+    rb"|(?:^\W{0,2}|\b(?:ts|time|timestamp)\"?[:=] ?\"?)(?P<epoch>\x03)(?:\.%(n)b)?(?![\w-])"
+    % {b"n": _NUMBER, b"m": _MONTH}
 )
 _ZONE: Final = rb"(?:[.,]\d+)?(?: ?([+-]\d\d:?\d\d))?"
 # the groups: what decides the minute, the seconds, the zone
@@ -120,7 +121,9 @@ class Clock:
             return self._with_year(int(text[0:2]), int(text[2:4]), hour, minute)
         if kind == "syslog":
             month, day = _MONTHS[text[0:3]], int(text[4:6])
-            return datetime(int(zone), month, day, hour, minute, tzinfo=UTC) if zone else self._with_year(month, day, hour, minute)
+            if not zone:  # here the last group is the year
+                return self._with_year(month, day, hour, minute)
+            return datetime(int(zone), month, day, hour, minute, tzinfo=UTC)
         if kind in ("access", "long"):
             moment = datetime(int(text[7:11]), _MONTHS[text[3:6]], int(text[0:2]), hour, minute, tzinfo=UTC)
         else:
