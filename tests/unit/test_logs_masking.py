@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hivewire.teams.logs.masking import fold, refine, severity_of, template_of
@@ -67,6 +67,7 @@ def test_what_varies_is_masked(line: str, expected: str) -> None:
     assert template(line) == expected
 
 
+@settings(deadline=None)
 @given(st.integers(0, 2**128 - 1), st.integers(0, 10**12), st.integers(0, 2**32 - 1))
 def test_uuids_numbers_and_addresses_of_any_value_give_one_template(one: int, two: int, three: int) -> None:
     text = f"{one:032x}"
@@ -75,11 +76,13 @@ def test_uuids_numbers_and_addresses_of_any_value_give_one_template(one: int, tw
     assert template(f"order {uuid} took {two} ms from {address}") == "order <uuid> took <n> ms from <ip>"
 
 
+@settings(deadline=None)
 @given(st.lists(st.binary(max_size=80).filter(lambda line: b"\n" not in line), max_size=20))
 def test_folding_a_block_is_folding_its_lines(lines: list[bytes]) -> None:
     assert fold(b"\n".join(lines)).split(b"\n") == [fold(line) for line in lines] or not lines
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=200))
 def test_any_bytes_have_a_template_without_controls(raw: bytes) -> None:
     text = template(raw.replace(b"\n", b" "))

@@ -57,6 +57,7 @@ def mined(blocks: list[tuple[int, bytes]], path: str = "a.log") -> PieceSummary:
     return miner.summary
 
 
+@settings(deadline=None)
 @given(LINES, st.booleans(), CUTS, CUTS, st.randoms(use_true_random=False))
 def test_any_split_merged_in_any_order_equals_one_pass(
     lines: list[bytes], ends: bool, cuts: list[int], within: list[int], chance: random.Random
@@ -71,6 +72,7 @@ def test_any_split_merged_in_any_order_equals_one_pass(
     assert find_bursts(merged(pieces)) == find_bursts(whole)
 
 
+@settings(deadline=None)
 @given(st.lists(LINES, min_size=3, max_size=3))
 def test_merging_is_associative_commutative_and_has_a_neutral_element(parts: list[list[bytes]]) -> None:
     a, b, c = (mined([(100 * n, text_of(lines, True))], f"{n % 2}.log") for n, lines in enumerate(parts))
@@ -82,6 +84,7 @@ def test_merging_is_associative_commutative_and_has_a_neutral_element(parts: lis
     assert reduce(PieceSummary.merge, [c, a, b], PieceSummary()) == merged([a, b, c])
 
 
+@settings(deadline=None)
 @given(LINES, st.booleans())
 def test_the_counts_are_those_of_a_plain_loop(lines: list[bytes], ends: bool) -> None:
     text = text_of(lines, ends)
@@ -113,7 +116,7 @@ def test_the_counts_are_those_of_a_plain_loop(lines: list[bytes], ends: bool) ->
 
 
 @given(LINES)
-@settings(max_examples=50)
+@settings(max_examples=50, deadline=None)
 def test_a_summary_survives_its_file(lines: list[bytes]) -> None:
     summary = mined([(0, text_of(lines, True))])
     assert msgspec.json.decode(msgspec.json.encode(summary), type=PieceSummary) == summary

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hivewire.teams.logs.masking import fold
@@ -61,6 +61,7 @@ def test_the_usual_formats(line: bytes, expected: int | None) -> None:
     assert seconds(line) == expected
 
 
+@settings(deadline=None)
 @given(st.integers(at(2001, 1, 1), at(2099, 1, 1)))
 def test_every_moment_reads_back(moment: int) -> None:
     when = datetime.fromtimestamp(moment, UTC)
@@ -69,6 +70,7 @@ def test_every_moment_reads_back(moment: int) -> None:
     assert seconds(f"{when:%b} {when.day:2d} {when:%H:%M:%S} host x".encode(), modified_at=moment) == moment
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=120))
 def test_any_bytes_have_a_time_or_none(line: bytes) -> None:
     seconds(line.replace(b"\n", b""))

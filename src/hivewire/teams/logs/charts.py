@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Final
@@ -15,6 +16,7 @@ from hivewire.teams.logs.masking import SEVERITIES
 _MOST_BINS: Final = 180
 _STEPS: Final = (1, 2, 5, 10, 15, 30, 60, 120, 360, 720, 1440, 2880, 10_080, 43_200, 131_400, 525_600)
 _MOST_OF_LINES: Final = 0.95
+_SILENCE: Final = 60  # minutes
 _TICKS: Final = 5
 _LEAST_APART: Final = 1.5  # per cent of the width
 HEIGHT: Final = 100  # of the drawing, in its own units
@@ -49,11 +51,22 @@ def choose_window(per_minute: Mapping[int, int]) -> Window | None:
             best = (minutes[left], minute)
     if 3 * (best[1] - best[0]) >= last - first:
         best = (first, last)
+    best = _widened(best, minutes)
     span = best[1] - best[0] + 1
     step = next((step for step in _STEPS if span <= step * _MOST_BINS), _STEPS[-1])
     start, end = best[0] // step * step, (best[1] // step + 1) * step
     inside = sum(count for minute, count in per_minute.items() if start <= minute < end)
     return Window(start, end, step, total - inside)
+
+
+def _widened(window: tuple[int, int], minutes: Sequence[int]) -> tuple[int, int]:
+    """With all that follows or goes before without a long silence."""
+    first, last = window
+    for minute in minutes[bisect_left(minutes, last) :]:
+        last = minute if minute - last <= _SILENCE else last
+    for minute in reversed(minutes[: bisect_left(minutes, first)]):
+        first = minute if first - minute <= _SILENCE else first
+    return first, last
 
 
 def bins(minutes: Mapping[int, Mapping[str, int]], window: Window) -> list[dict[str, int]]:

@@ -40,8 +40,8 @@ NOTES: Final = f"""\
 Times without a zone are taken as UTC; times without a year get the last year that does not put them after their file.
 Lines without a time (stack traces, for example) count in totals and templates, not over time.
 The level of a line is the one that its text names; a line that names none is “none”.
-A template is a line with its numbers, times, addresses, paths, identifiers and quoted strings masked. It is a function \
-of the line alone. Words that vary (user names, for example) make templates of their own.
+A template is a line with its numbers, times, addresses, paths, identifiers and quoted strings masked. It is a \
+function of the line alone. Words that vary (user names, for example) make templates of their own.
 Bursts: for each minute, x is its count, m the median of the {2 * AROUND + 1} minutes around it and MAD the median of \
 |x - m| there; a minute with (x - m) / max(1.4826 MAD, √m, 1) ≥ {LEAST_SCORE:g} and x ≥ m + {LEAST_EXCESS} belongs to \
 a burst; minutes at most 2 apart are one. Errors and other lines are looked at apart. What lasts for more than half an \

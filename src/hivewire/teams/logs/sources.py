@@ -167,7 +167,7 @@ def _split_one(path: str, target: int) -> tuple[Source, list[Piece]]:
     return Source(path, whole, packed, modified_at, len(pieces)), pieces
 
 
-def _ranges(text: IO[bytes], size: int | None, target: int) -> Iterator[tuple[int, int, str]]:
+def _ranges(text: gzip.GzipFile | IO[bytes], size: int | None, target: int) -> Iterator[tuple[int, int, str]]:
     start = end = 0
     digest = hashlib.blake2b(digest_size=16)
     line_from = 0
@@ -203,10 +203,8 @@ def _check_is_text(head: bytes) -> None:
         raise _Skip("binary: it holds many control characters")
 
 
-def _opened(path: str, packed: bool) -> IO[bytes]:
-    if packed:
-        return gzip.open(path, "rb")
-    return open(path, "rb")
+def _opened(path: str, packed: bool) -> gzip.GzipFile | IO[bytes]:
+    return gzip.open(path, "rb") if packed else open(path, "rb")
 
 
 def read(piece: Piece) -> Iterator[tuple[int, bytes]]:

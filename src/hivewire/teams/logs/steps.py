@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -29,8 +29,6 @@ _INLINE_BYTES: Final = 400_000  # of pieces in messages; beyond that they go int
 _SHOWN_NAMES: Final = 2
 
 T = TypeVar("T")
-Told = Callable[[int, int], None]
-"""Called with the work done so far and the whole of it."""
 
 
 class Wanted(msgspec.Struct, frozen=True):
@@ -163,20 +161,17 @@ def _told(batch: Sequence[Piece]) -> str:
     return f"{size:.1f} MB of {', '.join(names[:_SHOWN_NAMES])}{more}"
 
 
-def mine(task: Subtask, told: Told = lambda done, whole: None) -> dict[str, Any]:
+def mine(task: Subtask) -> dict[str, Any]:
     """Count what is in the pieces, and store it."""
     folder = task.wanted.pieces_folder
     share = _converted(task.input, MineInput, f"the input of {task.subtask}")
     batch = load(folder, share.stored_batch, list[Piece]) if share.stored_batch else share.batch
-    whole, done = sum(piece.end - piece.start for piece in batch), 0
     mined = Mined([], PieceSummary())
     for piece in batch:
         miner = Miner(piece.path, piece.modified_at)
         try:
             for offset, block in read(piece):
                 miner.add(block, offset)
-                done += len(block)
-                told(done, whole)
         except Changed as error:  # what was read of it is not counted: it is not what was found
             mined.pieces.append(MinedPiece(piece, 0, str(error)))
         else:
