@@ -127,8 +127,11 @@ class Runner:
                 self._awaited[command.id] = command.subtask
                 self._to_send.set()
         if self._state is not before:
-            self._last_event_at = self._clock()
-            self._watcher.stepped(self._state)
+            self._noted()
+
+    def _noted(self) -> None:
+        self._last_event_at = self._clock()
+        self._watcher.stepped(self._state)
         if self._state.is_finished:
             self._finished.set()
 
@@ -161,8 +164,12 @@ class Runner:
                 raise settled
 
     async def _refresh(self) -> None:
+        """See what other runners of this run have done meanwhile."""
+        before = self._state
         self._state = await self._stored(lambda: self._store.load(self._run))
-        self._index()
+        if self._state is not before:
+            self._index()
+            self._noted()
 
     def _index(self) -> None:
         running = (row for row in self._state.rows.values() if row.status == "running")
@@ -244,6 +251,7 @@ class Runner:
         """Timers that went off, messages that died or vanished."""
         losses = Losses(self._protocol)
         while True:
+            await self._refresh()
             due = await self._stored(lambda: self._store.due(self._run, self._clock()))
             if due:
                 await self._apply(due)

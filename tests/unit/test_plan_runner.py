@@ -1,0 +1,319 @@
+"""The runner over the memory backend: real workers, real messages, no other process."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+
+from hivewire.coordination.plan_store import PlanStore
+from hivewire.coordination.roster import Roster
+from hivewire.coordination.runner import Runner, Watcher
+from hivewire.coordination.worker import Context, Worker
+from hivewire.errors import NoCapableWorker, Reject
+from hivewire.factory import connect
+from hivewire.message import Message
+from hivewire.protocol import Protocol
+from hivewire.rules.plan import Plan, Subtask
+from hivewire.rules.plan_state import Row, RunState, new_run
+from hivewire.rules.retry import Retry
+
+
+def sub(name: str, capability: str, *after: str, **fields: Any) -> Subtask:
+    return Subtask(name=name, assigned_to=capability, dependencies=after, **fields)
+
+
+class Counts(Watcher):
+    """How often which subtask's message was sent and answered."""
+
+    def __init__(self) -> None:
+        self.sent_names: list[str] = []
+        self.unexpected = 0
+
+    def sent(self, message: Message) -> None:
+        self.sent_names.append(message.content["subtask"])
+
+    def answered(self, message: Message, row: Row | None) -> None:
+        self.unexpected += row is None
+
+
+class Team:
+    """A protocol, a store, and workers that are served in the background."""
+
+    def __init__(self, url: str, workers: Sequence[Worker]) -> None:
+        self.url = url
+        self.workers = workers
+        self.roster = Roster((worker.name, worker.capabilities) for worker in workers)
+        self.store = PlanStore()
+        self.counts = Counts()
+
+    def start(self, *subtasks: Subtask, run: str = "r", **run_input: Any) -> str:
+        self.store.create(new_run(run, Plan(subtasks=subtasks), self.roster.capabilities, run_input), created_at=0.0)
+        return run
+
+    async def execute(self, protocol: Protocol, run: str = "r") -> RunState:
+        return await Runner(protocol, self.store, self.roster, run, watcher=self.counts).execute()
+
+
+@asynccontextmanager
+async def team(*workers: Worker, **settings: Any) -> AsyncIterator[tuple[Team, Protocol]]:
+    url = f"memory://{secrets.token_hex(8)}"
+    made = Team(url, workers)
+    both = connect(url, **settings), connect(url, **settings)
+    async with both[0] as protocol, both[1] as theirs, asyncio.TaskGroup() as group:
+        serving = [group.create_task(worker.serve(theirs, drain_s=1)) for worker in workers]
+        try:
+            yield made, protocol
+        finally:
+            for task in serving:
+                task.cancel()
+            made.store.close()
+
+
+def worker(name: str, *capabilities: str, **fields: Any) -> Worker:
+    return Worker(name, capabilities=capabilities or (name,), **fields)
+
+
+async def test_outputs_reach_dependents_and_independent_subtasks_overlap() -> None:
+    both = asyncio.Barrier(2)
+    work, join = worker("work"), worker("join")
+
+    @work.on("task")
+    async def half(task: Message, ctx: Context) -> Any:
+        async with asyncio.timeout(10):
+            await both.wait()  # passes only if the other one runs at the same time
+        return {"by": task.content["subtask"], "paths": task.content["input"]["paths"]}
+
+    @join.on("task")
+    async def whole(task: Message, ctx: Context) -> Any:
+        return task.content["outputs"]
+
+    async with team(work, join) as (made, protocol):
+        made.start(sub("a", "work"), sub("b", "work"), sub("c", "join", "a", "b"), paths=["x"])
+        state = await made.execute(protocol)
+    assert state.header.status == "done"
+    assert state.rows["c"].output == {"a": {"by": "a", "paths": ["x"]}, "b": {"by": "b", "paths": ["x"]}}
+    assert sorted(made.counts.sent_names) == ["a", "b", "c"]
+    assert made.counts.unexpected == 0
+
+
+async def test_a_review_is_done_again_with_feedback_and_more_work() -> None:
+    find, write, check = worker("find"), worker("write"), worker("check")
+    seen: list[Any] = []
+
+    @find.on("task")
+    async def found(task: Message, ctx: Context) -> Any:
+        names = ["part-1", "part-2"]
+        return {"subtasks": [{"name": name, "assigned_to": "write", "dependencies": ["find"]} for name in names]}
+
+    @write.on("task")
+    async def written(task: Message, ctx: Context) -> Any:
+        seen.append((task.content["subtask"], task.content["attempt"], task.content["feedback"]))
+        return {"length": task.content["attempt"]}
+
+    @check.on("task")
+    async def checked(task: Message, ctx: Context) -> Any:
+        lengths = {name: output["length"] for name, output in task.content["outputs"].items() if name != "find"}
+        if lengths["part-2"] < 3:
+            return {"send_back": {"subtask": "part-2", "feedback": f"{lengths['part-2']} is too short"}}
+        return {"lengths": lengths}
+
+    async with team(find, write, check) as (made, protocol):
+        made.start(sub("find", "find"), sub("check", "check", "part-*", "find"))
+        state = await made.execute(protocol)
+    assert state.header.status == "done"
+    assert state.rows["check"].output == {"lengths": {"part-1": 1, "part-2": 3}}
+    again = [("part-2", 2, "1 is too short"), ("part-2", 3, "2 is too short")]
+    assert sorted(seen[:2]) == [("part-1", 1, None), ("part-2", 1, None)]
+    assert seen[2:] == again
+
+
+async def test_messages_that_end_as_dead_letters_fail_their_subtasks() -> None:
+    work = worker("work")
+
+    @work.on("task", retry=Retry(max_attempts=2, first_s=0.0, most_s=0.0))
+    async def fails(task: Message, ctx: Context) -> Any:
+        if task.content["subtask"] == "refused":
+            raise Reject("not for me")
+        if task.content["subtask"] == "broken":
+            raise ValueError("wrong number")
+        return {"fine": True}
+
+    async with team(work) as (made, protocol):
+        made.start(
+            sub("refused", "work"), sub("broken", "work"), sub("fine", "work"), sub("after", "work", "fine", "broken")
+        )
+        state = await made.execute(protocol)
+    assert {name: row.status for name, row in state.rows.items()} == {
+        "refused": "failed",
+        "broken": "failed",
+        "fine": "done",
+        "after": "skipped",
+    }
+    assert state.header.status == "failed"
+    assert "not for me" in state.rows["refused"].error
+    assert "2 attempts: ValueError: wrong number" in state.rows["broken"].error
+    assert "broken" in state.rows["after"].error
+
+
+async def test_a_timeout_ends_a_subtask_and_its_late_result_is_ignored() -> None:
+    work = worker("work")
+    free = asyncio.Event()
+
+    @work.on("task")
+    async def slow(task: Message, ctx: Context) -> Any:
+        await free.wait()
+        return {}
+
+    async with team(work) as (made, protocol):
+        made.start(sub("slow", "work", timeout_s=0.3), sub("other", "work", "slow"))
+        state = await made.execute(protocol)
+        free.set()
+    assert state.rows["slow"].error == "no result within 0.3 s"
+    assert state.rows["other"].status == "skipped"
+
+
+async def test_outputs_too_large_to_send_on_fail_with_the_reason() -> None:
+    work = worker("work")
+
+    @work.on("task")
+    async def large(task: Message, ctx: Context) -> Any:
+        return {"text": "x" * 6_000}
+
+    async with team(work, max_message_size_bytes=10_000) as (made, protocol):
+        made.start(sub("a", "work"), sub("b", "work"), sub("both", "work", "a", "b"), sub("one", "work", "a"))
+        state = await made.execute(protocol)
+    assert state.rows["one"].status == "done"
+    assert state.rows["both"].status == "failed"
+    assert "cannot be sent" in state.rows["both"].error
+
+
+async def test_results_of_strangers_and_doubled_results_change_nothing() -> None:
+    work = worker("work")
+
+    @work.on("task")
+    async def twice(task: Message, ctx: Context) -> Any:
+        await ctx.send("result", task.metadata["reply_to"], {"n": 1}, in_reply_to=task.id)
+        await ctx.send("result", task.metadata["reply_to"], {"n": 9}, in_reply_to="somebody else's")
+        await ctx.progress(done=1)
+        return {"n": 2}
+
+    async with team(work) as (made, protocol):
+        made.start(sub("a", "work"), sub("b", "work", "a"))
+        state = await made.execute(protocol)
+        assert (await protocol.depth("run-r")).ready == 0
+    assert state.header.status == "done"
+    assert [row.attempt for row in state.rows.values()] == [1, 1]
+    assert made.counts.sent_names == ["a", "b"]
+    assert made.counts.unexpected >= 3
+
+
+async def test_a_runner_that_died_is_replaced_and_finished_work_is_not_done_again() -> None:
+    work = worker("work")
+    started: list[str] = []
+    reached = asyncio.Event()
+    free = asyncio.Event()
+
+    @work.on("task")
+    async def step(task: Message, ctx: Context) -> Any:
+        started.append(task.content["subtask"])
+        if task.content["subtask"] == "b":
+            reached.set()
+            await free.wait()
+        return {}
+
+    async with team(work) as (made, protocol):
+        made.start(sub("a", "work"), sub("b", "work", "a"), sub("c", "work", "b"))
+        first = asyncio.create_task(made.execute(protocol))
+        await asyncio.wait_for(reached.wait(), 10)
+        first.cancel()
+        await asyncio.wait([first])
+        free.set()
+        state = await made.execute(protocol)
+    assert state.header.status == "done"
+    assert started == ["a", "b", "c"]
+
+
+async def test_two_runners_of_one_run_do_its_work_once() -> None:
+    work = worker("work")
+    started: list[str] = []
+
+    @work.on("task")
+    async def step(task: Message, ctx: Context) -> Any:
+        started.append(task.content["subtask"])
+        return {}
+
+    async with team(work) as (made, protocol):
+        names = [f"s{n}" for n in range(30)]
+        made.start(*[sub(name, "work", *names[max(0, n - 2) : n]) for n, name in enumerate(names)])
+        async with connect(made.url) as other:
+            states = await asyncio.gather(made.execute(protocol), made.execute(other))
+    assert [state.header.status for state in states] == ["done", "done"]
+    assert started == names
+
+
+async def test_a_run_goes_on_after_its_store_of_messages_was_removed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hivewire.coordination.losses._QUIET_S", 0.2)
+    work = worker("work")
+
+    @work.on("task")
+    async def step(task: Message, ctx: Context) -> Any:
+        return {}
+
+    async with team(work) as (made, protocol):
+        made.start(sub("a", "work"), sub("b", "work", "a"))
+        async with connect(f"memory://{secrets.token_hex(8)}") as removed:
+            first = asyncio.create_task(made.execute(removed))
+            assert await removed.receive("work", wait_s=5)
+            first.cancel()
+            await asyncio.wait([first])
+        state = await asyncio.wait_for(made.execute(protocol), 30)
+    assert state.header.status == "done"
+    assert [row.attempt for row in state.rows.values()] == [1, 1]
+
+
+async def test_a_message_that_was_taken_away_fails_its_subtask(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hivewire.coordination.losses._QUIET_S", 0.1)
+    monkeypatch.setattr("hivewire.coordination.runner._PAUSE_S", 0.05)
+    work = worker("work")
+    async with connect(f"memory://{secrets.token_hex(8)}") as protocol:
+        made = Team("", [work])
+        made.start(sub("a", "work"))
+        executing = asyncio.create_task(made.execute(protocol))
+        [taken] = await protocol.receive("work", wait_s=5)
+        await taken.ack()  # by somebody who is no worker and answers nothing
+        state = await asyncio.wait_for(executing, 30)
+    assert "vanished" in state.rows["a"].error
+    made.store.close()
+
+
+async def test_a_run_cannot_go_on_with_a_team_that_lacks_a_capability() -> None:
+    async with team(worker("work")) as (made, protocol):
+        made.start(sub("a", "work"))
+        runner = Runner(protocol, made.store, Roster([("other", ["fly"])]), "r")
+        with pytest.raises(NoCapableWorker, match='capability "work"'):
+            await runner.execute()
+
+
+async def test_a_cancelled_run_ends_at_once() -> None:
+    work = worker("work")
+    started = asyncio.Event()
+
+    @work.on("task")
+    async def stuck(task: Message, ctx: Context) -> Any:
+        started.set()
+        await asyncio.Event().wait()
+
+    async with team(work) as (made, protocol):
+        made.start(sub("a", "work"), sub("b", "work", "a"))
+        runner = Runner(protocol, made.store, made.roster, "r")
+        executing = asyncio.create_task(runner.execute())
+        await started.wait()
+        await runner.cancel("asked to")
+        state = await asyncio.wait_for(executing, 10)
+    assert state.header.status == "cancelled"
+    assert {row.status for row in state.rows.values()} == {"cancelled"}
