@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Hashable, Mapping, Sequence, Set
 from enum import IntEnum
 from typing import Literal
 
@@ -157,8 +157,9 @@ class Ownership(ABC):
     these calls arrive on the event loop."""
 
     @abstractmethod
-    async def gained(self, shard: int, token: int, saved: bytes) -> None:
-        """This member now owns the shard; `saved` is what the last `save` or `losing` stored."""
+    async def gained(self, shard: int, token: int, saved: bytes, settled: Sequence[Hashable] = ()) -> None:
+        """This member now owns the shard; `saved` is what the last `save` or `losing` stored, `settled` the
+        lives (`record.life`) that were settled lately, where the store itself does not remember them."""
 
     @abstractmethod
     async def losing(self, shards: Set[int], within_s: float) -> Mapping[int, bytes]:
@@ -180,6 +181,11 @@ class Consumer(ABC):
         """Take up to `limit` records of at most `lanes` keys, at most `run` of each key, each key's in
         order; wait up to `wait_s` for the first. The first records of the first `starting` keys are marked as running in the same
         step if they are not suspect. Cancelling loses nothing: what was taken is given by the next call."""
+
+    def holds(self, fetched: Fetched) -> bool:
+        """Whether this member's lease is still good, by its own clock: asked before each start of a
+        handler, so that a process that was frozen starts nothing that is somebody else's by now."""
+        return True
 
     async def refetch(self, at: Sequence[int | str]) -> Sequence[Fetched]:
         """The records at these positions again (a parked lane). Only without `store_lanes`."""

@@ -19,6 +19,10 @@ class Record(msgspec.Struct, gc=False):
     priority: int = 5
     replay: int = 0
     """How often it was replayed from the dead letters. (id, replay) is one life of a message."""
+    due_at: float = 0.0
+    """Not to be handled before, by the store's clock; only where the store cannot delay itself."""
+    dedup_key: str | None = None
+    """The idempotency key; only where the store cannot check it itself."""
 
 
 def life(record: Record) -> Hashable:

@@ -109,7 +109,7 @@ class Context:
             )
             await self.protocol.deliver_reply(event)
 
-    async def once(self, name: str, fn: Callable[[], T | Awaitable[T]]) -> T:
+    async def once(self, name: str, fn: Callable[[], Awaitable[T]] | Callable[[], T]) -> T:
         """The stored result of `fn` for this message and name; computed only if there is none.
 
         The result (any JSON value) is stored before it is returned and kept for 24 times the idempotency
@@ -150,8 +150,8 @@ class BlockingContext:
     def once(self, name: str, fn: Callable[[], T]) -> T:
         """`fn` runs in a thread of the pool of `asyncio.to_thread`."""
 
-        def in_thread() -> Awaitable[T]:
-            return asyncio.to_thread(fn)
+        async def in_thread() -> T:
+            return await asyncio.to_thread(fn)
 
         return self._wait(self._context.once(name, in_thread))
 

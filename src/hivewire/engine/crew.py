@@ -93,7 +93,7 @@ class Crew:
             busy = sum(slot.delivery is not None for slot in self._slots)
             ready = len(self.inbox.lanes.ready)
             free = self._concurrency - busy
-            lanes = self._pace.lanes(self._concurrency, free) - ready
+            lanes = self._wanted(free, ready)
             if lanes <= ready:  # half is left: no need to ask for a few
                 self._hungry = self._loop.create_future()
                 await self._hungry
@@ -109,8 +109,14 @@ class Crew:
             except Closed:
                 return
             if batch:
-                self.inbox.lanes.add(batch)
+                self.inbox.take_in(batch)
                 self._wake_one()
+
+    def _wanted(self, free: int, ready: int) -> int:
+        if self._core.features.store_lanes:
+            return self._pace.lanes(self._concurrency, free) - ready
+        # Owned shards keep nothing from others: only memory bounds what is taken ahead.
+        return _FETCH_LIMIT if self.inbox.lanes.active < _FETCH_LIMIT else 0
 
     def _fed_up_to(self) -> None:
         """A slot has taken a lane: see whether the feeder should go on."""
@@ -161,7 +167,7 @@ class Crew:
         began = now = loop.time()
         handled = 0
         try:
-            while waiting and not lane.lost and not self._stopping:
+            while lane.may_go_on and not self._stopping:
                 fetched = waiting[0]
                 message = await inbox.admit(lane)
                 if message is None:
@@ -178,14 +184,16 @@ class Crew:
         finally:
             if handled:
                 self._pace.observe(handled, max(loop.time() - began, 1e-7))
-            if waiting and not lane.lost:
+            if waiting and not lane.lost and not lane.blocked:
                 inbox.lanes.resume(lane)
 
     async def _may_start(self, fetched: Fetched, lane: Lane) -> bool:
         if self._core.floor.alone:
             await self._core.floor.wait()
+        if not self.inbox.holds(lane):
+            return False
         if fetched.marked:
-            return not lane.lost and not self._stopping
+            return not self._stopping
         if fetched.suspect:
             if runs_alone(fetched):
                 await self._core.floor.take()
@@ -199,7 +207,7 @@ class Crew:
                 return False
         else:
             fetched.starts += 1
-        if lane.lost or self._stopping:
+        if lane.lost or lane.ending or self._stopping:
             self._floor_back(fetched)
             if not lane.lost:
                 fetched.starts -= 1
@@ -287,15 +295,16 @@ class Crew:
             if delivery is None:
                 continue
             due = slot.started_at + self._limit(delivery)
-            if not delivery.fetched.marked:
-                if now - slot.started_at >= _MARK_AFTER_S:
-                    delivery.fetched.marked = True
-                    unmarked.append(delivery.fetched)
-                else:
-                    due = slot.started_at + _MARK_AFTER_S
             if due <= now:
                 self._cancel(slot, "timeout")
                 due = now + _REPEAT_CANCEL_S
+            if not delivery.fetched.marked:
+                mark_at = slot.started_at + _MARK_AFTER_S
+                if mark_at <= now:
+                    delivery.fetched.marked = True
+                    unmarked.append(delivery.fetched)
+                else:
+                    due = min(due, mark_at)
             again_at = due if again_at is None else min(again_at, due)
         if unmarked:
             self._core.tasks.start(self._mark(unmarked), f"mark {self.inbox.queue}")
@@ -310,7 +319,7 @@ class Crew:
     async def _mark(self, unmarked: list[Fetched]) -> None:
         """Written behind: a start that is not marked when the process dies is not counted."""
         try:
-            await self.inbox.consumer.start(unmarked)
+            await self.inbox.start_marks(unmarked)
         except (BackendError, Closed) as error:
             log.debug("running marks not stored", extra={"queue": self.inbox.queue, "error": str(error)})
 

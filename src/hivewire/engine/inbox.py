@@ -5,25 +5,29 @@ from __future__ import annotations
 import asyncio
 import logging
 import traceback
-from collections.abc import Awaitable, Callable, Mapping, Sequence, Set
+from collections.abc import Awaitable, Callable, Hashable, Mapping, Sequence, Set
+from heapq import heappop, heappush
+from itertools import count, islice
 
 from hivewire.backend import Again, Back, Consumer, Dead, Ownership, Unfinished
 from hivewire.codec import decode
 from hivewire.engine.core import Core
 from hivewire.engine.delivery import LOST, OPEN, EngineDelivery
+from hivewire.engine.shards import Shards
 from hivewire.errors import BackendError, Closed, LeaseLost, NoHandler, QueueFull, Reject, RetryAfter, Undecodable
 from hivewire.message import Message
 from hivewire.protocol import ProtocolMetrics
 from hivewire.record import Fetched, Record, life
 from hivewire.rules.blame import judge
 from hivewire.rules.dedup import Window
-from hivewire.rules.lanes import Lane, Lanes
+from hivewire.rules.lanes import LONG_LANE, Lane, Lanes
 from hivewire.rules.retry import Retry
 
 log = logging.getLogger(__name__)
 
 _QUEUE_FULL_DELAY_S = 0.2
 _SETTLE_RETRY_S = 0.05
+_ROUNDING_S = 1e-6
 VOLATILE_SHARD = -1
 _VOLATILE_KEY = "\x00volatile/"
 _MOST_VOLATILE = 10_000
@@ -42,7 +46,8 @@ class Inbox(Ownership):
     def __init__(self, core: Core, queue: str, *, competing: bool, accepts: Accepts) -> None:
         self.core = core
         self.queue = queue
-        self.metrics = ProtocolMetrics() if queue.startswith("~") else core.metrics
+        self._internal = queue.startswith("~")
+        self.metrics = ProtocolMetrics() if self._internal else core.metrics
         """Internal queues are not counted as the user's messages."""
         self.lanes = Lanes(competing=competing)
         self.accepts = accepts
@@ -52,6 +57,11 @@ class Inbox(Ownership):
         self.open: dict[str, EngineDelivery] = {}
         """Deliveries that `receive` handed out, by message id."""
         self._consumer: Consumer | None = None
+        self._shards = None if core.features.store_lanes else Shards(per_record_ack=core.features.per_record_ack)
+        """Lanes live here where the store leases whole shards."""
+        self._later: list[tuple[float, int, Fetched]] = []
+        self._freed = asyncio.Event()
+        self._ties = count()
         self._settled = Window(core.settings.dedup_window_ids, core.settings.dedup_window_s)
         self._done: list[Fetched] = []
         self._rest: list[Unfinished] = []
@@ -77,13 +87,33 @@ class Inbox(Ownership):
 
     # -- what the driver tells
 
-    async def gained(self, shard: int, token: int, saved: bytes) -> None:
-        """Nothing to prepare: with lanes in the store every record carries its history."""
+    async def gained(self, shard: int, token: int, saved: bytes, settled: Sequence[Hashable] = ()) -> None:
+        if self._shards is not None:
+            self._shards.gained(shard, token, saved)
+        now = self.core.backend.now()
+        for one in settled:
+            self._settled.add(one, now)
 
     async def losing(self, shards: Set[int], within_s: float) -> Mapping[int, bytes]:
-        return {}
+        if self._shards is None:
+            return {}
+        self._shards.close(shards)
+        taken = self.lanes.end(shards)
+        try:
+            async with asyncio.timeout(within_s):
+                while any(lane.taken and not lane.lost for lane in taken):
+                    self._freed.clear()
+                    await self._freed.wait()
+                await self.flushed()
+        except TimeoutError:
+            pass  # what still runs is lost with the shard
+        states = {number: self._shards.state(number) for number in shards}
+        self.lost(shards)
+        return states
 
     def lost(self, shards: Set[int]) -> None:
+        if self._shards is not None:
+            self._shards.lost(shards)
         for lane in self.lanes.lose(shards):
             for tell in self._lost_listeners:
                 tell(lane)
@@ -116,6 +146,47 @@ class Inbox(Ownership):
             self._sample_latency(batch[0])
         return batch
 
+    def take_in(self, batch: Sequence[Fetched]) -> None:
+        """Put what was fetched into its lanes."""
+        if self._shards is not None:
+            batch = self._due(self._shards.accept(batch))
+        self.lanes.add(batch)
+
+    def _due(self, batch: Sequence[Fetched]) -> list[Fetched]:
+        """Those whose time has come; the others wait here, in a store that cannot delay."""
+        now = self.core.backend.now()
+        due = []
+        for fetched in batch:
+            if fetched.record.due_at <= now:
+                due.append(fetched)
+            else:
+                heappush(self._later, (fetched.record.due_at, next(self._ties), fetched))
+                asyncio.get_running_loop().call_later(fetched.record.due_at - now, self._fallen_due)
+        return due
+
+    def _fallen_due(self) -> None:
+        now = self.core.backend.now()
+        while self._later and self._later[0][0] <= now + _ROUNDING_S:
+            fetched = heappop(self._later)[2]
+            if self._shards is not None and self._shards.owns(fetched):
+                self.lanes.add([fetched])
+        self._woken()
+
+    def _woken(self) -> None:
+        """Something became ready without a fetch."""
+        self.arrived.set()
+        if self.on_push is not None:
+            self.on_push()
+
+    def holds(self, lane: Lane) -> bool:
+        """Whether the lane's first record may be started; if the lease has run out, all is forgotten."""
+        if lane.lost:
+            return False
+        if lane.shard != VOLATILE_SHARD and not self.consumer.holds(lane.waiting[0]):
+            self.lost({lane.shard})
+            return False
+        return True
+
     async def admit(self, lane: Lane) -> Message | None:
         """The message of the lane's first record, if its handler may start. If not, its outcome is noted;
         the caller looks at `lane.waiting` and `lane.lost` again."""
@@ -126,7 +197,7 @@ class Inbox(Ownership):
             if fetched.failures >= self._policy(record.type).max_attempts:
                 self.dead(lane, "crashed", f"its handler's process died {fetched.failures} times")
                 return None
-        if fetched.seen or life(record) in self._settled:
+        if fetched.seen or life(record) in self._settled or (record.dedup_key and _idempotent(record) in self._settled):
             self.metrics.duplicates += 1
             self.done(lane)
             return None
@@ -154,31 +225,81 @@ class Inbox(Ownership):
         fetched.starts += 1
         fetched.marked = True
         try:
-            refused = await self.consumer.start([fetched])
+            refused = await self.start_marks([fetched])
         except BaseException:
             fetched.starts -= 1
             fetched.marked = False
             raise
         return not refused
 
+    async def start_marks(self, batch: Sequence[Fetched]) -> Sequence[Fetched]:
+        if self._shards is not None:
+            return await self._shards.mark(self.consumer, batch)
+        return await self.consumer.start(batch)
+
     # -- outcomes. Each takes the lane's first record off; the taker still has the lane if it holds more.
 
     def done(self, lane: Lane) -> bool:
         fetched = lane.waiting[0]
-        self._settled.add(life(fetched.record), self.core.backend.now())
+        self._remember(fetched)
         if fetched.shard != VOLATILE_SHARD:
             self._done.append(fetched)
-            self._wake_flush()
-        return self.lanes.finished(lane)
+            self._flush_wanted.set()
+        else:
+            self.metrics.acked += 1
+        return self._next(lane)
 
     def dead(self, lane: Lane, reason: str, error: str) -> bool:
         fetched = lane.waiting[0]
-        self._settled.add(life(fetched.record), self.core.backend.now())
+        self._remember(fetched)
         if fetched.shard != VOLATILE_SHARD:
             self.metrics.dead += 1
             self._rest.append(Dead(fetched, self.core.letter(fetched, reason, error)))
-            self._wake_flush()
-        return self.lanes.finished(lane)
+            self._flush_wanted.set()
+        return self._next(lane)
+
+    def _remember(self, fetched: Fetched) -> None:
+        now = self.core.backend.now()
+        self._settled.add(life(fetched.record), now)
+        if fetched.record.dedup_key is not None:
+            self._settled.add(_idempotent(fetched.record), now)
+
+    def _next(self, lane: Lane) -> bool:
+        if self.lanes.finished(lane):
+            return True
+        if lane.parked and not lane.lost:
+            self.lanes.block(lane)
+            self.core.tasks.start(self._refetch(lane), f"refetch {self.queue}")
+        self._freed.set()
+        return False
+
+    async def _refetch(self, lane: Lane) -> None:
+        """The next records of a parked lane. What arrives meanwhile is parked behind them."""
+        positions = list(islice(lane.parked, LONG_LANE))
+        while not lane.lost:
+            try:
+                batch = await self.consumer.refetch(positions)
+            except BackendError as error:
+                log.warning("cannot take parked messages yet", extra={"queue": self.queue, "error": str(error)})
+                await asyncio.sleep(_SETTLE_RETRY_S)
+                continue
+            for _ in positions:
+                lane.parked.popleft()
+            lane.waiting.extend(batch)
+            if lane.waiting and self.lanes.unblock(lane):
+                self._woken()
+            elif not lane.waiting:
+                lane.blocked = False
+                self._next_after_gap(lane)
+            return
+
+    def _next_after_gap(self, lane: Lane) -> None:
+        """None of the parked records is there any more."""
+        if lane.parked:
+            self.lanes.block(lane)
+            self.core.tasks.start(self._refetch(lane), f"refetch {self.queue}")
+        else:
+            self.lanes.remove(lane)
 
     def failed(self, lane: Lane, error: BaseException | None, delay_s: float | None = None) -> None:
         """The attempt counts: again by the policy, or dead."""
@@ -195,12 +316,27 @@ class Inbox(Ownership):
         self.again(lane, delay_s)
 
     def again(self, lane: Lane, delay_s: float) -> None:
-        """Another attempt later, with the counters as they are; the lane waits for it in the store."""
-        fetched = lane.waiting.popleft()
-        if fetched.shard != VOLATILE_SHARD:
-            self._rest.append(Again(fetched, delay_s))
+        """Another attempt later, with the counters as they are; the lane waits for it, in the store if
+        lanes are leased there, else here."""
+        fetched = lane.waiting[0]
+        if fetched.shard == VOLATILE_SHARD:
+            self.lanes.remove(lane)
+            return
+        self._rest.append(Again(fetched, delay_s))
+        if self._shards is None:
+            lane.waiting.popleft()
             self._give_back_rest(lane)
-        self.lanes.remove(lane)
+            self.lanes.remove(lane)
+        else:
+            fetched.marked = fetched.suspect = False
+            self.lanes.block(lane)
+            asyncio.get_running_loop().call_later(delay_s, self._again_now, lane)
+        self._flush_wanted.set()
+        self._freed.set()
+
+    def _again_now(self, lane: Lane) -> None:
+        if self.lanes.unblock(lane):
+            self._woken()
 
     def give_back(self, lane: Lane) -> None:
         """Nothing of the lane was started."""
@@ -211,10 +347,21 @@ class Inbox(Ownership):
         self._give_back_rest(lane)
         self.lanes.remove(lane)
 
+    def hand_back(self, lane: Lane) -> None:
+        """A taken lane was not handed out after all."""
+        if self._shards is None:
+            self.give_back(lane)
+            return
+        head = lane.waiting[0]
+        if head.marked:
+            head.starts -= 1
+            head.marked = False
+        self._let_go(lane)
+
     def _give_back_rest(self, lane: Lane) -> None:
         self._rest.extend(Back(fetched) for fetched in lane.waiting if fetched.shard != VOLATILE_SHARD)
         lane.waiting.clear()
-        self._wake_flush()
+        self._flush_wanted.set()
 
     def not_counted(self, lane: Lane, delay_s: float) -> None:
         """The attempt did not come to its end and is not the message's fault."""
@@ -227,7 +374,7 @@ class Inbox(Ownership):
             self.dead(lane, "rejected", error.reason)
         elif isinstance(error, RetryAfter):
             self.failed(lane, error, error.delay_s)
-        elif isinstance(error, QueueFull):
+        elif isinstance(error, QueueFull) or (self._internal and isinstance(error, BackendError) and error.retryable):
             lane.waiting[0].starts -= 1
             self.not_counted(lane, _QUEUE_FULL_DELAY_S)
         else:
@@ -238,9 +385,6 @@ class Inbox(Ownership):
         return policy or self.core.retry
 
     # -- storing outcomes
-
-    def _wake_flush(self) -> None:
-        self._flush_wanted.set()
 
     async def _flush(self) -> None:
         """Stores what has come together while the last batch was on its way."""
@@ -259,6 +403,8 @@ class Inbox(Ownership):
     async def _settle(self, done: Sequence[Fetched], rest: Sequence[Unfinished]) -> Sequence[Fetched]:
         while True:
             try:
+                if self._shards is not None:
+                    return await self._shards.settle(self.consumer, done, rest)
                 return await self.consumer.settle(done, rest)
             except (BackendError, OSError) as error:
                 # The outcomes are kept until the store is back. Repeating is safe: a settlement that got
@@ -268,12 +414,16 @@ class Inbox(Ownership):
 
     def _tell(self, done: Sequence[Fetched], rest: Sequence[Unfinished], refused: Sequence[Fetched]) -> None:
         self.metrics.acked += len(done)
-        if refused:
-            gone = {id(fetched) for fetched in refused}
-            self.metrics.acked -= sum(id(fetched) in gone for fetched in done)
+        lost = {id(fetched) for fetched in refused}
+        if lost:
+            self.metrics.acked -= sum(id(fetched) in lost for fetched in done)
+            for outcome in rest:
+                if isinstance(outcome, Dead) and id(outcome.fetched) in lost:
+                    # It is not a dead letter; should it come here again, it is no duplicate.
+                    self._settled.discard(life(outcome.fetched.record))
+                    self.metrics.dead -= 1
         if not self._waiting_acks:
             return
-        lost = {id(fetched) for fetched in refused}
         for fetched in [*done, *(outcome.fetched for outcome in rest)]:
             waiter = self._waiting_acks.pop(id(fetched), None)
             if waiter is not None and not waiter.done():
@@ -283,7 +433,7 @@ class Inbox(Ownership):
         """Until everything noted so far is stored."""
         while self._done or self._rest or not self._flushed.is_set():
             self._flushed.clear()
-            self._wake_flush()
+            self._flush_wanted.set()
             await self._flushed.wait()
 
     # -- settlements through a Delivery
@@ -307,7 +457,7 @@ class Inbox(Ownership):
     async def reject(self, delivery: EngineDelivery, reason: str) -> None:
         await self._settle_delivery(delivery, "reject", lambda: self.dead(delivery.lane, "rejected", reason))
 
-    async def _settle_delivery(self, delivery: EngineDelivery, doing: str, note: Callable[[], None]) -> None:
+    async def _settle_delivery(self, delivery: EngineDelivery, doing: str, note: Callable[[], object]) -> None:
         """Note the outcome now, return when it is stored. A caller that is cancelled while it waits does
         not take it back."""
         fetched = delivery.fetched
@@ -318,12 +468,18 @@ class Inbox(Ownership):
             self._waiting_acks[id(fetched)] = stored
         pulled = self._ended(delivery)
         note()
-        if pulled and delivery.lane.waiting:
-            self.lanes.resume(delivery.lane)
-            self.arrived.set()
+        if pulled:
+            self._let_go(delivery.lane)
         if stored is not None and not await stored:
             delivery.state = LOST
             raise LeaseLost(f"{doing} {delivery.message.id}: the lease ended; it may be with another worker")
+
+    def _let_go(self, lane: Lane) -> None:
+        """A lane that was handed out may be handed out again."""
+        if lane.waiting and not lane.lost and not lane.blocked:
+            self.lanes.resume(lane)
+        self.arrived.set()
+        self._freed.set()
 
     def hand_out(self, delivery: EngineDelivery) -> None:
         """To somebody outside, who settles it."""
@@ -349,9 +505,7 @@ class Inbox(Ownership):
                 delivery.state = LOST
                 self._ended(delivery)
                 self.failed(delivery.lane, TimeoutError("it was not settled within its lease"), 0.0)
-                if delivery.lane.waiting and not delivery.lane.lost:
-                    self.lanes.resume(delivery.lane)
-                    self.arrived.set()
+                self._let_go(delivery.lane)
             elif soonest is None or delivery.expires_at < soonest:
                 soonest = delivery.expires_at
         return soonest
@@ -369,9 +523,7 @@ class Inbox(Ownership):
         record = Record(id, f"{_VOLATILE_KEY}{id}", body, type)
         now = self.core.backend.now()
         self.lanes.add([Fetched(VOLATILE_SHARD, 0, -1, record, now, starts=1, marked=True)])
-        self.arrived.set()
-        if self.on_push is not None:
-            self.on_push()
+        self._woken()
 
     # -- ending
 
@@ -399,6 +551,10 @@ class Inbox(Ownership):
             log.warning("closed with outcomes that are not stored", extra={"queue": self.queue})
         consumer, self._closed = self._consumer, True
         await consumer.close()
+
+
+def _idempotent(record: Record) -> Hashable:
+    return ("key", record.dedup_key)
 
 
 def _describe(error: BaseException | None) -> str:

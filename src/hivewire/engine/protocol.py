@@ -72,15 +72,15 @@ class Engine(Protocol):
         return self
 
     async def _start(self) -> None:
-        if self._open:
-            return
         if self._opening is None:
             self._opening = asyncio.Lock()
         async with self._opening:
             if self._closed:
                 raise Closed("the protocol was closed; make a new one with hivewire.connect")
-            if self._open:
-                return
+            await self._connect()
+
+    async def _connect(self) -> None:
+        if not self._open:
             await self.backend.open()
             try:
                 await self._check_durability()
@@ -165,6 +165,11 @@ class Engine(Protocol):
     async def _send(self, message: Message, delay_s: float, idempotency_key: str | None, timeout_s: float) -> Receipt:
         queue, record = self._record(message)
         room = Room.RESERVE if handling.get() else Room.CAP
+        features = self.backend.features
+        if delay_s > 0 and not features.delayed_append:
+            record.due_at, delay_s = self.backend.now() + delay_s, 0.0
+        if idempotency_key is not None and not features.store_dedup:
+            record.dedup_key = idempotency_key
         entry = Append(queue, (record,), delay_s, idempotency_key, self.settings.idempotency_window_s, room)
         problems = await self._sender.append((entry,), timeout_s)
         if idempotency_key is None:
@@ -173,7 +178,7 @@ class Engine(Protocol):
         if isinstance(problem, Duplicate):
             self._core.metrics.duplicates += 1
             return Receipt(problem.id, duplicate=True)
-        return Receipt(message.id, duplicate=False if self.backend.features.store_dedup else None)
+        return Receipt(message.id, duplicate=False if features.store_dedup else None)
 
     def _record(self, message: Message) -> tuple[str, Record]:
         """The queue and the stored form. Raises `MessageError` before anything is stored."""

@@ -74,8 +74,8 @@ class Puller:
         self._arrived(batch)
 
     def _arrived(self, batch: Sequence[Fetched]) -> None:
-        self.inbox.lanes.add(batch)
-        if not self._callers:
+        self.inbox.take_in(batch)
+        if not self._callers and self.inbox.core.features.store_lanes:
             for lane in self.inbox.lanes.take_back(VOLATILE_SHARD):
                 self.inbox.give_back(lane)
 
@@ -92,26 +92,29 @@ class Puller:
                 delivery = await self._delivery(lane)
                 if delivery is not None:
                     handed.append(delivery)
+                elif lane.waiting and not lane.lost:
+                    self.inbox.lanes.resume(lane)
                 if alone:
                     break
         except BaseException:
-            if lane is not None and lane.waiting and not lane.lost:
-                self.inbox.give_back(lane)
-            for delivery in handed:
-                self.inbox.give_back(delivery.lane)
+            for taken in [lane, *(delivery.lane for delivery in handed)]:
+                if taken is not None and taken.waiting and not taken.lost:
+                    self.inbox.hand_back(taken)
             raise
         for delivery in handed:
             self.inbox.hand_out(delivery)
         return handed
 
     async def _delivery(self, lane: Lane) -> EngineDelivery | None:
-        while lane.waiting and not lane.lost:
+        while lane.may_go_on:
             fetched = lane.waiting[0]
             message: Message | None = await self.inbox.admit(lane)
             if message is not None and self.inbox.core.incoming is not None:
                 message = await self._through_middleware(lane, message)
             if message is None:
                 continue
+            if not self.inbox.holds(lane):
+                return None
             if not fetched.marked and not await self.inbox.mark(fetched):
                 self.inbox.lost({lane.shard})
                 return None

@@ -27,8 +27,6 @@ class Replies:
         self._opening = asyncio.Lock()
 
     async def open(self) -> None:
-        if self._inbox is not None:
-            return
         async with self._opening:  # several first requests at once
             if self._inbox is not None:
                 return

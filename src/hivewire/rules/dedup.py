@@ -36,6 +36,10 @@ class Window:
             self._began_at = now
         new[key] = None
 
+    def discard(self, key: Hashable) -> None:
+        self._new.pop(key, None)
+        self._old.pop(key, None)
+
     def __contains__(self, key: Hashable) -> bool:
         return key in self._new or key in self._old
 

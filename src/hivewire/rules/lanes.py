@@ -8,19 +8,34 @@ from collections.abc import Iterable
 from hivewire.record import Fetched
 
 
+LONG_LANE = 64
+"""A blocked lane keeps so many bodies; of what comes behind them only the positions."""
+
+
 class Lane:
     """The records of one key that this member holds, oldest first. The first may be running.
 
-    `lost`: somebody else owns them by now; nothing here counts any more.
+    `taken`: a taker has it. `blocked`: its first record waits for another attempt. `ending`: the shard is
+    being given up, nothing more may start. `lost`: somebody else owns the records by now; nothing here
+    counts any more. `parked`: positions of records whose bodies were dropped, all behind `waiting`.
     """
 
-    __slots__ = ("key", "lost", "shard", "waiting")
+    __slots__ = ("blocked", "ending", "key", "lost", "parked", "shard", "taken", "waiting")
 
     def __init__(self, key: str, shard: int) -> None:
         self.key = key
         self.shard = shard
         self.waiting: deque[Fetched] = deque()
+        self.parked: deque[int | str] = deque()
+        self.taken = False
+        self.blocked = False
+        self.ending = False
         self.lost = False
+
+    @property
+    def may_go_on(self) -> bool:
+        """Whether its taker may start the first record."""
+        return bool(self.waiting) and not (self.lost or self.blocked or self.ending)
 
 
 class Lanes:
@@ -43,6 +58,11 @@ class Lanes:
         """Records in all lanes."""
         return sum(len(lane.waiting) for lane in self._lanes.values())
 
+    @property
+    def active(self) -> int:
+        """Records that could be handled: those of blocked lanes do not count."""
+        return sum(len(lane.waiting) for lane in self._lanes.values() if not lane.blocked)
+
     def add(self, batch: Iterable[Fetched]) -> None:
         lanes, competing = self._lanes, self.competing
         for fetched in batch:
@@ -52,6 +72,9 @@ class Lanes:
             if lane is None:
                 lane = lanes[key] = Lane(key, fetched.shard)
                 self.ready.append(lane)
+            elif lane.parked or (lane.blocked and len(lane.waiting) >= LONG_LANE):
+                lane.parked.append(fetched.at)
+                continue
             lane.waiting.append(fetched)
 
     def next_lane(self) -> Lane | None:
@@ -59,25 +82,60 @@ class Lanes:
         while ready:
             lane = ready.popleft()
             if not lane.lost:
+                lane.taken = True
                 return lane
         return None
 
     def finished(self, lane: Lane) -> bool:
         """The first record of a taken lane is done with. True: the lane has another one; the taker still
-        has it. False: it was the last, the lane is gone."""
+        has it. False: it was the last, and the lane is gone unless records are parked."""
         lane.waiting.popleft()
         if lane.waiting:
             return True
-        self.remove(lane)
+        if not lane.parked:
+            self.remove(lane)
         return False
 
     def resume(self, lane: Lane) -> None:
         """The taker puts the lane back; others go first."""
-        if not lane.lost:
+        lane.taken = False
+        if lane.ending:
+            self.remove(lane)
+        elif not lane.lost and not lane.blocked:
             self.ready.append(lane)
+
+    def block(self, lane: Lane) -> None:
+        """Its first record waits for another attempt."""
+        lane.taken = False
+        lane.blocked = True
+        if lane.ending:
+            self.remove(lane)
+
+    def unblock(self, lane: Lane) -> bool:
+        """The time has come. False: the lane is not here any more."""
+        lane.blocked = False
+        if lane.lost or self._lanes.get(lane.key) is not lane:
+            return False
+        self.ready.append(lane)
+        return True
+
+    def end(self, shards: Iterable[int]) -> list[Lane]:
+        """Start nothing more of these shards: forget their lanes but for those that are taken, which are
+        returned."""
+        gone = set(shards)
+        taken = []
+        for lane in [lane for lane in self._lanes.values() if lane.shard in gone]:
+            if lane.taken:
+                lane.ending = True
+                taken.append(lane)
+            else:
+                lane.lost = True
+                self.remove(lane)
+        return taken
 
     def remove(self, lane: Lane) -> None:
         """Forget the lane and all it still holds."""
+        lane.taken = False
         if self._lanes.get(lane.key) is lane:
             del self._lanes[lane.key]
 

@@ -1,0 +1,64 @@
+"""How far a log is finished, where only one position a shard can be stored."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from heapq import heappop, heappush
+
+
+class Watermark:
+    """The position below which every record is finished, and those above it that are, too.
+
+    Committing anything above it would lose the unfinished ones after a crash. Positions may have gaps.
+
+    >>> mark = Watermark(start=10)
+    >>> for at in (10, 11, 13): mark.taken(at)
+    >>> mark.finish(11)
+    >>> mark.at, mark.ahead
+    (10, [11])
+    >>> mark.finish(10)
+    >>> mark.at, mark.ahead
+    (13, [])
+    """
+
+    __slots__ = ("_ahead", "_end", "_open", "_order")
+
+    def __init__(self, start: int, ahead: Iterable[int] = ()) -> None:
+        self._end = start
+        self._open: set[int] = set()
+        self._order: list[int] = []
+        self._ahead = {at for at in ahead if at >= start}
+
+    def taken(self, at: int) -> None:
+        """The record at this position is held; each is taken once, in rising order but for those that an
+        earlier owner finished."""
+        if at >= self._end:
+            self._end = at + 1
+        if at not in self._open and at not in self._ahead:
+            self._open.add(at)
+            heappush(self._order, at)
+
+    def finish(self, at: int) -> None:
+        self._open.discard(at)
+        self._ahead.add(at)
+        while self._order and self._order[0] not in self._open:
+            heappop(self._order)
+        low = self.at
+        if len(self._ahead) > 2 * len(self._open) + 16 or not self._open:
+            self._ahead = {position for position in self._ahead if position >= low}
+
+    def is_finished(self, at: int) -> bool:
+        """By this owner or one before."""
+        return at in self._ahead or (at < self.at and at not in self._open)
+
+    @property
+    def at(self) -> int:
+        while self._order and self._order[0] not in self._open:
+            heappop(self._order)
+        return self._order[0] if self._order else self._end
+
+    @property
+    def ahead(self) -> list[int]:
+        """Finished positions above the watermark, rising."""
+        low = self.at
+        return sorted(position for position in self._ahead if position >= low)
