@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
+from hivewire.codec import shown
 from hivewire.errors import SettingsError
 from hivewire.settings.schema import SECTIONS, Secret, Setting, Settings, every_setting
 from hivewire.settings.targets import Target, checked_address
@@ -42,9 +43,9 @@ class Layer:
         try:
             self.values[setting.name] = parse_value(setting, value)
         except (ValueError, OverflowError):
-            shown = "its value" if isinstance(setting.default, Secret) else f"{value!r:.80}"
+            given = "its value" if isinstance(setting.default, Secret) else shown(value)
             raise SettingsError(
-                f"the setting {setting.name} in {origin}: {shown} is not accepted; accepted: {accepted(setting)}"
+                f"the setting {setting.name} in {origin}: {given} is not accepted; accepted: {accepted(setting)}"
             ) from None
         self.origins[setting.name] = origin
 

@@ -9,31 +9,32 @@ bytes, `in_reply_to=""` as None, and `created_at` in UTC. What `decode` accepts,
 
 from __future__ import annotations
 
-import re
 from binascii import Error as Base64Error
 from binascii import a2b_base64, b2a_base64
 from datetime import UTC, datetime
-from enum import Enum
-from math import isfinite
 from typing import Annotated, Any, Final
 
 import msgspec
 
+from hivewire.codec.names import (
+    ADDRESSES,
+    MAX_ID_BYTES,
+    SHORT,
+    TYPES,
+    check_id,
+    check_key,
+    check_type,
+    split_address,
+)
+from hivewire.codec.values import MAX_DEPTH, PLAIN, check_inside, check_json, shown
 from hivewire.errors import MessageError, TooLarge, Undecodable
-from hivewire.message import BROADCAST_PREFIX, UNORDERED, Message
-
-MAX_DEPTH: Final = 100
-"""Lists and objects inside each other, in `content`, `metadata` and unknown fields, each counted alone."""
-MAX_ID_BYTES: Final = 256
-_SHORT: Final = MAX_ID_BYTES // 4
-"""So many characters never have more than `MAX_ID_BYTES` in UTF-8."""
+from hivewire.message import Message
 
 _ENVELOPE_BYTES: Final = 64 * 1024
 _MOST_TTL_S: Final = 2.0**53
 _GO_ZERO_TIME: Final = datetime(1, 1, 1, tzinfo=UTC)
 _NEVER: Final[Any] = object()
 """A default that no value is: `omit_defaults` then always writes the field."""
-_CACHE: Final = 10_000
 
 
 class _Written(msgspec.Struct, omit_defaults=True, gc=False, rename={"sender": "from"}):
@@ -73,89 +74,6 @@ _write = msgspec.json.Encoder().encode
 _read = msgspec.json.Decoder(_Read).decode
 _read_any = msgspec.json.Decoder().decode
 
-# ------------------------------------------------------------------------------------------- names
-
-_name_form = re.compile(r"[A-Za-z0-9._-]{1,128}").fullmatch
-_control = re.compile(r"[\x00-\x1f\x7f-\x9f]").search
-_addresses: dict[str, tuple[str, str | None]] = {}
-_types: set[str] = set()
-
-
-def check_agent(name: str) -> None:
-    """Raise `MessageError` unless it can be the name of an agent."""
-    _check_name(name, "agent")
-
-
-def check_group(name: str) -> None:
-    """Raise `MessageError` unless it can be the name of a group."""
-    _check_name(name, "group")
-
-
-def split_address(to: str) -> tuple[str, str | None]:
-    """The agent and the instance of an address, `agent` or `agent/instance`.
-
-    >>> split_address("coder/42")
-    ('coder', '42')
-    """
-    if type(to) is str and (known := _addresses.get(to)):
-        return known
-    if not isinstance(to, str):
-        raise MessageError(f"an address is a str such as 'coder' or 'coder/42', not {type(to).__name__}")
-    agent, slash, instance = to.partition("/")
-    _check_name(agent, "agent")
-    if slash:
-        _check_text(instance, "the instance in an address")
-    if len(_addresses) >= _CACHE:
-        _addresses.clear()
-    split = _addresses[str(to)] = (agent, instance if slash else None)
-    return split
-
-
-def _check_name(name: str, what: str) -> None:
-    if not isinstance(name, str):
-        raise MessageError(f"the name of an {what} is a str, not {type(name).__name__}")
-    if not _name_form(name) or name in {".", ".."}:
-        raise MessageError(f"{name[:140]!r} can not name an {what}: use 1 to 128 of the characters A-Z a-z 0-9 . _ -")
-    if name.startswith(BROADCAST_PREFIX):
-        raise MessageError(f"{name!r} can not name an {what}: names that begin with {BROADCAST_PREFIX!r} are kept free")
-
-
-def _check_text(text: object, what: str) -> None:
-    """1 to 256 bytes of UTF-8 without control characters."""
-    if not isinstance(text, str):
-        raise MessageError(f"{what} is a str, not {type(text).__name__}")
-    if not 0 < _utf8_len(text, what) <= MAX_ID_BYTES or _control(text):
-        raise MessageError(f"{what} has 1 to {MAX_ID_BYTES} bytes and no control characters; got {text[:80]!r}")
-
-
-def _utf8_len(text: str, what: str) -> int:
-    try:
-        return len(text.encode())
-    except UnicodeEncodeError as error:
-        raise Undecodable(f"{what} holds a lone surrogate, which is not text: {error}") from None
-
-
-def _check_id(id: object, what: str) -> None:
-    if not isinstance(id, str) or not 0 < _utf8_len(id, what) <= MAX_ID_BYTES:
-        raise MessageError(f"{what} is a str of 1 to {MAX_ID_BYTES} bytes; got {id!r:.80}")
-
-
-def _check_type(type: object) -> None:
-    _check_text(type, "the type of a message")
-    if len(_types) >= _CACHE:
-        _types.clear()
-    _types.add(str(type))
-
-
-def _check_key(key: object) -> None:
-    if key != UNORDERED:
-        _check_text(key, "the key of a message")
-
-
-# ------------------------------------------------------------------------------------------- encode
-
-_PLAIN: Final = frozenset({str, int, bool, type(None)})
-
 
 def encode(message: Message, max_size_bytes: int) -> bytes:
     """The message as JSON in UTF-8.
@@ -168,11 +86,11 @@ def encode(message: Message, max_size_bytes: int) -> bytes:
         content = message.content
         kind = type(content)
         if kind is dict:
-            _check_inside(content, max_size_bytes, MAX_DEPTH)
-        elif kind not in _PLAIN:
+            check_inside(content, max_size_bytes, MAX_DEPTH)
+        elif kind not in PLAIN:
             if isinstance(content, (bytes, bytearray, memoryview)):
                 return _encode_bytes(message, content, max_size_bytes)
-            _check_json(content, max_size_bytes)
+            check_json(content, max_size_bytes)
         body = _write_message(message, content, max_size_bytes)
         if len(body) > max_size_bytes:
             size = len(content.encode()) if isinstance(content, str) else len(_write(content))
@@ -184,14 +102,14 @@ def encode(message: Message, max_size_bytes: int) -> bytes:
 
 def _write_message(message: Message, content: Any, max_size_bytes: int) -> bytes:
     """Check all fields but the content, and write."""
-    if message.type not in _types:
-        _check_type(message.type)
-    if message.sender not in _addresses:
+    if message.type not in TYPES:
+        check_type(message.type)
+    if message.sender not in ADDRESSES:
         split_address(message.sender)
-    if message.to not in _addresses and message.to != "":
+    if message.to not in ADDRESSES and message.to != "":
         split_address(message.to)
-    if type(message.id) is not str or not 0 < len(message.id) <= _SHORT:
-        _check_id(message.id, "the id of a message")
+    if type(message.id) is not str or not 0 < len(message.id) <= SHORT:
+        check_id(message.id, "the id of a message")
     priority = message.priority
     if type(priority) is not int or not 0 < priority < 11:
         _check_priority(priority)
@@ -246,88 +164,44 @@ def _check_size(message: Message, content_bytes: int, body_bytes: int, max_size_
 def _not_json(message: object, error: Exception) -> MessageError:
     if not isinstance(message, Message):
         return MessageError(f"a hivewire.Message can be sent, not {type(message).__name__}")
+    for name in ("type", "sender", "to"):
+        if not isinstance(getattr(message, name), str):
+            return MessageError(f"the {name} of a message is a str, not {type(getattr(message, name)).__name__}")
     reason = "it is nested too deep, or holds itself" if isinstance(error, RecursionError) else str(error)
-    return Undecodable(f"message {message.id!r:.80} can not be written as JSON: {reason}")
+    return Undecodable(f"message {shown(message.id)} can not be written as JSON: {reason}")
 
 
 def _check_rare(message: Message) -> None:
     if message.in_reply_to:
-        _check_id(message.in_reply_to, "in_reply_to")
+        check_id(message.in_reply_to, "in_reply_to")
     if message.key is not None:
-        _check_key(message.key)
+        check_key(message.key)
     ttl_s: object = message.ttl_s
     if ttl_s is None:
         return
     if isinstance(ttl_s, bool) or not isinstance(ttl_s, (int, float)) or not 0 < ttl_s <= _MOST_TTL_S:
-        raise MessageError(f"ttl_s is a number of seconds above 0 and at most 2 ** 53; got {ttl_s!r:.80}")
+        raise MessageError(f"ttl_s is a number of seconds above 0 and at most 2 ** 53; got {shown(ttl_s)}")
 
 
 def _check_priority(priority: object) -> None:
     if isinstance(priority, bool) or not isinstance(priority, int) or not 1 <= priority <= 10:
-        raise MessageError(f"the priority of a message is an int from 1 to 10; got {priority!r:.80}")
+        raise MessageError(f"the priority of a message is an int from 1 to 10; got {shown(priority)}")
 
 
 def _check_object(value: object, what: str, most: int) -> None:
     if type(value) is not dict:
         raise MessageError(f"{what} of a message is a dict, not {type(value).__name__}")
-    _check_inside(value, most, MAX_DEPTH)
+    check_inside(value, most, MAX_DEPTH)
 
 
 def _in_utc(moment: object) -> datetime:
     if not isinstance(moment, datetime) or moment.utcoffset() is None:
-        raise MessageError(f"created_at is a datetime with a time zone; got {moment!r:.80}")
+        raise MessageError(f"created_at is a datetime with a time zone; got {shown(moment)}")
     try:
         return moment.astimezone(UTC)
     except OverflowError:
         raise MessageError(f"created_at is not in the years 1 to 9999 in UTC: {moment!r}") from None
 
-
-# ------------------------------------------------------------------------------------------- JSON values
-
-
-def _check_json(value: Any, most: int, levels: int = MAX_DEPTH + 1) -> int:
-    """Raise unless it is a JSON value, finite, and nested no deeper than `levels` - 1.
-
-    The serializer alone would write NaN as null, a set as a list and an int key as a str. Returns how
-    many of `most` values were not used up: what holds parts of itself many times over has no end.
-    """
-    kind = type(value)
-    if kind is dict or kind is list or isinstance(value, (dict, list, tuple)):
-        return _check_inside(value, most, levels - 1)
-    if kind in _PLAIN or (
-        isfinite(value) if kind is float else isinstance(value, Enum) and isinstance(value, (str, int))
-    ):
-        return most
-    raise Undecodable(_no_json_for(value))
-
-
-def _check_inside(values: Any, most: int, levels: int) -> int:
-    if levels == 0:
-        raise Undecodable(f"lists and objects are nested deeper than {MAX_DEPTH} levels")
-    most -= len(values)
-    if most < 0:
-        raise TooLarge("there are more values in it than max_message_size_bytes can hold")
-    if isinstance(values, dict):
-        for key, value in values.items():
-            if type(key) is not str and not isinstance(key, str):
-                raise Undecodable(f"the keys of an object in JSON are str; one is {key!r:.80}")
-            if type(value) not in _PLAIN:
-                most = _check_json(value, most, levels)
-    else:
-        for value in values:
-            if type(value) not in _PLAIN:
-                most = _check_json(value, most, levels)
-    return most
-
-
-def _no_json_for(value: object) -> str:
-    if isinstance(value, float):
-        return f"JSON has no {value}; use None or a str"
-    hint = ": bytes can be the whole content, not a part of it" if isinstance(value, (bytes, bytearray)) else ""
-    return f"JSON has no {type(value).__name__}; use dict, list, str, int, float, bool or None{hint}"
-
-
-# ------------------------------------------------------------------------------------------- decode
 
 # The shortest body around content that is nested one level too deep; what is shorter need not be counted.
 _DEEP_BYTES: Final = len('{"id":"a","type":"t","from":"x","content":}') + 2 * (MAX_DEPTH + 1)
@@ -359,21 +233,21 @@ def decode(body: bytes) -> Message:
 
 
 def _message(read: _Read, body: bytes) -> Message:
-    if read.type not in _types:
-        _check_type(read.type)
-    if read.sender not in _addresses:
+    if read.type not in TYPES:
+        check_type(read.type)
+    if read.sender not in ADDRESSES:
         split_address(read.sender)
-    if read.to not in _addresses and read.to:
+    if read.to not in ADDRESSES and read.to:
         split_address(read.to)
-    if len(read.id) > _SHORT:
-        _check_id(read.id, "id")
+    if len(read.id) > SHORT:
+        check_id(read.id, "id")
     if read.key is not None:
-        _check_key(read.key)
+        check_key(read.key)
     if read.in_reply_to:
-        _check_id(read.in_reply_to, "in_reply_to")
+        check_id(read.in_reply_to, "in_reply_to")
     # Few brackets can not be deep. (`bytes.count` takes three times as long on a short body.)
     if len(body) >= _DEEP_BYTES and len(body) - len(body.replace(b"{", b"").replace(b"[", b"")) > MAX_DEPTH:
-        _check_inside((read.content, read.metadata), len(body), MAX_DEPTH + 1)
+        check_inside((read.content, read.metadata), len(body), MAX_DEPTH + 1)
     return Message(
         type=read.type,
         sender=read.sender,
@@ -399,7 +273,7 @@ def _decode_slowly(body: bytes) -> Message:
     if read.content_encoding is not None:
         read.content = _from_base64(read.content_encoding, read.content)
     if extra:
-        _check_json(extra, len(body))
+        check_json(extra, len(body))
     message = _message(read, body)
     return message.replace(extra=extra) if extra else message
 

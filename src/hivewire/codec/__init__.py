@@ -1,0 +1,7 @@
+"""Messages as bytes: the reference's JSON. And what may name what."""
+
+from hivewire.codec.names import check_agent, check_group, split_address
+from hivewire.codec.values import MAX_DEPTH, shown
+from hivewire.codec.wire import decode, encode
+
+__all__ = ["MAX_DEPTH", "check_agent", "check_group", "decode", "encode", "shown", "split_address"]
