@@ -271,6 +271,7 @@ async def test_a_run_goes_on_after_its_store_of_messages_was_removed(monkeypatch
             assert await removed.receive("work", wait_s=5)
             first.cancel()
             await asyncio.wait([first])
+        made.store.sent("r", [command.id for command in made.store.outbox("r")])
         state = await asyncio.wait_for(made.execute(protocol), 30)
     assert state.header.status == "done"
     assert [row.attempt for row in state.rows.values()] == [1, 1]
@@ -280,13 +281,20 @@ async def test_a_message_that_was_taken_away_fails_its_subtask(monkeypatch: pyte
     monkeypatch.setattr("hivewire.coordination.losses._QUIET_S", 0.1)
     monkeypatch.setattr("hivewire.coordination.runner._PAUSE_S", 0.05)
     work = worker("work")
-    async with connect(f"memory://{secrets.token_hex(8)}") as protocol:
-        made = Team("", [work])
-        made.start(sub("a", "work"))
-        executing = asyncio.create_task(made.execute(protocol))
+
+    @work.on("task")
+    async def step(task: Message, ctx: Context) -> Any:
+        raise AssertionError("a settled message is not handled again")
+
+    made = Team(f"memory://{secrets.token_hex(8)}", [work])
+    made.start(sub("a", "work"))
+    async with connect(made.url) as protocol, asyncio.TaskGroup() as group:
+        executing = group.create_task(made.execute(protocol))
         [taken] = await protocol.receive("work", wait_s=5)
         await taken.ack()  # by somebody who is no worker and answers nothing
+        serving = group.create_task(work.serve(protocol, drain_s=1))
         state = await asyncio.wait_for(executing, 30)
+        serving.cancel()
     assert "vanished" in state.rows["a"].error
     made.store.close()
 
