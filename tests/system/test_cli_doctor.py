@@ -7,6 +7,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -141,8 +142,9 @@ def test_a_setting_that_is_not_there(hive: Hive) -> None:
 
 def test_a_locked_file_does_not_hang_the_command(hive: Hive) -> None:
     hive("send", "coder")
-    with sqlite3.connect(hive.folder / "hive.db", isolation_level=None) as blocker:
+    with closing(sqlite3.connect(hive.folder / "hive.db", isolation_level=None)) as blocker:
         blocker.execute("BEGIN IMMEDIATE")
-        assert hive("queues", "--json").json[0]["ready"] == 1  # reading needs no lock
-        blocker.execute("ROLLBACK")
-    blocker.close()
+        ran = hive("send", "coder")
+    assert (ran.code, ran.is_one_sentence) == (2, True)
+    assert f"process {os.getpid()} holds its write lock" in ran.err
+    assert hive("queues", "--json").json[0]["ready"] == 1

@@ -26,8 +26,9 @@ from hivewire.cli.send import shown_message
 if TYPE_CHECKING:
     from hivewire.protocol import DeadLetter, Protocol
 
-COLUMNS: Final = ("id", "agent", "type", "from", "reason", "attempts", "age_s", "worker")
+COLUMNS: Final = ("id", "agent", "type", "from", "reason", "attempts", "age_s", "error")
 _PAGE: Final = 500
+_WIDE: Final = 60
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -51,7 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _add_filters(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--agent", metavar="NAME", help="of this agent")
-    parser.add_argument("--reason", metavar="TEXT", help="whose reason contains this")
+    parser.add_argument("--reason", metavar="TEXT", help="whose reason or error contains this")
     parser.add_argument("--type", metavar="TYPE", help="of this message type")
     parser.add_argument("--older-than", type=duration_s, metavar="TIME", help="dead for longer than this")
 
@@ -88,7 +89,7 @@ async def chosen(protocol: Protocol, args: argparse.Namespace) -> AsyncIterator[
 
 def _fits(letter: DeadLetter, args: argparse.Namespace) -> bool:
     return (
-        (args.reason is None or args.reason.lower() in letter.reason.lower())
+        (args.reason is None or args.reason.lower() in f"{letter.reason}\n{letter.error}".lower())
         and (args.type is None or (letter.message is not None and letter.message.type == args.type))
         and (args.older_than is None or time.time() - letter.dead_at > args.older_than)
     )
@@ -117,7 +118,8 @@ async def _list(args: argparse.Namespace) -> int:
             if len(rows) == args.limit:
                 more = True
                 break
-            rows.append(row_of(letter) | {"error": letter.error, "dead_at": letter.dead_at})
+            error = letter.error if args.json else last_line(letter.error)
+            rows.append(row_of(letter) | {"error": error, "dead_at": letter.dead_at})
     if rows or args.json:
         print_table(rows, COLUMNS, args.json)
     else:
@@ -125,6 +127,12 @@ async def _list(args: argparse.Namespace) -> int:
     if more:
         sys.stderr.write(f"there are more than {args.limit}; --limit N shows more\n")
     return 0
+
+
+def last_line(error: str) -> str:
+    """What a traceback ends with, short enough for a table."""
+    line = (error.strip().splitlines() or [""])[-1]
+    return line if len(line) <= _WIDE else line[: _WIDE - 1] + "…"
 
 
 async def _find(protocol: Protocol, id_: str) -> DeadLetter:
@@ -145,7 +153,7 @@ async def _show(args: argparse.Namespace) -> int:
         print(to_json(facts | {"error": letter.error, "message": message, "raw": raw}))
         return 0
     for name, value in facts.items():
-        print(f"{name.removesuffix('_s').replace('_', ' '):<10}{printable(value)}")
+        print(f"{name.replace('_', ' '):<10}{printable(value)}")
     print("\nerror")
     for line in letter.error.splitlines() or ["(none)"]:
         print(f"  {printable(line)}")

@@ -103,7 +103,7 @@ class Children:
         with theirs:
             fd = theirs.fileno()
             child = await asyncio.create_subprocess_exec(
-                *command, "--link", str(fd), stdin=DEVNULL, pass_fds=[fd], process_group=0
+                *command, "--link", str(fd), stdin=DEVNULL, pass_fds=[fd], start_new_session=True
             )
         self._running.append(child)
         ours.setblocking(False)

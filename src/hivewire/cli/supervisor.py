@@ -126,7 +126,7 @@ class Supervisor:
                 *self._command(theirs.fileno()),
                 stdin=DEVNULL,
                 pass_fds=[theirs.fileno()],
-                process_group=0,  # so that Ctrl-C on the terminal reaches it once: through us
+                start_new_session=True,  # so that Ctrl-C on the terminal reaches it once: through us
             )
         self._children.add(child)
         log.info("process %d started", slot, extra={"pid": child.pid})

@@ -9,7 +9,7 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any
 
-from hivewire.cli.dead import row_of
+from hivewire.cli.dead import last_line, row_of
 from hivewire.cli.options import (
     add_json_option,
     add_protocol_option,
@@ -115,10 +115,9 @@ def _print_line(shown: dict[str, Any], as_json: bool) -> None:
     if as_json:
         line = json.dumps(shown, ensure_ascii=False, default=str)
     else:
-        content = printable(json.dumps(shown["content"], ensure_ascii=False))
-        line = f"{printable(shown['id'])}  {printable(shown['type'])}  from {printable(shown['from'])}  {content}"
-    sys.stdout.write(line + "\n")
-    sys.stdout.flush()
+        content = json.dumps(shown["content"], ensure_ascii=False)
+        line = f"{shown['id']}  {shown['type']}  from {shown['from']}  {content}"
+    _write(line)
 
 
 def _print_depth(now: dict[str, Any], oldest_age_s: float, as_json: bool) -> None:
@@ -127,8 +126,7 @@ def _print_depth(now: dict[str, Any], oldest_age_s: float, as_json: bool) -> Non
     else:
         line = f"{time.strftime('%H:%M:%S')}  " + "  ".join(f"{k.replace('_', ' ')} {v}" for k, v in now.items())
         line += f"  oldest {oldest_age_s:.1f} s" if oldest_age_s else ""
-    sys.stdout.write(line + "\n")
-    sys.stdout.flush()
+    _write(line)
 
 
 def _print_letter(letter: DeadLetter, as_json: bool) -> None:
@@ -136,6 +134,10 @@ def _print_letter(letter: DeadLetter, as_json: bool) -> None:
     if as_json:
         line = json.dumps({"at": time.time(), "dead_letter": row, "error": letter.error}, ensure_ascii=False)
     else:
-        line = f"{time.strftime('%H:%M:%S')}  dead letter {printable(letter.id)}: {printable(letter.reason)}"
-    sys.stdout.write(line + "\n")
+        line = f"{time.strftime('%H:%M:%S')}  dead letter {letter.id}: {letter.reason}, {last_line(letter.error)}"
+    _write(line)
+
+
+def _write(line: str) -> None:
+    sys.stdout.write(printable(line) + "\n")
     sys.stdout.flush()

@@ -64,6 +64,7 @@ def _serve(args: argparse.Namespace, link: socket.socket | None) -> None:
     from hivewire.cli.supervisor import READY
     from hivewire.coordination.serving import run_until_signal
 
+    settings_from(args)  # a wrong setting is told before the user's module is run
     workers = load_workers(args.workers)
     names = ", ".join(worker.name for worker in workers)
 
