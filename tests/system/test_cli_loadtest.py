@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
+from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.system.commands import Hive
+
+import hivewire as hw
+from hivewire.cli.main import main
 
 KEYS = {"sent", "confirmed", "handled", "lost", "duplicates", "out_of_order", "dead", "throughput", "latency_ms"} | {
     "cpu_s",
@@ -85,3 +92,69 @@ def test_a_wrong_option_is_one_sentence(hive: Hive, options: list[str], says: st
 def test_memory_has_one_process(hive: Hive) -> None:
     ran = hive("loadtest", "--processes", "2", protocol="memory://")
     assert (ran.code, ran.is_one_sentence) == (2, True)
+
+
+class _Planted:
+    """Middleware with a bug: what it does to every hundredth message is up to `harm`."""
+
+    def __init__(self, harm: str) -> None:
+        self._harm = harm
+        self._seen = 0
+
+    async def __call__(self, message: hw.Message, next: Callable[[hw.Message], Awaitable[Any]]) -> Any:
+        self._seen += 1
+        if self._seen % 100:
+            return await next(message)
+        if self._harm == "reject":
+            raise hw.Reject("planted")
+        if self._harm == "twice":
+            await next(message)
+            return await next(message)
+        return None  # acknowledged, never handled
+
+
+@pytest.mark.parametrize(
+    ("harm", "code", "figures"),
+    [
+        ("lose", 1, {"lost": 3, "handled": 297, "dead": 0, "duplicates": 0}),
+        ("reject", 0, {"lost": 0, "handled": 297, "dead": 3, "duplicates": 0}),
+        ("twice", 0, {"lost": 0, "handled": 300, "dead": 0, "duplicates": 3}),
+    ],
+)
+def test_a_planted_bug_is_counted_exactly(
+    harm: str,
+    code: int,
+    figures: dict[str, int],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def connect(args: object) -> hw.Protocol:
+        return hw.connect(f"sqlite:///{tmp_path}/hive.db", incoming=[_Planted(harm)])
+
+    monkeypatch.setattr("hivewire.cli.loadtest_run.connect_from", connect)
+    assert main(["loadtest", "--rate", "300", "--duration", "1s", "--protocol", "memory", "--json"]) == code
+    found = json.loads(capsys.readouterr().out)
+    assert {name: found[name] for name in figures} == figures
+    assert found["ok"] is (code == 0)
+
+
+def test_more_than_the_store_can_take_is_said_and_not_hidden(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Slow:
+        async def __call__(self, message: hw.Message, next: Callable[[hw.Message], Awaitable[Any]]) -> Any:
+            await asyncio.sleep(0.02)
+            return await next(message)
+
+    def connect(args: object) -> hw.Protocol:
+        return hw.connect("memory://", incoming=[Slow()])
+
+    monkeypatch.setattr("hivewire.cli.loadtest_run.connect_from", connect)
+    options = ["--rate", "200", "--duration", "1s", "--workers", "1", "--keys", "1", "--protocol", "memory", "--json"]
+    assert main(["loadtest", *options]) == 0
+    found = json.loads(capsys.readouterr().out)
+    # One handler of 20 ms does 50 a second: 200 messages need 4 s, and the last one has waited for 3 of them.
+    assert found["handled"] == 200
+    assert found["latency_ms"]["max"] > 2500
+    assert found["throughput"] < 55
