@@ -6,12 +6,12 @@ import random
 import sqlite3
 
 import pytest
+from tests.conformance.backends import SQLiteFabric
 
 from hivewire.testing.conformance.fabric import Fabric
 from hivewire.testing.conformance.journal import first_seen, overlapping
 from hivewire.testing.conformance.scenario import counts, empty, send_numbered, take, task
-from hivewire.testing.conformance.waiting import count, until
-from tests.conformance.backends import SQLiteFabric
+from hivewire.testing.conformance.waiting import count, until_true
 
 pytestmark = [pytest.mark.processes, pytest.mark.timeout(600)]
 
@@ -36,7 +36,7 @@ async def test_a_storm_of_kills_on_both_ends(fabric: Fabric) -> None:
         worker = await fabric.worker("storm", concurrency=4, settings=settings)
         for victim in chance.sample([sender, worker], 2):
             goal = len(fabric.journal.entries()) + chance.randrange(5, 200)
-            await until(lambda goal=goal: len(fabric.journal.entries()) >= goal, "traffic")  # type: ignore[misc]
+            await _traffic(fabric, goal)
             victim.kill()
             await victim.ended()
             killed.append(victim.name)
@@ -50,6 +50,15 @@ async def test_a_storm_of_kills_on_both_ends(fabric: Fabric) -> None:
         assert numbers == sorted(numbers), key
     assert overlapping(fabric.journal.entries("start", "end", agent="storm"), dead=killed) == []
     check_file(fabric)
+
+
+async def _traffic(fabric: Fabric, goal: int) -> None:
+    """Until so much has happened, or the queue is empty: a worker whose sender is dead runs dry."""
+
+    async def enough() -> bool:
+        return len(fabric.journal.entries()) >= goal or (await fabric.protocol.depth("storm")).ready == 0
+
+    await until_true(enough, "traffic", 30)
 
 
 async def test_nothing_finished_long_before_the_kill_is_done_again(fabric: Fabric) -> None:
@@ -85,6 +94,6 @@ async def test_the_file_stays_small(fabric: Fabric) -> None:
         await send_numbered(fabric.protocol, "flow", 100, keys=[f"k{n}" for n in range(20)], steps=[])
         await empty(fabric.protocol, "flow", within_s=40)
         await fabric.protocol.cleanup(0)
-        sizes.append(fabric.path.stat().st_size)
-    assert sizes[-1] <= 2 * sizes[1] + 200_000, sizes
-    assert sizes[-1] < 3_000_000, sizes
+        sizes.append(sum(file.stat().st_size for file in fabric.path.parent.glob("hive.db*")))
+    # The log is reused from 4 MB on; the rest is what the last round left.
+    assert max(sizes) < 6_000_000, sizes

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from hivewire.delivery import Delivery
-from hivewire.message import Message
+from hivewire.message import UNORDERED, Message
 from hivewire.testing.conformance.fabric import Fabric
 from hivewire.testing.conformance.scenario import (
     empty,
@@ -153,9 +153,9 @@ async def test_a_failing_member_does_not_hold_up_the_others(fabric: Fabric) -> N
 async def test_a_broadcast_survives_the_broadcaster_s_death(fabric: Fabric) -> None:
     """What `broadcast` confirmed reaches all members although the sender is gone at once."""
     await _joined(fabric, "g", "a", "b", "c")
-    member = await fabric.member()
-    await member.broadcast(task("", 1), "g")
-    member.abandon()
+    herald = await fabric.worker("herald")
+    await fabric.protocol.send(task("herald", 0, ("broadcast", "g", {"n": 1}), ("die", 1), ("reject", "one is enough")))
+    assert await herald.ended() != 0
     for agent in ("a", "b", "c"):
         assert number((await take(fabric.protocol, agent, 1, within_s=fabric.takeover_s + 5))[0]) == 1
 
@@ -185,6 +185,31 @@ async def test_a_repeated_broadcast_of_one_id_arrives_once(fabric: Fabric) -> No
     await fabric.protocol.broadcast(message, "g")
     await take(fabric.protocol, "a", 1)
     await nothing_for(fabric.protocol, "a", 0.5)
+
+
+async def test_unordered_broadcasts_wait_for_no_other(fabric: Fabric) -> None:
+    await _joined(fabric, "g", "loose")
+    for n in range(5):
+        await fabric.protocol.broadcast(task("", n, key=UNORDERED), "g")
+    held = [await take_one(fabric.protocol, "loose") for _ in range(5)]
+    for delivery in held:
+        await delivery.ack()
+
+
+async def test_a_member_with_a_full_queue_does_not_hold_up_the_others(fabric: Fabric) -> None:
+    """Its copy waits for room; nobody else's does, and no copy is lost."""
+    member = await fabric.member(queue_cap=5)
+    for agent in ("a-full", "b-free", "z-full"):
+        await member.subscribe(agent, groups=["g"])
+    for agent in ("a-full", "z-full"):
+        await member.send_many([task(agent, n) for n in range(5)], timeout_s=5)
+    await member.broadcast(task("", 99), "g")
+    await take(member, "b-free", 1, within_s=5)
+    for agent in ("a-full", "z-full"):
+        numbers = [number(delivery) for delivery in await take(member, agent, 6)]
+        assert sorted(numbers) == [0, 1, 2, 3, 4, 99]
+    for agent in ("a-full", "b-free", "z-full"):
+        await nothing_for(member, agent, 0.3)
 
 
 async def test_the_volatile_kind_reaches_live_members_alone(fabric: Fabric) -> None:

@@ -39,8 +39,8 @@ async def test_a_kill_repeats_only_what_was_unfinished(fabric: Fabric) -> None:
     await fabric.worker("kill", concurrency=4)
     await empty(fabric.protocol, "kill", within_s=30)
     starts = fabric.journal.starts("kill")
-    # At most one of each lane ran or was done and not yet acknowledged.
-    assert len(starts) - len({entry.id for entry in starts}) <= 4
+    # Of each lane one may have been running, and one done whose acknowledgement was on its way.
+    assert len(starts) - len({entry.id for entry in starts}) <= 8
     done = {(entry.key, entry.n) for entry in fabric.journal.ends("kill") if entry.note == "done"}
     assert len(done) == 32
 
@@ -105,7 +105,7 @@ async def test_close_wakes_who_waits(fabric: Fabric) -> None:
     member = await fabric.member()
     waiting = [
         asyncio.create_task(member.receive("silent", wait_s=30)),
-        asyncio.create_task(member.request(task("silent2"), timeout_s=30)),  # type: ignore[arg-type]
+        asyncio.create_task(member.request(task("silent2"), timeout_s=30)),
     ]
     await fabric.inside("other")
     await member.close(0.5)
@@ -161,6 +161,7 @@ async def test_serve_stops_between_messages_when_told(fabric: Fabric) -> None:
         seen.append(number(delivery))
         if len(seen) == 5:
             stop.set()
+        await asyncio.sleep(0.001)
 
     await send_numbered(fabric.protocol, "stop", 50)
     await asyncio.wait_for(fabric.protocol.serve("stop", handle, stop=stop.wait()), 10)

@@ -224,9 +224,10 @@ async def test_consume_goes_on_for_ever(fabric: Fabric) -> None:
 async def test_exactly_one_settlement_takes_effect(fabric: Fabric) -> None:
     await fabric.protocol.send(task("once"))
     delivery = await take_one(fabric.protocol, "once")
-    assert not delivery.settled
+    settled = [delivery.settled]
     await delivery.ack()
-    assert delivery.settled
+    settled.append(delivery.settled)
+    assert settled == [False, True]
     for again in (delivery.ack, delivery.nack, lambda: delivery.reject("no"), delivery.extend):
         with pytest.raises((AlreadySettled, LeaseLost)):
             await again()

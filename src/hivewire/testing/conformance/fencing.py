@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from hivewire.delivery import Delivery
-from hivewire.errors import AlreadySettled, LeaseLost
+from hivewire.errors import AlreadySettled, Closed, LeaseLost
 from hivewire.testing.conformance.fabric import Fabric
 from hivewire.testing.conformance.scenario import counts, empty, nothing_for, number, send_numbered, take_one, task
 from hivewire.testing.conformance.waiting import until
@@ -105,15 +105,43 @@ async def test_a_frozen_worker_is_taken_over_and_its_late_ack_refused(fabric: Fa
     assert [entry.n for entry in fabric.journal.starts("ice")] == [0, 0, 1, 2]
 
 
-async def test_an_abandoned_member_can_settle_nothing(fabric: Fabric) -> None:
-    member = await fabric.member()
-    await fabric.protocol.send(task("gone"))
-    held = await take_one(member, "gone")
-    member.abandon()
+async def test_a_late_verdict_of_a_frozen_worker_is_forgotten(fabric: Fabric) -> None:
+    """It rejects after its lease ended; when the message comes back to it, that verdict counts no more."""
+    if not fabric.features.shared:
+        await test_the_old_delivery_of_a_member_that_took_it_again_is_refused(fabric)
+        return
+    first = await fabric.process("fate", name="first")
+    steps = (("sleep", 0.4), ("reject", "too late", 1), ("sleep", 1.0), ("die", 2))
+    await fabric.protocol.send(task("fate", 0, *steps))
+    await until(lambda: fabric.journal.starts("fate"), "it runs")
+    await asyncio.sleep(0.2)  # not within a write, as above
+    first.freeze()
+    second = await fabric.process("fate", name="second")
+    await until(lambda: len(fabric.journal.starts("fate")) == 2, "it is taken over")
+    first.thaw()
+    assert await second.ended() != 0
+    await empty(fabric.protocol, "fate")
+    assert [(entry.worker, entry.note) for entry in fabric.journal.ends("fate")] == [
+        ("first", "Reject"),
+        ("first", "done"),
+    ]
+
+
+async def test_a_dead_member_s_deliveries_are_nobody_s(fabric: Fabric) -> None:
+    """A member inside this process that stopped without a word (a killed process can do nothing anyway)."""
+    if fabric.features.shared:
+        worker = await fabric.worker("gone")
+        await fabric.protocol.send(task("gone", 0, ("sleep", 0.2), ("die", 1)))
+        assert await worker.ended() != 0
+    else:
+        member = await fabric.member()
+        await fabric.protocol.send(task("gone"))
+        held = await take_one(member, "gone")
+        member.abandon()
+        with pytest.raises((LeaseLost, Closed)):
+            await asyncio.wait_for(held.ack(), 5)
     fresh = await take_one(fabric.protocol, "gone", within_s=fabric.takeover_s + 1)
     assert fresh.attempt == 2
-    with pytest.raises(Exception):  # noqa: B017 -- LeaseLost or Closed; what matters is the next line
-        await held.ack()
     assert counts(await fabric.protocol.depth("gone")) == (0, 1, 0, 0)
     await fresh.ack()
     await empty(fabric.protocol, "gone")

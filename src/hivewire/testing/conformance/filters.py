@@ -58,6 +58,7 @@ async def test_subscriptions_are_the_union_over_processes_and_outlive_them(fabri
     assert set(subscription.types) == {"task", "query"}
     await fabric.protocol.send_many([typed("task", "union", 1), typed("query", "union", 2), typed("event", "union", 3)])
     assert [number(delivery) for delivery in await take(fabric.protocol, "union", 2)] == [1, 2]
+    await nothing_for(fabric.protocol, "union")
     await one_letter(fabric.protocol, "union")
 
 

@@ -11,6 +11,8 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+import msgspec
+
 from hivewire.coordination.worker import Context, Worker
 from hivewire.delivery import Delivery
 from hivewire.errors import Reject, RetryAfter
@@ -18,7 +20,13 @@ from hivewire.message import Message
 from hivewire.protocol import Protocol
 from hivewire.testing.conformance.journal import Entry, Journal
 
-Send = Callable[[str, dict[str, Any]], Awaitable[object]]
+
+class Acts(msgspec.Struct, frozen=True):
+    """What the handler can do beside thinking."""
+
+    send: Callable[[str, dict[str, Any]], Awaitable[object]]
+    reply: Callable[[Any], Awaitable[object]]
+    broadcast: Callable[[str, dict[str, Any]], Awaitable[object]]
 
 
 class Obedient:
@@ -33,9 +41,7 @@ class Obedient:
     def say(self, event: str, note: str = "") -> None:
         self._journal.write(Entry(event=event, worker=self.name, agent=self.agent, note=note))
 
-    async def handle(
-        self, message: Message, attempt: int, send: Send, reply: Callable[[Any], Awaitable[object]]
-    ) -> None:
+    async def handle(self, message: Message, attempt: int, acts: Acts) -> None:
         content = message.content if isinstance(message.content, dict) else {}
         entry = Entry(
             event="start",
@@ -51,7 +57,7 @@ class Obedient:
         note = "done"
         try:
             for step, *arguments in content.get("do", ()):
-                await self._step(step, arguments, attempt, send, reply)
+                await self._step(step, arguments, attempt, acts)
         except asyncio.CancelledError:
             note = "cancelled"
             raise
@@ -64,9 +70,7 @@ class Obedient:
                       attempt=attempt, note=note)
             )  # fmt: skip
 
-    async def _step(
-        self, step: str, arguments: list[Any], attempt: int, send: Send, reply: Callable[[Any], Awaitable[object]]
-    ) -> None:
+    async def _step(self, step: str, arguments: list[Any], attempt: int, acts: Acts) -> None:
         match step, arguments:
             case "sleep", [seconds]:
                 await asyncio.sleep(seconds)
@@ -81,14 +85,25 @@ class Obedient:
                 raise RetryAfter(seconds)
             case "reject", [reason]:
                 raise Reject(reason)
+            case "reject", [reason, last] if attempt <= last:
+                raise Reject(reason)
             case "send", [to, content]:
-                await send(to, content)
+                await acts.send(to, content)
             case "reply", [content]:
-                await reply(content)
-            case (("die" | "raise" | "retry_after"), _):
+                await acts.reply(content)
+            case "broadcast", [group, content]:
+                await acts.broadcast(group, content)
+            case (("die" | "raise" | "retry_after" | "reject"), _):
                 pass
             case _:
                 raise AssertionError(f"no such step: {step} {arguments}")
+
+
+def _broadcaster(obedient: Obedient, protocol: Protocol) -> Callable[[str, dict[str, Any]], Awaitable[object]]:
+    async def broadcast(group: str, content: dict[str, Any]) -> None:
+        await protocol.broadcast(Message(type="task", sender=obedient.agent, content=content), group)
+
+    return broadcast
 
 
 async def serve_deliveries(
@@ -105,7 +120,7 @@ async def serve_deliveries(
         async def reply(content: Any) -> None:
             await protocol.reply(message, content)
 
-        await obedient.handle(message, delivery.attempt, send, reply)
+        await obedient.handle(message, delivery.attempt, Acts(send, reply, _broadcaster(obedient, protocol)))
 
     await protocol.serve(obedient.agent, handle, concurrency=concurrency, stop=stop)
 
@@ -119,6 +134,6 @@ async def serve_worker(obedient: Obedient, protocol: Protocol, *, stop: Awaitabl
         async def send(to: str, content: dict[str, Any]) -> None:
             await ctx.send("task", to, content)
 
-        await obedient.handle(message, ctx.attempt, send, ctx.reply)
+        await obedient.handle(message, ctx.attempt, Acts(send, ctx.reply, _broadcaster(obedient, protocol)))
 
     await worker.serve(protocol, stop=stop)

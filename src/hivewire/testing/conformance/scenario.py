@@ -11,6 +11,7 @@ from hivewire.backend import Depth
 from hivewire.delivery import Delivery
 from hivewire.message import Message
 from hivewire.protocol import DeadLetter, Protocol, Receipt
+from hivewire.testing.conformance import waiting
 from hivewire.testing.conformance.waiting import eventually
 
 Step = Sequence[object]
@@ -41,7 +42,7 @@ async def take(protocol: Protocol, agent: str, wanted: int, *, within_s: float =
     """Receive and acknowledge until there were `wanted`."""
     taken: list[Delivery] = []
     loop = asyncio.get_running_loop()
-    deadline = loop.time() + within_s
+    deadline = loop.time() + within_s * waiting.patience
     while len(taken) < wanted:
         left = deadline - loop.time()
         assert left > 0, f"{len(taken)} of {wanted} messages for {agent} within {within_s} s"
@@ -54,7 +55,7 @@ async def take(protocol: Protocol, agent: str, wanted: int, *, within_s: float =
 async def take_one(protocol: Protocol, agent: str, *, within_s: float = 15.0) -> Delivery:
     """The next delivery, not settled."""
     loop = asyncio.get_running_loop()
-    deadline = loop.time() + within_s
+    deadline = loop.time() + within_s * waiting.patience
     while True:
         left = deadline - loop.time()
         assert left > 0, f"no message for {agent} within {within_s} s"

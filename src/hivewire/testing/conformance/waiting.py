@@ -9,6 +9,9 @@ from typing import TypeVar
 
 T = TypeVar("T")
 
+patience = 1.0
+"""Deadlines are multiplied by this: a test that plants bugs need not wait long for what never comes."""
+
 SOAK = os.environ.get("HIVEWIRE_SOAK") == "1"
 
 
@@ -20,7 +23,7 @@ def count(sampled: int, full: int) -> int:
 async def until(condition: Callable[[], object], what: str, within_s: float = 15.0) -> None:
     """Poll until the condition holds; fail after `within_s`."""
     loop = asyncio.get_running_loop()
-    deadline = loop.time() + within_s
+    deadline = loop.time() + within_s * patience
     while not condition():
         assert loop.time() < deadline, f"not within {within_s} s: {what}"
         await asyncio.sleep(0.01)
@@ -29,7 +32,7 @@ async def until(condition: Callable[[], object], what: str, within_s: float = 15
 async def until_true(condition: Callable[[], Awaitable[object]], what: str, within_s: float = 15.0) -> None:
     """`until` for a condition that must be awaited."""
     loop = asyncio.get_running_loop()
-    deadline = loop.time() + within_s
+    deadline = loop.time() + within_s * patience
     while not await condition():
         assert loop.time() < deadline, f"not within {within_s} s: {what}"
         await asyncio.sleep(0.01)
@@ -38,7 +41,7 @@ async def until_true(condition: Callable[[], Awaitable[object]], what: str, with
 async def eventually(value: Callable[[], Awaitable[T]], wanted: T, within_s: float = 15.0) -> None:
     """Poll until the value is the wanted one; the last value stands in the failure."""
     loop = asyncio.get_running_loop()
-    deadline = loop.time() + within_s
+    deadline = loop.time() + within_s * patience
     while (last := await value()) != wanted:
         assert loop.time() < deadline, f"not within {within_s} s: {last!r} should be {wanted!r}"
         await asyncio.sleep(0.01)
