@@ -141,6 +141,8 @@ def _encode_bytes(message: Message, content: bytes | bytearray | memoryview, max
     size = content.nbytes if isinstance(content, memoryview) else len(content)
     if size > max_size_bytes:  # before it is copied
         _check_size(message, size, size, max_size_bytes)
+    if isinstance(content, memoryview):
+        content = content.tobytes()  # one with gaps has no other way to base64
     text = b2a_base64(content, newline=False).decode("ascii")
     body = _write_message(message, text, max_size_bytes)[:-1] + b',"content_encoding":"base64"}'
     _check_size(message, size, len(body), max_size_bytes)
