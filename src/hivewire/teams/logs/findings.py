@@ -8,7 +8,7 @@ from collections.abc import Iterable
 import msgspec
 
 from hivewire.teams.logs.bursts import Burst, find_bursts
-from hivewire.teams.logs.mining import PieceSummary, merged
+from hivewire.teams.logs.mining import GRAVE, PieceSummary, merged
 from hivewire.teams.logs.sources import Inventory, Piece
 
 
@@ -58,6 +58,7 @@ class Findings(msgspec.Struct, frozen=True):
             "skipped": len(self.inventory.skipped),
             "pieces": len(self.inventory.pieces),
             "templates": len(self.summary.templates),
+            "grave": sum(severities.get(name, 0) for name in GRAVE),
             "bursts": len(self.bursts),
             "untimed": total.untimed,
             "undecodable": total.undecodable,

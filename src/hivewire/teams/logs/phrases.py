@@ -67,12 +67,17 @@ def values(chance: random.Random) -> dict[str, Callable[[], object]]:
 
 
 @lru_cache(maxsize=4096)
+def _minute(pattern: str, minute: int) -> str:
+    return time.strftime(pattern, time.gmtime(60 * minute))
+
+
 def _formatted(pattern: str, second: int) -> str:
-    return time.strftime(pattern, time.gmtime(second))
+    """By minute, since most lines share theirs with the line before."""
+    return f"{_minute(pattern, second // 60)}:{second % 60:02d}"
 
 
 def _iso(at: float, mark: str = "T") -> str:
-    return _formatted(f"%Y-%m-%d{mark}%H:%M:%S", int(at))
+    return _formatted(f"%Y-%m-%d{mark}%H:%M", int(at))
 
 
 def _python(at: float, level: str, text: str) -> str:
@@ -88,11 +93,11 @@ def _java(at: float, level: str, text: str) -> str:
 
 
 def _syslog(at: float, _level: str, text: str) -> str:
-    return f"Mar {_formatted('%d %H:%M:%S', int(at))} edge-1 {text}"  # not %b: the sample speaks no other language
+    return f"Mar {_formatted('%d %H:%M', int(at))} edge-1 {text}"  # not %b: the sample speaks no other language
 
 
 def _klog(at: float, level: str, text: str) -> str:
-    when = _formatted("%m%d %H:%M:%S", int(at))
+    when = _formatted("%m%d %H:%M", int(at))
     return f"{level[0]}{when}.{int(at % 1 * 1e6):06d}  311 store.go:{len(text)}] {text}"
 
 
@@ -102,25 +107,25 @@ def _logfmt(at: float, level: str, text: str) -> str:
 
 def _access(at: float, _level: str, text: str) -> str:
     address, rest = text.split(" ", 1)
-    return f"{address} - - [{_formatted('%d/Mar/%Y:%H:%M:%S', int(at))} +0000] {rest}"
+    return f"{address} - - [{_formatted('%d/Mar/%Y:%H:%M', int(at))} +0000] {rest}"
 
 
 def _proxy(at: float, level: str, text: str) -> str:
-    return f"{_formatted('%Y/%m/%d %H:%M:%S', int(at))} [{level.lower()}] 77#0: {text}"
+    return f"{_formatted('%Y/%m/%d %H:%M', int(at))} [{level.lower()}] 77#0: {text}"
 
 
 TRACES: Final = {
     "python": (
-        "Traceback (most recent call last):",
-        '  File "/srv/orders/api.py", line 214, in place',
-        "    total = prices[item.sku] * item.count",
-        "KeyError: 'sku-90417'",
+        b"Traceback (most recent call last):",
+        b'  File "/srv/orders/api.py", line 214, in place',
+        b"    total = prices[item.sku] * item.count",
+        b"KeyError: 'sku-90417'",
     ),
     "java": (
-        "java.lang.IllegalStateException: stock went below zero",
-        "\tat shop.inventory.Stock.take(Stock.java:88)",
-        "\tat shop.inventory.Service.reserve(Service.java:141)",
-        "\t... 23 more",
+        b"java.lang.IllegalStateException: stock went below zero",
+        b"\tat shop.inventory.Stock.take(Stock.java:88)",
+        b"\tat shop.inventory.Service.reserve(Service.java:141)",
+        b"\t... 23 more",
     ),
 }
 

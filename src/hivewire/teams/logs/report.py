@@ -22,6 +22,7 @@ _MOST_TEMPLATES: Final = 25
 _MOST_GRAVE: Final = 10
 _MOST_SKIPPED: Final = 200
 _LONGEST_TEXT: Final = 300
+_LONGEST_PATH: Final = 50_000  # never cut: two paths must not look alike
 # what could act on a terminal or turn text around: controls, bidirectional marks, lone surrogates
 _UNSEEN: Final = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff\ud800-\udfff]")
 
@@ -32,6 +33,7 @@ LABELS: Final = {
     "skipped": "Files skipped",
     "pieces": "Pieces",
     "templates": "Templates",
+    "grave": "Error and fatal lines",
     "bursts": "Bursts",
     "untimed": "Lines without a time",
     "undecodable": "Lines that are not UTF-8",
@@ -55,6 +57,11 @@ def visible(text: str, longest: int = _LONGEST_TEXT) -> str:
     return text if len(text) <= longest else text[: longest - 1] + "…"
 
 
+def visible_path(path: str) -> str:
+    """As `visible`, but never two paths alike."""
+    return _UNSEEN.sub(lambda found: found.group().encode("unicode_escape").decode(), path.replace("\\", "\\\\"))
+
+
 def html_text(text: str, longest: int = _LONGEST_TEXT) -> str:
     return html.escape(visible(text, longest), quote=True)
 
@@ -65,6 +72,14 @@ def markdown_code(text: str, longest: int = _LONGEST_TEXT) -> str:
     fence = "`" * (max((len(run) for run in re.findall("`+", text)), default=0) + 1)
     inner = text.replace("|", "\\|")
     return f"{fence} {inner} {fence}" if len(fence) > 1 or not inner.strip() else f"{fence}{inner}{fence}"
+
+
+def markdown_path(path: str) -> str:
+    return markdown_code(visible_path(path), _LONGEST_PATH)
+
+
+def _html_path(path: str) -> str:
+    return html_text(visible_path(path), _LONGEST_PATH)
 
 
 def period(findings: Findings) -> str:
@@ -102,14 +117,14 @@ def markdown(findings: Findings) -> str:
     parts += _markdown_templates(top_templates(findings)[:_MOST_TEMPLATES], facts["lines"])
     parts += ["## Files read", "", _accounting(findings), ""]
     rows = [
-        (markdown_code(a.path, 4096), f"{a.lines:,}", f"{a.size:,}", f"{a.pieces:,}", _state(a.gapless, a.unread))
+        (markdown_path(a.path), f"{a.lines:,}", f"{a.size:,}", f"{a.pieces:,}", _state(a.gapless, a.unread))
         for a in findings.accounts
     ]
     parts += _table(("file", "lines", "bytes of text", "pieces", "accounted for"), rows, right=(1, 2, 3))
     if findings.inventory.skipped:
         parts += ["## Files skipped", ""]
         shown = findings.inventory.skipped[:_MOST_SKIPPED]
-        parts += _table(("file", "reason"), [(markdown_code(s.path, 4096), markdown_code(s.reason)) for s in shown])
+        parts += _table(("file", "reason"), [(markdown_path(s.path), markdown_code(s.reason)) for s in shown])
         parts += _more(len(findings.inventory.skipped) - len(shown), "skipped files")
     parts += ["## How to read this", ""] + [f"- {note}" for note in NOTES] + [""]
     return "\n".join(parts)
@@ -185,7 +200,7 @@ def page(findings: Findings) -> str:
 
 
 def _fact(key: str, value: int) -> str:
-    return f'<span data-fact="{html.escape(key, quote=True)}">{value:,}</span>'
+    return f'<span data-fact="{html.escape(visible_path(key), quote=True)}">{value:,}</span>'
 
 
 def _card(key: str, value: int) -> str:
@@ -215,7 +230,7 @@ def _plot(bars: list[dict[str, int]], window: charts.Window, findings: Findings,
     )
     ticks = "".join(f'<span style="left:{left:.3f}%">{text}</span>' for left, text in charts.ticks(window))
     return (
-        f"<div class=plot><div class=y><span>{top:,}</span><span>{top / 2:g}</span><span>0</span></div>"
+        f"<div class=plot><div class=y><span>{top:,}</span><span>{top / 2:,g}</span><span>0</span></div>"
         f"<div class=area>{charts.timeline(bars, window, names)}{marks}</div><div class=x>{ticks}</div></div>"
     )
 
@@ -259,7 +274,7 @@ def _page_templates(found: list[tuple[str, TemplateCount]]) -> str:
     rows = "".join(
         f"<details><summary><span class=count>{t.count:,}</span><span class='tag {t.severity}'>{t.severity}</span>"
         f"<code>{html_text(text) or '(empty line)'}</code>{charts.bar(t.count, highest, t.severity)}</summary>"
-        f"<p class=small>First in <code>{html_text(t.example.path, 4096)}</code> at byte {t.example.offset:,}:</p>"
+        f"<p class=small>First in <code>{_html_path(t.example.path)}</code> at byte {t.example.offset:,}:</p>"
         f"<pre>{html_text(t.example.text, 500)}</pre></details>"
         for text, t in found
     )
@@ -268,7 +283,7 @@ def _page_templates(found: list[tuple[str, TemplateCount]]) -> str:
 
 def _page_files(findings: Findings) -> str:
     rows = "".join(
-        f"<tr><td><code>{html_text(a.path, 4096)}</code>{' <small>gzip</small>' if a.packed else ''}"
+        f"<tr><td><code>{_html_path(a.path)}</code>{' <small>gzip</small>' if a.packed else ''}"
         f"{_numbers(_fact(f'file {a.path}', a.lines), f'{a.size:,}', f'{a.pieces:,}')}<td>{_state(a.gapless, a.unread)}"
         for a in findings.accounts
     )
@@ -280,6 +295,6 @@ def _page_skipped(findings: Findings) -> str:
     shown = findings.inventory.skipped[:_MOST_SKIPPED]
     if not shown:
         return "<p>None.</p>"
-    rows = "".join(f"<tr><td><code>{html_text(s.path, 4096)}</code><td>{html_text(s.reason)}" for s in shown)
+    rows = "".join(f"<tr><td><code>{_html_path(s.path)}</code><td>{html_text(s.reason)}" for s in shown)
     more = "".join(f"<p>{text}</p>" for text in _more(len(findings.inventory.skipped) - len(shown), "skipped files"))
     return f"<div class=scroll><table><thead><tr><th>file<th>reason<tbody>{rows}</table></div>{more}"

@@ -3,73 +3,61 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any, Final
 
-from hivewire.teams.logs.files import load
 from hivewire.teams.logs.findings import Findings, Mined, gather
-from hivewire.teams.logs.report import LABELS, markdown_code
+from hivewire.teams.logs.report import LABELS, markdown_path, visible_path
 from hivewire.teams.logs.sources import Changed, Inventory, count_lines
-from hivewire.teams.logs.steps import Subtask, inventory_of, mined_of, stored_in
+from hivewire.teams.logs.steps import SendBack, Subtask, results_of
 
 _MOST_TOLD: Final = 20
 _NUMBER: Final = re.compile(r"[0-9]{1,3}(?:,[0-9]{3})*")
 
 
 def review(task: Subtask) -> dict[str, Any]:
-    """Accept the report, or send back the work in which a mistake was found, saying which."""
-    inventory = inventory_of(task)
-    faulty = _unreadable(task)
-    if faulty:
-        return _back(*faulty)
-    mined = dict(mined_of(task))
+    """Accept the report. Raises `SendBack` for the work in which there is a mistake, saying which."""
+    inventory, mined = results_of(task)
     recounted = _recount(inventory)
-    wrong = _miscounted(inventory, mined, recounted)
-    if wrong:
-        return _back(*wrong)
+    _check_analysts(inventory, mined, recounted)
     findings = gather(inventory, mined.values())
-    folder = task.wanted.folder
-    expected = findings.facts()
-    complaints = [
-        *_complaints("report.md", _markdown_numbers(folder / "report.md", expected), expected),
-        *_complaints("report.html", _page_numbers(folder / "report.html"), expected),
-    ]
+    facts = findings.facts()
+    complaints = list(_complaints(task.wanted.folder, facts))
     if complaints:
-        more = f" … and {len(complaints) - _MOST_TOLD} more" if len(complaints) > _MOST_TOLD else ""
-        return _back("write", "; ".join(complaints[:_MOST_TOLD]) + more)
+        more = f"; and {len(complaints) - _MOST_TOLD} more" if len(complaints) > _MOST_TOLD else ""
+        raise SendBack("write", "; ".join(complaints[:_MOST_TOLD]) + more)
+    recounted = {path: lines for path, lines in recounted.items() if path not in _changed(findings)}
     return {
         "accepted": True,
-        "lines": expected["lines"],
+        "lines": facts["lines"],
         "recounted": sum(recounted.values()),
         "changed_pieces": len(findings.changed),
-        "numbers_checked": 2 * len(expected),
-        "checks": _told(findings, expected),
+        "numbers_checked": 2 * len(facts),
+        "checks": _told(findings, facts, recounted),
     }
 
 
-def _back(subtask: str, feedback: str) -> dict[str, Any]:
-    return {"accepted": False, "send_back": {"subtask": subtask, "feedback": feedback}}
-
-
-def _told(findings: Findings, facts: Mapping[str, int]) -> list[str]:
-    return [
+def _told(findings: Findings, facts: Mapping[str, int], recounted: Mapping[str, int]) -> list[str]:
+    by_template = sum(found.count for found in findings.summary.templates.values())
+    told = [
         f"all {facts['pieces']:,} pieces are there, end to end over {facts['files']:,} files",
-        f"{facts['lines']:,} lines counted again in the files: equal in each file",
-        f"the lines by template add up to {sum(t.count for t in findings.summary.templates.values()):,}",
+        f"{sum(recounted.values()):,} lines counted again in {len(recounted):,} files: equal in each",
+        f"the lines by template add up to {by_template:,}",
         f"{len(facts):,} numbers are the same in report.md, report.html and the pieces",
     ]
+    gone = facts["files"] - len(recounted) - len(_changed(findings))
+    if gone or findings.changed:
+        told.append(
+            f"files that got shorter since: {gone:,}; pieces that changed before they were read: "
+            f"{len(findings.changed):,}, not counted"
+        )
+    return told
 
 
-def _unreadable(task: Subtask) -> tuple[str, str] | None:
-    for name in sorted(task.outputs):
-        if name.startswith("mine-"):
-            try:
-                load(task.wanted.pieces_folder, stored_in(task.outputs[name], "summary"), Mined)
-            except ValueError as error:
-                return name, f"the summary cannot be used: {error}"
-    return None
+def _changed(findings: Findings) -> set[str]:
+    return {result.piece.path for result in findings.changed}
 
 
 def _recount(inventory: Inventory) -> dict[str, int]:
@@ -83,67 +71,64 @@ def _recount(inventory: Inventory) -> dict[str, int]:
     return counts
 
 
-def _miscounted(
-    inventory: Inventory, mined: Mapping[str, Mined], recounted: Mapping[str, int]
-) -> tuple[str, str] | None:
-    """The analyst whose books do not balance, and how."""
+def _check_analysts(inventory: Inventory, mined: Mapping[str, Mined], recounted: Mapping[str, int]) -> None:
+    """Raises `SendBack` for an analyst whose books do not balance."""
     lines: dict[str, int] = {}
+    analysts: dict[str, str] = {}
     changed: set[str] = set()
-    analyst: dict[str, str] = {}
     for name, part in mined.items():
         by_piece = sum(result.lines for result in part.pieces)
         by_template = sum(template.count for template in part.summary.templates.values())
-        if not by_piece == by_template == part.summary.total.lines:
-            by_file = part.summary.total.lines
-            return name, f"{by_piece:,} lines by piece, {by_template:,} by template, {by_file:,} by file"
+        by_file = part.summary.total.lines
+        if not by_piece == by_template == by_file:
+            raise SendBack(name, f"{by_piece:,} lines by piece, {by_template:,} by template, {by_file:,} by file")
         for result in part.pieces:
             path = result.piece.path
             lines[path] = lines.get(path, 0) + result.lines
-            analyst.setdefault(path, name)
+            analysts.setdefault(path, name)
             if result.changed:
                 changed.add(path)
     for source in inventory.sources:
         path = source.path
-        if path in changed or path not in recounted or not source.pieces:
-            continue
-        if lines.get(path, 0) != recounted[path]:
+        if path in recounted and path not in changed and lines.get(path, 0) != recounted[path]:
             told = f"{path} has {recounted[path]:,} lines, its pieces have {lines.get(path, 0):,}"
-            return analyst.get(path, "find"), told
-    return None
+            raise SendBack(analysts.get(path, "find"), told)
 
 
-def _complaints(report: str, told: Mapping[str, list[int]] | str, expected: Mapping[str, int]) -> list[str]:
-    if isinstance(told, str):
-        return [told]
-    found = []
-    for key, number in expected.items():
-        numbers = told.get(key, [])
-        if not numbers:
-            found.append(f"{report} does not tell {key!r}; it is {number:,}")
-        found.extend(f"{report} says {other:,} for {key!r}; it is {number:,}" for other in numbers if other != number)
-    found.extend(f"{report} tells {key!r}, which is not in the input" for key in told if key not in expected)
-    return found
+def _complaints(folder: Path, facts: Mapping[str, int]) -> Iterator[str]:
+    expected = {visible_path(key): number for key, number in facts.items()}
+    for name, read in (("report.md", _markdown_numbers), ("report.html", _page_numbers)):
+        try:
+            text = (folder / name).read_bytes().decode()
+        except (OSError, UnicodeDecodeError) as error:
+            yield f"{name} cannot be read: {error}"
+            continue
+        told = read(text, facts)
+        for key, number in expected.items():
+            if key not in told:
+                yield f"{name} does not tell {key!r}; it is {number:,}"
+            for other in told.get(key, []):
+                if other != number:
+                    yield f"{name} says {other:,} for {key!r}; it is {number:,}"
+        for key in told:
+            if key not in expected:
+                yield f"{name} tells {key!r}, which is not in the input"
 
 
-def _markdown_numbers(path: Path, expected: Mapping[str, int]) -> dict[str, list[int]] | str:
-    text = _text(path)
-    if text is None:
-        return f"{path.name} is missing"
-    names = {label: key for key, label in LABELS.items()}
-    names |= {markdown_code(key.removeprefix("file "), 4096): key for key in expected if key.startswith("file ")}
+def _markdown_numbers(text: str, facts: Mapping[str, int]) -> dict[str, list[int]]:
+    """The numbers in the tables of totals and of files."""
+    keys = {label: key for key, label in LABELS.items()}
+    files = [key.removeprefix("file ") for key in facts if key.startswith("file ")]
+    keys |= {markdown_path(path): visible_path(f"file {path}") for path in files}
     numbers: dict[str, list[int]] = {}
     section = ""
-    for line in text.splitlines():
-        if line.startswith("## "):
-            section = line[3:]
+    for line in text.split("\n"):
+        section = line[3:] if line.startswith("## ") else section
         if section in ("Totals", "Files read") and line.startswith("| "):
-            name, _, rest = line[2:].partition(" | ")
-            while rest and name not in names and " | " in rest:
-                more, _, rest = rest.partition(" | ")
-                name += " | " + more
-            found = _NUMBER.match(rest)
-            if name in names and found:
-                numbers.setdefault(names[name], []).append(_number(found.group()))
+            cells = line[2:].split(" | ")  # a bar within a cell has a backslash before it
+            found = _NUMBER.match(cells[1]) if len(cells) > 1 else None
+            if found:
+                numbers.setdefault(keys.get(cells[0], cells[0]), []).append(_number(found.group()))
     return numbers
 
 
@@ -167,21 +152,11 @@ class _Facts(HTMLParser):
             self.numbers.setdefault(self._key, []).append(_number(found.group()) if found else -1)
 
 
-def _page_numbers(path: Path) -> dict[str, list[int]] | str:
-    text = _text(path)
-    if text is None:
-        return f"{path.name} is missing"
-    facts = _Facts()
-    facts.feed(text)
-    facts.close()
-    return facts.numbers
-
-
-def _text(path: Path) -> str | None:
-    try:
-        return path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        return None
+def _page_numbers(text: str, facts: Mapping[str, int]) -> dict[str, list[int]]:
+    found = _Facts()
+    found.feed(text)
+    found.close()
+    return found.numbers
 
 
 def _number(text: str) -> int:

@@ -43,7 +43,7 @@ def planned_bursts(lines: int, minutes: int) -> tuple[PlannedBurst, ...]:
     """Four incidents at fixed shares of the period."""
     first, rate = DAY // 60, lines // minutes
     return (
-        PlannedBurst("auth", "Failed password", "lines", first + minutes // 5, 5, rate),
+        PlannedBurst("auth", "Failed password", "lines", first + minutes // 5, 5, 2 * rate),
         PlannedBurst("payments", "acquirer timed out", "errors", first + minutes * 2 // 5, 6, 60 + rate // 10),
         PlannedBurst("inventory", "rolled back", "errors", first + minutes * 3 // 5, 4, 45 + rate // 10),
         PlannedBurst("storage", "input/output error", "errors", first + minutes * 17 // 20, 3, 90 + rate // 10),
@@ -105,9 +105,13 @@ def _service_lines(
             chance.shuffle(phrases)
         moments = sorted(chance.random() for _ in phrases)
         for moment, phrase in zip(moments, phrases, strict=True):
-            yield from _rendered(service, phrase, DAY + 60 * (minute + moment), draw, chance)
+            yield _rendered(service, phrase, DAY + 60 * (minute + moment), draw)
+            if phrase.level == "ERROR" and service.traces and chance.random() < 0.5:
+                yield from TRACES[service.traces]
+            if service.gaps and chance.random() < 0.01:
+                yield b""
     for _ in range(3):  # the period may round down; a few lines more keep the total at or above what was asked
-        yield from _rendered(service, usual(), DAY + 60 * minutes - 0.001, draw, chance)
+        yield _rendered(service, usual(), DAY + 60 * minutes - 0.001, draw)
 
 
 def _chooser(chance: random.Random, phrases: list[Phrase]) -> Callable[[], Phrase]:
@@ -116,13 +120,6 @@ def _chooser(chance: random.Random, phrases: list[Phrase]) -> Callable[[], Phras
     return lambda: population[int(rnd() * size)]
 
 
-def _rendered(
-    service: Service, phrase: Phrase, at: float, draw: dict[str, Callable[[], object]], chance: random.Random
-) -> Iterator[bytes]:
-    text = phrase.text % tuple(draw[name]() for name in phrase.fields)
-    yield service.line(at, phrase.level, text).encode("utf-8" if phrase.utf8 else "latin-1")
-    if phrase.level == "ERROR" and service.traces and chance.random() < 0.5:
-        for frame in TRACES[service.traces]:
-            yield frame.encode()
-    if service.gaps and chance.random() < 0.01:
-        yield b""
+def _rendered(service: Service, phrase: Phrase, at: float, draw: dict[str, Callable[[], object]]) -> bytes:
+    text = phrase.text % tuple([draw[name]() for name in phrase.fields])
+    return service.line(at, phrase.level, text).encode("utf-8" if phrase.utf8 else "latin-1")

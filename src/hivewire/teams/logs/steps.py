@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -23,7 +23,7 @@ from hivewire.teams.logs.sample import write_sample
 from hivewire.teams.logs.sources import Changed, Inventory, Piece, Skipped, find, read, split
 
 MACHINE_LOGS: Final = "/var/log"
-SAMPLE_LINES: Final = 700_000
+SAMPLE_LINES: Final = 600_000
 _SEED: Final = 20_260_312
 _INLINE_BYTES: Final = 400_000  # of pieces in messages; beyond that they go into files
 _SHOWN_NAMES: Final = 2
@@ -73,16 +73,28 @@ class MineInput(msgspec.Struct, frozen=True):
     stored_batch: StoredFile | None = None
 
 
+class SendBack(Exception):
+    """The work of an earlier subtask cannot be used; it is to be done again, with this feedback."""
+
+    def __init__(self, subtask: str, feedback: str) -> None:
+        super().__init__(f"{subtask}: {feedback}")
+        self.subtask = subtask
+        self.feedback = feedback
+
+
+def answer(step: Callable[[Subtask], dict[str, Any]], content: Any) -> dict[str, Any]:
+    """The output of a step for the content of a message. Raises `Reject` when that is not a subtask."""
+    try:
+        return step(_converted(content, Subtask, "the content of the message"))
+    except SendBack as back:
+        return {"send_back": {"subtask": back.subtask, "feedback": back.feedback}}
+
+
 def _converted(value: Any, kind: type[T], what: str) -> T:
     try:
         return msgspec.convert(value, kind)
     except msgspec.ValidationError as error:
         raise Reject(f"{what} is wrong: {error}") from error
-
-
-def subtask_of(content: Any) -> Subtask:
-    """Read the content of a message. Raises `Reject` when it is not a subtask."""
-    return _converted(content, Subtask, "the content of the message")
 
 
 def research(task: Subtask) -> dict[str, Any]:
@@ -165,7 +177,9 @@ def mine(task: Subtask) -> dict[str, Any]:
     """Count what is in the pieces, and store it."""
     folder = task.wanted.pieces_folder
     share = _converted(task.input, MineInput, f"the input of {task.subtask}")
-    batch = load(folder, share.stored_batch, list[Piece]) if share.stored_batch else share.batch
+    batch = share.batch
+    if share.stored_batch:
+        batch = _loaded(folder, share.stored_batch, list[Piece], "find")
     mined = Mined([], PieceSummary())
     for piece in batch:
         miner = Miner(piece.path, piece.modified_at)
@@ -188,26 +202,35 @@ def mine(task: Subtask) -> dict[str, Any]:
     }
 
 
-def inventory_of(task: Subtask) -> Inventory:
-    """What the researcher found. Raises `ValueError` when its file is missing or is another one."""
-    return load(task.wanted.pieces_folder, stored_in(task.outputs["find"], "inventory"), Inventory)
+def _loaded(folder: Path, stored: StoredFile, kind: type[T], maker: str) -> T:
+    try:
+        return load(folder, stored, kind)
+    except ValueError as error:
+        raise SendBack(maker, str(error)) from error
 
 
-def mined_of(task: Subtask) -> Iterator[tuple[str, Mined]]:
-    """The analysts' results by subtask. Raises `ValueError` as `inventory_of` does."""
-    for name in sorted(task.outputs):
-        if name.startswith("mine-"):
-            yield name, load(task.wanted.pieces_folder, stored_in(task.outputs[name], "summary"), Mined)
+def results_of(task: Subtask) -> tuple[Inventory, dict[str, Mined]]:
+    """What the researcher found, and what the analysts made of it, by subtask. Raises `SendBack`."""
+    folder = task.wanted.pieces_folder
+    mined = {
+        name: _loaded(folder, _stored_in(output, "summary", name), Mined, name)
+        for name, output in sorted(task.outputs.items())
+        if name.startswith("mine-")
+    }
+    found = _stored_in(task.outputs.get("find"), "inventory", "find")
+    return _loaded(folder, found, Inventory, "find"), mined
 
 
-def stored_in(output: Mapping[str, Any], field: str) -> StoredFile:
-    return _converted(output.get(field), StoredFile, field)
+def _stored_in(output: Any, field: str, maker: str) -> StoredFile:
+    value = output.get(field) if isinstance(output, Mapping) else None
+    return _converted(value, StoredFile, f"the {field} in the output of {maker}")
 
 
 def write(task: Subtask) -> dict[str, Any]:
     """Make report.md, report.html and report.json. Feedback needs no other work: the report is made anew."""
     folder = task.wanted.folder
-    findings = gather(inventory_of(task), [mined for _, mined in mined_of(task)])
+    inventory, mined = results_of(task)
+    findings = gather(inventory, mined.values())
     contents = {
         "report.md": markdown(findings).encode(),
         "report.html": page(findings).encode(),

@@ -1,6 +1,6 @@
 """The bundled team: four workers and the plan that they carry out. A team of your own looks the same.
 
-    hivewire run --plan plan.json --team hivewire.teams.logs.team:TEAM --input /var/log
+hivewire run --plan plan.json --team hivewire.teams.logs.team:TEAM --input /var/log
 """
 
 from __future__ import annotations
@@ -22,23 +22,23 @@ reviewer = Worker("reviewer", capabilities=["content_review"])
 @researcher.on("task")
 def find_and_split(message: Message, ctx: Context) -> dict[str, Any]:
     """Its `subtasks`, one for each share of the pieces, become the next version of the plan."""
-    return steps.research(steps.subtask_of(message.content))
+    return steps.answer(steps.research, message.content)
 
 
 @analyst.on("task")
 def mine(message: Message, ctx: Context) -> dict[str, Any]:
-    return steps.mine(steps.subtask_of(message.content))
+    return steps.answer(steps.mine, message.content)
 
 
 @writer.on("task")
 def write(message: Message, ctx: Context) -> dict[str, Any]:
-    return steps.write(steps.subtask_of(message.content))
+    return steps.answer(steps.write, message.content)
 
 
 @reviewer.on("task")
 def check(message: Message, ctx: Context) -> dict[str, Any]:
     """`send_back` in its output makes a new attempt of the subtask that it names, with the feedback."""
-    return review.review(steps.subtask_of(message.content))
+    return steps.answer(review.review, message.content)
 
 
 TEAM: Final = [researcher, analyst, writer, reviewer]
