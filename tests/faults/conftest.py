@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Generator
 from pathlib import Path
 
 import pytest
@@ -13,6 +13,18 @@ from tests.conformance.backends import SQLiteFabric  # noqa: E402
 
 from hivewire.testing.conformance.fabric import Fabric  # noqa: E402 -- after the line above
 from hivewire.testing.leaks import Census  # noqa: E402
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """A failure shows what the workers wrote."""
+    report = yield
+    folder = getattr(item, "funcargs", {}).get("tmp_path")
+    if report.failed and folder is not None:
+        for said in sorted(folder.glob("*.stderr")):
+            if said.stat().st_size:
+                report.sections.append((said.stem, said.read_text(errors="replace")[-4000:]))
+    return report
 
 
 @pytest.fixture

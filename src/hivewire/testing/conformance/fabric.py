@@ -15,7 +15,7 @@ from hivewire.engine.protocol import Engine
 from hivewire.factory import connect
 from hivewire.ids import new_id
 from hivewire.testing.conformance.journal import Journal
-from hivewire.testing.conformance.process import Spec
+from hivewire.testing.conformance.programs import Spec
 from hivewire.testing.conformance.workers import LoopWorker, ProcessWorker, Worker
 
 DEFAULTS: dict[str, Any] = {"lease_s": 1.0, "retry_first_s": 0.05, "retry_most_s": 1.0}
@@ -137,7 +137,7 @@ class Fabric:
         deadline = loop.time() + 30.0
         while not self.journal.entries("ready", worker=worker.name):
             if isinstance(worker, ProcessWorker):
-                assert worker.process.poll() is None, f"{worker.name} did not start:\n{worker.errors}"
+                assert worker.process.poll() is None, f"{worker.name} did not start"
             assert loop.time() < deadline, f"{worker.name} did not start"
             await asyncio.sleep(0.01)
 

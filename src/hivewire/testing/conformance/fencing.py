@@ -121,10 +121,9 @@ async def test_a_late_verdict_of_a_frozen_worker_is_forgotten(fabric: Fabric) ->
     first.thaw()
     assert await second.ended() != 0
     await empty(fabric.protocol, "fate")
-    assert [(entry.worker, entry.note) for entry in fabric.journal.ends("fate")] == [
-        ("first", "Reject"),
-        ("first", "done"),
-    ]
+    late, last = fabric.journal.ends("fate")
+    assert late.note in ("Reject", "cancelled")  # it was asleep, or was told in time that its lease is over
+    assert (late.worker, last.worker, last.note) == ("first", "first", "done")
 
 
 async def test_a_dead_member_s_deliveries_are_nobody_s(fabric: Fabric) -> None:

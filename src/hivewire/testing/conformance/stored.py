@@ -7,22 +7,30 @@ import random
 
 import pytest
 
+from hivewire.delivery import Delivery
 from hivewire.errors import BackendError, HivewireError, TooLarge
 from hivewire.message import Message
 from hivewire.testing.conformance.fabric import Fabric
-from hivewire.testing.conformance.scenario import counts, empty, nothing_for, number, send_numbered, take, task
+from hivewire.testing.conformance.scenario import counts, empty, nothing_for, number, send_numbered, serving, take, task
 from hivewire.testing.conformance.waiting import count, until
 
 
 async def test_what_a_killed_sender_was_promised_is_there(fabric: Fabric) -> None:
-    sender = await fabric.worker("kept", program="send", count=100_000, keys=5)
+    sender = await fabric.worker("kept", program="send", count=3_000, keys=5)
     await until(lambda: len(fabric.journal.entries("sent")) > 50, "it sends")
     sender.kill()
     await sender.ended()
     promised = fabric.journal.entries("sent")
     held = counts(await fabric.protocol.depth("kept"))[0]
     assert len(promised) <= held <= len(promised) + 1
-    taken = await take(fabric.protocol, "kept", held, within_s=40)
+    taken: list[Delivery] = []
+
+    async def handle(delivery: Delivery) -> None:
+        taken.append(delivery)
+
+    async with serving(fabric.protocol, "kept", handle, concurrency=5):
+        await empty(fabric.protocol, "kept", within_s=40)
+    assert len(taken) == held
     assert {entry.id for entry in promised} <= {delivery.message.id for delivery in taken}
     for key in {entry.key for entry in promised}:
         numbers = [number(delivery) for delivery in taken if delivery.message.key == key]

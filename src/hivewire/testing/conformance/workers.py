@@ -16,7 +16,7 @@ import msgspec
 from hivewire.engine.protocol import Engine
 from hivewire.testing.conformance.journal import Journal
 from hivewire.testing.conformance.obey import Obedient
-from hivewire.testing.conformance.process import Spec, run_program
+from hivewire.testing.conformance.programs import Spec, run_program
 from hivewire.testing.conformance.waiting import until
 
 
@@ -53,21 +53,16 @@ class ProcessWorker(Worker):
 
     def __init__(self, spec: Spec, folder: Path) -> None:
         super().__init__(spec)
-        self._errors = folder / f"{spec.name}.stderr"
         source = str(Path(__file__).resolve().parents[3])
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join([source, os.environ.get("PYTHONPATH", "")])}
-        with self._errors.open("wb") as errors:
+        with (folder / f"{spec.name}.stderr").open("wb") as errors:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "hivewire.testing.conformance.process", msgspec.json.encode(spec).decode()],
+                [sys.executable, "-m", "hivewire.testing.conformance.child", msgspec.json.encode(spec).decode()],
                 stdin=subprocess.DEVNULL,
                 stdout=errors,
                 stderr=errors,
                 env=environment,
             )
-
-    @property
-    def errors(self) -> str:
-        return self._errors.read_text(errors="replace")[-4000:]
 
     @property
     def gone(self) -> bool:
