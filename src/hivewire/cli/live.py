@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from typing import Final, TextIO
 
@@ -16,10 +17,9 @@ _SHOWN_AT_WORK: Final = 8
 class Live:
     """Lines that stay (`tell`) above a picture that changes (`show`)."""
 
-    def __init__(self, stream: TextIO, width: int = 100) -> None:
+    def __init__(self, stream: TextIO) -> None:
         self._stream = stream
         self._is_terminal = stream.isatty()
-        self._width = width
         self._drawn = 0
         self._next_at = 0.0
         self._last_line = ""
@@ -57,7 +57,8 @@ class Live:
         lines += [f"          {s.member}: {s.subtask}, {max(0.0, now - s.at):.1f} s" for s in starts[:_SHOWN_AT_WORK]]
         if len(starts) > _SHOWN_AT_WORK:
             lines.append(f"          and {len(starts) - _SHOWN_AT_WORK} more")
-        return [printable(line)[: self._width - 1] for line in lines]
+        width = shutil.get_terminal_size().columns - 1  # a line that wraps could not be erased
+        return [printable(line)[:width] for line in lines]
 
     def _draw(self, lines: list[str]) -> None:
         self._erase()

@@ -61,11 +61,12 @@ class Tally(Watcher):
         self.kills: list[Kill] = []
         self.at_work: dict[str, Start] = {}
         """By message: what was started and is not answered."""
-        self.told_last: dict[str, Any] = {}
         self._names: dict[str, str] = {}
         self._unanswered: set[str] = set()
         self._started: set[str] = set()
         self._changed = changed
+        self._ordered: dict[str, int] = {}
+        self._ordered_version = 0
 
     def stepped(self, state: RunState) -> None:
         self.state = state
@@ -118,12 +119,24 @@ class Tally(Watcher):
         return {name: start for name, start in self.at_work.items() if start.member == member}
 
     def by_capability(self) -> dict[str, tuple[int, int]]:
-        """(finished, all) subtasks of each capability, in the order of the plan."""
+        """(finished, all) subtasks of each capability, those that others wait for before the others."""
         found: dict[str, tuple[int, int]] = {}
         for row in self.state.rows.values():
             done, whole = found.get(row.spec.assigned_to, (0, 0))
             found[row.spec.assigned_to] = (done + (row.status in _SHUT), whole + 1)
-        return found
+        order = self._order()
+        return {name: found[name] for name in sorted(found, key=lambda name: order[name])}
+
+    def _order(self) -> dict[str, int]:
+        """For each capability how many subtasks its first subtask waits for; the same for a plan version."""
+        version = self.state.header.version
+        if self._ordered_version != version:
+            self._ordered_version = version
+            self._ordered = {}
+            for name, row in self.state.rows.items():
+                if row.spec.assigned_to not in self._ordered:
+                    self._ordered[row.spec.assigned_to] = len(self.state.graph.ancestors(name))
+        return self._ordered
 
     def _start(self, content: Mapping[str, Any]) -> None:
         name = str(content.get("message"))

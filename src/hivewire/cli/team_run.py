@@ -171,7 +171,7 @@ class _Errand:
             "elapsed_s": round(time.time() - tally.began_at, 3),
             "messages_sent": tally.messages_sent,
             "redelivered": tally.redelivered,
-            "lost": tally.lost if state.is_finished else 0,
+            "lost": tally.lost if state.is_finished else None,
             "duplicates": tally.duplicates,
             "kills": len(tally.kills),
             "takeover_s": None if tally.takeover_s is None else round(tally.takeover_s, 3),

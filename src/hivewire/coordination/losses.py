@@ -16,8 +16,9 @@ _MAX_RESENDS: Final = 3
 class Losses:
     """Looks at the queues of a team for one run. Each look starts where the last one ended."""
 
-    def __init__(self, protocol: Protocol) -> None:
+    def __init__(self, protocol: Protocol, inbox: str) -> None:
         self._protocol = protocol
+        self._inbox = inbox
         self._cursors: dict[str, str] = {}
         self._missed: dict[str, int] = {}
         self._resends: dict[str, int] = {}
@@ -40,17 +41,14 @@ class Losses:
     async def vanished(self, agents: Mapping[str, str], quiet_s: float) -> tuple[list[str], list[str]]:
         """The messages to send again, and those that were sent again in vain. `agents`: who got which.
 
-        A message is gone when its agent's queue holds nothing at all at two looks in a row, while no
-        result has come for a while: somebody has purged the queue, or removed the store of messages.
+        A message is gone when its agent's queue and the run's mailbox hold nothing at all at two looks in
+        a row, while no result has come for a while: somebody has purged the queue, or removed the store of
+        messages. (A result may lie in the mailbox for as long as the lease of a runner that was killed.)
         """
-        if quiet_s < _QUIET_S:
+        if quiet_s < _QUIET_S or not await self._is_empty(self._inbox):
             self._missed.clear()
             return [], []
-        empty = set()
-        for agent in set(agents.values()):
-            depth = await self._protocol.depth(agent)
-            if depth.ready + depth.in_flight + depth.scheduled == 0:
-                empty.add(agent)
+        empty = {agent for agent in set(agents.values()) if await self._is_empty(agent)}
         self._missed = {name: self._missed.get(name, 0) + 1 for name, agent in agents.items() if agent in empty}
         gone = [name for name, looks in self._missed.items() if looks >= 2]
         for name in gone:
@@ -60,3 +58,7 @@ class Losses:
             [name for name in gone if self._resends[name] <= _MAX_RESENDS],
             [name for name in gone if self._resends[name] > _MAX_RESENDS],
         )
+
+    async def _is_empty(self, agent: str) -> bool:
+        depth = await self._protocol.depth(agent)
+        return depth.ready + depth.in_flight + depth.scheduled == 0

@@ -249,7 +249,7 @@ class Runner:
 
     async def _look_around(self) -> None:
         """Timers that went off, messages that died or vanished."""
-        losses = Losses(self._protocol)
+        losses = Losses(self._protocol, self._inbox)
         while True:
             await self._refresh()
             due = await self._stored(lambda: self._store.due(self._run, self._clock()))
