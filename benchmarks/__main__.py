@@ -43,7 +43,7 @@ def _rounds(plan: Sequence[Entry], rounds: int, scale: float) -> list[Figures]:
         _say(f"==> round {number + 1} of {rounds}")
         # What is compared runs next to each other, every second round backwards: a change of load hits all.
         for entry in plan if number % 2 == 0 else reversed(plan):
-            line = _child("benchmarks.one", entry.peer, entry.workload, str(max(int(entry.count * scale), 500)))
+            line = _child("benchmarks.one", entry.peer, entry.workload, str(max(int(entry.messages * scale), 500)))
             run = msgspec.json.decode(line, type=Figures)
             runs.append(run)
             _say(f"    {run.workload:4} {run.peer:24} {run.rate:>10,.0f}/s {run.cpu_us:>8.2f} us")

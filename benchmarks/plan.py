@@ -11,7 +11,7 @@ BACKENDS: Final = ("memory", "sqlite")
 class Entry(NamedTuple):
     peer: str
     workload: str
-    count: int
+    messages: int
 
 
 _MEMORY = ("mem-deque", "asyncio.Queue", "hivewire memory")
