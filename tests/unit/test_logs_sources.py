@@ -75,7 +75,8 @@ def test_files_that_are_no_text_are_skipped_with_the_reason(tmp_path: Path, cont
     path = tmp_path / "file"
     path.write_bytes(content)
     inventory = split([str(path)])
-    assert inventory.sources == inventory.pieces == []
+    assert not inventory.sources
+    assert not inventory.pieces
     assert reasons(inventory)["file"].lower() == reason.lower()
 
 

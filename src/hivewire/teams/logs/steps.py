@@ -14,7 +14,7 @@ from typing import Any, Final, TypeVar
 
 import msgspec
 
-from hivewire.errors import Reject
+from hivewire import Reject
 from hivewire.teams.logs.files import StoredFile, load, store, write_atomically
 from hivewire.teams.logs.findings import Findings, Mined, MinedPiece, gather
 from hivewire.teams.logs.mining import Miner, PieceSummary
