@@ -170,6 +170,8 @@ def _named(name: str, source: str, *, flat: bool = True, section: str = "") -> S
 
 
 def _near(name: str, known: list[str]) -> str:
+    if (bare := name.removeprefix("HIVEWIRE_")) in known:
+        return f"; its name is {bare}, as in the reference"
     from difflib import get_close_matches
 
     near = get_close_matches(name, known, 3, 0.5)

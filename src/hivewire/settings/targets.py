@@ -44,13 +44,13 @@ class Target:
 
     def _memory(self, text: str, place: str) -> None:
         if not _plain_name(place):
-            raise SettingsError(f"{text!r}: the name after memory:// has only the characters A-Z a-z 0-9 . _ -")
+            raise SettingsError(f"{hidden(text)!r}: the name after memory:// has only the characters A-Z a-z 0-9 . _ -")
         self.url = f"memory://{place}"
 
     def _sqlite(self, text: str, place: str) -> None:
         if place and (not place.startswith("/") or place == "/" or place.endswith("/")):
             raise SettingsError(
-                f"{text!r} names no file: write sqlite:///relative.db, sqlite:////absolute.db, or sqlite:// alone"
+                f"{hidden(text)!r} names no file: write sqlite:///relative.db, sqlite:////absolute.db or sqlite://"
             )
         if place.startswith("/:memory:"):
             raise SettingsError("SQLite in memory can not be shared: use memory://")
