@@ -68,6 +68,7 @@ class SQLiteBackend(Backend):
         self._consumers: set[SQLiteConsumer] = set()
         self._settled: dict[int, Settled] = {}
         self._channels: dict[str, Channel] = {}
+        self._closing = asyncio.Lock()
 
     # -- life
 
@@ -81,6 +82,7 @@ class SQLiteBackend(Backend):
         except BaseException:
             await writer.close()
             raise
+        writer.on_settled = self._note_settled
         self._writer, self._reader = writer, Reader(self.path)
         self._keeper = Keeper(
             self.path, writer, self._hear, lambda transaction: tidying.tidy(transaction, *self._window)
@@ -117,16 +119,19 @@ class SQLiteBackend(Backend):
         return BackendHealth(ok=True, durability=durability, detail=str(self.path), warnings=warnings)
 
     async def close(self) -> None:
-        if self._writer is None or os.getpid() != self._pid:
+        if os.getpid() != self._pid:
             return
-        for consumer in tuple(self._consumers):
-            await consumer.close()
-        writer, self._writer = self._writer, None
-        if self._keeper is not None:
-            await self._keeper.close()
-        await writer.close()
-        if self._reader is not None:
-            await self._reader.close()
+        async with self._closing:
+            if self._writer is None:
+                return
+            for consumer in tuple(self._consumers):
+                await consumer.close()
+            if self._keeper is not None:
+                await self._keeper.close()
+            await self._writer.close()
+            if self._reader is not None:
+                await self._reader.close()
+            self._writer = self._keeper = self._reader = None
 
     # -- queues
 
@@ -177,6 +182,13 @@ class SQLiteBackend(Backend):
             found = self._settled[queue] = Settled(queue, *self._window)
         return found
 
+    def _note_settled(self, transaction: Transaction) -> None:
+        """In the writer's thread: after the commit, so that no other transaction need read it."""
+        for queue, block, lives in transaction.settled:
+            settled = self._settled.get(queue)
+            if settled is not None:
+                settled.note(block, transaction.now, lives)
+
     async def leave(self, consumer: SQLiteConsumer) -> None:
         self._consumers.discard(consumer)
         membership = consumer.membership
@@ -209,7 +221,9 @@ class SQLiteBackend(Backend):
 
     async def bury_expired(self) -> int:
         buried = 0
-        while part := await self.writer.submit(letters.bury_expired):
+        place: letters.Place | None = letters.Place()
+        while place is not None:
+            part, place = await self.writer.submit(letters.bury_expired, place)
             buried += part
         return buried
 

@@ -11,6 +11,7 @@ from hivewire.backend import Consumer, Fetched, Ownership, QueueSpec, Unfinished
 from hivewire.backends.sqlite import settling
 from hivewire.backends.sqlite.members import Membership
 from hivewire.backends.sqlite.memory import Settled
+from hivewire.backends.sqlite.schema import lease_clock
 from hivewire.backends.sqlite.storing import REPLY_PREFIX, declare
 from hivewire.backends.sqlite.taking import Hold, Wanted, take
 from hivewire.backends.sqlite.transaction import Queue, Transaction
@@ -123,6 +124,10 @@ class SQLiteConsumer(Consumer):
             waiting.future.set_result(taken)
         elif taken and taken[0].token == self.membership.token:
             self._kept.extend(taken)
+
+    def holds(self, fetched: Fetched) -> bool:
+        membership = self.membership
+        return fetched.token == membership.token and membership.until > lease_clock()
 
     async def start(self, batch: Sequence[Fetched]) -> Sequence[Fetched]:
         refused: Sequence[Fetched] = await self._do(settling.start, batch, durable=False)

@@ -8,17 +8,20 @@ from hivewire.backends.sqlite.schema import BLOCKED, READY
 from hivewire.backends.sqlite.taking import Hold
 from hivewire.backends.sqlite.transaction import Transaction
 
-_HEAD = "UPDATE lanes SET head = ?, taken_to = ?, due_at = max(due_at, ?) WHERE id = ?"
+_HEAD = "UPDATE lanes SET head = ?, taken = ?, taken_to = ?, due_at = max(due_at, ?) WHERE queue = ? AND key = ?"
 _DROP_PACKS = "DELETE FROM packs WHERE lane = ? AND first < ? AND last < ?"
-_DROP_LANE = "DELETE FROM lanes WHERE id = ? AND NOT EXISTS (SELECT 1 FROM packs p WHERE p.lane = lanes.id)"
-_LANE_IS_THERE = "SELECT 1 FROM lanes WHERE id = ?"
+_DROP_LANE = (
+    "DELETE FROM lanes WHERE queue = ? AND key = ? AND NOT EXISTS (SELECT 1 FROM packs p WHERE p.lane = lanes.id)"
+)
+_LANE_IS_THERE = "SELECT 1 FROM lanes WHERE queue = ? AND key = ?"
 _PACKS_FROM = "SELECT first, last FROM packs WHERE lane = ? AND last >= ? ORDER BY first"
 _FREE = (
     f"UPDATE lanes SET state = CASE WHEN max(due_at, :due) > :now THEN {BLOCKED} ELSE {READY} END,"
-    " due_at = max(due_at, :due), head = :head, owner = NULL, taken_to = 0, running = 0 WHERE id = :lane"
+    " due_at = max(due_at, :due), head = :head, owner = NULL, taken = 0,"
+    " taken_to = 0, running = 0 WHERE queue = :queue AND key = :key"
 )
 _DIG = "INSERT OR IGNORE INTO holes(lane, seq) VALUES (?, ?)"
-_HAS_HOLES = "UPDATE lanes SET holes = 1 WHERE id = ?"
+_HAS_HOLES = "UPDATE lanes SET holes = 1 WHERE queue = ? AND key = ?"
 _FILL = "DELETE FROM holes WHERE lane = ? AND seq < ?"
 _IS_HOLE = "SELECT 1 FROM holes WHERE lane = ? AND seq = ?"
 _END = 1 << 62
@@ -55,23 +58,25 @@ def move_heads(transaction: Transaction, queue: int, out: dict[int, Hold], chang
         hold = change.hold
         before = hold.seqs[hold.place] if hold.place < len(hold.seqs) else _END
         head = _advance(hold, out)
-        if head is not None:
-            _dig(transaction, hold, [seq for seq in change.gone if seq > head])
         end = hold.seqs[-1] + 1 if head is None else head
         if any(before <= last < end for last in hold.lasts):
             packs.append((hold.lane, end, end))
-        outstanding = [seq for seq in hold.seqs[hold.place :] if seq in out] if hold.kept else hold.seqs[hold.place :]
-        if head is not None and outstanding:
+        if head is None:
+            ended.append(hold)
+            continue
+        _dig(transaction, queue, hold, [seq for seq in change.gone if seq > head])
+        held = hold.seqs[hold.place :]
+        if hold.kept or hold.has_holes:
+            held = [seq for seq in held if seq in out]
+        if held:
             due_at = max(hold.kept.values(), default=0.0)
-            db.execute(_HEAD, (head, outstanding[-1], due_at, hold.lane))
-            if hold.has_holes:
-                db.execute(_FILL, (hold.lane, head))
+            db.execute(_HEAD, (head, len(held), held[-1], due_at, queue, hold.key))
         else:
             ended.append(hold)
     if packs:
         db.executemany(_DROP_PACKS, packs)
     if ended:
-        _free_all(transaction, ended)
+        _free_all(transaction, queue, ended)
         transaction.woken.add(queue)
 
 
@@ -84,54 +89,54 @@ def _advance(hold: Hold, out: dict[int, Hold]) -> int | None:
     return seqs[place] if place < len(seqs) else None
 
 
-def _dig(transaction: Transaction, hold: Hold, seqs: Sequence[int]) -> None:
+def _dig(transaction: Transaction, queue: int, hold: Hold, seqs: Sequence[int]) -> None:
     """Note records that were settled before their turn."""
     if seqs:
         transaction.db.executemany(_DIG, [(hold.lane, seq) for seq in seqs])
         if not hold.has_holes:
-            transaction.db.execute(_HAS_HOLES, (hold.lane,))
+            transaction.db.execute(_HAS_HOLES, (queue, hold.key))
             hold.has_holes = True
 
 
-def _free_all(transaction: Transaction, holds: Sequence[Hold]) -> None:
+def _free_all(transaction: Transaction, queue: int, holds: Sequence[Hold]) -> None:
     """Runs of which nothing is held any more: the lane goes to whoever comes, or is empty and ends."""
     db = transaction.db
     empty: list[Hold] = []
     for hold in holds:
         end = hold.seqs[-1] + 1
         if hold.place < len(hold.seqs):
-            free(transaction, hold.lane, hold.seqs[hold.place], max(hold.kept.values(), default=0.0))
+            _free(transaction, queue, hold.key, hold.seqs[hold.place], max(hold.kept.values(), default=0.0))
         elif hold.has_holes:
-            free_from(transaction, hold.lane, end)
+            free_from(transaction, queue, hold.key, hold.lane, end)
         elif hold.lasts[-1] >= end:
-            free(transaction, hold.lane, end)
+            _free(transaction, queue, hold.key, end)
         else:
             empty.append(hold)
-    if empty and db.executemany(_DROP_LANE, [(hold.lane,) for hold in empty]).rowcount < len(empty):
+    if empty and db.executemany(_DROP_LANE, [(queue, hold.key) for hold in empty]).rowcount < len(empty):
         for hold in empty:
-            if db.execute(_LANE_IS_THERE, (hold.lane,)).fetchone():
-                free_from(transaction, hold.lane, hold.seqs[-1] + 1)
+            if db.execute(_LANE_IS_THERE, (queue, hold.key)).fetchone():
+                free_from(transaction, queue, hold.key, hold.lane, hold.seqs[-1] + 1)
 
 
-def free(transaction: Transaction, lane: int, head: int, due_at: float = 0.0) -> None:
-    values = {"due": due_at, "now": transaction.now, "head": head, "lane": lane}
+def _free(transaction: Transaction, queue: int, key: str, head: int, due_at: float = 0.0) -> None:
+    values = {"due": due_at, "now": transaction.now, "head": head, "queue": queue, "key": key}
     transaction.db.execute(_FREE, values)
 
 
-def free_from(transaction: Transaction, lane: int, seq: int) -> None:
+def free_from(transaction: Transaction, queue: int, key: str, lane: int, seq: int) -> None:
     """Free the lane from the first record at or after `seq` that was not settled out of turn."""
     head = first_open(transaction, lane, seq)
     end = _END if head is None else head
     transaction.db.execute(_DROP_PACKS, (lane, end, end))
     transaction.db.execute(_FILL, (lane, end))
     if head is None:
-        transaction.db.execute(_DROP_LANE, (lane,))
+        transaction.db.execute(_DROP_LANE, (queue, key))
     else:
-        free(transaction, lane, head)
+        _free(transaction, queue, key, head)
 
 
 def first_open(transaction: Transaction, lane: int, seq: int) -> int | None:
-    for first, last in transaction.db.execute(_PACKS_FROM, (lane, seq)).fetchall():
+    for first, last in transaction.db.execute(_PACKS_FROM, (lane, seq)):  # read no further than needed
         for at in range(max(first, seq), last + 1):
             if transaction.db.execute(_IS_HOLE, (lane, at)).fetchone() is None:
                 return at

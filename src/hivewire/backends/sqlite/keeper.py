@@ -74,7 +74,7 @@ class Keeper:
 
     def add(self, membership: Membership) -> None:
         with self._lock:
-            self._members[membership] = 0.0
+            self._members.setdefault(membership, time.monotonic() + membership.member.lease_s / 3)
         self._poke.set()
 
     def remove(self, membership: Membership) -> None:
@@ -194,9 +194,11 @@ class Keeper:
             with contextlib.suppress(sqlite3.Error):
                 db.execute("ROLLBACK")
             raise
-        for (membership, token), renewed in zip(tokens, kept, strict=True):
-            if not renewed and token:
+        for (membership, token), until in zip(tokens, kept, strict=True):
+            if not until:
                 self._writer.do(_lapse, membership, token)
+            elif membership.token == token:
+                membership.until = until
 
     def _drop_connection(self) -> None:
         db, self._db = self._db, None
@@ -210,6 +212,6 @@ def _wake(transaction: Transaction, queues: set[int]) -> None:
 
 
 def _lapse(transaction: Transaction, membership: Membership, token: int) -> None:
-    if membership.token == token and not transaction.has_lease(token):
+    if membership.token == token and not membership.has_lease(transaction):
         membership.lost(transaction)
         members.expire(transaction, token)

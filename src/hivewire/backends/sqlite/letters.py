@@ -10,18 +10,20 @@ import msgspec
 
 from hivewire.backend import DeadRecord, Letter, QueueSpec, Record
 from hivewire.backends.sqlite.freeing import free_from
-from hivewire.backends.sqlite.schema import OWNED
+from hivewire.backends.sqlite.schema import BLOCKED, LANE_BITS, OWNED, READY
 from hivewire.backends.sqlite.storing import declare, flush, pack, unpack
-from hivewire.backends.sqlite.transaction import Transaction
+from hivewire.backends.sqlite.transaction import Transaction, name_of
 
 _BURY = "INSERT INTO dead(queue, record, data, letter, dead_at) VALUES (?, ?, ?, ?, ?)"
 _LIST = "SELECT id, queue, data, letter, dead_at FROM dead WHERE {} ORDER BY id LIMIT ?"
 _DELETE = "DELETE FROM dead WHERE id = ?"
 _AT_ONCE = 500
-_EXPIRED = f"""
-SELECT p.lane, p.first, p.stored_at, p.data, l.queue, l.head, l.state, l.counted, l.starts
-FROM packs p JOIN lanes l ON l.id = p.lane
-WHERE p.expires_at <= ? AND NOT (l.state = {OWNED} AND p.first <= l.taken_to) LIMIT {_AT_ONCE}"""
+_EXPIRED = (
+    "SELECT expires_at, lane, first, stored_at, data FROM packs WHERE expires_at <= ?"
+    f" AND (expires_at, lane, first) > (?, ?, ?) ORDER BY expires_at, lane, first LIMIT {_AT_ONCE}"
+)
+_LANE = "SELECT key, state, head, taken_to, counted, starts FROM lanes WHERE queue = ? AND key IN (?, ?) AND id = ?"
+_NOT_WAITING = f"UPDATE lanes SET state = {READY}, due_at = 0 WHERE queue = ? AND key = ? AND state = {BLOCKED}"
 _DROP_PACK = "DELETE FROM packs WHERE lane = ? AND first = ?"
 _HOLES = "SELECT seq FROM holes WHERE lane = ?"
 
@@ -93,32 +95,49 @@ def purge(transaction: Transaction, queue: str | None, ids: Sequence[str] | None
     return purged
 
 
-def bury_expired(transaction: Transaction) -> int:
-    """One part of what has expired, unread; 0 when there is no more. Runs that are taken are left alone."""
+class Place(msgspec.Struct, frozen=True):
+    """How far the search for expired packs has come."""
+
+    expires_at: float = 0.0
+    lane: int = 0
+    first: int = 0
+
+
+def bury_expired(transaction: Transaction, after: Place) -> tuple[int, Place | None]:
+    """One part of what has expired, unread, and where to go on. Runs that somebody holds are left alone."""
     flush(transaction)
+    values = (transaction.now, after.expires_at, after.lane, after.first)
+    rows = transaction.db.execute(_EXPIRED, values).fetchall()
+    buried = sum(_bury_pack(transaction, *row[1:]) for row in rows)
+    return buried, Place(*rows[-1][:3]) if len(rows) == _AT_ONCE else None
+
+
+def _bury_pack(transaction: Transaction, lane: int, first: int, stored_at: float, data: bytes) -> int:
+    db = transaction.db
+    queue = transaction.queue(lane >> LANE_BITS)
+    records = unpack(data)
+    if queue is None:
+        return 0
+    row = db.execute(_LANE, (queue.id, records[0].key, records[0].id, lane)).fetchone()
+    if row is None or (row[1] == OWNED and first <= row[3]):
+        return 0
+    key, state, head, _, counted, starts = row
+    holes = {seq for (seq,) in db.execute(_HOLES, (lane,))}
     buried = 0
-    lanes: dict[int, tuple[int, int]] = {}
-    for lane, first, stored_at, data, queue_id, head, state, counted, starts in transaction.db.execute(
-        _EXPIRED, (transaction.now,)
-    ).fetchall():
-        queue = transaction.queue(queue_id)
-        if queue is None:
+    for seq, record in enumerate(records, first):
+        if seq < head or seq in holes:
             continue
-        holes = {seq for (seq,) in transaction.db.execute(_HOLES, (lane,))}
-        for seq, record in enumerate(unpack(data), first):
-            if seq < head or seq in holes:
-                continue
-            error = f"its time to live of {record.ttl_s} s ran out before anybody read it"
-            attempts = starts if seq == counted else 0
-            letter = Letter(reason="expired", error=error, attempts=attempts, first_at=stored_at, worker="")
-            bury(transaction, queue.name, record, letter)
-            queue.held -= 1
-            queue.dirty = True
-            queue.settled.append((record.id, record.replay))
-            buried += 1
-        transaction.db.execute(_DROP_PACK, (lane, first))
-        lanes[lane] = (state, head)
-    for lane, (state, head) in lanes.items():
-        if state != OWNED:
-            free_from(transaction, lane, head)
+        error = f"its time to live of {record.ttl_s} s ran out before anybody read it"
+        attempts = starts if seq == counted else 0
+        letter = Letter(reason="expired", error=error, attempts=attempts, first_at=stored_at, worker="")
+        bury(transaction, queue.name, record, letter)
+        queue.settled.append(name_of(record))
+        buried += 1
+    queue.held -= buried
+    queue.dirty = True
+    db.execute(_DROP_PACK, (lane, first))
+    if state != OWNED and first <= head:
+        db.execute(_NOT_WAITING, (queue.id, key))  # what waited for its retry is gone
+        free_from(transaction, queue.id, key, lane, head)
+        transaction.woken.add(queue.id)
     return buried

@@ -14,12 +14,14 @@ _JOIN = "INSERT INTO members(name, pid, boot, lease_until, lease_s) VALUES (?, ?
 _RENEW = "UPDATE members SET lease_until = ? WHERE id = ? AND lease_until > ?"
 _LEAVE = "DELETE FROM members WHERE id = ?"
 _EXPIRED = "SELECT id FROM members WHERE boot <> ? OR lease_until <= ?"
-_RUNNING = f"SELECT count(*) FROM lanes WHERE owner = ? AND state = {OWNED} AND running AND counted >= head"
-_QUEUES = f"SELECT DISTINCT queue FROM lanes WHERE owner = ? AND state = {OWNED}"
+_HELD = (
+    "SELECT queue, sum(taken), sum(running AND counted >= head) FROM lanes"
+    f" WHERE owner = ? AND state = {OWNED} GROUP BY queue"
+)
 _FREE = f"""
 UPDATE lanes SET state = CASE WHEN due_at > :now THEN {BLOCKED} ELSE {READY} END,
   died = CASE WHEN running AND counted >= head THEN :died ELSE died END,
-  running = 0, suspect_from = 0, suspect_to = taken_to, owner = NULL
+  running = 0, suspect_from = 0, suspect_to = taken_to, owner = NULL, taken = 0
 WHERE owner = :member AND state = {OWNED}"""
 _MAILBOXES = "SELECT id FROM queues WHERE owner = ?"
 _ADOPT = "UPDATE queues SET owner = ? WHERE id = ?"
@@ -46,22 +48,28 @@ class Membership:
     def __init__(self, member: Member, on_lost: Callable[[Membership, int], None]) -> None:
         self.member = member
         self.token = 0
-        self.mailboxes: set[str] = set()
+        self.until = 0.0
+        """When the lease ends, by what was stored last."""
         self._on_lost = on_lost
 
     def join(self, transaction: Transaction) -> int:
         """A token that is valid in this transaction; a new one if the lease has ended."""
         token = self.token
         if token:
-            if transaction.has_lease(token):
+            if transaction.has_lease(token, self.until):
                 return token
             self.lost(transaction)
-        row = (self.member.name, os.getpid(), boot_id(), transaction.boot + self.member.lease_s, self.member.lease_s)
+        until = transaction.boot + self.member.lease_s
+        row = (self.member.name, os.getpid(), boot_id(), until, self.member.lease_s)
         self._set(transaction, transaction.db.execute(_JOIN, row).lastrowid or 0)
+        self.until = until
         if token:
             transaction.db.execute(_HEIR, (self.token, token))
             expire(transaction, token)
         return self.token
+
+    def has_lease(self, transaction: Transaction) -> bool:
+        return bool(self.token) and transaction.has_lease(self.token, self.until)
 
     def lost(self, transaction: Transaction) -> None:
         """Note that this life is over; the engine is told once that is committed."""
@@ -72,7 +80,7 @@ class Membership:
 
     def leave(self, transaction: Transaction) -> None:
         if self.token:
-            expire(transaction, self.token, died=False)
+            _remove(transaction, self.token)
             self._set(transaction, 0)
 
     def adopt(self, transaction: Transaction, queue: int) -> None:
@@ -88,21 +96,32 @@ class Membership:
             transaction.lease_began(token)
 
 
-def renew(db: sqlite3.Connection, token: int, lease_s: float) -> bool:
-    """In a transaction of the caller's. False: the lease has ended, and stays so."""
+def renew(db: sqlite3.Connection, token: int, lease_s: float) -> float:
+    """In a transaction of the caller's. Returns when the lease ends now; 0.0: it has ended, and stays so."""
     now = lease_clock()
-    return db.execute(_RENEW, (now + lease_s, token, now)).rowcount == 1
+    return now + lease_s if db.execute(_RENEW, (now + lease_s, token, now)).rowcount == 1 else 0.0
 
 
-def expire(transaction: Transaction, token: int, *, died: bool = True) -> None:
-    """Free what a member held. When it died, its lanes say beside how many running records that was."""
+def expire(transaction: Transaction, token: int) -> None:
+    """Free what a dead member held; its lanes say beside how many running records it died."""
     db = transaction.db
-    running = db.execute(_RUNNING, (token,)).fetchone()[0] if died else 0
-    transaction.woken.update(row[0] for row in db.execute(_QUEUES, (token,)).fetchall())
-    db.execute(_FREE, {"now": transaction.now, "died": running, "member": token})
-    for (queue,) in db.execute(_MAILBOXES, (token,)).fetchall():
+    held = db.execute(_HELD, (token,)).fetchall()
+    if held:
+        running = sum(row[2] for row in held)
+        db.execute(_FREE, {"now": transaction.now, "died": running, "member": token})
+    for queue_id, taken, _ in held:
+        transaction.woken.add(queue_id)
+        queue = transaction.queue(queue_id)
+        if queue is not None:
+            queue.in_flight -= taken
+            queue.dirty = True
+    _remove(transaction, token)
+
+
+def _remove(transaction: Transaction, token: int) -> None:
+    for (queue,) in transaction.db.execute(_MAILBOXES, (token,)).fetchall():
         drop_queue(transaction, queue)
-    db.execute(_LEAVE, (token,))
+    transaction.db.execute(_LEAVE, (token,))
     transaction.lease_ended(token)
 
 

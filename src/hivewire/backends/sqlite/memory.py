@@ -10,7 +10,7 @@ from hivewire.backend import Record
 from hivewire.backends.sqlite.storing import unpack
 from hivewire.backends.sqlite.transaction import Life, Transaction
 
-_SETTLED_SINCE = "SELECT id, at, ids FROM settled WHERE queue = ? AND id > ? AND at > ? ORDER BY id"
+_SETTLED_SINCE = "SELECT block, at, ids FROM settled WHERE queue = ? AND block > ? ORDER BY block"
 _decoder = msgspec.msgpack.Decoder(list[Life])
 _MOST_PACKS = 32
 
@@ -27,19 +27,28 @@ class Settled:
         self._lives: set[Life] = set()
         self._blocks: deque[tuple[float, list[Life]]] = deque()
 
-    def refresh(self, transaction: Transaction) -> set[Life]:
-        """All lives that ended, as this transaction sees it. To be called inside a write transaction."""
-        horizon = transaction.now - self._window_s
-        rows = transaction.db.execute(_SETTLED_SINCE, (self._queue, self._read_to, horizon)).fetchall()
-        for id_, at, ids in rows:
-            block = _decoder.decode(ids)
-            self._lives.update(block)
-            self._blocks.append((at, block))
-            self._read_to = id_
+    def refresh(self, transaction: Transaction, newest: int) -> set[Life]:
+        """All lives that ended in committed transactions. `newest` is the last block."""
+        if newest != self._read_to:
+            for block, at, ids in transaction.db.execute(_SETTLED_SINCE, (self._queue, self._read_to)):
+                self._add(block, at, _decoder.decode(ids))
+        self._forget(transaction.now - self._window_s)
+        return self._lives
+
+    def note(self, block: int, at: float, lives: list[Life]) -> None:
+        """This process has committed this block."""
+        if block == self._read_to + 1:
+            self._add(block, at, lives)
+
+    def _add(self, block: int, at: float, lives: list[Life]) -> None:
+        self._lives.update(lives)
+        self._blocks.append((at, lives))
+        self._read_to = block
+
+    def _forget(self, horizon: float) -> None:
         blocks = self._blocks
         while blocks and (blocks[0][0] < horizon or len(self._lives) - len(blocks[0][1]) >= self._window_ids):
             self._lives.difference_update(blocks.popleft()[1])
-        return self._lives
 
 
 class Packs:

@@ -13,34 +13,23 @@ from typing import TypeVar
 
 from hivewire.backend import Depth, QueueSpec
 from hivewire.backends.sqlite import trouble
-from hivewire.backends.sqlite.schema import BLOCKED, OWNED, READY
+from hivewire.backends.sqlite.schema import BLOCKED, READY
 from hivewire.backends.sqlite.writer import begin, open_file
 
 _Result = TypeVar("_Result")
 
 _PROBE_S = 1.5
-_QUEUE = "SELECT id, held, scheduled, dead FROM queues WHERE name = ?"
-_IN_FLIGHT = f"""
-SELECT coalesce(sum(min(p.last, l.taken_to) - max(p.first, l.head) + 1), 0)
-  - (SELECT count(*) FROM lanes l INDEXED BY lanes_owned
-     JOIN holes h ON h.lane = l.id AND h.seq BETWEEN l.head AND l.taken_to
-     WHERE l.state = {OWNED} AND l.queue = :queue AND l.holes)
-FROM lanes l INDEXED BY lanes_owned JOIN packs p ON p.lane = l.id AND p.first <= l.taken_to AND p.last >= l.head
-WHERE l.state = {OWNED} AND l.queue = :queue"""
+_QUEUE = "SELECT id, held, in_flight, scheduled, dead FROM queues WHERE name = ?"
 _WAITING = f"SELECT count(*) FROM lanes INDEXED BY lanes_due WHERE state = {BLOCKED} AND due_at > ? AND queue = ?"
 _OVERDUE = "SELECT count(*) FROM scheduled WHERE due_at <= ? AND queue = ?"
+_LOOKED_THROUGH = 1_000
 _OLDEST = f"""
-SELECT min(stored_at) FROM (
-  SELECT p.stored_at FROM packs p WHERE p.lane = (
-    SELECT id FROM lanes WHERE queue = :queue AND state = {READY} ORDER BY head LIMIT 1)
-  UNION ALL SELECT p.stored_at FROM lanes l INDEXED BY lanes_owned JOIN packs p ON p.lane = l.id
-    AND p.first = (SELECT min(first) FROM packs m WHERE m.lane = l.id)
-    WHERE l.state = {OWNED} AND l.queue = :queue
-  UNION ALL SELECT p.stored_at FROM lanes l INDEXED BY lanes_due JOIN packs p ON p.lane = l.id
-    AND p.first = (SELECT min(first) FROM packs m WHERE m.lane = l.id)
-    WHERE l.state = {BLOCKED} AND l.queue = :queue)"""
+SELECT min(p.stored_at) FROM (
+  SELECT * FROM (SELECT id FROM lanes WHERE queue = :queue AND state = {READY} ORDER BY head LIMIT 1)
+  UNION ALL SELECT * FROM (SELECT id FROM lanes WHERE queue = :queue AND state <> {READY} LIMIT {_LOOKED_THROUGH})
+) l JOIN packs p ON p.lane = l.id AND p.first = (SELECT min(first) FROM packs m WHERE m.lane = l.id)"""
 _QUEUES = "SELECT name, mode, shards, cap FROM queues ORDER BY name"
-_PROBE = "UPDATE state SET epoch = epoch WHERE one = 1"
+_PROBE = "UPDATE state SET beat = beat + 1"
 
 
 class Reader:
@@ -81,8 +70,7 @@ def depth(db: sqlite3.Connection, name: str) -> Depth:
         row = db.execute(_QUEUE, (name,)).fetchone()
         if row is None:
             return Depth()
-        queue, held, scheduled, dead = row
-        in_flight = db.execute(_IN_FLIGHT, {"queue": queue}).fetchone()[0]
+        queue, held, in_flight, scheduled, dead = row
         scheduled += db.execute(_WAITING, (now, queue)).fetchone()[0] - db.execute(_OVERDUE, (now, queue)).fetchone()[0]
         oldest = db.execute(_OLDEST, {"queue": queue}).fetchone()[0]
     finally:

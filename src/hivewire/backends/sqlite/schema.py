@@ -3,6 +3,9 @@
 Records are stored in packs: what one transaction appends to one lane is one row. So storing, taking and
 settling a run of messages costs a few rows, not one each. `lanes.head` is the first record of the lane
 that is not settled; packs wholly below it are deleted. A record settled out of turn is noted in `holes`.
+
+A commit costs what it dirties, one page of each table or index. So lanes have no index of their owners:
+when a member dies, all lanes are looked through once.
 """
 
 from __future__ import annotations
@@ -22,23 +25,26 @@ _BOOTTIME: int | None = getattr(time, "CLOCK_BOOTTIME", None)  # Linux only
 
 READY, OWNED, BLOCKED = 1, 2, 3
 
+LANE_BITS = 40
+"""The id of a lane is that of its queue, shifted by so many bits, plus the place of its first record."""
+
 _TABLES = """
-CREATE TABLE state(one INTEGER PRIMARY KEY CHECK (one = 1), epoch INTEGER NOT NULL);
-INSERT INTO state VALUES (1, 0);
+CREATE TABLE state(one INTEGER PRIMARY KEY CHECK (one = 1), epoch INTEGER NOT NULL, beat INTEGER NOT NULL);
+INSERT INTO state VALUES (1, 0, 0);
 CREATE TABLE queues(
   id INTEGER PRIMARY KEY AUTOINCREMENT, name TEXT NOT NULL UNIQUE, mode TEXT, shards INTEGER NOT NULL,
   cap INTEGER NOT NULL, seq INTEGER NOT NULL DEFAULT 0, held INTEGER NOT NULL DEFAULT 0,
-  scheduled INTEGER NOT NULL DEFAULT 0, dead INTEGER NOT NULL DEFAULT 0, owner INTEGER, made_at REAL NOT NULL);
+  in_flight INTEGER NOT NULL DEFAULT 0, scheduled INTEGER NOT NULL DEFAULT 0, dead INTEGER NOT NULL DEFAULT 0,
+  settled INTEGER NOT NULL DEFAULT 0, owner INTEGER, made_at REAL NOT NULL);
 CREATE INDEX queues_owned ON queues(owner) WHERE owner IS NOT NULL;
 CREATE TABLE lanes(
-  id INTEGER PRIMARY KEY, queue INTEGER NOT NULL, key TEXT NOT NULL, state INTEGER NOT NULL,
-  head INTEGER NOT NULL, owner INTEGER, taken_to INTEGER NOT NULL DEFAULT 0, due_at REAL NOT NULL DEFAULT 0,
+  queue INTEGER NOT NULL, key TEXT NOT NULL, id INTEGER NOT NULL, state INTEGER NOT NULL, head INTEGER NOT NULL,
+  owner INTEGER, taken INTEGER NOT NULL DEFAULT 0, taken_to INTEGER NOT NULL DEFAULT 0, due_at REAL NOT NULL DEFAULT 0,
   counted INTEGER NOT NULL DEFAULT 0, starts INTEGER NOT NULL DEFAULT 0, failures INTEGER NOT NULL DEFAULT 0,
   crashes INTEGER NOT NULL DEFAULT 0, died INTEGER NOT NULL DEFAULT 0, running INTEGER NOT NULL DEFAULT 0,
   suspect_from INTEGER NOT NULL DEFAULT 0, suspect_to INTEGER NOT NULL DEFAULT 0,
-  holes INTEGER NOT NULL DEFAULT 0, UNIQUE(queue, key));
+  holes INTEGER NOT NULL DEFAULT 0, PRIMARY KEY(queue, key)) WITHOUT ROWID;
 CREATE INDEX lanes_ready ON lanes(queue, head) WHERE state = 1;
-CREATE INDEX lanes_owned ON lanes(owner, queue) WHERE state = 2;
 CREATE INDEX lanes_due ON lanes(due_at, queue) WHERE state = 3;
 CREATE TABLE packs(
   lane INTEGER NOT NULL, first INTEGER NOT NULL, last INTEGER NOT NULL, stored_at REAL NOT NULL,
@@ -54,9 +60,8 @@ CREATE TABLE members(
   id INTEGER PRIMARY KEY AUTOINCREMENT, name TEXT NOT NULL, pid INTEGER NOT NULL, boot TEXT NOT NULL,
   lease_until REAL NOT NULL, lease_s REAL NOT NULL);
 CREATE TABLE settled(
-  id INTEGER PRIMARY KEY AUTOINCREMENT, queue INTEGER NOT NULL, at REAL NOT NULL, number INTEGER NOT NULL,
-  ids BLOB NOT NULL);
-CREATE INDEX settled_queue ON settled(queue, id);
+  queue INTEGER NOT NULL, block INTEGER NOT NULL, at REAL NOT NULL, number INTEGER NOT NULL, ids BLOB NOT NULL,
+  PRIMARY KEY(queue, block)) WITHOUT ROWID;
 CREATE TABLE idempotent(
   queue INTEGER NOT NULL, key TEXT NOT NULL, id TEXT NOT NULL, used_at REAL NOT NULL, until REAL NOT NULL,
   PRIMARY KEY(queue, key)) WITHOUT ROWID;

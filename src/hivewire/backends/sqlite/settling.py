@@ -9,17 +9,20 @@ from hivewire.backend import Again, Back, Dead, Fetched, Unfinished
 from hivewire.backends.sqlite import letters
 from hivewire.backends.sqlite.freeing import Change, move_heads, remembered
 from hivewire.backends.sqlite.taking import Hold
-from hivewire.backends.sqlite.transaction import Transaction
+from hivewire.backends.sqlite.transaction import Transaction, name_of
 
 if TYPE_CHECKING:
     from hivewire.backends.sqlite.consumer import SQLiteConsumer
 
-_START = "UPDATE lanes SET running = 1, counted = ?, starts = ?, failures = ?, crashes = ?, died = 0 WHERE id = ?"
+_START = (
+    "UPDATE lanes SET running = 1, counted = ?, starts = ?, failures = ?, crashes = ?, died = 0"
+    " WHERE queue = ? AND key = ?"
+)
 _COUNT = (
     "UPDATE lanes SET running = 0, counted = ?, starts = ?, failures = ?, crashes = ?, died = ?,"
-    " suspect_from = max(suspect_from, ?) WHERE id = ?"
+    " suspect_from = max(suspect_from, ?) WHERE queue = ? AND key = ?"
 )
-_NOT_STARTED = "UPDATE lanes SET starts = starts - 1, running = 0 WHERE id = ?"
+_NOT_STARTED = "UPDATE lanes SET starts = starts - 1, running = 0 WHERE queue = ? AND key = ?"
 
 
 def start(transaction: Transaction, consumer: SQLiteConsumer, batch: Sequence[Fetched]) -> list[Fetched]:
@@ -34,7 +37,7 @@ def start(transaction: Transaction, consumer: SQLiteConsumer, batch: Sequence[Fe
             continue
         transaction.undo.append(remembered(hold))
         hold.counted, hold.marked = seq, False
-        rows.append((seq, fetched.starts, fetched.failures, fetched.crashes, hold.lane))
+        rows.append((seq, fetched.starts, fetched.failures, fetched.crashes, consumer.queue, hold.key))
     transaction.db.executemany(_START, rows)
     return refused
 
@@ -80,12 +83,13 @@ def settle(
             change.gone.append(seq)
             gone.append(fetched)
         else:
-            _keep(transaction, hold, outcome)
+            _keep(transaction, consumer.queue, hold, outcome)
     queue = transaction.queue(consumer.queue)
     if queue is not None and changes:
         queue.held -= len(gone)
+        queue.in_flight -= len(popped)
         queue.dirty = True
-        queue.settled.extend([(fetched.record.id, fetched.record.replay) for fetched in gone])
+        queue.settled.extend([name_of(fetched.record) for fetched in gone])
         move_heads(transaction, queue.id, out, list(changes.values()))
     return refused
 
@@ -96,22 +100,25 @@ def give_back(transaction: Transaction, consumer: SQLiteConsumer) -> None:
     popped = list(out.items())
     transaction.undo.append(lambda: _put_in_again(out, popped))
     out.clear()
-    if not _token(transaction, consumer):
+    queue = transaction.queue(consumer.queue)
+    if not _token(transaction, consumer) or queue is None:
         return
     changes: dict[int, Change] = {}
     for seq, hold in popped:
         if hold.lane not in changes:
             changes[hold.lane] = Change(transaction, hold)
         if hold.marked and seq == hold.counted:  # the mark of the claim: its handler never started
-            transaction.db.execute(_NOT_STARTED, (hold.lane,))
+            transaction.db.execute(_NOT_STARTED, (consumer.queue, hold.key))
         hold.kept[seq] = 0.0
-    move_heads(transaction, consumer.queue, out, list(changes.values()))
+    queue.in_flight -= len(popped)
+    queue.dirty = True
+    move_heads(transaction, queue.id, out, list(changes.values()))
 
 
 def _token(transaction: Transaction, consumer: SQLiteConsumer) -> int:
     """The token whose holder may change what it holds; 0 if the lease has ended."""
     membership = consumer.membership
-    if membership.token and not transaction.has_lease(membership.token):
+    if not membership.has_lease(transaction):
         membership.lost(transaction)
     return membership.token
 
@@ -120,14 +127,14 @@ def _put_in_again(out: dict[int, Hold], popped: Sequence[tuple[int, Hold]]) -> N
     out.update(popped)
 
 
-def _keep(transaction: Transaction, hold: Hold, outcome: Again | Back) -> None:
+def _keep(transaction: Transaction, queue: int, hold: Hold, outcome: Again | Back) -> None:
     """It stays where it is, with the counters that the engine gave it."""
     fetched = outcome.fetched
     seq = int(fetched.at)
     again = isinstance(outcome, Again)
     died = 0 if again else fetched.died
     if again or seq == hold.counted or fetched.starts or fetched.failures or fetched.crashes:
-        counters = (seq, fetched.starts, fetched.failures, fetched.crashes, died, seq + 1 if again else 0, hold.lane)
-        transaction.db.execute(_COUNT, counters)
+        counters = (seq, fetched.starts, fetched.failures, fetched.crashes, died, seq + 1 if again else 0)
+        transaction.db.execute(_COUNT, (*counters, queue, hold.key))
         hold.counted = seq
     hold.kept[seq] = transaction.now + outcome.delay_s if isinstance(outcome, Again) else 0.0

@@ -7,17 +7,16 @@ from collections.abc import Mapping, Sequence
 import msgspec
 
 from hivewire.backend import Append, Duplicate, QueueSpec, Record, Room
-from hivewire.backends.sqlite.schema import READY
+from hivewire.backends.sqlite.schema import LANE_BITS, READY
 from hivewire.backends.sqlite.transaction import Queue, Transaction
 from hivewire.errors import QueueFull, QueueMissing
 
 REPLY_PREFIX = "~reply/"
 
-_LANE_BITS = 40
 _MOST_IN_PACK = 128
 _MOST_BYTES_IN_PACK = 128 * 1024
 _FIND_LANE = "SELECT id FROM lanes WHERE queue = ? AND key = ?"
-_MAKE_LANE = f"INSERT OR IGNORE INTO lanes(id, queue, key, state, head) VALUES (?, ?, ?, {READY}, ?)"
+_MAKE_LANE = f"INSERT OR IGNORE INTO lanes(queue, key, id, state, head) VALUES (?, ?, ?, {READY}, ?)"
 _MAKE_PACK = "INSERT INTO packs(lane, first, last, stored_at, expires_at, data) VALUES (?, ?, ?, ?, ?, ?)"
 _FIND_KEY = "SELECT id FROM idempotent WHERE queue = ? AND key = ? AND until > ?"
 _SAVE_KEY = "INSERT OR REPLACE INTO idempotent(queue, key, id, used_at, until) VALUES (?, ?, ?, ?, ?)"
@@ -143,12 +142,12 @@ def _flush_queue(transaction: Transaction, queue: Queue) -> None:
     made = []
     firsts = []
     for key, items in lanes.items():
-        made.append(((queue.id << _LANE_BITS) + seq, queue.id, key, seq))
+        made.append((queue.id, key, (queue.id << LANE_BITS) + seq, seq))
         firsts.append(seq)
         seq += len(items)
     queue.seq = seq - 1
     queue.dirty = True
-    ids = _find_or_make(transaction, queue, made)
+    ids = _find_or_make(transaction, made)
     packs = [
         row
         for lane_id, first, items in zip(ids, firsts, lanes.values(), strict=True)
@@ -158,18 +157,12 @@ def _flush_queue(transaction: Transaction, queue: Queue) -> None:
     transaction.woken.add(queue.id)
 
 
-def _find_or_make(transaction: Transaction, queue: Queue, made: list[tuple[int, int, str, int]]) -> list[int]:
+def _find_or_make(transaction: Transaction, made: list[tuple[int, str, int, int]]) -> list[int]:
     """The lanes' ids. A lane that is there already is not written."""
     db = transaction.db
-    if len(made) == 1:
-        row = db.execute(_FIND_LANE, (queue.id, made[0][2])).fetchone()
-        if row is None:
-            db.execute(_MAKE_LANE, made[0])
-            return [made[0][0]]
-        return [row[0]]
     if db.executemany(_MAKE_LANE, made).rowcount == len(made):
-        return [row[0] for row in made]
-    return [db.execute(_FIND_LANE, (queue.id, row[2])).fetchone()[0] for row in made]
+        return [row[2] for row in made]
+    return [db.execute(_FIND_LANE, row[:2]).fetchone()[0] for row in made]
 
 
 def _packs(lane: int, first: int, items: list[tuple[Record, float]]) -> list[tuple[object, ...]]:

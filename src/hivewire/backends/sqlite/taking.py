@@ -8,31 +8,32 @@ from collections.abc import Sequence
 from hivewire.backend import Fetched, Record
 from hivewire.backends.sqlite.memory import Packs, Settled
 from hivewire.backends.sqlite.schema import OWNED, READY
-from hivewire.backends.sqlite.transaction import Life, Queue, Transaction
+from hivewire.backends.sqlite.transaction import Life, Queue, Transaction, name_of
 
 _MOST_BYTES = 8 * 1024 * 1024
 # Each ready lane with its first pack; there is no statement a lane unless more than that is taken of it.
 _READY = f"""
-SELECT l.id, l.head, l.counted, l.starts, l.failures, l.crashes, l.died, l.suspect_from, l.suspect_to, l.holes,
+SELECT l.id, l.key, l.head, l.counted, l.starts, l.failures, l.crashes, l.died, l.suspect_from, l.suspect_to, l.holes,
   p.first, p.last, p.stored_at, p.data
 FROM lanes l JOIN packs p ON p.lane = l.id AND p.first = (SELECT min(m.first) FROM packs m WHERE m.lane = l.id)
 WHERE l.queue = ? AND l.state = {READY} ORDER BY l.head LIMIT ?"""
 _MORE = "SELECT first, last, stored_at, data FROM packs WHERE lane = ? AND first > ? ORDER BY first"
 _HOLES = "SELECT seq FROM holes WHERE lane = ?"
-_TAKE = f"UPDATE lanes SET state = {OWNED}, owner = ?, taken_to = ?, due_at = 0 WHERE id = ?"
+_TAKE = f"UPDATE lanes SET state = {OWNED}, owner = ?, taken = ?, taken_to = ?, due_at = 0 WHERE queue = ? AND key = ?"
 _TAKE_RUNNING = (
-    f"UPDATE lanes SET state = {OWNED}, owner = ?, taken_to = ?, due_at = 0, running = 1, counted = ?, starts = ?,"
-    " failures = ?, crashes = ?, died = ? WHERE id = ?"
+    f"UPDATE lanes SET state = {OWNED}, owner = ?, taken = ?, taken_to = ?, due_at = 0, running = 1, counted = ?,"
+    " starts = ?, failures = ?, crashes = ?, died = ? WHERE queue = ? AND key = ?"
 )
 
 
 class Hold:
     """A run of one lane that this process has taken. `counted` is the record whose counters are stored."""
 
-    __slots__ = ("counted", "has_holes", "kept", "lane", "lasts", "marked", "place", "seqs")
+    __slots__ = ("counted", "has_holes", "kept", "key", "lane", "lasts", "marked", "place", "seqs")
 
-    def __init__(self, lane: int, counted: int, has_holes: bool) -> None:
+    def __init__(self, lane: int, key: str, counted: int, has_holes: bool) -> None:
         self.lane = lane
+        self.key = key
         self.counted = counted
         self.has_holes = has_holes
         self.marked = False
@@ -61,7 +62,7 @@ class Wanted:
         self.taken: list[Fetched] = []
 
 
-_Row = tuple[int, int, int, int, int, int, int, int, int, int, int, int, float, bytes]
+_Row = tuple[int, str, int, int, int, int, int, int, int, int, int, int, int, float, bytes]
 _Pack = tuple[int, int, float, bytes]
 
 
@@ -71,10 +72,10 @@ def take(
     """Fill `wanted.taken` from the lanes that have waited longest."""
     db = transaction.db
     holds: list[Hold] = []
-    plain: list[tuple[int, int, int]] = []
-    running: list[tuple[int, ...]] = []
+    plain: list[tuple[int | str, ...]] = []
+    running: list[tuple[int | str, ...]] = []
     for row in db.execute(_READY, (queue.id, min(lanes, wanted.limit))):
-        hold = Hold(row[0], row[2], bool(row[9]))
+        hold = Hold(row[0], row[1], row[3], bool(row[10]))
         start = len(wanted.taken)
         _take_lane(transaction, hold, row, wanted, packs)
         if not hold.seqs:
@@ -82,12 +83,13 @@ def take(
         holds.append(hold)
         _count(row, wanted.taken[start:], hold)
         head = wanted.taken[start]
+        owned = (wanted.token, len(hold.seqs), hold.seqs[-1])
         if wanted.starting > 0 and not head.suspect:
             _mark(head, hold)
             counters = (head.starts, head.failures, head.crashes, head.died)
-            running.append((wanted.token, hold.seqs[-1], hold.seqs[0], *counters, hold.lane))
+            running.append((*owned, hold.seqs[0], *counters, queue.id, hold.key))
         else:
-            plain.append((wanted.token, hold.seqs[-1], hold.lane))
+            plain.append((*owned, queue.id, hold.key))
         wanted.starting -= 1
         if wanted.limit <= 0 or wanted.bytes <= 0:
             break
@@ -96,14 +98,16 @@ def take(
     if running:
         db.executemany(_TAKE_RUNNING, running)
     if wanted.taken:
-        _see(wanted.taken, settled.refresh(transaction), set(queue.settled))
+        queue.in_flight += len(wanted.taken)
+        queue.dirty = True
+        _see(wanted.taken, settled.refresh(transaction, queue.blocks), set(queue.settled))
     return holds
 
 
 def _see(taken: Sequence[Fetched], committed: set[Life], uncommitted: set[Life]) -> None:
     if committed or uncommitted:
         for fetched in taken:
-            life = (fetched.record.id, fetched.record.replay)
+            life = name_of(fetched.record)
             fetched.seen = life in committed or life in uncommitted
 
 
@@ -111,12 +115,12 @@ def _take_lane(transaction: Transaction, hold: Hold, row: _Row, wanted: Wanted, 
     db = transaction.db
     wanted.left = min(wanted.limit, wanted.run)
     holes: set[int] = {seq for (seq,) in db.execute(_HOLES, (hold.lane,))} if hold.has_holes else set()
-    pack: _Pack | None = (row[10], row[11], row[12], row[13])
+    pack: _Pack | None = (row[11], row[12], row[13], row[14])
     more: sqlite3.Cursor | None = None
     while pack is not None:
         first, last, stored_at, data = pack
         records = packs.records(hold.lane, first, data)
-        seqs = range(max(first, row[1]), last + 1)
+        seqs = range(max(first, row[2]), last + 1)
         taken_to = _take_records(hold, [seq for seq in seqs if seq not in holes], first, records, stored_at, wanted)
         hold.lasts.append(last)
         if taken_to < last:
@@ -150,7 +154,7 @@ def _take_records(
 
 def _count(row: _Row, taken: Sequence[Fetched], hold: Hold) -> None:
     """Tell what the store knows of attempts at these records."""
-    _, _, counted, starts, failures, crashes, died, suspect_from, suspect_to, *_ = row
+    _, _, _, counted, starts, failures, crashes, died, suspect_from, suspect_to, *_ = row
     if counted >= hold.seqs[0]:
         for fetched in taken:
             if fetched.at == counted:

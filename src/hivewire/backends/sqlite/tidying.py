@@ -10,11 +10,9 @@ _OLD_NOTES = "DELETE FROM notes WHERE at < ?"
 _OLD_KEYS = "DELETE FROM idempotent WHERE until <= ?"
 _KEYS_BEFORE = "DELETE FROM idempotent WHERE used_at < ?"
 _OLD_VALUES = "DELETE FROM catalogue WHERE expires_at <= ?"
-_OLD_SETTLED = "DELETE FROM settled WHERE id <= ? AND at < ?"
-_SETTLED_AT = "SELECT id FROM settled WHERE at < ? ORDER BY id DESC LIMIT 1"
-_SETTLED_TOTALS = "SELECT queue, sum(number) FROM settled GROUP BY queue HAVING sum(number) > ?"
-_SETTLED_BLOCKS = "SELECT id, number FROM settled WHERE queue = ? ORDER BY id DESC"
-_FORGET_SETTLED = "DELETE FROM settled WHERE queue = ? AND id < ?"
+_SETTLED_QUEUES = "SELECT id FROM queues WHERE settled > 0"
+_SETTLED_BLOCKS = "SELECT block, at, number FROM settled WHERE queue = ? ORDER BY block DESC"
+_FORGET_SETTLED = "DELETE FROM settled WHERE queue = ? AND block <= ?"
 
 
 def advance(transaction: Transaction) -> None:
@@ -37,16 +35,13 @@ def forget_settled(transaction: Transaction, ids: int, before: float) -> int:
     """Drop the blocks that are too old, or beyond the newest `ids` of their queue."""
     db = transaction.db
     forgotten = 0
-    row = db.execute(_SETTLED_AT, (before,)).fetchone()
-    if row is not None:
-        forgotten += db.execute(_OLD_SETTLED, (row[0], before)).rowcount
-    for queue, _ in db.execute(_SETTLED_TOTALS, (ids,)).fetchall():
+    for (queue,) in db.execute(_SETTLED_QUEUES).fetchall():
         kept = 0
-        for id_, number in db.execute(_SETTLED_BLOCKS, (queue,)).fetchall():
-            kept += number
-            if kept >= ids:
-                forgotten += db.execute(_FORGET_SETTLED, (queue, id_)).rowcount
+        for block, at, number in db.execute(_SETTLED_BLOCKS, (queue,)).fetchall():
+            if at < before or kept >= ids:
+                forgotten += db.execute(_FORGET_SETTLED, (queue, block)).rowcount
                 break
+            kept += number
     return forgotten
 
 

@@ -12,17 +12,22 @@ from hivewire.backend import Mode, QueueSpec, Record
 from hivewire.backends.sqlite.schema import lease_clock
 
 _QUEUE = (
-    "SELECT id, name, mode, shards, cap, seq, held, scheduled, dead, (SELECT epoch FROM state) FROM queues WHERE {} = ?"
+    "SELECT id, name, mode, shards, cap, seq, held, in_flight, scheduled, dead, settled, (SELECT epoch FROM state)"
+    " FROM queues WHERE {} = ?"
 )
 _QUEUE_BY_ID = _QUEUE.format("id")
 _QUEUE_BY_NAME = _QUEUE.format("name")
-_SAVE_QUEUE = "UPDATE queues SET seq = ?, held = ?, scheduled = ?, dead = ? WHERE id = ?"
+_SAVE_QUEUE = "UPDATE queues SET seq = ?, held = ?, in_flight = ?, scheduled = ?, dead = ?, settled = ? WHERE id = ?"
 _MAKE_QUEUE = "INSERT INTO queues(name, mode, shards, cap, made_at) VALUES (?, ?, ?, ?, ?)"
-_SETTLED = "INSERT INTO settled(queue, at, number, ids) VALUES (?, ?, ?, ?)"
+_SETTLED = "INSERT INTO settled(queue, block, at, number, ids) VALUES (?, ?, ?, ?, ?)"
 _LEASE = "SELECT lease_until FROM members WHERE id = ?"
 
-Life = tuple[str, int]
-"""(id, replay) of a record."""
+Life = str | tuple[str, int]
+"""As `record.life` names them."""
+
+
+def name_of(record: Record) -> Life:
+    return (record.id, record.replay) if record.replay else record.id
 
 
 class Queue(msgspec.Struct):
@@ -35,8 +40,11 @@ class Queue(msgspec.Struct):
     cap: int
     seq: int
     held: int
+    in_flight: int
     scheduled: int
     dead: int
+    blocks: int
+    """The number of the last block in `settled`."""
     dirty: bool = False
     pending: list[tuple[Record, float]] = []
     settled: list[Life] = []
@@ -57,6 +65,8 @@ class Transaction:
         self.undo: list[Callable[[], object]] = []
         self.committed: list[Callable[[], None]] = []
         """Called on the event loop after the commit."""
+        self.settled: list[tuple[int, int, list[Life]]] = []
+        """The blocks that were written: queue, number, lives."""
         self._by_id: dict[int, Queue | None] = {}
         self._by_name: dict[str, Queue] = {}
         self._leases: dict[int, bool] = {}
@@ -77,15 +87,15 @@ class Transaction:
             if isinstance(by, int):
                 self._by_id[by] = None
             return None
-        self.epoch = row[9]
-        queue = Queue(*row[:9])
+        self.epoch = row[11]
+        queue = Queue(*row[:11])
         self._by_id[queue.id] = self._by_name[queue.name] = queue
         return queue
 
     def make_queue(self, spec: QueueSpec) -> Queue:
         row = (spec.name, spec.mode, spec.shards, spec.cap, self.now)
         id_ = self.db.execute(_MAKE_QUEUE, row).lastrowid or 0
-        queue = Queue(id_, spec.name, spec.mode, spec.shards, spec.cap, 0, 0, 0, 0)
+        queue = Queue(id_, spec.name, spec.mode, spec.shards, spec.cap, 0, 0, 0, 0, 0, 0)
         self._by_id[id_] = self._by_name[spec.name] = queue
         return queue
 
@@ -98,8 +108,11 @@ class Transaction:
 
     # -- leases
 
-    def has_lease(self, token: int) -> bool:
-        """Whether this life of a member is still its own master, by the clock of this host."""
+    def has_lease(self, token: int, until: float) -> bool:
+        """Whether this life of a member is still its own master, by the clock of this host. Nobody ends
+        a lease before its time, so when `until` was stored and has not come the file need not be asked."""
+        if until > self.boot:
+            return self._leases.get(token, True)
         if token not in self._leases:
             row = self.db.execute(_LEASE, (token,)).fetchone()
             self._leases[token] = row is not None and row[0] > self.boot
@@ -116,13 +129,13 @@ class Transaction:
     def write_back(self) -> None:
         for queue in self.touched():
             if queue.settled:
+                queue.blocks += 1
                 ids = msgspec.msgpack.encode(queue.settled)
-                self.db.execute(_SETTLED, (queue.id, self.now, len(queue.settled), ids))
-                queue.settled = []
+                self.db.execute(_SETTLED, (queue.id, queue.blocks, self.now, len(queue.settled), ids))
+                self.settled.append((queue.id, queue.blocks, queue.settled))
             if queue.dirty:
-                counts = (queue.seq, queue.held, queue.scheduled, queue.dead, queue.id)
+                counts = (queue.seq, queue.held, queue.in_flight, queue.scheduled, queue.dead, queue.blocks, queue.id)
                 self.db.execute(_SAVE_QUEUE, counts)
-                queue.dirty = False
 
     def roll_back(self) -> None:
         for undo in reversed(self.undo):

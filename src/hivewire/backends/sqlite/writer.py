@@ -9,10 +9,10 @@ import random
 import sqlite3
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any, Protocol
 
 from hivewire.backends.sqlite import schema, storing, trouble
@@ -92,11 +92,11 @@ class Writer:
         self.path = path
         self.trouble: Exception | None = None
         self.on_parked: Callable[[], None] = lambda: None
+        self.on_settled: Callable[[Transaction], None] = lambda _: None
         self._full = full
         self._level = ""
         self._loop = asyncio.get_running_loop()
-        self._queue: deque[Any] = deque()
-        self._wake = threading.Semaphore(0)
+        self._queue: SimpleQueue[Any] = SimpleQueue()
         self._parked: dict[int, list[Waiting]] = {}
         self._attempting: Waiting | None = None
         self._db: sqlite3.Connection | None = None
@@ -123,8 +123,7 @@ class Writer:
     def put(self, what: Any) -> None:
         if self._stopping:
             raise Closed(f"use {self.path}: it was closed")
-        self._queue.append(what)
-        self._wake.release()
+        self._queue.put(what)
 
     def waiting_queues(self) -> tuple[int, ...]:
         """Queues that somebody in this process waits for. From any thread."""
@@ -134,22 +133,20 @@ class Writer:
         if self._stopping:
             return
         self._stopping = True
-        self._wake.release()
+        self._queue.put(None)
         await self._ended.wait()
         self._thread.join()
 
     # -- in the thread
 
     def _run(self) -> None:
+        queue = self._queue
         while True:
-            self._wake.acquire()
-            burst: list[Any] = []
-            with contextlib.suppress(IndexError):
-                while len(burst) < _MOST_AT_ONCE:
-                    burst.append(self._queue.popleft())
-            if burst:
-                self._hand_over(self._take_in(burst))
-            elif self._stopping:
+            burst = [queue.get()]
+            burst.extend(queue.get_nowait() for _ in range(min(queue.qsize(), _MOST_AT_ONCE)))
+            is_last = None in burst
+            self._hand_over(self._take_in([item for item in burst if item is not None] if is_last else burst))
+            if is_last:
                 break
         self._drop_connection()
         call_on(self._loop, self._ended.set)
@@ -167,7 +164,7 @@ class Writer:
             else:
                 self._parked.setdefault(item.queue, []).append(item)
                 fresh.add(item.queue)
-        outcomes = self._burst(operations, fresh)
+        outcomes = self._burst(operations, fresh) if burst else []
         if any(queue in self._parked for queue in fresh):
             self.on_parked()
         return outcomes
@@ -219,6 +216,7 @@ class Writer:
         except BaseException:
             transaction.roll_back()
             raise
+        self.on_settled(transaction)
         outcomes.extend((callback, None, None) for callback in transaction.committed)
         return outcomes
 
