@@ -32,7 +32,7 @@ def test_a_healthy_file_is_green(hive: Hive) -> None:
     found = _findings(hive, 0)
     assert {name: row["state"] for name, row in found.items()}["reachable"] == "ok"
     assert found["durability"]["detail"].startswith("disk")
-    assert "1 agents, 1 messages" in found["queues"]["detail"]
+    assert "agents: 1, messages that wait: 1" in found["queues"]["detail"]
     assert "SQLite" in found["versions"]["detail"]
     plain = hive("doctor")
     assert plain.code == 0

@@ -216,7 +216,7 @@ async def _queues(protocol: Protocol) -> AsyncIterator[Finding]:
     agents = await protocol.agents()
     depths = {agent: await protocol.depth(agent) for agent in agents}
     waiting = sum(depth.ready for depth in depths.values())
-    yield Finding("queues", "ok", f"{len(depths)} agents, {waiting} messages wait")
+    yield Finding("queues", "ok", f"agents: {len(depths)}, messages that wait: {waiting}")
     dead = {agent: depth.dead for agent, depth in depths.items() if depth.dead}
     if dead:
         most = max(dead, key=dead.__getitem__)

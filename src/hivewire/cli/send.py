@@ -130,8 +130,14 @@ async def _send(args: argparse.Namespace) -> int:
 
 
 def _print_reply(reply: Message, as_json: bool) -> None:
+    import json
+
     shown = shown_message(reply)
-    print(to_json(shown) if as_json else printable(shown["content"]) or "null")
+    content = shown["content"]
+    if as_json:
+        print(to_json(shown))
+    else:
+        print(printable(content if isinstance(content, str) else json.dumps(content, ensure_ascii=False)))
 
 
 def shown_message(message: Message) -> dict[str, Any]:
