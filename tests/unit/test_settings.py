@@ -120,13 +120,15 @@ def test_a_bad_value_is_refused_by_name_source_and_accepted_values(
 def test_limits_hold(setting: Setting) -> None:
     least, most = setting.about.least, setting.about.most
     assert least is not None
-    for value in (least - 1, float("nan"), float("inf"), True, *([most + 1] if most else [])):
+    bad: list[Any] = [least - 1, float("nan"), float("inf"), True, *([most + 1] if most else [])]
+    for value in bad:
         with pytest.raises(SettingsError):
             load(**in_code(setting, value))
     kind, _ = kind_of(setting)
-    load(
-        **in_code(setting, kind(least) or kind(1)), **({} if setting.name == "retry_most_s" else {"retry_most_s": 1e9})
-    )
+    code: dict[str, Any] = in_code(setting, kind(least))
+    if setting.name == "retry_most_s":
+        code["retry_first_s"] = 0
+    assert value_of(load(**code), setting) == (least, "the code")
 
 
 def test_the_names_of_the_reference_are_all_there() -> None:
@@ -347,6 +349,14 @@ def test_names_of_the_reference_set_the_general_setting_of_the_store_in_use(monk
     assert settings.origins["message_ttl_s"] == "the environment variable REDIS_MESSAGE_TTL"
     assert load("redis://h", message_ttl_s=1).message_ttl_s == 1
     assert load(inmemory={"max_queue_size": 1000}).queue_cap == 1000
+
+
+@pytest.mark.parametrize("name", ["worker_name", "redis_addr", "kafka_group_id", "kafka_brokers", "url"])
+def test_texts_are_one_line(name: str) -> None:
+    for value in ("a\nb", "a\0", "", "\x7f"):
+        code: dict[str, Any] = {name: value}
+        with pytest.raises(SettingsError, match="accepted"):
+            load(**code)
 
 
 def test_settings_that_do_not_fit_together_are_refused() -> None:

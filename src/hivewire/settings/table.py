@@ -1,4 +1,4 @@
-"""The guide's tables of settings: `python -m hivewire.settings.table docs/guides/settings.md` brings them up to date."""
+"""The tables of the settings guide: `python -m hivewire.settings.table docs/guides/settings.md` makes them anew."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 from hivewire.durations import format_duration
 from hivewire.settings.schema import SECTIONS, Secret, Setting, every_setting
-from hivewire.settings.values import accepted, kind_of
+from hivewire.settings.values import EXAMPLES, accepted, kind_of
 
 
 def tables() -> dict[str, str]:
@@ -40,7 +40,8 @@ def _table(settings: Sequence[Setting]) -> str:
         about = setting.about.text.replace("|", "\\|")
         if setting.about.sets:
             about += f"; sets `{setting.about.sets}`"
-        rows.append(f"| `{setting.name}` | `{setting.env}` | {default_of(setting)} | {accepted(setting)} | {about} |")
+        values = accepted(setting).replace(EXAMPLES, "")
+        rows.append(f"| `{setting.name}` | `{setting.env}` | {default_of(setting)} | {values} | {about} |")
     return "\n".join(rows) + "\n"
 
 

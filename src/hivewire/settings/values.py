@@ -20,6 +20,8 @@ _BOOLS: Final = {
     "off": False,
 }
 
+EXAMPLES: Final = " such as 500ms, 10s, 1h30m or a number of seconds"
+
 
 def parse_value(setting: Setting, value: Any) -> Any:
     """The value as the setting holds it. `ValueError` when it is not accepted."""
@@ -37,7 +39,7 @@ def parse_value(setting: Setting, value: Any) -> Any:
     if kind is Secret:
         return value if isinstance(value, Secret) else Secret(_text(value))
     if kind is str:
-        return _text(value)
+        return _line(value)
     return _texts(value)
 
 
@@ -51,8 +53,10 @@ def accepted(setting: Setting) -> str:
     if kind is int:
         return f"a whole number{_limits(setting, '{:.0f}'.format)}"
     if kind is float:
-        return f"a duration such as 500ms, 10s, 1h30m or a number of seconds{_limits(setting, format_duration)}"
-    return "a list, or one text with commas" if kind not in (str, Secret) else "a text that is not empty"
+        return f"a duration{EXAMPLES}{_limits(setting, format_duration)}"
+    if kind is str or kind is Secret:
+        return "a text that is not empty"
+    return "a list, or one text with commas"
 
 
 def kind_of(setting: Setting) -> tuple[Any, bool]:
@@ -115,11 +119,18 @@ def _text(value: Any) -> str:
     return value
 
 
+def _line(value: Any) -> str:
+    text = _text(value)
+    if any(ord(character) < 32 or character == "\x7f" for character in text):
+        raise ValueError("a control character")
+    return text
+
+
 def _texts(value: Any) -> tuple[str, ...]:
     parts = value.split(",") if isinstance(value, str) else value
     if not isinstance(parts, (list, tuple)):
         raise ValueError("not a list")
-    texts = tuple(_text(part).strip() for part in parts)
+    texts = tuple(_line(part).strip() for part in parts)
     if not texts or not all(texts):
         raise ValueError("an empty part")
     return texts
