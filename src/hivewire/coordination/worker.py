@@ -109,21 +109,20 @@ class Context:
             )
             await self.protocol.deliver_reply(event)
 
-    async def once(self, name: str, fn: Callable[[], Awaitable[T]] | Callable[[], T]) -> T:
-        """The stored result of `fn` for this message and name; computed only if there is none.
+    async def once(self, name: str, fn: Callable[[], Any]) -> Any:
+        """The stored result of `fn` (plain or async) for this message and name; computed only if there is none.
 
         The result (any JSON value) is stored before it is returned and kept for 24 times the idempotency
         window, a day by default. A crash between the effect of `fn` and the storing of its result
         computes it again: give the effect itself a key that `name` and the message's id determine.
         """
 
-        async def compute() -> T:
+        async def compute() -> Any:
             value = fn()
             return await value if inspect.isawaitable(value) else value
 
         scope = f"{self.worker.name}/{self.message.id}/{self._delivery.replay}"
-        result: T = await self.protocol.once(scope, name, compute)
-        return result
+        return await self.protocol.once(scope, name, compute)
 
 
 class BlockingContext:
@@ -153,7 +152,8 @@ class BlockingContext:
         async def in_thread() -> T:
             return await asyncio.to_thread(fn)
 
-        return self._wait(self._context.once(name, in_thread))
+        result: T = self._wait(self._context.once(name, in_thread))
+        return result
 
 
 class Worker:

@@ -88,12 +88,14 @@ class Consumers:
         ending: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._stops.add(ending)
         self._none_serves.clear()
-        stopper = None if stop is None else asyncio.ensure_future(_then(stop, ending))
+        asked = None if stop is None else asyncio.ensure_future(stop)
+        if asked is not None:
+            asked.add_done_callback(lambda _: _resolve(ending))
         try:
             await crew.run(ending, drain_s)
         finally:
-            if stopper is not None:
-                stopper.cancel()
+            if asked is not None and asked is not stop:
+                asked.cancel()  # made here of a coroutine; a future of the caller's is left alone
             try:
                 await inbox.close()
             finally:
@@ -106,8 +108,7 @@ class Consumers:
     async def close(self, drain_s: float) -> None:
         """Stop all; each `serve` drains by its own time or this one, whichever is shorter."""
         for ending in tuple(self._stops):
-            if not ending.done():
-                ending.set_result(None)
+            _resolve(ending)
         try:
             async with asyncio.timeout(drain_s + 6.0):
                 await self._none_serves.wait()
@@ -126,7 +127,6 @@ class Consumers:
             puller.stop()
 
 
-async def _then(stop: Awaitable[object], ending: asyncio.Future[None]) -> None:
-    await stop
-    if not ending.done():
-        ending.set_result(None)
+def _resolve(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)
