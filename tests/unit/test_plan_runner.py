@@ -6,6 +6,7 @@ import asyncio
 import secrets
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,6 +22,7 @@ from hivewire.protocol import Protocol
 from hivewire.rules.plan import Plan, Subtask
 from hivewire.rules.plan_state import Row, RunState, new_run
 from hivewire.rules.retry import Retry
+from tests.unit.dying import Crash, DyingConnection
 
 
 def sub(name: str, capability: str, *after: str, **fields: Any) -> Subtask:
@@ -238,7 +240,40 @@ async def test_a_runner_that_died_is_replaced_and_finished_work_is_not_done_agai
     assert started == ["a", "b", "c"]
 
 
-async def test_two_runners_of_one_run_do_its_work_once() -> None:
+@pytest.mark.parametrize("statements", range(1, 40, 3))
+async def test_a_coordinator_that_dies_at_any_statement_is_replaced(tmp_path: Path, statements: int) -> None:
+    work = worker("work")
+    done: list[str] = []
+
+    @work.on("task")
+    async def step(task: Message, ctx: Context) -> Any:
+        done.append(task.content["subtask"])
+        makes = [{"name": f"made-{n}", "assigned_to": "work", "dependencies": ["a"]} for n in range(3)]
+        return {"subtasks": makes if task.content["subtask"] == "a" else []}
+
+    crashes = 0
+    async with team(work) as (made, _):
+        made.store = PlanStore(tmp_path / "runs.db")
+        made.start(sub("a", "work"), sub("b", "work", "a"), sub("c", "work", "b", "made-*"))
+        while True:
+            real = made.store._db
+            made.store._db = DyingConnection(real, statements + 5 * crashes)  # type: ignore[assignment]  # on purpose
+            try:
+                async with connect(made.url) as protocol:
+                    state = await asyncio.wait_for(made.execute(protocol), 20)
+                break
+            except (Crash, BaseExceptionGroup):
+                crashes += 1
+            finally:
+                real.close()
+                made.store = PlanStore(tmp_path / "runs.db")
+        assert made.store.load("r").header == state.header
+    assert crashes > 0
+    assert state.header.status == "done"
+    assert sorted(done) == ["a", "b", "c", "made-0", "made-1", "made-2"]
+
+
+async def test_two_runners_of_one_run_do_its_work_once(tmp_path: Path) -> None:
     work = worker("work")
     started: list[str] = []
 
@@ -248,10 +283,17 @@ async def test_two_runners_of_one_run_do_its_work_once() -> None:
         return {}
 
     async with team(work) as (made, protocol):
+        made.store = PlanStore(tmp_path / "runs.db")
         names = [f"s{n}" for n in range(30)]
         made.start(*[sub(name, "work", *names[max(0, n - 2) : n]) for n, name in enumerate(names)])
+        stores = [PlanStore(tmp_path / "runs.db") for _ in range(2)]  # as in two processes
         async with connect(made.url) as other:
-            states = await asyncio.gather(made.execute(protocol), made.execute(other))
+            states = await asyncio.gather(
+                Runner(protocol, stores[0], made.roster, "r").execute(),
+                Runner(other, stores[1], made.roster, "r").execute(),
+            )
+        for store in stores:
+            store.close()
     assert [state.header.status for state in states] == ["done", "done"]
     assert started == names
 

@@ -14,6 +14,7 @@ from hivewire.coordination.plan_store import Incoming, PlanStore
 from hivewire.errors import CoordinationError
 from hivewire.rules.plan import Plan, Subtask
 from hivewire.rules.plan_state import Dispatch, Event, RunState, SendBack, Started, dump, event_of, new_run
+from tests.unit.dying import Crash, DyingConnection
 
 
 def sub(name: str, *after: str, **fields: Any) -> Subtask:
@@ -108,35 +109,6 @@ def test_two_stores_on_one_file_see_each_others_steps(tmp_path: Path) -> None:
     two.close()
 
 
-class Crash(BaseException):
-    """The process dies here."""
-
-
-class DyingConnection:
-    """A connection whose process dies before the n-th statement."""
-
-    def __init__(self, real: sqlite3.Connection, statements: int) -> None:
-        self._real = real
-        self._left = statements
-
-    def _count(self, statement: str) -> None:
-        self._left -= 1
-        if self._left == 0:
-            raise Crash
-        if self._left < 0:
-            raise sqlite3.OperationalError(f"dead processes run nothing: {statement}")
-
-    def execute(self, statement: str, *rest: Any) -> Any:
-        self._count(statement)
-        return self._real.execute(statement, *rest)
-
-    def executemany(self, statement: str, *rest: Any) -> Any:
-        self._count(statement)
-        return self._real.executemany(statement, *rest)
-
-    in_transaction = False  # so that nobody rolls back: the file is left as a killed process leaves it
-
-
 def work(store: PlanStore, messages: dict[str, str], chance: Random) -> bool:
     """One round of a coordinator: start, send what must be sent, answer something. True at the end."""
     store.apply("r", [Incoming("start", Started(at=1.0))])
@@ -160,7 +132,7 @@ def test_a_crash_at_any_statement_loses_nothing_and_repeats_nothing(tmp_path: Pa
     store.close()
     assert sorted(reference.values()) == sorted(["find", "mine-0", "mine-1", "mine-2", *["write", "review"] * 2])
 
-    for statements in range(1, 40):
+    for statements in range(1, 40, 3):
         path = tmp_path / f"{statements}.db"
         messages: dict[str, str] = {}
         store = PlanStore(path)
@@ -218,6 +190,7 @@ def test_unknown_and_doubled_runs_are_named() -> None:
     store.close()
 
 
+@pytest.mark.slow
 def test_ten_thousand_subtasks_are_stepped_through_in_reasonable_time() -> None:
     store = PlanStore()
     pieces = tuple(sub(f"mine-{n}") for n in range(9_998))

@@ -154,7 +154,7 @@ def choose_run(job: Job, store: PlanStore, roster: Roster) -> tuple[RunState, bo
     for entry in store.runs():
         store.drop(entry.run)
     if job.has_own_store:  # nobody will read what the earlier runs have left in it
-        for path in job.state_folder.glob("messages.db*"):
+        for path in (*job.state_folder.glob("messages.db*"), *job.state_folder.glob("workers.log")):
             path.unlink()
     store.create(state, time.time())
     return state, False
