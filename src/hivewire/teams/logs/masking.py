@@ -59,8 +59,7 @@ _SPEAKING: Final = r"(?:msg|message|error|err|event|level|lvl|severity|logger|na
 
 # The first alternative that fits wins. A group's name is the mark that replaces it.
 _INNER: Final = rf"""
-    (?<![A-Za-z](?=[A-Za-z]))  # nothing begins within a word: most places fail here, at once
-    (?: (?P<url>\b[a-z][a-z0+.-]{{0,15}}://[^\s"'<>)\]}}]+)
+    (?P<url>\b[a-z][a-z0+.-]{{0,15}}://[^\s"'<>)\]}}]+)
   | (?P<email>(?<![\w.+-])[\w.+-]{{1,64}}@[\w-]+(?:\.[\w-]+)+)
   | (?P<time>(?:(?:Mon|Tue|Wed|Thu|Fri|Sat|Sun),?\ )?
         (?: 0-0-0[T\ _]{_CLOCK}{_ZONE} | 0/0/0\ {_CLOCK} | 0/{_MONTH}/0:{_CLOCK}(?:\ [+-]0)?
@@ -75,7 +74,7 @@ _INNER: Final = rf"""
   | (?P<hex>0x[0a-fA-F\x01]+ | (?<![A-Za-z0_])[a-fA-F]{{8,}}(?![A-Za-z0_]) | 0\x01)
   | (?P<span>(?<![A-Za-z0])(?:0[hms]){{2,3}}(?![A-Za-z0]))
   | (?P<id>(?<![A-Za-z0])[A-Za-z]*0[A-Za-z]+0[A-Za-z0]*(?![A-Za-z0]))
-  | (?P<n>(?<![\w.])-?0(?:[.,]0)*|0(?:[.,]0)*) )
+  | (?P<n>(?<![\w.])-?0(?:[.,]0)*|0(?:[.,]0)*)
 """
 _OUTER: Final = rf"""
     (?P<kept>"{_SPEAKING}"\s*:\s*"(?:[^"\\]|\\.)*" | \b{_SPEAKING}="(?:[^"\\]|\\.)*" | "{_HTTP}\ [^"]*")
@@ -83,8 +82,12 @@ _OUTER: Final = rf"""
   | (?P<str>"(?:[^"\\]|\\.)*" | (?<![\w'])'[^']*'(?![\w']))
   |
 """
-_WITHIN: Final = re.compile(_INNER, re.VERBOSE | re.ASCII)
-_WHOLE: Final = re.compile(_OUTER + _INNER, re.VERBOSE | re.ASCII)
+# Nothing begins within a word, or with a blank or a bracket: most places fail here, at once.
+_SOMEWHERE: Final = r"""(?<![A-Za-z](?=[A-Za-z])) (?=[A-Za-z0_"'/\\~:@.+\x01\x02-]) (?: %s )"""
+_WITHIN: Final = re.compile(_SOMEWHERE % _INNER, re.VERBOSE | re.ASCII)
+_WHOLE: Final = re.compile(_SOMEWHERE % (_OUTER + _INNER), re.VERBOSE | re.ASCII)
+_ANYTHING: Final = re.compile(r"""[0\x01\x02"'/\\@:~]|[a-fA-F]{8}""")
+"""What every mask has in it somewhere: a line without is its own template."""
 _OPENING: Final = re.compile(r'"\w+"\s*:\s*"|\w+="|"')
 _BLANKS: Final = re.compile(r"\s+")
 _MARKS: Final = {name: f"<{name}>" for name in _WHOLE.groupindex} | {"clock": "<time>", "span": "<duration>"}
@@ -118,7 +121,8 @@ def template_of(shape: bytes) -> str:
     'order <n> from <ip> took <n> ms'
     """
     text = shape.decode("utf-8", "replace")
-    text = _WHOLE.sub(_masked, text).replace("\x01", "").replace("\x02", "")
+    if _ANYTHING.search(text):
+        text = _WHOLE.sub(_masked, text).replace("\x01", "").replace("\x02", "")
     return _BLANKS.sub(" ", text).strip()
 
 

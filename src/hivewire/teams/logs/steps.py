@@ -18,7 +18,7 @@ from hivewire import Reject
 from hivewire.teams.logs.files import StoredFile, load, store, write_atomically
 from hivewire.teams.logs.findings import Findings, Mined, MinedPiece, gather
 from hivewire.teams.logs.mining import Miner, PieceSummary
-from hivewire.teams.logs.report import markdown, page
+from hivewire.teams.logs.report import markdown, page, top_templates
 from hivewire.teams.logs.sample import write_sample
 from hivewire.teams.logs.sources import Changed, Inventory, Piece, Skipped, find, read, split
 
@@ -27,6 +27,7 @@ SAMPLE_LINES: Final = 600_000
 _SEED: Final = 20_260_312
 _INLINE_BYTES: Final = 400_000  # of pieces in messages; beyond that they go into files
 _SHOWN_NAMES: Final = 2
+_MOST_TEMPLATES: Final = 5000  # in report.json, the most frequent ones
 
 T = TypeVar("T")
 
@@ -251,6 +252,6 @@ def _machine_readable(findings: Findings) -> bytes:
         "files": findings.accounts,
         "skipped": findings.inventory.skipped,
         "bursts": findings.bursts,
-        "templates": findings.summary.templates,
+        "templates": dict(top_templates(findings)[:_MOST_TEMPLATES]),
     }
     return json.dumps(msgspec.to_builtins(whole), indent=1, sort_keys=True, ensure_ascii=False).encode() + b"\n"
