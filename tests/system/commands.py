@@ -115,7 +115,8 @@ class Running:
 
     def end(self) -> None:
         """Kill it, and what it started: each of those is the leader of a group of its own."""
-        for pid in {self.process.pid, *map(int, re.findall(r"started pid=(\d+)", self.seen))}:
+        started = re.findall(r"started pid=(\d+)", self.seen) + re.findall(r"(?<= processes: )[\d ]+", self.seen)
+        for pid in {self.process.pid, *map(int, " ".join(started).split())}:
             try:
                 os.kill(pid, signal.SIGKILL)
             except ProcessLookupError:

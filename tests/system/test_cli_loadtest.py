@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import json
+import signal
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.system.commands import Hive
 
 import hivewire as hw
 from hivewire.cli.main import main
+from tests.system.commands import Hive, wait_for_end
 
 KEYS = {"sent", "confirmed", "handled", "lost", "duplicates", "out_of_order", "dead", "throughput", "latency_ms"} | {
     "cpu_s",
@@ -158,3 +159,14 @@ def test_more_than_the_store_can_take_is_said_and_not_hidden(
     assert found["handled"] == 200
     assert found["latency_ms"]["max"] > 2500
     assert found["throughput"] < 55
+
+
+@pytest.mark.processes
+def test_ctrl_c_ends_the_workers_too(hive: Hive) -> None:
+    options = ["--rate", "100", "--duration", "60s", "--processes", "2", "--work", "1ms"]
+    with hive.running("loadtest", *options) as running:
+        (pids,) = running.until(r"worker processes: (\d+ \d+)$")
+        running.signal(signal.SIGINT)
+        assert running.wait() == 130, running.seen
+        assert running.seen.endswith("hivewire loadtest: interrupted\n")
+        assert all(wait_for_end(int(pid), within_s=1) for pid in pids.split())

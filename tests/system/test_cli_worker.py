@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import os
 import signal
+import sqlite3
 import time
+from contextlib import closing
 from pathlib import Path
 
 import pytest
+
 from tests.system.commands import Hive, wait_for_end
 
 pytestmark = pytest.mark.processes
@@ -220,3 +223,26 @@ def test_a_child_that_still_starts_does_not_outlive_its_supervisor(hive: Hive) -
         worker.signal(signal.SIGKILL)
         worker.process.wait()
         assert wait_for_end(int(child), within_s=10)
+
+
+def test_a_store_that_is_locked_at_the_start_is_tried_again(hive: Hive) -> None:
+    hive("send", "echo")
+    with closing(sqlite3.connect(hive.folder / "hive.db", isolation_level=None)) as blocker:
+        blocker.execute("BEGIN IMMEDIATE")
+        with hive.running("worker", "team:echo", "--processes", "1") as worker:
+            worker.until("holds its write lock")
+            worker.until("ended with exit code 75; starting another in 0.25 s")
+            blocker.execute("ROLLBACK")
+            worker.until("is ready")
+            worker.signal(signal.SIGTERM)
+            assert worker.wait() == 0, worker.seen
+
+
+@pytest.mark.parametrize("command", [["queues", "--watch", "100ms"], ["tail", "echo", "--every", "100ms"]])
+def test_ctrl_c_ends_what_watches(hive: Hive, command: list[str]) -> None:
+    hive("send", "echo")
+    with hive.running(*command) as watching:
+        watching.until("echo|ready")
+        watching.signal(signal.SIGINT)
+        assert watching.wait() == 130
+        assert "Traceback" not in watching.seen

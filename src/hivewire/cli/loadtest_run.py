@@ -119,6 +119,10 @@ class Children:
         await self.start(1)
         return child.pid
 
+    @property
+    def pids(self) -> list[int]:
+        return [child.pid for child in self._running]
+
     def files(self) -> list[Path]:
         return sorted(self._folder.glob("handled-*"))
 
@@ -180,6 +184,7 @@ class LoadTest:
     async def _load(self, protocol: Protocol, children: Children) -> None:
         if self._plan.processes:
             await children.start(self._plan.processes)
+            sys.stderr.write(f"worker processes: {' '.join(map(str, children.pids))}\n")
         self.start_ns = time.monotonic_ns()
         self.tally = Tally(self._plan.keys, self.start_ns)
         stop = asyncio.get_running_loop().create_future()
