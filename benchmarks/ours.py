@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import hivewire as hw
-from benchmarks.workload import METADATA, Peer, Tally, content_of
+from benchmarks.workload import TRACE, Peer, Tally, content_of
 
 
 def message(number: int, sender: str, to: str = "sink") -> hw.Message:
-    return hw.Message(type="task", sender=sender, to=to, content=content_of(number), metadata=METADATA)
+    return hw.Message(type="task", sender=sender, to=to, content=content_of(number), metadata={"trace": TRACE})
 
 
 class Hivewire(Peer):

@@ -17,7 +17,7 @@ import msgspec
 TEXT: Final = "A report of what was found, what it means and what should be done. " * 3
 """Makes the content 242 bytes of JSON, and the whole message about 443."""
 
-METADATA: Final = {"trace": "4bf92f3577b34da6a3ce929d"}
+TRACE: Final = "4bf92f3577b34da6a3ce929d"
 
 PRODUCERS: Final = {"W1": 1, "W2": 1, "W3a": 10, "W3b": 100}
 """W1: each send awaited. W2: one producer, all the batching there is. W3: each producer awaits its own sends."""
@@ -55,7 +55,7 @@ def build(number: int, sender: str) -> dict[str, Any]:
         "to": "sink",
         "in_reply_to": None,
         "content": content_of(number),
-        "metadata": METADATA,
+        "metadata": {"trace": TRACE},
         "created_at": datetime.now(UTC),
     }
 
