@@ -9,10 +9,9 @@ import pytest
 
 pytest.register_assert_rewrite("hivewire.testing.conformance")
 
-from tests.conformance.backends import SQLiteFabric  # noqa: E402
-
 from hivewire.testing.conformance.fabric import Fabric  # noqa: E402 -- after the line above
 from hivewire.testing.leaks import Census  # noqa: E402
+from tests.conformance.backends import SQLiteFabric  # noqa: E402
 
 
 @pytest.hookimpl(wrapper=True)

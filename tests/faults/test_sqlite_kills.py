@@ -6,12 +6,12 @@ import random
 import sqlite3
 
 import pytest
-from tests.conformance.backends import SQLiteFabric
 
 from hivewire.testing.conformance.fabric import Fabric
 from hivewire.testing.conformance.journal import first_seen, overlapping
 from hivewire.testing.conformance.scenario import counts, empty, send_numbered, take, task
 from hivewire.testing.conformance.waiting import count, until_true
+from tests.conformance.backends import SQLiteFabric
 
 pytestmark = [pytest.mark.processes, pytest.mark.timeout(600)]
 
