@@ -11,10 +11,17 @@ from contextvars import ContextVar
 from hivewire.backend import Backend, Features, Letter, Member
 from hivewire.engine.middleware import Middleware, chain
 from hivewire.engine.tasks import Tasks
+from hivewire.message import UNORDERED, Message
 from hivewire.protocol import ProtocolMetrics
 from hivewire.record import Fetched
 from hivewire.rules.retry import Retry
 from hivewire.settings import Settings
+
+def lane_key(message: Message, instance: str | None) -> str:
+    """What is handled in order: the instance, else the message's key, else its sender."""
+    key = instance or message.key or message.sender
+    return message.id if key == UNORDERED else key
+
 
 handling: ContextVar[bool] = ContextVar("hivewire_handling", default=False)
 """True inside a handler: its sends have a reserve above a queue's cap."""

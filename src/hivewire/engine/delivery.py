@@ -21,11 +21,24 @@ OPEN, SETTLED, LOST = 0, 1, 2
 
 
 class EngineDelivery(Delivery):
-    __slots__ = ("_handling", "_inbox", "_message", "expires_at", "fetched", "held", "lane", "outputs", "state", "timeout_s")
+    __slots__ = (
+        "_attempt",
+        "_handling",
+        "_inbox",
+        "_message",
+        "expires_at",
+        "fetched",
+        "held",
+        "lane",
+        "outputs",
+        "state",
+        "timeout_s",
+    )
 
     def __init__(self, inbox: Inbox, lane: Lane, fetched: Fetched, message: Message) -> None:
         self._inbox = inbox
         self._message = message
+        self._attempt = fetched.starts
         self.lane = lane
         self.fetched = fetched
         self.state = OPEN
@@ -42,7 +55,7 @@ class EngineDelivery(Delivery):
 
     @property
     def attempt(self) -> int:
-        return self.fetched.starts
+        return self._attempt
 
     @property
     def settled(self) -> bool:

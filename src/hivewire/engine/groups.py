@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from hivewire.backend import Append, Record, Room
 from hivewire.codec import encode
 from hivewire.delivery import Delivery
-from hivewire.engine.core import Core
+from hivewire.engine.core import Core, lane_key
 from hivewire.engine.crew import Crew
 from hivewire.engine.inbox import Inbox
 from hivewire.engine.subscriptions import Subscriptions
@@ -71,7 +71,7 @@ class Groups:
             body = encode(copy, self._core.settings.max_message_size_bytes)
             record = Record(
                 copy.id,
-                copy.key or copy.sender,
+                lane_key(copy, None),
                 body,
                 type=copy.type,
                 sender=copy.sender,

@@ -195,26 +195,38 @@ class Inbox(Ownership):
         if fetched.suspect or fetched.died:
             judge(fetched)
             if fetched.failures >= self._policy(record.type).max_attempts:
-                self.dead(lane, "crashed", f"its handler's process died {fetched.failures} times")
+                self._refuse(lane, "crashed", f"its handler's process died {fetched.failures} times")
                 return None
         if fetched.seen or life(record) in self._settled or (record.dedup_key and _idempotent(record) in self._settled):
             self.metrics.duplicates += 1
+            fetched.seen = True
             self.done(lane)
             return None
         if record.ttl_s is not None and self.core.backend.now() - fetched.stored_at > record.ttl_s:
             self.metrics.expired += 1
-            self.dead(lane, "expired", f"its time to live of {record.ttl_s} s ran out")
+            self._refuse(lane, "expired", f"its time to live of {record.ttl_s} s ran out")
             return None
         try:
             message = decode(record.body)
         except Undecodable as error:
-            self.dead(lane, "malformed", str(error))
+            self._refuse(lane, "malformed", str(error))
             return None
         if not self.accepts(message.type) and not await self._accepts_after_all(message.type):
             if not lane.lost:
-                self.dead(lane, "unsubscribed", f"{self.queue} does not take messages of type {message.type!r}")
+                self._refuse(lane, "unsubscribed", f"{self.queue} does not take messages of type {message.type!r}")
             return None
         return message
+
+    def _refuse(self, lane: Lane, reason: str, error: str) -> None:
+        """A dead letter without a start: a mark that was stored ahead is taken back."""
+        self._not_started(lane.waiting[0])
+        self.dead(lane, reason, error)
+
+    @staticmethod
+    def _not_started(fetched: Fetched) -> None:
+        if fetched.marked:
+            fetched.starts -= 1
+            fetched.marked = False
 
     async def _accepts_after_all(self, type: str) -> bool:
         """Asked of the store before anything is rejected because of what is known here."""
@@ -340,10 +352,7 @@ class Inbox(Ownership):
 
     def give_back(self, lane: Lane) -> None:
         """Nothing of the lane was started."""
-        head = lane.waiting[0]
-        if head.marked:
-            head.starts -= 1
-            head.marked = False
+        self._not_started(lane.waiting[0])
         self._give_back_rest(lane)
         self.lanes.remove(lane)
 
@@ -352,10 +361,7 @@ class Inbox(Ownership):
         if self._shards is None:
             self.give_back(lane)
             return
-        head = lane.waiting[0]
-        if head.marked:
-            head.starts -= 1
-            head.marked = False
+        self._not_started(lane.waiting[0])
         self._let_go(lane)
 
     def _give_back_rest(self, lane: Lane) -> None:
@@ -395,7 +401,10 @@ class Inbox(Ownership):
             done, self._done = self._done, []
             rest, self._rest = self._rest, []
             if done or rest:
-                refused = await self._settle(done, rest)
+                try:
+                    refused = await self._settle(done, rest)
+                except Closed:
+                    return  # abandoned
                 self._tell(done, rest, refused)
             if not self._done and not self._rest:
                 self._flushed.set()
@@ -413,10 +422,10 @@ class Inbox(Ownership):
                 await asyncio.sleep(_SETTLE_RETRY_S)
 
     def _tell(self, done: Sequence[Fetched], rest: Sequence[Unfinished], refused: Sequence[Fetched]) -> None:
-        self.metrics.acked += len(done)
         lost = {id(fetched) for fetched in refused}
+        self.metrics.acked += len(done) - sum([fetched.seen for fetched in done])
         if lost:
-            self.metrics.acked -= sum(id(fetched) in lost for fetched in done)
+            self.metrics.acked -= sum(id(fetched) in lost and not fetched.seen for fetched in done)
             for outcome in rest:
                 if isinstance(outcome, Dead) and id(outcome.fetched) in lost:
                     # It is not a dead letter; should it come here again, it is no duplicate.
@@ -463,6 +472,9 @@ class Inbox(Ownership):
         fetched = delivery.fetched
         volatile = fetched.shard == VOLATILE_SHARD
         stored: asyncio.Future[bool] | None = None
+        if self._closed:
+            delivery.state = LOST
+            raise LeaseLost(f"{doing} {delivery.message.id}: the protocol was closed; it is delivered again")
         if not volatile:
             stored = asyncio.get_running_loop().create_future()
             self._waiting_acks[id(fetched)] = stored
@@ -530,6 +542,13 @@ class Inbox(Ownership):
     def abandon(self) -> None:
         """As if the process was killed: nothing is stored any more."""
         self._closed = True
+        self._nothing_stored()
+
+    def _nothing_stored(self) -> None:
+        for waiter in self._waiting_acks.values():
+            if not waiter.done():
+                waiter.set_result(False)
+        self._waiting_acks.clear()
 
     async def close(self) -> None:
         """Give back what is held unstarted, store what is noted, leave. Deliveries that are open come
@@ -550,6 +569,7 @@ class Inbox(Ownership):
         except TimeoutError:
             log.warning("closed with outcomes that are not stored", extra={"queue": self.queue})
         consumer, self._closed = self._consumer, True
+        self._nothing_stored()
         await consumer.close()
 
 

@@ -14,7 +14,7 @@ from hivewire.backend import Append, Backend, Depth, Duplicate, Mode, QueueSpec,
 from hivewire.codec import check_agent, check_group, decode, encode, split_address
 from hivewire.delivery import Delivery
 from hivewire.engine.consumers import Consumers
-from hivewire.engine.core import Core, handling
+from hivewire.engine.core import Core, handling, lane_key
 from hivewire.engine.crew import Crew
 from hivewire.engine.groups import GROUP_QUEUE_PREFIX, JOIN, LEAVE, Groups
 from hivewire.engine.middleware import Middleware, chain
@@ -33,7 +33,7 @@ from hivewire.errors import (
     Undecodable,
 )
 from hivewire.ids import derived_id
-from hivewire.message import UNORDERED, Message
+from hivewire.message import Message
 from hivewire.protocol import DeadLetter, Handle, Health, Protocol, ProtocolMetrics, Receipt, Subscription
 from hivewire.rules.retry import Retry
 from hivewire.settings import Settings
@@ -184,9 +184,7 @@ class Engine(Protocol):
         """The queue and the stored form. Raises `MessageError` before anything is stored."""
         body = encode(message, self.settings.max_message_size_bytes)
         queue, instance = split_address(message.to)
-        key = instance or message.key or message.sender
-        if key is UNORDERED or key == UNORDERED:
-            key = message.id
+        key = lane_key(message, instance)
         ttl_s = message.ttl_s if message.ttl_s is not None else self.settings.message_ttl_s
         return queue, Record(message.id, key, body, message.type, message.sender, ttl_s, message.priority)
 

@@ -9,7 +9,7 @@ from hivewire.delivery import Delivery
 from hivewire.engine.core import Core
 from hivewire.engine.crew import Crew
 from hivewire.engine.inbox import Inbox
-from hivewire.errors import TimedOut
+from hivewire.errors import Closed, TimedOut
 from hivewire.ids import new_id
 from hivewire.message import Message
 
@@ -65,6 +65,9 @@ class Replies:
             waiter.set_result(message)
 
     async def close(self) -> None:
+        for waiter in self._waiting.values():
+            if not waiter.done():
+                waiter.set_exception(Closed("request: the protocol was closed before the reply came"))
         if self._inbox is not None:
             await self._inbox.close()
             await self._core.backend.drop_queue(self.address)

@@ -36,6 +36,7 @@ from hivewire.errors import Closed, QueueFull, QueueMissing
 from hivewire.settings import Settings
 
 _stores: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[str, Store]] = WeakKeyDictionary()
+_DEFAULT_CAP = 100_000
 _EPOCH_PREFIXES = ("agent/", "group/")
 
 
@@ -184,17 +185,18 @@ class MemoryBackend(Backend):
         store = stores.get(self._name)
         if store is None:
             settings = self._settings
-            store = stores[self._name] = Store(
-                _clock(loop), settings.queue_cap or 100_000, settings.dedup_window_ids, settings.dedup_window_s
-            )
+            store = stores[self._name] = Store(_clock(loop), settings.dedup_window_ids, settings.dedup_window_s)
         store.users += 1
         self._store = store
+
+    def _queue(self, name: str) -> Queue:
+        return self.store.queue(name, self._settings.queue_cap or _DEFAULT_CAP)
 
     def now(self) -> float:
         return self.store.now()
 
     async def declare(self, spec: QueueSpec) -> QueueSpec:
-        queue = self.store.queue(spec.name)
+        queue = self._queue(spec.name)
         if queue.spec.mode is None and spec.mode is not None:
             queue.spec = msgspec.structs.replace(queue.spec, mode=spec.mode)
         return queue.spec
@@ -214,7 +216,7 @@ class MemoryBackend(Backend):
                         problems[number] = QueueMissing(f"nobody waits for replies at {entry.queue}")
                         number += 1
                     continue
-                queue = store.queue(entry.queue)
+                queue = self._queue(entry.queue)
             records = entry.records
             if entry.room is not Room.ALWAYS:
                 room = queue.room(entry.room is Room.RESERVE)
@@ -248,7 +250,7 @@ class MemoryBackend(Backend):
         return records
 
     async def consume(self, queue: str, member: Member, owner: Ownership) -> Consumer:
-        consumer = MemoryConsumer(self, self.store.queue(queue), member, owner)
+        consumer = MemoryConsumer(self, self._queue(queue), member, owner)
         self.consumers.add(consumer)
         return consumer
 
@@ -275,7 +277,7 @@ class MemoryBackend(Backend):
         for cursor in picked:
             dead = self.store.dead.pop(cursor)
             record = msgspec.structs.replace(dead.record, replay=dead.record.replay + 1)
-            self.store.queue(dead.queue).append([record], self.store.now())
+            self._queue(dead.queue).append([record], self.store.now())
         return len(picked)
 
     async def purge_dead(self, queue: str | None, ids: Sequence[str] | None, older_than_s: float | None) -> int:

@@ -225,6 +225,10 @@ class Queue:
                 continue
             free = list(lane.records)[lane.taken :]
             for fetched in (fetched for fetched in free if fetched.at == at):
+                if lane.due_at is not None and lane.records[0] is fetched:
+                    lane.due_at = None  # the retry that the lane waited for
+                    self.ready.append(lane)
+                    self.notify()
                 lane.records.remove(fetched)
                 self.size -= 1
                 dead(fetched)
@@ -274,9 +278,8 @@ class Listener:
 class Store:
     """What all protocols of one name and event loop share."""
 
-    def __init__(self, now: Callable[[], float], cap: int, window_ids: int, window_s: float) -> None:
+    def __init__(self, now: Callable[[], float], window_ids: int, window_s: float) -> None:
         self.now = now
-        self.cap = cap
         self.queues: dict[str, Queue] = {}
         self.dead: dict[int, DeadRecord] = {}
         self.catalogue: dict[str, tuple[Entry, float | None]] = {}
@@ -287,10 +290,11 @@ class Store:
         self._dead_cursors = count(1)
         self._window = (window_ids, window_s)
 
-    def queue(self, name: str) -> Queue:
+    def queue(self, name: str, cap: int) -> Queue:
+        """The queue; whoever names it first decides its cap."""
         queue = self.queues.get(name)
         if queue is None:
-            spec = QueueSpec(name=name, cap=self.cap)
+            spec = QueueSpec(name=name, cap=cap)
             queue = self.queues[name] = Queue(spec, self.now, self._tokens, Window(*self._window))
         return queue
 
