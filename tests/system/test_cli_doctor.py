@@ -11,9 +11,9 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from tests.system.commands import Hive
 
 from hivewire.cli.doctor import file_system_of
+from tests.system.commands import Hive
 
 
 @pytest.fixture

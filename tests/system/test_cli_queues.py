@@ -6,9 +6,9 @@ import json
 from pathlib import Path
 
 import pytest
-from tests.system.commands import Hive
 
 import hivewire as hw
+from tests.system.commands import Hive
 
 
 @pytest.fixture
