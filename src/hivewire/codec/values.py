@@ -39,21 +39,25 @@ def check_json(value: Any, most: int, levels: int = MAX_DEPTH + 1) -> int:
 
 
 def check_inside(values: Any, most: int, levels: int) -> int:
+    """`check_json` for what a list, tuple or dict holds; it may be `levels` deep, itself included."""
     if levels == 0:
         raise Undecodable(f"lists and objects are nested deeper than {MAX_DEPTH} levels")
     most -= len(values)
     if most < 0:
         raise TooLarge("there are more values in it than max_message_size_bytes can hold")
     if isinstance(values, dict):
-        for key, value in values.items():
+        for key in values:
             if type(key) is not str and not isinstance(key, str):
                 raise Undecodable(f"the keys of an object in JSON are str; one is {shown(key)}")
-            if type(value) not in PLAIN:
-                most = check_json(value, most, levels)
-    else:
-        for value in values:
-            if type(value) not in PLAIN:
-                most = check_json(value, most, levels)
+        values = values.values()
+    for value in values:
+        kind = type(value)
+        if kind in PLAIN or (kind is float and isfinite(value)):
+            continue
+        if kind is dict or kind is list:  # in the loop, as most are: a call less for each
+            most = check_inside(value, most, levels - 1)
+        else:
+            most = check_json(value, most, levels)
     return most
 
 

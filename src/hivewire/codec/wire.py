@@ -114,8 +114,10 @@ def _write_message(message: Message, content: Any, max_size_bytes: int) -> bytes
     if type(priority) is not int or not 0 < priority < 11:
         _check_priority(priority)
     metadata = message.metadata
-    if metadata or type(metadata) is not dict:
-        _check_object(metadata, "metadata", max_size_bytes)
+    if type(metadata) is not dict:
+        raise MessageError(f"metadata of a message is a dict, not {type(metadata).__name__}")
+    if metadata:
+        check_inside(metadata, max_size_bytes, MAX_DEPTH)
     created_at = message.created_at
     if type(created_at) is not datetime or created_at.tzinfo is not UTC:
         created_at = _in_utc(created_at)
@@ -131,7 +133,9 @@ def _write_message(message: Message, content: Any, max_size_bytes: int) -> bytes
     )  # fmt: skip
     if not message.extra:
         return body
-    _check_object(message.extra, "extra", max_size_bytes)
+    if type(message.extra) is not dict:
+        raise MessageError(f"extra of a message is a dict, not {type(message.extra).__name__}")
+    check_inside(message.extra, max_size_bytes, MAX_DEPTH)
     if known := sorted(_KNOWN.intersection(message.extra)):
         raise MessageError(f"{known[0]!r} is a field of its own and can not be among the extra fields")
     return body[:-1] + b"," + _write(message.extra)[1:]
@@ -190,12 +194,6 @@ def _check_priority(priority: object) -> None:
         raise MessageError(f"the priority of a message is an int from 1 to 10; got {shown(priority)}")
 
 
-def _check_object(value: object, what: str, most: int) -> None:
-    if type(value) is not dict:
-        raise MessageError(f"{what} of a message is a dict, not {type(value).__name__}")
-    check_inside(value, most, MAX_DEPTH)
-
-
 def _in_utc(moment: object) -> datetime:
     if not isinstance(moment, datetime) or moment.utcoffset() is None:
         raise MessageError(f"created_at is a datetime with a time zone; got {shown(moment)}")
@@ -220,8 +218,9 @@ def decode(body: bytes) -> Message:
     """
     try:
         read = _read(body)
-        if read.content_encoding is None:
-            return _message(read, body)
+        if read.content_encoding is not None:
+            read.content = _from_base64(read.content_encoding, read.content)
+        return _message(read, body)
     except _READING_FAILED:
         pass  # the slow way finds out whether it is a message with more fields, or why it is none
     try:
