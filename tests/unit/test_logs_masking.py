@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from hivewire.teams.logs import masking
 from hivewire.teams.logs.masking import fold, refine, severity_of, template_of
 
 
@@ -120,3 +121,10 @@ def test_hostile_lines_cost_little(line: str) -> None:
 )
 def test_the_level_is_what_the_line_names(line: str, severity: str) -> None:
     assert severity_of(template(line)) == severity
+
+
+@settings(deadline=None)
+@given(st.text(alphabet='ERO I[]level=:"w<time>FATL-', max_size=30))
+def test_the_short_cut_to_no_level_changes_nothing(text: str) -> None:
+    found = masking._LEVEL.search(text, 0, 160)
+    assert (severity_of(text) == "none") == (found is None)

@@ -145,13 +145,20 @@ _LEVEL: Final = re.compile(
 )
 
 
+_LOUD: Final = re.compile("[A-Z]{3}")
+_HINTS: Final = ("[", "level", "lvl", "severity")
+
+
 def severity_of(template: str) -> str:
     """The level that a line names near its start, as one of `SEVERITIES`.
 
     >>> severity_of('<time> WARN disk is full'), severity_of("no error was found")
     ('warning', 'none')
     """
-    found = _LEVEL.search(template, 0, 160)
+    head = template[:160]
+    if not (_LOUD.search(head) or head[1:7] == "<time>" or any(hint in head for hint in _HINTS)):
+        return "none"  # as `_LEVEL` would say, for less
+    found = _LEVEL.search(head)
     if found is None:
         return "none"
     return _SEVERITY_OF[str(found.group(str(found.lastgroup))).upper()]

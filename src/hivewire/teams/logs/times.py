@@ -54,7 +54,7 @@ class TimeShape(msgspec.Struct, frozen=True, eq=False):
 def time_shape(shape: bytes) -> TimeShape | None:
     """How to read the time of lines of this shape; None when they carry none."""
     head = shape[:_NEAR]
-    found = _IN_SHAPE.search(head) if b"0" in head or b"\x03" in head else None
+    found = _IN_SHAPE.search(head) if b"0:0" in head or b"\x03" in head else None  # no other line can have one
     if found is None:
         return None
     kind = next(kind for kind in _IN_LINE if found.group(kind) is not None)
