@@ -17,6 +17,7 @@ _MOST_BINS: Final = 180
 _STEPS: Final = (1, 2, 5, 10, 15, 30, 60, 120, 360, 720, 1440, 2880, 10_080, 43_200, 131_400, 525_600)
 _MOST_OF_LINES: Final = 0.95
 _SILENCE: Final = 60  # minutes
+_LEAST_SHOWN: Final = 60  # minutes
 _TICKS: Final = 5
 _LEAST_APART: Final = 1.5  # per cent of the width
 HEIGHT: Final = 100  # of the drawing, in its own units
@@ -52,6 +53,8 @@ def choose_window(per_minute: Mapping[int, int]) -> Window | None:
     if 3 * (best[1] - best[0]) >= last - first:
         best = (first, last)
     best = _widened(best, minutes)
+    missing = max(0, _LEAST_SHOWN - (best[1] - best[0] + 1))  # a few minutes alone would be a few thick blocks
+    best = (best[0] - missing // 2, best[1] + missing - missing // 2)
     span = best[1] - best[0] + 1
     step = next((step for step in _STEPS if span <= step * _MOST_BINS), _STEPS[-1])
     start, end = best[0] // step * step, (best[1] // step + 1) * step
