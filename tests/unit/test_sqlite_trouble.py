@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from hivewire.backend import Append, Back
-from hivewire.backends.sqlite import SQLiteBackend, writer
+from hivewire.backends.sqlite import SQLiteBackend, file
 from hivewire.errors import BackendError, Closed, SettingsError, TimedOut
 from hivewire.settings import Settings
 from tests.unit.sqlite_driver import Owner, member, opened, put, record, texts
@@ -82,7 +82,7 @@ async def test_a_damaged_file_is_told(path: Path) -> None:
 async def test_a_locked_file_is_told_with_the_holder_and_works_again(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(writer, "_PATIENCE_S", 0.2)
+    monkeypatch.setattr(file, "PATIENCE_S", 0.2)
     hold = "import sqlite3, sys; db = sqlite3.connect(sys.argv[1], isolation_level=None); "
     hold += "db.execute('BEGIN IMMEDIATE'); print('held', flush=True); sys.stdin.read()"
     async with opened(path) as backend:

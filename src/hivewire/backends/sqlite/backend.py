@@ -112,7 +112,9 @@ class SQLiteBackend(Backend):
     async def health(self) -> BackendHealth:
         durability = self.features.durability
         try:
-            await self._read(reading.probe)
+            self.check_usable()
+            assert self._reader is not None
+            await self._reader.probe()
         except (BackendError, Closed) as error:
             return BackendHealth(ok=False, durability=durability, detail=str(error))
         warnings = () if self._full else ("synchronous=normal: a power cut may lose the last messages",)

@@ -15,10 +15,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 from hivewire.backends.sqlite import catalogue, members, tidying
+from hivewire.backends.sqlite.file import File
 from hivewire.backends.sqlite.members import Membership
 from hivewire.backends.sqlite.schema import boot_id, lease_clock
 from hivewire.backends.sqlite.transaction import Transaction
-from hivewire.backends.sqlite.writer import Writer, begin, call_on, open_file
+from hivewire.backends.sqlite.writer import Writer, call_on
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +48,7 @@ class Keeper:
         heard: Callable[[list[tuple[int, str, bytes]]], None],
         tidy: Callable[[Transaction], None],
     ) -> None:
-        self._path = path
+        self._file = File(path)
         self._writer = writer
         self._loop = asyncio.get_running_loop()
         self._ended = asyncio.Event()
@@ -56,7 +57,6 @@ class Keeper:
         self._poke = threading.Event()
         self._lock = threading.Lock()
         self._members: dict[Membership, float] = {}
-        self._db: sqlite3.Connection | None = None
         self._version = -1
         self._due_at = 0.0
         self._ends_at = 0.0
@@ -105,21 +105,21 @@ class Keeper:
                 pause = self._look()
             except Exception as error:  # the watch goes on: trouble with the file may end
                 log.debug("watching the file failed", exc_info=error)
-                self._drop_connection()
+                self._file.close()
                 pause = 0.2
             self._asleep = pause > _IDLE_S
             self._poke.wait(pause)
             self._asleep = False
             self._poke.clear()
-        self._drop_connection()
+        self._file.close()
         call_on(self._loop, self._ended.set)
 
     def _look(self) -> float:
-        if self._db is None:
-            self._db = open_file(self._path)
-            self._db.execute("PRAGMA synchronous = NORMAL")
+        is_new = not self._file.is_open
+        db = self._file.connection()
+        if is_new:
+            db.execute("PRAGMA synchronous = NORMAL")
             self._version = -1
-        db = self._db
         renew_at = self._renew(db)
         now = time.monotonic()
         waiting = self._writer.waiting_queues()
@@ -186,7 +186,7 @@ class Keeper:
 
     def _renew_these(self, db: sqlite3.Connection, due: list[Membership]) -> None:
         tokens = [(membership, membership.token) for membership in due]
-        begin(db, min(membership.member.lease_s for membership in due) / 3)
+        self._file.begin(min(membership.member.lease_s for membership in due) / 3)
         try:
             kept = [members.renew(db, token, membership.member.lease_s) for membership, token in tokens]
             db.execute("COMMIT")
@@ -199,12 +199,6 @@ class Keeper:
                 self._writer.do(_lapse, membership, token)
             elif membership.token == token:
                 membership.until = until
-
-    def _drop_connection(self) -> None:
-        db, self._db = self._db, None
-        if db is not None:
-            with contextlib.suppress(sqlite3.Error):
-                db.close()
 
 
 def _wake(transaction: Transaction, queues: set[int]) -> None:

@@ -13,8 +13,8 @@ from typing import TypeVar
 
 from hivewire.backend import Depth, QueueSpec
 from hivewire.backends.sqlite import trouble
+from hivewire.backends.sqlite.file import File
 from hivewire.backends.sqlite.schema import BLOCKED, READY
-from hivewire.backends.sqlite.writer import begin, open_file
 
 _Result = TypeVar("_Result")
 
@@ -36,30 +36,35 @@ class Reader:
     """One thread with a connection of its own, started with the first read."""
 
     def __init__(self, path: Path) -> None:
-        self._path = path
         self._executor = ThreadPoolExecutor(1, "hivewire-sqlite-reader")
-        self._db: sqlite3.Connection | None = None
+        self._file = File(path)
 
     async def read(self, function: Callable[[sqlite3.Connection], _Result]) -> _Result:
         return await asyncio.get_running_loop().run_in_executor(self._executor, self._read, function)
 
+    async def probe(self) -> None:
+        await self.read(self._probe)
+
     def _read(self, function: Callable[[sqlite3.Connection], _Result]) -> _Result:
         try:
-            if self._db is None:
-                self._db = open_file(self._path)
-            return function(self._db)
+            return function(self._file.connection())
         except Exception as error:
-            self._drop_connection()
-            raise trouble.explain(error, "read", self._path) from error
+            self._file.close()
+            raise trouble.explain(error, "read", self._file.path) from error
 
-    def _drop_connection(self) -> None:
-        db, self._db = self._db, None
-        if db is not None:
+    def _probe(self, db: sqlite3.Connection) -> None:
+        """Write, so that a full disk or a held lock shows itself."""
+        self._file.begin(_PROBE_S)
+        try:
+            db.execute(_PROBE)
+            db.execute("COMMIT")
+        except BaseException:
             with contextlib.suppress(sqlite3.Error):
-                db.close()
+                db.execute("ROLLBACK")
+            raise
 
     async def close(self) -> None:
-        await asyncio.get_running_loop().run_in_executor(self._executor, self._drop_connection)
+        await asyncio.get_running_loop().run_in_executor(self._executor, self._file.close)
         self._executor.shutdown()
 
 
@@ -83,15 +88,3 @@ def depth(db: sqlite3.Connection, name: str) -> Depth:
 
 def queues(db: sqlite3.Connection) -> list[QueueSpec]:
     return [QueueSpec(name=name, mode=mode, shards=shards, cap=cap) for name, mode, shards, cap in db.execute(_QUEUES)]
-
-
-def probe(db: sqlite3.Connection) -> None:
-    """Write, so that a full disk or a held lock shows itself."""
-    begin(db, _PROBE_S)
-    try:
-        db.execute(_PROBE)
-        db.execute("COMMIT")
-    except BaseException:
-        with contextlib.suppress(sqlite3.Error):
-            db.execute("ROLLBACK")
-        raise

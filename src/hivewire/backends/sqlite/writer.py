@@ -5,23 +5,20 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import random
 import sqlite3
 import threading
-import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, Protocol
 
-from hivewire.backends.sqlite import schema, storing, trouble
+from hivewire.backends.sqlite import file, storing, trouble
 from hivewire.backends.sqlite.transaction import Transaction
 from hivewire.errors import Closed
 
 log = logging.getLogger(__name__)
 
-_PATIENCE_S = 4.0
 _PATIENCE_IN_TROUBLE_S = 0.25
 _MOST_AT_ONCE = 4_096
 
@@ -66,25 +63,6 @@ def call_on(loop: asyncio.AbstractEventLoop, function: Callable[..., Any], *argu
         loop.call_soon_threadsafe(function, *arguments)
 
 
-def begin(db: sqlite3.Connection, patience_s: float) -> None:
-    """Take the write lock. SQLite's own waiting sleeps up to 100 ms at a time; this one up to 3 ms."""
-    deadline = 0.0
-    pause = 0.0002
-    while True:
-        try:
-            db.execute("BEGIN IMMEDIATE")
-            return
-        except sqlite3.OperationalError as error:
-            if not trouble.is_busy(error):
-                raise
-            now = time.monotonic()
-            deadline = deadline or now + patience_s
-            if now >= deadline:
-                raise
-            time.sleep(random.uniform(pause / 2, pause))
-            pause = min(pause * 1.3, 0.003)
-
-
 class Writer:
     """`submit` and `park` are called on the event loop; all else runs in the thread."""
 
@@ -99,7 +77,7 @@ class Writer:
         self._queue: SimpleQueue[Any] = SimpleQueue()
         self._parked: dict[int, list[Waiting]] = {}
         self._attempting: Waiting | None = None
-        self._db: sqlite3.Connection | None = None
+        self._file = file.File(path)
         self._stopping = False
         self._ended = asyncio.Event()
         self._thread = threading.Thread(target=self._run, name="hivewire-sqlite-writer", daemon=True)
@@ -148,7 +126,8 @@ class Writer:
             self._hand_over(self._take_in([item for item in burst if item is not None] if is_last else burst))
             if is_last:
                 break
-        self._drop_connection()
+            self._file.give_turn()
+        self._file.close()
         call_on(self._loop, self._ended.set)
 
     def _hand_over(self, outcomes: list[Outcome]) -> None:
@@ -182,7 +161,7 @@ class Writer:
         if trouble.concerns_the_file(error):
             told = trouble.explain(error, "use", self.path)
             self.trouble = told
-            self._drop_connection()
+            self._file.close()
             waiting = [item for queue in fresh for item in self._parked.pop(queue, ())]
             return [(item, None, told) for item in (*operations, *waiting)]
         if self._attempting is not None:
@@ -197,10 +176,13 @@ class Writer:
         return outcomes + self._burst([], fresh)
 
     def _transaction(self, operations: list[Any], fresh: set[int]) -> list[Outcome]:
-        db = self._connection()
+        is_new = not self._file.is_open
+        db = self._file.connection()
+        if is_new:
+            self._level = ""
         durable = any(isinstance(item, Operation) and item.durable for item in operations)
         self._synchronous(db, "FULL" if durable and self._full else "NORMAL")
-        begin(db, _PATIENCE_S if self.trouble is None else _PATIENCE_IN_TROUBLE_S)
+        self._file.begin(file.PATIENCE_S if self.trouble is None else _PATIENCE_IN_TROUBLE_S)
         transaction = Transaction(db)
         outcomes: list[Outcome] = []
         try:
@@ -250,19 +232,6 @@ class Writer:
             db.execute(f"PRAGMA synchronous = {level}")
             self._level = level
 
-    def _connection(self) -> sqlite3.Connection:
-        if self._db is None:
-            self._db = open_file(self.path)
-            self._level = ""
-        return self._db
-
-    def _drop_connection(self) -> None:
-        """After trouble with the file the next transaction opens it anew: it may be another one by then."""
-        db, self._db = self._db, None
-        if db is not None:
-            with contextlib.suppress(sqlite3.Error):
-                db.close()
-
 
 def _deliver(outcomes: list[Outcome]) -> None:
     for target, value, error in outcomes:
@@ -272,30 +241,3 @@ def _deliver(outcomes: list[Outcome]) -> None:
             target()
         else:
             target.deliver(value, error)
-
-
-def open_file(path: Path) -> sqlite3.Connection:
-    """A connection to the file with our tables in it, made if the file is new."""
-    db = schema.connect(path)
-    try:
-        deadline = time.monotonic() + _PATIENCE_S
-        while True:
-            try:
-                if schema.check(db, path):
-                    db.execute("PRAGMA journal_mode = WAL")
-                    return db
-                db.execute("PRAGMA auto_vacuum = INCREMENTAL")
-                db.execute("PRAGMA journal_mode = WAL")
-                begin(db, _PATIENCE_S)
-                if not schema.check(db, path):
-                    schema.create(db)
-                db.execute("COMMIT")
-                return db
-            except sqlite3.OperationalError as error:
-                # Changing the journal mode takes an exclusive lock for a moment.
-                if not trouble.is_busy(error) or time.monotonic() > deadline:
-                    raise
-                time.sleep(random.uniform(0.001, 0.005))
-    except BaseException:
-        db.close()
-        raise
