@@ -5,13 +5,15 @@ from __future__ import annotations
 import os
 import signal
 import sqlite3
+import subprocess
+import sys
 import time
 from contextlib import closing
 from pathlib import Path
 
 import pytest
 
-from tests.system.commands import Hive, wait_for_end
+from tests.system.commands import Hive, Running, environment, wait_for_end
 
 pytestmark = pytest.mark.processes
 
@@ -246,3 +248,24 @@ def test_ctrl_c_ends_what_watches(hive: Hive, command: list[str]) -> None:
         watching.signal(signal.SIGINT)
         assert watching.wait() == 130
         assert "Traceback" not in watching.seen
+
+
+def test_hw_run_in_a_program_of_ones_own_stops_as_cleanly(hive: Hive) -> None:
+    hive.module("program", "import hivewire as hw\nfrom team import slow\nprint('up', flush=True)\nhw.run(slow)\n")
+    process = subprocess.Popen(
+        [sys.executable, "program.py"],
+        cwd=hive.folder,
+        env=environment(HIVEWIRE_URL=hive.protocol),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
+    program = Running(process)
+    try:
+        program.until("up")
+        hive("send", "slow", "--content", "0.5")
+        program.until("begun")
+        program.signal(signal.SIGTERM)
+        assert program.wait() == 0, program.seen
+        assert "done 0.5" in program.seen
+    finally:
+        program.end()
