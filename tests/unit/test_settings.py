@@ -349,6 +349,22 @@ def test_names_of_the_reference_set_the_general_setting_of_the_store_in_use(monk
     assert settings.origins["message_ttl_s"] == "the environment variable REDIS_MESSAGE_TTL"
     assert load("redis://h", message_ttl_s=1).message_ttl_s == 1
     assert load(inmemory={"max_queue_size": 1000}).queue_cap == 1000
+    write_file("message_ttl_s = 5")
+    assert load("redis://h").message_ttl_s == 86400  # the environment outweighs the file
+    monkeypatch.setenv("HIVEWIRE_MESSAGE_TTL_S", "6")
+    assert load("redis://h").message_ttl_s == 6  # the general name outweighs the special one
+
+
+def test_what_a_url_says_names_the_source_of_the_url(monkeypatch: pytest.MonkeyPatch) -> None:
+    write_file('url = "sqlite:///f.db?max_attempts=3"')
+    assert load().origins["max_attempts"] == "the URL in hivewire.toml"
+    monkeypatch.setenv("HIVEWIRE_URL", "sqlite:///e.db?max_attempts=4")
+    settings = load()
+    assert (settings.max_attempts, settings.url) == (4, "sqlite:///e.db")
+    assert settings.origins["max_attempts"] == "the URL in the environment variable HIVEWIRE_URL"
+    monkeypatch.setenv("HIVEWIRE_URL", "sqlite:///e.db?max_attempts=0")
+    with pytest.raises(SettingsError, match="max_attempts in the URL in the environment variable HIVEWIRE_URL"):
+        load()
 
 
 @pytest.mark.parametrize("name", ["worker_name", "redis_addr", "kafka_group_id", "kafka_brokers", "url"])

@@ -185,10 +185,12 @@ def _joined(layers: list[Layer]) -> Settings:
     _choose_target(layers)
     values: dict[str, Any] = {}
     origins: dict[str, str] = {}
-    for layer in reversed(layers):
+    weights: dict[str, int] = {}
+    for weight, layer in enumerate(reversed(layers)):
         values.update(layer.values)
         origins.update(layer.origins)
-    _fill_general(values, origins)
+        weights.update(dict.fromkeys(layer.values, weight))
+    _fill_general(values, origins, weights)
     _check_lease(values, origins)
     _check_together(values, origins)
     values.setdefault("url", _DEFAULT_URLS.get(values.get("protocol", "inmemory")))
@@ -237,12 +239,15 @@ def _put_target(layer: Layer, target: Target, origin: str) -> None:
     layer.origins = from_url.origins | layer.origins
 
 
-def _fill_general(values: dict[str, Any], origins: dict[str, str]) -> None:
-    """Reference names such as REDIS_MESSAGE_TTL set the general setting, unless that is set itself."""
+def _fill_general(values: dict[str, Any], origins: dict[str, str], weights: Mapping[str, int]) -> None:
+    """Reference names such as REDIS_MESSAGE_TTL set the general setting, unless that is set itself, by a
+    source of the same weight or more."""
     protocol = values.get("protocol", "inmemory")
     for setting in every_setting():
         general = setting.about.sets
-        if general and setting.section == protocol and values.get(setting.name) is not None and general not in values:
+        if not general or setting.section != protocol or values.get(setting.name) is None:
+            continue
+        if weights[setting.name] > weights.get(general, -1):
             values[general] = values[setting.name]
             origins[general] = origins[setting.name]
 
