@@ -58,9 +58,16 @@ def test_every_make_target_that_is_named_exists() -> None:
     assert set(re.findall(r"make ([a-z-]+)`", README)) <= targets
 
 
-def test_every_linked_file_exists() -> None:
-    linked = [link for link in re.findall(r"\]\(([^)#]+)\)", README) if "://" not in link]
-    assert [link for link in linked if not (ROOT / link).exists()] == []
+@pytest.mark.parametrize(
+    "page", [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))], ids=lambda page: page.stem
+)
+def test_every_linked_file_exists(page: Path) -> None:
+    linked = [
+        link
+        for link in re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8"))
+        if "://" not in link
+    ]
+    assert [link for link in linked if not (page.parent / link).exists()] == []
 
 
 @pytest.mark.parametrize("source", EXAMPLES, ids=range(len(EXAMPLES)))
