@@ -24,7 +24,7 @@ h1 { font-size: 1.5rem } h2 { font-size: 1.1rem; margin: 2rem 0 .2rem } svg { wi
 text { font: 13px system-ui, sans-serif; fill: #212529 } .soft { fill: #6c757d } p, td { overflow-wrap: anywhere }
 table { border-collapse: collapse }
 td { padding: .2rem .8rem .2rem 0; vertical-align: top; border-top: 1px solid #e9ecef }
-.pass { color: #2b8a3e } .fail { color: #c92a2a; font-weight: 600 }
+.pass, .fail { white-space: nowrap } .pass { color: #2b8a3e } .fail { color: #c92a2a; font-weight: 600 }
 """
 
 
@@ -39,7 +39,7 @@ def _panel(rows: list[Figures]) -> str:
             f'<text x="0" y="{top + BAR}">{escape(row.peer)}</text>'
             f'<rect x="{LABEL}" y="{top + 3}" width="{length:.1f}" height="{BAR}" rx="2" fill="{colour}"/>'
             f'<text x="{LABEL + length + 8:.1f}" y="{top + BAR}">{row.rate:,.0f}/s'
-            f'<tspan class="soft" dx="8">{row.cpu_us:.1f} us CPU, p99 {row.p99_ms:.2f} ms</tspan></text>'
+            f'<tspan class="soft" dx="8">{row.cpu_us:.1f} us CPU, p99 {row.p99_ms:.3g} ms</tspan></text>'
         )
     return "".join([*parts, "</svg>"])
 
