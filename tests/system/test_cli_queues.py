@@ -77,11 +77,9 @@ async def test_content_from_a_file_from_standard_input_as_text_as_bytes_and_none
         (["send", "team", "--group", "--delay", "1s"], "--group"),
         (["send"], "TO"),
         (["send", "coder", "--wait", "100ms"], "reply"),
-        (["queues", "bad name!"], "bad name!"),
         (["queues", "--watch", "often"], "duration"),
         (["dead"], "list|show|replay|purge"),
         (["dead", "bury"], "invalid choice"),
-        (["dead", "show", "nobody"], "'nobody'"),
         (["dead", "purge"], "--all"),
         (["dead", "replay", "some-id", "--all"], "not both"),
         (["tail"], "AGENT"),
@@ -124,9 +122,19 @@ def test_the_queues_of_a_hive(hive: Hive) -> None:
     assert set(rows) == {"coder", "writer"}
     counts = {name: rows["coder"][name] for name in ("ready", "in_flight", "scheduled", "dead")}
     assert counts == {"ready": 2, "in_flight": 0, "scheduled": 1, "dead": 0}
+    assert [row["agent"] for row in hive("queues", "writer", "--json").json] == ["writer"]
+    assert "bad name!" in hive("queues", "bad name!").err
     table = hive("queues").out.splitlines()
     assert table[0].split()[:5] == ["agent", "ready", "in", "flight", "scheduled"]
     assert [line.split()[0] for line in table[1:]] == ["coder", "writer"]
+
+
+def test_looking_does_not_make_a_file(hive: Hive) -> None:
+    looks = [["queues"], ["dead", "list"], ["dead", "show", "x"], ["dead", "purge", "--all"], ["doctor"]]
+    codes = {" ".join(look): hive(*look).code for look in looks}
+    assert codes == {"queues": 0, "dead list": 0, "dead show x": 2, "dead purge --all": 0, "doctor": 0}
+    assert "does not exist yet" in hive("queues").err
+    assert list(hive.folder.iterdir()) == []
 
 
 def test_queues_again_and_again_into_a_pipe(hive: Hive) -> None:
@@ -159,6 +167,8 @@ async def test_dead_letters_are_listed_shown_replayed_and_purged(hive: Hive) -> 
 
     assert "say --yes" in hive("dead", "purge", first).err
     assert hive("dead", "purge", first, "--yes").out == "purged 1\n"
+    unknown = hive("dead", "show", first)
+    assert (unknown.code, unknown.is_one_sentence) == (2, True)
     gone = hive("dead", "purge", first, "--yes")
     assert (gone.code, gone.out) == (1, "purged 0\n")
     assert hive("dead", "replay", "--agent", "coder", "--reason", "taste", "--yes", "--json").json == {"replayed": 1}

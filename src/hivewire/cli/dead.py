@@ -15,6 +15,7 @@ from hivewire.cli.options import (
     connect_from,
     count,
     duration_s,
+    is_store_missing,
     note_if_memory,
     print_table,
     printable,
@@ -61,7 +62,26 @@ def run(args: argparse.Namespace) -> int:
     if args.action in ("replay", "purge"):
         _check_choice(args)
     note_if_memory(args)
+    if is_store_missing(args):
+        return _nothing(args)
     return run_async({"list": _list, "show": _show, "replay": _replay, "purge": _purge}[args.action](args))
+
+
+def _nothing(args: argparse.Namespace) -> int:
+    """There is no store, so there are no dead letters."""
+    if args.action == "list":
+        _print_rows([], args.json)
+        return 0
+    if args.action == "show":
+        raise UsageError(f"there is no dead letter {args.id!r}")
+    return _report(args, "replayed" if args.action == "replay" else "purged", 0)
+
+
+def _print_rows(rows: list[dict[str, Any]], as_json: bool) -> None:
+    if rows or as_json:
+        print_table(rows, COLUMNS, as_json)
+    else:
+        print("no dead letters")
 
 
 def _check_choice(args: argparse.Namespace) -> None:
@@ -120,10 +140,7 @@ async def _list(args: argparse.Namespace) -> int:
                 break
             error = letter.error if args.json else last_line(letter.error)
             rows.append(row_of(letter) | {"error": error, "dead_at": letter.dead_at})
-    if rows or args.json:
-        print_table(rows, COLUMNS, args.json)
-    else:
-        print("no dead letters")
+    _print_rows(rows, args.json)
     if more:
         sys.stderr.write(f"there are more than {args.limit}; --limit N shows more\n")
     return 0

@@ -95,8 +95,12 @@ async def _findings(args: argparse.Namespace) -> AsyncIterator[Finding]:
     if settings.protocol == "sqlite":
         from hivewire.backends.sqlite.schema import path_of
 
-        for finding in _file(path_of(settings.url)):
+        path = path_of(settings.url)
+        for finding in _file(path):
             yield finding
+        if not path.exists():  # looking must not make one
+            yield Finding("reachable", "warning", f"{path} does not exist yet; the first message makes it")
+            return
     try:
         async with connect_from(args) as protocol:
             async for finding in _store(protocol, settings):

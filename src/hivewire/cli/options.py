@@ -94,6 +94,21 @@ def note_if_memory(args: argparse.Namespace) -> None:
         )
 
 
+def is_store_missing(args: argparse.Namespace) -> bool:
+    """Whether the SQLite file does not exist yet: looking must not make one. Says so on stderr."""
+    settings = settings_from(args)
+    if settings.protocol != "sqlite":
+        return False
+    from hivewire.backends.sqlite.schema import path_of
+
+    path = path_of(settings.url)
+    if not path.parent.is_dir():
+        raise UsageError(f"there is no folder {str(path.absolute().parent)!r}")
+    if not path.exists():
+        sys.stderr.write(f"note: {path} does not exist yet; the first message makes it\n")
+    return not path.exists()
+
+
 def connect_from(args: argparse.Namespace, **settings: Any) -> Protocol:
     """The protocol that `--protocol`, the environment and the file name; not opened yet."""
     from hivewire.factory import connect

@@ -12,6 +12,7 @@ from hivewire.cli.options import (
     add_protocol_option,
     connect_from,
     duration_s,
+    is_store_missing,
     note_if_memory,
     print_table,
     run_async,
@@ -39,7 +40,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     note_if_memory(args)
+    if is_store_missing(args) and args.watch is None:
+        _print([], args.json)
+        return 0
     return run_async(_show(args))
+
+
+def _print(rows: list[dict[str, Any]], as_json: bool) -> None:
+    if rows or as_json:
+        print_table(rows, COLUMNS, as_json)
+    else:
+        print("no agent has a queue here yet")
 
 
 async def _show(args: argparse.Namespace) -> int:
@@ -48,10 +59,7 @@ async def _show(args: argparse.Namespace) -> int:
             rows = await rows_of(protocol, args.agents)
             if args.watch is not None and sys.stdout.isatty():
                 sys.stdout.write("\x1b[H\x1b[2J")
-            if rows or args.json:
-                print_table(rows, COLUMNS, args.json)
-            else:
-                print("no agent has a queue here yet")
+            _print(rows, args.json)
             if args.watch is None:
                 return 0
             sys.stdout.flush()

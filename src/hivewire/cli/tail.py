@@ -70,8 +70,8 @@ class _Until:
 
 
 async def _take(args: argparse.Namespace) -> int:
-    until = _Until(args)
     async with connect_from(args) as protocol:
+        until = _Until(args)
         while not until.is_over:
             batch = await protocol.receive(args.agent, limit=until.most(10), wait_s=until.time_left_s(5.0))
             for delivery in batch:
@@ -83,8 +83,8 @@ async def _take(args: argparse.Namespace) -> int:
 
 
 async def _watch(args: argparse.Namespace) -> int:
-    until = _Until(args)
     async with connect_from(args) as protocol:
+        until = _Until(args)
         shown: dict[str, Any] = {}
         after = await _last_cursor(protocol, args.agent)
         while not until.is_over:
