@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable
+from functools import partial
 
 from hivewire.backend import QueueSpec
 from hivewire.engine.core import Core
@@ -48,7 +49,7 @@ class Consumers:
             self._core,
             agent,
             competing=spec.mode == "competing",
-            accepts=lambda type: subscriptions.accepts(agent, type),
+            accepts=partial(subscriptions.accepts, agent),
         )
 
         async def recheck(type: str) -> bool:

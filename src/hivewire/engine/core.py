@@ -79,8 +79,10 @@ class Floor:
 
     def leave(self) -> None:
         self.running -= 1
-        if self.alone:
-            self._changed.set()
+        self.changed()
+
+    def changed(self) -> None:
+        self._changed.set()
 
     async def wait(self) -> None:
         """Until nobody has or wants the floor alone."""

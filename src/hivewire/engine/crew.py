@@ -55,6 +55,7 @@ class Crew:
         self.inbox = inbox
         self._core = inbox.core
         self._handle = handle
+        self._call: Handle = handle if inbox.core.incoming is None else self._through_middleware  # type: ignore[assignment]  # it is given our own deliveries only
         self._concurrency = concurrency
         self._timeout_s = timeout_s
         self._timeout_of = timeout_of
@@ -162,99 +163,102 @@ class Crew:
             self._slots.remove(slot)
 
     async def _run_lane(self, slot: Slot, lane: Lane) -> None:
-        """Handle the lane's records, one after another, for a slice of time."""
-        waiting, inbox, loop = lane.waiting, self.inbox, self._loop
-        began = now = loop.time()
-        handled = 0
+        """Handle the lane's records, one after another, for a slice of time.
+
+        The loop that every message goes through: what is rare is in methods of its own.
+        """
+        waiting, inbox, floor, time = lane.waiting, self.inbox, self._core.floor, self._loop.time
+        began = now = time()
+        handled = redelivered = 0
         try:
-            while lane.may_go_on and not self._stopping:
+            while waiting and not (lane.lost or lane.blocked or lane.ending or self._stopping):
                 fetched = waiting[0]
-                message = await inbox.admit(lane)
+                message = inbox.admit_now(fetched) or await inbox.admit(lane)
                 if message is None:
                     continue
-                if not await self._may_start(fetched, lane):
+                if fetched.suspect or floor.alone:
+                    if not await self._may_start(fetched, lane):
+                        break
+                elif not inbox.holds(lane):
                     break
+                elif not fetched.marked:
+                    fetched.starts += 1
+                delivery = slot.delivery = EngineDelivery(inbox, lane, fetched, message)
                 slot.started_at = now
-                await self._run(slot, lane, fetched, message)
                 handled += 1
-                now = loop.time()
+                if fetched.starts > 1:
+                    redelivered += 1
+                self._watch(delivery, now)
+                floor.running += 1
+                try:
+                    await self._call(delivery)
+                    if delivery.state == OPEN and not lane.lost:
+                        delivery.state = SETTLED
+                        inbox.done(lane)
+                except BaseException as error:
+                    if not self._failed(slot, delivery, error):
+                        raise
+                finally:
+                    slot.delivery = None
+                    floor.running -= 1
+                    if floor.alone:
+                        self._left_floor(fetched)
+                now = time()
                 if now - began > _SLICE_S:
                     await asyncio.sleep(0)
                     break
         finally:
             if handled:
-                self._pace.observe(handled, max(loop.time() - began, 1e-7))
+                inbox.metrics.messages_received += handled
+                inbox.metrics.redelivered += redelivered
+                self._pace.observe(handled, max(time() - began, 1e-7))
             if waiting and not lane.lost and not lane.blocked:
                 inbox.lanes.resume(lane)
 
     async def _may_start(self, fetched: Fetched, lane: Lane) -> bool:
-        if self._core.floor.alone:
-            await self._core.floor.wait()
-        if not self.inbox.holds(lane):
+        """For what was with a process that died, or while somebody has the floor alone."""
+        await self._core.floor.wait()
+        if not self._may_go_on(lane):
             return False
-        if fetched.marked:
-            return not self._stopping
-        if fetched.suspect:
-            if runs_alone(fetched):
-                await self._core.floor.take()
-            try:
-                if not await self.inbox.mark(fetched):
-                    self.inbox.lost({lane.shard})
-            except BackendError as error:
-                log.warning("cannot mark a start yet", extra={"queue": self.inbox.queue, "error": str(error)})
-                await asyncio.sleep(_FETCH_RETRY_S)
-                self._floor_back(fetched)
-                return False
+        if not fetched.suspect:
+            fetched.starts += not fetched.marked
+            return True
+        if runs_alone(fetched):
+            await self._core.floor.take()
+        try:
+            if not fetched.marked and not await self.inbox.mark(fetched):
+                self.inbox.lost({lane.shard})
+        except BackendError as error:
+            log.warning("cannot mark a start yet", extra={"queue": self.inbox.queue, "error": str(error)})
+            await asyncio.sleep(_FETCH_RETRY_S)
+            self._left_floor(fetched)
+            return False
+        if self._may_go_on(lane):
+            return True
+        self._left_floor(fetched)
+        if not lane.lost:
+            fetched.starts -= 1
+            fetched.marked = False
+        return False
+
+    def _may_go_on(self, lane: Lane) -> bool:
+        return not (lane.lost or lane.ending or self._stopping) and self.inbox.holds(lane)
+
+    def _left_floor(self, fetched: Fetched) -> None:
+        """Tell who waits for the floor; give it back if this record had it alone."""
+        floor = self._core.floor
+        if runs_alone(fetched) and floor.alone and not floor.running:
+            floor.give_back()
         else:
-            fetched.starts += 1
-        if lane.lost or lane.ending or self._stopping:
-            self._floor_back(fetched)
-            if not lane.lost:
-                fetched.starts -= 1
-                fetched.marked = False
-            return False
-        return True
+            floor.changed()
 
-    def _floor_back(self, fetched: Fetched) -> None:
-        if runs_alone(fetched) and self._core.floor.alone:
-            self._core.floor.give_back()
-
-    async def _run(self, slot: Slot, lane: Lane, fetched: Fetched, message: Message) -> None:
-        inbox, core = self.inbox, self._core
-        delivery = EngineDelivery(inbox, lane, fetched, message)
-        delivery.held = True
-        slot.delivery = delivery
-        slot.why = ""
-        inbox.handed_out(fetched)
-        core.floor.running += 1
+    def _watch(self, delivery: EngineDelivery, now: float) -> None:
+        """See that the handler is marked when it lasts, and cancelled when it lasts too long."""
         if self._timeout_of is not None:
-            delivery.timeout_s = self._timeout_of(message.type)
-        due = slot.started_at + (self._limit(delivery) if fetched.marked else _MARK_AFTER_S)
+            delivery.timeout_s = self._timeout_of(delivery.message.type)
+        due = now + (self._limit(delivery) if delivery.fetched.marked else _MARK_AFTER_S)
         if due < self._sweep_at:
             self._arm(due)
-        try:
-            if core.incoming is None:
-                await self._handle(delivery)
-            else:
-                await self._through_middleware(delivery)
-        except asyncio.CancelledError:
-            if not self._cancelled(slot, delivery, lane):
-                raise
-        except Exception as error:
-            if delivery.state == OPEN and not lane.lost:
-                delivery.state = SETTLED
-                inbox.outcome_of(lane, error)
-            elif not isinstance(error, Closed):
-                log.warning("handler failed after its delivery was settled", exc_info=error)
-        else:
-            if delivery.state == OPEN and not lane.lost:
-                delivery.state = SETTLED
-                inbox.done(lane)
-        finally:
-            slot.delivery = None
-            core.floor.leave()
-            if fetched.crashes:
-                self._floor_back(fetched)
 
     async def _through_middleware(self, delivery: EngineDelivery) -> None:
         async def last(message: Message) -> None:
@@ -263,6 +267,20 @@ class Crew:
 
         assert self._core.incoming is not None
         await self._core.incoming(delivery.message, last)
+
+    def _failed(self, slot: Slot, delivery: EngineDelivery, error: BaseException) -> bool:
+        """Note what a handler's exception means. False: the slot must end."""
+        lane = delivery.lane
+        if isinstance(error, asyncio.CancelledError):
+            return self._cancelled(slot, delivery, lane)
+        if not isinstance(error, Exception):
+            return False
+        if delivery.state == OPEN and not lane.lost:
+            delivery.state = SETTLED
+            self.inbox.outcome_of(lane, error)
+        elif not isinstance(error, Closed):
+            log.warning("handler failed after its delivery was settled", exc_info=error)
+        return True
 
     def _cancelled(self, slot: Slot, delivery: EngineDelivery, lane: Lane) -> bool:
         """True: it was we who cancelled the handler, and the slot goes on."""

@@ -59,6 +59,8 @@ class Inbox(Ownership):
         self._consumer: Consumer | None = None
         self._shards = None if core.features.store_lanes else Shards(per_record_ack=core.features.per_record_ack)
         """Lanes live here where the store leases whole shards."""
+        self._now = 0.0
+        """The store's time of the last fetch: near enough for windows of minutes."""
         self._later: list[tuple[float, int, Fetched]] = []
         self._freed = asyncio.Event()
         self._ties = count()
@@ -127,16 +129,10 @@ class Inbox(Ownership):
 
     # -- taking
 
-    def handed_out(self, fetched: Fetched) -> None:
-        metrics = self.metrics
-        metrics.messages_received += 1
-        if fetched.starts > 1:
-            metrics.redelivered += 1
-
     def _sample_latency(self, fetched: Fetched) -> None:
         """Once a batch: the reference's moving average."""
         metrics = self.metrics
-        now = self.core.backend.now()
+        self._now = now = self.core.backend.now()
         metrics.average_latency += 0.2 * (max(0.0, now - fetched.stored_at) - metrics.average_latency)
         metrics.last_updated = now
 
@@ -186,6 +182,26 @@ class Inbox(Ownership):
             self.lost({lane.shard})
             return False
         return True
+
+    def admit_now(self, fetched: Fetched) -> Message | None:
+        """The message of a lane's first record in the plain case. None: ask `admit`."""
+        record = fetched.record
+        settled = self._settled
+        if (
+            fetched.suspect
+            or fetched.seen
+            or record.replay
+            or record.ttl_s is not None
+            or record.dedup_key is not None
+            or record.id in settled.new
+            or record.id in settled.old
+        ):
+            return None
+        try:
+            message = decode(record.body)
+        except Undecodable:
+            return None
+        return message if self.accepts(message.type) else None
 
     async def admit(self, lane: Lane) -> Message | None:
         """The message of the lane's first record, if its handler may start. If not, its outcome is noted;
@@ -252,13 +268,22 @@ class Inbox(Ownership):
     # -- outcomes. Each takes the lane's first record off; the taker still has the lane if it holds more.
 
     def done(self, lane: Lane) -> bool:
-        fetched = lane.waiting[0]
-        self._remember(fetched)
-        if fetched.shard != VOLATILE_SHARD:
-            self._done.append(fetched)
-            self._flush_wanted.set()
-        else:
+        waiting = lane.waiting
+        fetched = waiting[0]
+        if fetched.shard == VOLATILE_SHARD:
             self.metrics.acked += 1
+            return self._next(lane)
+        record = fetched.record
+        if record.replay or record.dedup_key is not None:
+            self._remember(fetched)
+        else:
+            self._settled.add(record.id, self._now)
+        if not self._done:
+            self._flush_wanted.set()
+        self._done.append(fetched)
+        if len(waiting) > 1:
+            waiting.popleft()
+            return True
         return self._next(lane)
 
     def dead(self, lane: Lane, reason: str, error: str) -> bool:
@@ -271,10 +296,9 @@ class Inbox(Ownership):
         return self._next(lane)
 
     def _remember(self, fetched: Fetched) -> None:
-        now = self.core.backend.now()
-        self._settled.add(life(fetched.record), now)
+        self._settled.add(life(fetched.record), self._now)
         if fetched.record.dedup_key is not None:
-            self._settled.add(_idempotent(fetched.record), now)
+            self._settled.add(_idempotent(fetched.record), self._now)
 
     def _next(self, lane: Lane) -> bool:
         if self.lanes.finished(lane):
@@ -498,7 +522,8 @@ class Inbox(Ownership):
         self.open[delivery.fetched.record.id] = delivery
         self.core.floor.enter()
         self.extend(delivery)
-        self.handed_out(delivery.fetched)
+        self.metrics.messages_received += 1
+        self.metrics.redelivered += delivery.attempt > 1
 
     def _ended(self, delivery: EngineDelivery) -> bool:
         """Whether it was with somebody outside; now it is not."""

@@ -40,7 +40,10 @@ class Sender:
             if self._lines and any((entry.queue, entry.room) in self._lines for entry in batch):
                 problems: Mapping[int, Duplicate | Exception] = await self._in_line(batch, None, timeout_s)
             else:
-                problems = await self._try(batch)
+                try:
+                    problems = await self._core.backend.append(batch)
+                except ConnectionLost as error:
+                    problems = dict.fromkeys(range(size), error)
                 if problems and not all(isinstance(problem, Duplicate) for problem in problems.values()):
                     problems = await self._in_line(batch, problems, timeout_s)
         finally:

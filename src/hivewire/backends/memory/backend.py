@@ -37,6 +37,8 @@ from hivewire.settings import Settings
 
 _stores: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[str, Store]] = WeakKeyDictionary()
 _DEFAULT_CAP = 100_000
+_YIELD_EVERY = 64
+_MOST_TURNS = 32
 _EPOCH_PREFIXES = ("agent/", "group/")
 
 
@@ -63,10 +65,12 @@ class MemoryConsumer(Consumer):
         self._closed = False
         queue.wake.add(self._wake)
 
-    def _wake(self) -> None:
+    def _wake(self) -> bool:
         waiter = self._waiter
-        if waiter is not None and not waiter.done():
-            waiter.set_result(None)
+        if waiter is None or waiter.done():
+            return False
+        waiter.set_result(None)
+        return True
 
     async def fetch(
         self, limit: int, wait_s: float, *, lanes: int = 1_000, run: int = 1_000, starting: int = 0
@@ -114,13 +118,8 @@ class MemoryConsumer(Consumer):
         refused: list[Fetched] = []
         settled = queue.settled
         now = self._store.now()
-        for fetched in done:
-            lane = queue.held(holder, fetched)
-            if lane is None:
-                refused.append(fetched)
-                continue
-            queue.pop(lane, fetched)
-            settled.add(life(fetched.record), now)
+        if done:
+            queue.finish(holder, done, now, refused)
         for outcome in rest:
             fetched = outcome.fetched
             lane = queue.held(holder, fetched)
@@ -172,6 +171,7 @@ class MemoryBackend(Backend):
         self._store: Store | None = None
         self._listeners: dict[str, Listener] = {}
         self.consumers: set[MemoryConsumer] = set()
+        self._unyielded = 0
 
     @property
     def store(self) -> Store:
@@ -235,7 +235,22 @@ class MemoryBackend(Backend):
             else:
                 queue.append(records, now)
         self.epoch = store.epoch
+        self._unyielded += number
+        if self._unyielded >= _YIELD_EVERY or any([self._woke_reader(entry.queue) for entry in batch]):
+            await self._let_others(batch)
         return problems
+
+    def _woke_reader(self, name: str) -> bool:
+        queue = self.store.queues.get(name)
+        return queue is not None and queue.take_woken()
+
+    async def _let_others(self, batch: Sequence[Append]) -> None:
+        """Who only sends must not keep the readers from their turn, nor run far ahead of them."""
+        self._unyielded = 0
+        for _ in range(_MOST_TURNS):
+            await asyncio.sleep(0)
+            if not any([queue.is_behind for entry in batch if (queue := self.store.queues.get(entry.queue))]):
+                return
 
     def _unused(
         self, queue: Queue, entry: Append, records: Sequence[Record], problems: dict[int, Duplicate | Exception], end: int

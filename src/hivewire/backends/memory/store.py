@@ -14,6 +14,9 @@ from hivewire.backend import DeadRecord, Depth, Entry, Fetched, Letter, QueueSpe
 from hivewire.rules.dedup import Window
 
 
+_MOMENT = 256
+
+
 class Holder:
     """Who has taken lanes. `lease_until` None: renewed for as long as it lives."""
 
@@ -54,7 +57,8 @@ class Queue:
         self.size = 0
         self.in_flight = 0
         self.idempotent: dict[str, tuple[str, float]] = {}
-        self.wake: set[Callable[[], None]] = set()
+        self.wake: set[Callable[[], bool]] = set()
+        self._woken = False
         self._now = now
         self._tokens = tokens
         self._ties = count()
@@ -95,7 +99,18 @@ class Queue:
 
     def notify(self) -> None:
         for wake in tuple(self.wake):
-            wake()
+            if wake():
+                self._woken = True
+
+    @property
+    def is_behind(self) -> bool:
+        """Somebody reads here and has more to do than a moment's work."""
+        return bool(self.wake) and self.size > _MOMENT
+
+    def take_woken(self) -> bool:
+        """Whether somebody was woken since this was asked."""
+        woken, self._woken = self._woken, False
+        return woken
 
     # -- time
 
@@ -134,10 +149,13 @@ class Queue:
                 taken.extend(lane.records)
             else:
                 taken.extend(lane.records[place] for place in range(number))
+            new, old = settled.new, settled.old
             for place in range(first, len(taken)):
                 fetched = taken[place]
                 fetched.token = token
-                if life(fetched.record) in settled:
+                record = fetched.record
+                known = life(record) if record.replay else record.id
+                if known in new or known in old:
                     fetched.seen = True
             lane.taken = number
             head = taken[first]
@@ -161,6 +179,34 @@ class Queue:
         if holder.lease_until is not None and holder.lease_until <= self._now():
             return None
         return lane
+
+    def finish(self, holder: Holder, done: Sequence[Fetched], now: float, refused: list[Fetched]) -> None:
+        """Remove records that were handled. Those of one lane come one after another: it is looked up once."""
+        settled = self.settled
+        lane: Lane | None = None
+        token = -1
+        finished = 0
+        for fetched in done:
+            if fetched.token != token:
+                lane, token = self.held(holder, fetched), fetched.token
+            if lane is None or not lane.taken:
+                refused.append(fetched)
+                continue
+            records = lane.records
+            if records[0] is fetched:
+                records.popleft()
+            else:  # handled out of turn
+                records.remove(fetched)
+            record = fetched.record
+            settled.add(life(record) if record.replay else record.id, now)
+            finished += 1
+            lane.taken -= 1
+            if not lane.taken:
+                self.release(lane)
+            else:
+                lane.running = False
+        self.in_flight -= finished
+        self.size -= finished
 
     def pop(self, lane: Lane, fetched: Fetched) -> None:
         """Remove a taken record for good."""
