@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from tests.system.commands import Hive, Ran, environment, wait_for_end
 from tests.system.journal import Journal, subtask
 
@@ -184,6 +185,22 @@ def test_a_coordinator_killed_again_and_again_still_finishes(hive: Hive, journal
     journal.rest()
     assert ran.code == 0, ran.err
     assert journal.ends == [f"s{n}" for n in range(30)]
+
+
+def test_a_replacement_that_cannot_start_does_not_end_a_run_that_others_carry_on(hive: Hive, journal: Journal) -> None:
+    journal.plan(subtask("a", waits=True), subtask("b", waits=True), subtask("last", "a", "b"))
+    text = (hive.folder / "journalled.py").read_text()
+    running = Running(hive.folder, *RUN, "--processes", "2")
+    pids = {(told := journal.next())["start"]: told["pid"] for _ in range(2)}
+    hive.module("journalled", "1 / 0")
+    os.kill(pids["a"], signal.SIGKILL)
+    assert running.process.stdout is not None
+    while "ended with exit code" not in running.process.stdout.readline():
+        pass
+    hive.module("journalled", text)
+    journal.let_go()
+    ran = running.end()
+    assert ran.code == 0, ran.err
 
 
 def test_workers_end_when_their_coordinator_is_killed(hive: Hive, journal: Journal) -> None:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _MAX_CRASHES: Final = 5
-"""In a row, without having served: then the run is given up."""
+"""In a row, without having served: then the run is given up, unless another member serves."""
 _AFTER_GRACE_S: Final = 6.0
 
 
@@ -73,6 +73,7 @@ class ProcessMembers(Members):
         self._output = output
         self._grace_s = grace_s
         self._children: dict[str, Process] = {}
+        self._serving: set[str] = set()
         self._killed: set[str] = set()
 
     async def run(self) -> None:
@@ -113,7 +114,8 @@ class ProcessMembers(Members):
                 self._tell(f"worker process {name} is dead; starting another in its place")
                 continue
             pause_s = rule.pause_s(time.monotonic() - started)
-            if not is_ready and (code == EXIT_USAGE or rule.crashes >= _MAX_CRASHES):
+            is_hopeless = code == EXIT_USAGE or rule.crashes >= _MAX_CRASHES
+            if is_hopeless and not is_ready and not self._serving:
                 raise UsageError(f"the worker processes cannot start: {self._last_words()} (see {self._output})")
             self._tell(f"worker process {name} {ended_how(code)}; starting another in {pause_s:g} s")
             with suppress(TimeoutError):
@@ -138,9 +140,12 @@ class ProcessMembers(Members):
         reader, writer = await asyncio.open_connection(sock=ours)
         try:
             is_ready = await reader.readline() == READY
+            if is_ready:
+                self._serving.add(name)
             await child.wait()
         finally:
             writer.close()
+            self._serving.discard(name)
             if child.returncode is None:  # cancelled: nobody will look after it any more
                 child.kill()
                 await child.wait()
