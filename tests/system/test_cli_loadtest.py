@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import re
 import signal
+import subprocess
+import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +17,7 @@ import pytest
 
 import hivewire as hw
 from hivewire.cli.main import main
-from tests.system.commands import Hive, wait_for_end
+from tests.system.commands import Hive, environment, wait_for_end
 
 KEYS = {"sent", "confirmed", "handled", "lost", "duplicates", "out_of_order", "dead", "throughput", "latency_ms"} | {
     "cpu_s",
@@ -170,3 +174,23 @@ def test_ctrl_c_ends_the_workers_too(hive: Hive) -> None:
         assert running.wait() == 130, running.seen
         assert running.seen.endswith("hivewire loadtest: interrupted\n")
         assert all(wait_for_end(int(pid), within_s=1) for pid in pids.split())
+
+
+def test_progress_is_shown_on_a_terminal_and_never_in_a_pipe(hive: Hive) -> None:
+    options = ["--rate", "100", "--duration", "1500ms"]
+    assert "sent" not in hive("loadtest", *options).err
+    ours, terminal = os.openpty()
+    try:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "hivewire", "loadtest", *options, "--json", "--protocol", hive.protocol],
+            env=environment(),
+            stdout=subprocess.PIPE,
+            stderr=terminal,
+        )
+        out, _ = process.communicate()
+        shown = os.read(ours, 65536).decode()
+    finally:
+        os.close(ours)
+        os.close(terminal)
+    assert re.search(r"\r1 s: \d+ sent, \d+ handled", shown)
+    assert json.loads(out)["lost"] == 0

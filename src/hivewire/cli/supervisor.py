@@ -105,7 +105,11 @@ class Supervisor:
         loop_rule = CrashLoop()
         while not self._stopping.is_set():
             started = time.monotonic()
-            code = await self._one_life(slot)
+            try:
+                code = await self._one_life(slot)
+            except OSError as error:  # too many processes or files, no memory: that may pass
+                log.error("process %d could not be started: %s", slot, error)
+                code = 1
             if self._stopping.is_set():
                 self._code = self._code or min(abs(code), 1)
                 return

@@ -87,7 +87,7 @@ async def _watch(args: argparse.Namespace) -> int:
         until = _Until(args)
         shown: dict[str, Any] = {}
         after = await _last_cursor(protocol, args.agent)
-        while not until.is_over:
+        while True:
             depth = await protocol.depth(args.agent)
             now = {"ready": depth.ready, "in_flight": depth.in_flight, "scheduled": depth.scheduled, "dead": depth.dead}
             if now != shown:
@@ -98,9 +98,9 @@ async def _watch(args: argparse.Namespace) -> int:
                 after = letter.cursor
                 _print_letter(letter, args.json)
                 until.note()
-            if not until.is_over:
-                await asyncio.sleep(until.time_left_s(args.every))
-    return 0
+            if until.is_over:
+                return 0
+            await asyncio.sleep(until.time_left_s(args.every))
 
 
 async def _last_cursor(protocol: Protocol, agent: str) -> str | None:
