@@ -26,38 +26,36 @@ class File:
 
     def connection(self) -> sqlite3.Connection:
         """A connection to the file with our tables in it, made if the file is new."""
-        if self._db is None:
-            self._db = schema.connect(self.path)
-            try:
-                self._turn = Turn(self.path)
-                self._prepare(self._db)
-            except BaseException:
-                self.close()
-                raise
-        return self._db
-
-    def _prepare(self, db: sqlite3.Connection) -> None:
+        if self._db is not None:
+            return self._db
         deadline = time.monotonic() + PATIENCE_S
         while True:
             try:
-                if not schema.check(db, self.path):
-                    db.execute("PRAGMA auto_vacuum = INCREMENTAL")
-                    db.execute("PRAGMA journal_mode = WAL")
-                    self.begin(PATIENCE_S)
-                    if not schema.check(db, self.path):
-                        schema.create(db)
-                    db.execute("COMMIT")
-                return
-            except sqlite3.OperationalError as error:
-                # Changing the journal mode takes an exclusive lock for a moment.
-                if not trouble.is_busy(error) or time.monotonic() > deadline:
+                self._db = schema.connect(self.path)
+                self._turn = Turn(self.path)
+                self._prepare(self._db)
+                return self._db
+            except BaseException as error:
+                self.close()
+                # Another process may be making the tables, which takes an exclusive lock for a moment.
+                if not (isinstance(error, sqlite3.Error) and trouble.is_busy(error) and time.monotonic() < deadline):
                     raise
                 time.sleep(random.uniform(0.001, 0.005))
+
+    def _prepare(self, db: sqlite3.Connection) -> None:
+        if schema.check(db, self.path):
+            return
+        db.execute("PRAGMA auto_vacuum = INCREMENTAL")
+        db.execute("PRAGMA journal_mode = WAL")
+        self.begin(PATIENCE_S)
+        if not schema.is_ours(db, self.path):
+            schema.create(db)
+        db.execute("COMMIT")
 
     def begin(self, patience_s: float) -> None:
         """Begin a write transaction."""
         db = self.connection()
-        if self._turn is not None:
+        if self._turn is not None:  # both are there or neither
             self._turn.begin(db, patience_s)
 
     def give_turn(self) -> None:

@@ -122,6 +122,15 @@ def connect(path: Path) -> sqlite3.Connection:
 
 
 def check(db: sqlite3.Connection, path: Path) -> bool:
+    """Whether the file has our tables already, as of one moment: another process may be making them."""
+    db.execute("BEGIN")
+    try:
+        return is_ours(db, path)
+    finally:
+        db.execute("ROLLBACK")
+
+
+def is_ours(db: sqlite3.Connection, path: Path) -> bool:
     """Whether the file has our tables already. Raises `BackendError` when they are somebody else's."""
     application = db.execute("PRAGMA application_id").fetchone()[0]
     version = db.execute("PRAGMA user_version").fetchone()[0]
