@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from typing import Final
 
-from hivewire.cli.tally import Kill, Start, Tally
+from hivewire.cli.tally import Start, Tally
 from hivewire.cli.team_members import Members
 
 _SHARE: Final = 0.3
@@ -47,9 +47,8 @@ class Chaos:
         now = time.time()
         if not self._members.kill(freshest.member):
             return
-        pieces = tally.of_member(freshest.member)
-        tally.kills.append(Kill(freshest.member, now, pieces))
-        work = ", ".join(f"{start.subtask} ({now - start.at:.2f} s into it)" for start in pieces.values())
+        pieces = tally.killed(freshest.member, now).pieces.values()
+        work = ", ".join(f"{start.subtask} ({now - start.at:.2f} s into it)" for start in pieces)
         how = "killed worker process" if self._members.kind == "process" else "abandoned"
         by = " with SIGKILL" if self._members.kind == "process" else " without a word to the store"
         self._tell(f"{how} {freshest.member}{by}, in the middle of {work}")

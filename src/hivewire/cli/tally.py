@@ -114,9 +114,12 @@ class Tally(Watcher):
         times = [seconds for kill in self.kills for seconds in kill.taken_over.values()]
         return max(times, default=None)
 
-    def of_member(self, member: str) -> dict[str, Start]:
-        """What this member has started and nobody has answered, by message."""
-        return {name: start for name, start in self.at_work.items() if start.member == member}
+    def killed(self, member: str, at: float) -> Kill:
+        """Book that this member was killed, with all that it had started and nobody has answered."""
+        pieces = {name: start for name, start in self.at_work.items() if start.member == member}
+        self.at_work = {name: start for name, start in self.at_work.items() if name not in pieces}
+        self.kills.append(Kill(member, at, pieces))
+        return self.kills[-1]
 
     def by_capability(self) -> dict[str, tuple[int, int]]:
         """(finished, all) subtasks of each capability, those that others wait for before the others."""
