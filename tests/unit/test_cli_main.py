@@ -99,6 +99,21 @@ def test_a_reader_that_went_away_is_no_error() -> None:
     assert (ran.returncode, ran.stderr) == (0, b"")
 
 
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no /dev/full on this system")
+def test_a_full_disk_is_one_sentence() -> None:
+    command = [sys.executable, "-m", "hivewire", "--help"]
+    with open("/dev/full", "w") as full:
+        ran = subprocess.run(
+            command,
+            check=False,
+            env={**os.environ, "PYTHONPATH": "src"},
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+    assert (ran.returncode, ran.stderr) == (2, "hivewire: [Errno 28] No space left on device\n")
+
+
 def test_the_module_table_matches_the_files() -> None:
     from pathlib import Path
 

@@ -10,6 +10,7 @@ import argparse
 import os
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from importlib import import_module
 from typing import Final, NoReturn
 
@@ -90,18 +91,24 @@ def _explain(error: BaseException, prog: str) -> int:
     """Turn an error into its exit code; one that is not the user's goes on, with its traceback."""
     leaves = list(_leaves(error))
     if any(isinstance(leaf, BrokenPipeError) for leaf in leaves):
-        # The reader of our output is gone, as in `hivewire queues | head`. Nothing more may be written,
-        # not even by the interpreter's last flush.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _silence_stdout()  # the reader of our output is gone, as in `hivewire queues | head`
         return 0
     if any(isinstance(leaf, KeyboardInterrupt) for leaf in leaves):
         sys.stderr.write(f"{prog}: interrupted\n")
         return EXIT_INTERRUPTED
     for leaf in leaves:
-        if not isinstance(leaf, HivewireError):
+        if not isinstance(leaf, HivewireError | OSError):
             raise error
+    if isinstance(leaves[0], OSError):
+        _silence_stdout()  # it may be what failed: a full disk
     sys.stderr.write(f"{prog}: {' '.join(str(leaves[0]).split())}\n")
     return EXIT_USAGE
+
+
+def _silence_stdout() -> None:
+    """Nothing more may be written, not even by the interpreter's last flush."""
+    with suppress(OSError, ValueError):  # there is none, as under a test
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -123,5 +130,5 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     except SystemExit as exit_:  # argparse, after --help or a wrong option
         return exit_.code if isinstance(exit_.code, int) else 0
-    except (HivewireError, BrokenPipeError, KeyboardInterrupt, BaseExceptionGroup) as error:
+    except (HivewireError, OSError, KeyboardInterrupt, BaseExceptionGroup) as error:
         return _explain(error, prog)
