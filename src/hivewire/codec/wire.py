@@ -102,35 +102,29 @@ def encode(message: Message, max_size_bytes: int) -> bytes:
 
 def _write_message(message: Message, content: Any, max_size_bytes: int) -> bytes:
     """Check all fields but the content, and write."""
-    if message.type not in TYPES:
-        check_type(message.type)
-    if message.sender not in ADDRESSES:
-        split_address(message.sender)
-    if message.to not in ADDRESSES and message.to != "":
-        split_address(message.to)
-    if type(message.id) is not str or not 0 < len(message.id) <= SHORT:
-        check_id(message.id, "the id of a message")
-    priority = message.priority
+    id, type_, sender, to = message.id, message.type, message.sender, message.to
+    if type_ not in TYPES:
+        check_type(type_)
+    if sender not in ADDRESSES:
+        split_address(sender)
+    if to not in ADDRESSES and to != "":
+        split_address(to)
+    if type(id) is not str or not 0 < len(id) <= SHORT:
+        check_id(id, "the id of a message")
+    priority, metadata, created_at = message.priority, message.metadata, message.created_at
     if type(priority) is not int or not 0 < priority < 11:
         _check_priority(priority)
-    metadata = message.metadata
     if type(metadata) is not dict:
         raise MessageError(f"metadata of a message is a dict, not {type(metadata).__name__}")
     if metadata:
         check_inside(metadata, max_size_bytes, MAX_DEPTH)
-    created_at = message.created_at
     if type(created_at) is not datetime or created_at.tzinfo is not UTC:
         created_at = _in_utc(created_at)
     key, ttl_s, in_reply_to = message.key, message.ttl_s, message.in_reply_to
     if not (key is None and ttl_s is None and in_reply_to is None):
         _check_rare(message)
         in_reply_to = in_reply_to or None
-    body = _write(
-        _Written(
-            message.id, message.type, message.sender, message.to, in_reply_to, content, metadata, created_at,
-            key, ttl_s, priority,
-        )
-    )  # fmt: skip
+    body = _write(_Written(id, type_, sender, to, in_reply_to, content, metadata, created_at, key, ttl_s, priority))
     if not message.extra:
         return body
     if type(message.extra) is not dict:
