@@ -93,6 +93,9 @@ def test_an_endless_line_is_skipped(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(sources, "_LONGEST_LINE", 100_000)
     (tmp_path / "a.log").write_bytes(b"x\n" + b"y" * 200_000)
     assert reasons(split([str(tmp_path / "a.log")])) == {"a.log": "a line is longer than 0 MiB"}
+    (tmp_path / "b.log").write_bytes(LINES)  # longer in all, but not in a line
+    monkeypatch.setattr(sources, "BLOCK", 10_000)
+    assert not reasons(split([str(tmp_path / "b.log")], wished=1))
 
 
 @pytest.mark.parametrize("content", [b"", b"\n", b"x", b"x\n", b"x\r\ny\r\n", b"\n\n\nx"])
@@ -134,7 +137,11 @@ def test_any_text_is_the_sum_of_its_pieces(tmp_path: Path, lines: list[bytes], d
         patch.setattr(sources, "BLOCK", 8192 + block)
         patch.setattr(sources, "_LEAST_PIECE", least)
         inventory = split([str(path)], wished=10**9)
-        assert whole(inventory.pieces) == content
+        blocks = [(piece, *part) for piece in inventory.pieces for part in read(piece)]
+        assert b"".join(text for _, _, text in blocks) == content
+        for piece, offset, text in blocks:  # whole lines, each where it says
+            assert content[offset : offset + len(text)] == text
+            assert text.endswith(b"\n") or offset + len(text) == piece.end
         assert all(content[piece.end - 1 : piece.end] == b"\n" for piece in inventory.pieces[:-1])
         assert count_lines(inventory.sources[0]) == content.count(b"\n") + (not content.endswith(b"\n"))
 

@@ -12,7 +12,7 @@ import pytest
 
 from hivewire import Reject
 from hivewire.rules.plan import parse_plan
-from hivewire.teams.logs import steps
+from hivewire.teams.logs import sources, steps
 from hivewire.teams.logs.review import review
 from hivewire.teams.logs.steps import answer, mine, research, write
 from hivewire.teams.logs.team import PLAN, TEAM
@@ -95,6 +95,23 @@ def test_doing_a_step_again_changes_nothing(bench: Bench) -> None:
     bench.all()
     assert {path: path.read_bytes() for path in bench.out.rglob("*") if path.is_file()} == before
     assert json.dumps(bench.outputs) == outputs
+
+
+def test_the_cut_changes_nothing_but_the_number_of_pieces(
+    tmp_path: Path, logs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sources, "_LEAST_PIECE", 1000)
+    reports, pieces = set(), set()
+    for wished in (1, 3, 40):
+        bench = Bench(tmp_path / str(wished), paths=[str(logs)], pieces=wished)
+        assert bench.all()["accepted"] is True
+        known = json.loads((bench.out / "report.json").read_text())
+        pieces.add(known["facts"].pop("pieces"))
+        for file in known["files"]:
+            del file["pieces"]
+        reports.add(json.dumps(known))
+    assert len(reports) == 1
+    assert len(pieces) == 3
 
 
 @pytest.mark.parametrize(
