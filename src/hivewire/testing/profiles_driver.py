@@ -118,6 +118,11 @@ class ProfileBackend(Backend, Generic[_W]):
             await consumer.close()
 
 
+def process_of(name: str) -> str:
+    """The process of a consumer's name."""
+    return name.partition("#")[0]
+
+
 class ProfileConsumer(Consumer, Generic[_W]):
     """The part of a consumer's driver that every profile has: a task that keeps the lease, and a fetch that
     waits and loses nothing when it is cancelled."""
@@ -126,6 +131,8 @@ class ProfileConsumer(Consumer, Generic[_W]):
         self.backend = backend
         self.world = backend.world
         self.wire = backend.wire
+        self.name = f"{backend.wire.name}#{backend.world.next_number()}"
+        """Its own name in the store: a process can consume one queue twice."""
         self.queue = queue
         self.member = member
         self.owner = owner

@@ -75,6 +75,7 @@ class Faults:
         """The store refuses everything until then, by the loop's time."""
         self.freeze: Callable[[str, float], None] = _nobody
         self.crash: Callable[[str, float], None] = _nobody
+        self.fail: Callable[[float], None] = lambda length_s: None
         self.revoke: Callable[[str, float], None] = _nobody
 
     def arm(self, operations: int) -> None:
@@ -171,6 +172,7 @@ class Wire:
             await asyncio.sleep(fault.length_s)
         elif fault.kind == "fail":
             self.faults.down_until = asyncio.get_running_loop().time() + fault.length_s
+            self.faults.fail(fault.length_s)
         elif fault.kind == "revoke":
             self.faults.revoke(self.name, fault.length_s)
         elif fault.kind == "freeze":

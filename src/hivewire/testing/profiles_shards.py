@@ -12,7 +12,7 @@ import msgspec
 
 from hivewire.backend import Depth, Fetched, Member, Ownership, Unfinished
 from hivewire.errors import ConnectionLost, LeaseLost
-from hivewire.testing.profiles_driver import ProfileBackend, ProfileConsumer
+from hivewire.testing.profiles_driver import ProfileBackend, ProfileConsumer, process_of
 from hivewire.testing.profiles_faults import Faults
 from hivewire.testing.profiles_world import World
 
@@ -103,8 +103,8 @@ class ShardWorld(World):
     def move_some(self, process: str) -> None:
         """A rebalance that nobody asked for: about half of what the member owns must go to others."""
         for queue, group in self.groups.items():
-            others = sorted(name for name in group.members if name != process)
-            mine = [shard for shard in group.shards if shard.owner == process and not shard.goes_to]
+            others = sorted(name for name in group.members if process_of(name) != process)
+            mine = [shard for shard in group.shards if process_of(shard.owner) == process and not shard.goes_to]
             if others and mine:
                 for shard in self.chance.sample(mine, (len(mine) + 1) // 2):
                     shard.goes_to = self.chance.choice(others)
@@ -150,7 +150,7 @@ class ShardWorld(World):
 
     def owns(self, process: str, queue: str, key: str) -> bool:
         shard = self.group(queue).shards[self.shard_of(queue, key)]
-        return shard.owner == process and self.group(queue).members.get(process, 0.0) > self.now()
+        return process_of(shard.owner) == process and self.group(queue).members.get(shard.owner, 0.0) > self.now()
 
     def is_fenced_out(self, queue: str, process: str, number: int, token: int) -> bool:
         """True if this token is not the shard's present one."""
@@ -224,7 +224,7 @@ class ShardConsumer(ProfileConsumer[_W]):
 
     async def _tick(self) -> None:
         sent_at = self.world.loop.time()
-        shares = await self.wire.call(None, lambda: self.world.beat(self.queue, self.wire.name, self.member.lease_s))
+        shares = await self.wire.call(None, lambda: self.world.beat(self.queue, self.name, self.member.lease_s))
         self.safe_until = sent_at + self.member.lease_s
         gone = {
             number
@@ -250,7 +250,7 @@ class ShardConsumer(ProfileConsumer[_W]):
         saved = {number: (token, states.get(number)) for number, token in tokens.items()}
         while True:
             try:
-                await self.wire.call(None, lambda: self.world.release(self.queue, self.wire.name, saved))
+                await self.wire.call(None, lambda: self.world.release(self.queue, self.name, saved))
                 break
             except ConnectionLost:
                 await asyncio.sleep(self.member.lease_s / 4)
@@ -292,14 +292,12 @@ class ShardConsumer(ProfileConsumer[_W]):
         return await self.wire.call(None, lambda: self.world.again(self.queue, wanted))
 
     async def start(self, batch: Sequence[Fetched]) -> Sequence[Fetched]:
-        return await self.wire.call(
-            "start", lambda: self.world.start(self.queue, self.wire.name, batch), weight=len(batch)
-        )
+        return await self.wire.call("start", lambda: self.world.start(self.queue, self.name, batch), weight=len(batch))
 
     async def settle(self, done: Sequence[Fetched], rest: Sequence[Unfinished] = ()) -> Sequence[Fetched]:
         return await self.wire.call(
             "settle",
-            lambda: self.world.settle(self.queue, self.wire.name, done, rest),
+            lambda: self.world.settle(self.queue, self.name, done, rest),
             weight=len(done) + len(rest),
         )
 
@@ -307,7 +305,7 @@ class ShardConsumer(ProfileConsumer[_W]):
         token = self._tokens.get(shard, -1)
         accepted = await self.wire.call(
             "save",
-            lambda: self.world.save(self.queue, self.wire.name, shard, token, watermark, state),
+            lambda: self.world.save(self.queue, self.name, shard, token, watermark, state),
             weight=1,
         )
         if not accepted:
@@ -322,4 +320,4 @@ class ShardConsumer(ProfileConsumer[_W]):
         if held:
             self._leaving |= held
             await self._hand_over(held)
-        await self.wire.call(None, lambda: self.world.leave(self.queue, self.wire.name))
+        await self.wire.call(None, lambda: self.world.leave(self.queue, self.name))

@@ -10,7 +10,7 @@ from typing import ClassVar
 import msgspec
 
 from hivewire.backend import Again, Back, Dead, Depth, Features, Fetched, Member, Ownership, Record, Unfinished
-from hivewire.testing.profiles_driver import ProfileBackend, ProfileConsumer
+from hivewire.testing.profiles_driver import ProfileBackend, ProfileConsumer, process_of
 from hivewire.testing.profiles_faults import Faults
 from hivewire.testing.profiles_world import SETTLED_WINDOW_S, World
 
@@ -107,7 +107,11 @@ class SqlWorld(World):
 
     def owns(self, process: str, queue: str, key: str) -> bool:
         lane = self._table(queue).lanes.get(key)
-        return lane is not None and lane.owner == process and self._leases.get((queue, process), 0.0) > self.now()
+        return (
+            lane is not None
+            and process_of(lane.owner) == process
+            and self._leases.get((queue, lane.owner), 0.0) > self.now()
+        )
 
     # Rows
 
@@ -309,7 +313,7 @@ class SqlConsumer(ProfileConsumer[SqlWorld]):
         is_new = not self._has_lease
         renewed = await self.wire.call(
             None,
-            lambda: self.world.renew(self.queue, self.wire.name, self.member.lease_s, is_new=is_new),
+            lambda: self.world.renew(self.queue, self.name, self.member.lease_s, is_new=is_new),
         )
         if renewed:
             self._has_lease = True
@@ -327,22 +331,20 @@ class SqlConsumer(ProfileConsumer[SqlWorld]):
         return self._has_lease
 
     def _take(self, limit: int, lanes: int, run: int, starting: int) -> list[Fetched]:
-        return self.world.claim(self.queue, self.wire.name, limit, lanes, run, starting)
+        return self.world.claim(self.queue, self.name, limit, lanes, run, starting)
 
     async def start(self, batch: Sequence[Fetched]) -> Sequence[Fetched]:
-        return await self.wire.call(
-            "start", lambda: self.world.start(self.queue, self.wire.name, batch), weight=len(batch)
-        )
+        return await self.wire.call("start", lambda: self.world.start(self.queue, self.name, batch), weight=len(batch))
 
     async def settle(self, done: Sequence[Fetched], rest: Sequence[Unfinished] = ()) -> Sequence[Fetched]:
         return await self.wire.call(
             "settle",
-            lambda: self.world.settle(self.queue, self.wire.name, done, rest),
+            lambda: self.world.settle(self.queue, self.name, done, rest),
             weight=len(done) + len(rest),
         )
 
     async def _leave(self) -> None:
-        await self.wire.call(None, lambda: self.world.leave(self.queue, self.wire.name))
+        await self.wire.call(None, lambda: self.world.leave(self.queue, self.name))
 
 
 class SqlBackend(ProfileBackend[SqlWorld]):

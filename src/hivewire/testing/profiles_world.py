@@ -115,6 +115,9 @@ class World(ABC):
     def owns(self, process: str, queue: str, key: str) -> bool:
         """True while this process may start handlers for the key."""
 
+    def move_some(self, process: str) -> None:  # noqa: B027 - only where shards have owners
+        """Ask the member to give up some of what it owns."""
+
     @abstractmethod
     def forget(self, queue: str) -> None:
         """Drop what the queue holds."""

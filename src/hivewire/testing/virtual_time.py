@@ -71,10 +71,16 @@ def _new_task(
     return _Task(coro, loop=loop, **how)
 
 
+class Livelock(HivewireError):
+    """So many callbacks have run that this will surely never end."""
+
+    code = "livelock"
+
+
 class VirtualLoop(asyncio.BaseEventLoop):
     """The loop. `time()` starts at 1000 and moves only when nothing else is left to do."""
 
-    def __init__(self) -> None:
+    def __init__(self, most_steps: int | None = None) -> None:
         super().__init__()
         self._now = 1000.0
         self._calls: deque[tuple[str | None, asyncio.Handle]] = deque()
@@ -86,6 +92,7 @@ class VirtualLoop(asyncio.BaseEventLoop):
         self._threads = 0
         self._rung = threading.Condition()
         self._from_threads: deque[asyncio.Handle] = deque()
+        self._most_steps = most_steps
         self.steps = 0
         """Callbacks run so far: two runs of one seed have the same number."""
         self.set_task_factory(_new_task)
@@ -208,12 +215,14 @@ class VirtualLoop(asyncio.BaseEventLoop):
             while timers and timers[0][3].cancelled():
                 heapq.heappop(timers)
             if not timers:
-                raise Deadlock(self._who_waits())
+                raise Deadlock("nothing is ready and no timer is set; waiting:\n" + self._who_waits())
             self._now = max(self._now, timers[0][0])
         while timers and timers[0][0] <= self._now:
             _, _, owner, timer = heapq.heappop(timers)
             if not timer.cancelled():
                 calls.append((owner, timer))
+        if self._most_steps is not None and self.steps > self._most_steps:
+            self._raise_livelock(self._most_steps)
         stopped = self._stopped
         for _ in range(len(calls)):
             name, handle = calls.popleft()
@@ -222,6 +231,12 @@ class VirtualLoop(asyncio.BaseEventLoop):
             elif not handle.cancelled():
                 self.steps += 1
                 handle._run()
+
+    def _raise_livelock(self, steps: int) -> None:
+        """Name what is ready now. What can be cancelled gets as many steps again."""
+        self._most_steps = self.steps + steps
+        ready = "\n".join(f"  {name}: {handle!r}" for name, handle in list(self._calls)[:20])
+        raise Livelock(f"{self.steps} callbacks have run, it is {self._now}; ready:\n{ready}")
 
     def _stopping_now(self) -> bool:
         return bool(self.__dict__.get("_stopping"))
@@ -242,7 +257,7 @@ class VirtualLoop(asyncio.BaseEventLoop):
             owner = task.process if isinstance(task, _Task) else None
             state = " (stopped)" if owner in self._stopped else ""
             lines.append(f"  {task.get_name()} of {owner}{state} at {where}")
-        return "nothing is ready and no timer is set; waiting:\n" + "\n".join(lines)
+        return "\n".join(lines)
 
     def _write_to_self(self) -> None:
         """Nobody sleeps in a selector here."""

@@ -1,0 +1,90 @@
+"""What happened in a run: sends, starts of handlers, joins, and what the checks need of each."""
+
+from __future__ import annotations
+
+import msgspec
+
+from hivewire.testing.seeded_program import Outcome
+
+
+class Sent(msgspec.Struct):
+    """One message that somebody tried to send, with every try."""
+
+    id: str
+    agent: str
+    key: str
+    number: int
+    """In the order in which the sends of a slot began."""
+    script: tuple[Outcome, ...]
+    delay_s: float = 0.0
+    ttl_s: float | None = None
+    idempotency_key: str | None = None
+    tries: int = 0
+    confirmed_at: float | None = None
+    is_in_order: bool = False
+    """The first try was confirmed, so it was stored before whatever was sent next."""
+    receipt: str = ""
+    """The id in the receipt: another one if it was a duplicate."""
+
+
+class Started(msgspec.Struct):
+    """One start of a handler."""
+
+    at: float
+    process: str
+    slot: int
+    agent: str
+    id: str
+    key: str
+    replay: int
+    attempt: int
+    is_owner: bool
+    """The process owned the key in the store at the start."""
+    outcome: str = "running"
+    ended_at: float | None = None
+
+
+class Told(msgspec.Struct):
+    """One broadcast."""
+
+    id: str
+    began_at: float
+    tries: int = 0
+    confirmed_at: float | None = None
+
+
+class Membership(msgspec.Struct):
+    """One join or leave of a listener."""
+
+    listener: str
+    joins: bool
+    began_at: float
+    done_at: float | None = None
+
+
+class Outage(msgspec.Struct):
+    """A time in which a process was stopped, dead, or cut off for longer than a lease could bear."""
+
+    process: str
+    began_at: float
+    ended_at: float | None = None
+
+
+class Book:
+    """All of it, in the order in which it happened."""
+
+    def __init__(self) -> None:
+        self.sent: dict[str, Sent] = {}
+        self.started: list[Started] = []
+        self.told: dict[str, Told] = {}
+        self.memberships: list[Membership] = []
+        self.outages: list[Outage] = []
+        self.errors: list[str] = []
+        """What went wrong that must not: unexpected exceptions."""
+        self.replayed: dict[str, int] = {}
+        """How many dead letters of an agent were sent back."""
+        self.log: list[str] = []
+        """Everything in one line each: two runs of one seed have the same."""
+
+    def write(self, at: float, what: str, *details: object) -> None:
+        self.log.append(f"{at:.6f} {what} " + " ".join(map(str, details)))

@@ -1,0 +1,245 @@
+"""The promises, checked on what a run left behind."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+
+from hivewire.testing.profiles_world import Happening
+from hivewire.testing.seeded_book import Outage, Sent, Started, Told
+from hivewire.testing.seeded_program import LISTENERS, MAX_ATTEMPTS
+from hivewire.testing.seeded_run import Result
+
+_TERMINAL = ("ok", "reject")
+_FAILED = ("raise", "after")
+
+
+def violations(result: Result) -> list[str]:
+    """Every broken promise in one line each; empty when all hold."""
+    checks = (
+        _errors,
+        _all_settled,
+        _nothing_lost,
+        _nothing_invented,
+        _order_per_key,
+        _one_at_a_time,
+        _only_owners_start,
+        _handled_once,
+        _idempotent_once,
+        _dead_for_a_reason,
+        _attempts,
+        _broadcasts,
+        _counters,
+    )
+    return [f"{check.__name__.strip('_')}: {line}" for check in checks for line in check(result)]
+
+
+def _errors(result: Result) -> Iterator[str]:
+    yield from result.book.errors
+
+
+def _all_settled(result: Result) -> Iterator[str]:
+    for queue, count in sorted(result.left.items()):
+        yield f"{count} messages of {queue} were never settled"
+
+
+def _nothing_lost(result: Result) -> Iterator[str]:
+    handled = {(one.agent, one.id) for one in result.book.started if one.outcome == "ok"}
+    dead = {(letter.queue, letter.record.id) for letter in result.world.letters}
+    if result.left:
+        return
+    for sent in result.book.sent.values():
+        id = sent.receipt or sent.id
+        if sent.confirmed_at is not None and (sent.agent, id) not in handled | dead:
+            yield f"{sent.id} to {sent.agent} was confirmed, and neither handled nor kept as a dead letter"
+
+
+def _nothing_invented(result: Result) -> Iterator[str]:
+    for one in result.book.started:
+        id, _, member = one.id.partition("@")
+        if member:
+            if id not in result.book.told or member != one.agent:
+                yield f"{one.agent} got {one.id}, which nobody told it"
+        elif id not in result.book.sent or result.book.sent[id].agent != one.agent:
+            yield f"{one.agent} got {one.id}, which nobody sent to it"
+
+
+def _starts_by_id(result: Result) -> dict[tuple[str, str, int], list[Started]]:
+    starts: dict[tuple[str, str, int], list[Started]] = defaultdict(list)
+    for one in result.book.started:
+        starts[one.agent, one.id, one.replay].append(one)
+    return starts
+
+
+def _order_per_key(result: Result) -> Iterator[str]:
+    """A message starts first when every earlier one of its key is finished, but for those whose first
+    storing is uncertain, the delayed ones, and second lives."""
+    lanes: dict[tuple[str, str], list[Sent]] = defaultdict(list)
+    for sent in result.book.sent.values():
+        if sent.is_in_order and not sent.delay_s:
+            lanes[sent.agent, sent.key].append(sent)
+    starts = _starts_by_id(result)
+    for (agent, key), sends in lanes.items():
+        for place, later in enumerate(sends):
+            first = next(iter(starts.get((agent, later.id, 0), ())), None)
+            if first is None:
+                continue
+            for earlier in sends[:place]:
+                for again in starts.get((agent, earlier.id, 0), ()):
+                    if again.at > first.at and not _had_ended(starts[agent, earlier.id, 0], first.at):
+                        yield f"{later.id} of {agent}/{key} started before {earlier.id}, at {first.at:.3f}"
+                        break
+
+
+def _had_ended(starts: list[Started], at: float) -> bool:
+    """One of the starts had come to its end before."""
+    failures = 0
+    for one in starts:
+        if one.ended_at is not None and one.ended_at <= at:
+            failures += one.outcome not in _TERMINAL
+            if one.outcome in _TERMINAL or failures >= MAX_ATTEMPTS:
+                return True
+    return False
+
+
+def _one_at_a_time(result: Result) -> Iterator[str]:
+    """No handler starts while another one of its key runs, unless that one's process was stopped, killed
+    or cut off meanwhile."""
+    running: dict[tuple[str, str], list[Started]] = defaultdict(list)
+    for one in result.book.started:
+        lane = running[one.agent, one.key]
+        lane[:] = [other for other in lane if other.ended_at is None or other.ended_at > one.at]
+        for other in lane:
+            if not _was_out(result, other.process, other.at, one.at):
+                yield f"{one.id} of {one.agent} began in {one.process}, {other.id} still ran in {other.process}"
+        lane.append(one)
+
+
+def _was_out(result: Result, process: str, since: float, until: float) -> bool:
+    return any(_overlaps(outage, since, until) for outage in result.book.outages if outage.process in (process, "*"))
+
+
+def _overlaps(outage: Outage, since: float, until: float) -> bool:
+    return outage.began_at <= until and (outage.ended_at is None or outage.ended_at >= since)
+
+
+def _only_owners_start(result: Result) -> Iterator[str]:
+    for one in result.book.started:
+        if not one.is_owner:
+            yield f"{one.process} started {one.id} of {one.agent} at {one.at:.3f} without owning its key"
+
+
+def _settled(result: Result) -> dict[tuple[str, str, int], Happening]:
+    found: dict[tuple[str, str, int], Happening] = {}
+    for happening in result.world.history:
+        if happening.what == "settled":
+            found.setdefault((happening.queue, happening.id, happening.replay), happening)
+    return found
+
+
+def _handled_once(result: Result) -> Iterator[str]:
+    """What the store has settled is never started again, however often it was sent."""
+    settled = _settled(result)
+    for one in result.book.started:
+        happening = settled.get((one.agent, one.id, one.replay))
+        if happening is not None and one.at > happening.at:
+            yield f"{one.id} of {one.agent} started again at {one.at:.3f}; it was settled at {happening.at:.3f}"
+
+
+def _idempotent_once(result: Result) -> Iterator[str]:
+    handled: dict[tuple[str, str], set[str]] = defaultdict(set)
+    for one in result.book.started:
+        sent = result.book.sent.get(one.id)
+        if sent is not None and sent.idempotency_key is not None and one.outcome == "ok":
+            handled[sent.agent, sent.idempotency_key].add(one.id)
+    for (agent, key), ids in handled.items():
+        if len(ids) > 1:
+            yield f"{sorted(ids)} of {agent} have one idempotency key, {key}, and were all handled"
+
+
+def _dead_for_a_reason(result: Result) -> Iterator[str]:
+    starts = _starts_by_id(result)
+    stored: dict[tuple[str, str], float] = {}
+    for happening in result.world.history:
+        if happening.what == "stored":
+            stored.setdefault((happening.queue, happening.id), happening.at)
+    for happening in result.world.history:
+        if happening.what == "dead":
+            mine = starts.get((happening.queue, happening.id, happening.replay), [])
+            problem = _bad_reason(result, happening, mine, stored.get((happening.queue, happening.id), 0.0))
+            if problem:
+                yield f"{happening.id} of {happening.queue} is a dead letter as {happening.detail}, but {problem}"
+
+
+def _bad_reason(result: Result, dead: Happening, starts: list[Started], stored_at: float) -> str:
+    sent = result.book.sent.get(dead.id)
+    if dead.detail == "expired":
+        if sent is None or sent.ttl_s is None:
+            return "it has no time to live"
+        return "" if dead.at - stored_at >= sent.ttl_s else f"its {sent.ttl_s} s had not passed"
+    if dead.detail == "rejected":
+        return "" if any(one.outcome == "reject" for one in starts) else "no handler rejected it"
+    if dead.detail in ("max_attempts", "crashed"):
+        failed = sum(one.outcome in _FAILED for one in starts)
+        out = sum(_was_out(result, one.process, one.at, dead.at) for one in starts)
+        return "" if failed + out >= MAX_ATTEMPTS else f"only {failed} attempts failed and {out} were cut off"
+    return "that is no reason"
+
+
+def _attempts(result: Result) -> Iterator[str]:
+    outages = Counter(outage.process for outage in result.book.outages)
+    for (agent, id, replay), starts in _starts_by_id(result).items():
+        failures = sum(one.outcome in _FAILED for one in starts)
+        excuses = sum(outages[process] for process in {one.process for one in starts}) + outages["*"]
+        if failures > MAX_ATTEMPTS + excuses:
+            yield f"{id} of {agent} (life {replay}) failed {failures} times; {MAX_ATTEMPTS} are allowed"
+        if not outages:
+            for number, one in enumerate(starts, 1):
+                if one.attempt != number:
+                    yield f"start {number} of {id} of {agent} (life {replay}) was called attempt {one.attempt}"
+                    break
+
+
+def _broadcasts(result: Result) -> Iterator[str]:
+    if result.left:
+        return
+    got = {(one.agent, one.id) for one in result.book.started}
+    dead = {(letter.queue, letter.record.id) for letter in result.world.letters}
+    for told in result.book.told.values():
+        for listener in LISTENERS:
+            is_in = _is_member(result, listener, told)
+            copy = (listener, f"{told.id}@{listener}")
+            if is_in and told.confirmed_at is not None and copy not in got | dead:
+                yield f"{listener} was in the group and did not get {told.id}"
+            if is_in is False and copy in got | dead:
+                yield f"{listener} was not in the group and got {told.id}"
+
+
+def _is_member(result: Result, listener: str, told: Told) -> bool | None:
+    """Whether the listener was in the group at the broadcast; None when that cannot be known."""
+    mine = [one for one in result.book.memberships if one.listener == listener]
+    before = [one for one in mine if one.done_at is not None and one.done_at <= told.began_at]
+    if len(mine) != len(before) and any(
+        one not in before and (told.confirmed_at is None or one.began_at <= told.confirmed_at) for one in mine
+    ):
+        return None  # one is under way, or nobody knows what became of it
+    if not before:
+        return False
+    last = max(before, key=lambda one: one.began_at)
+    if any(one.joins != last.joins and one.done_at is not None and one.done_at > last.began_at for one in before):
+        return None  # two at a time
+    return last.joins
+
+
+def _counters(result: Result) -> Iterator[str]:
+    """When no process died and no answer was lost, what the members counted is what the store did."""
+    if result.left or any(fault.kind not in ("delay", "double") for fault in result.struck):
+        return
+    acked = sum(metrics.acked for metrics in result.metrics)
+    settled = sum(happening.what == "settled" for happening in result.world.history)
+    if result.world.features.per_record_ack and acked != settled:
+        yield f"the members counted {acked} acknowledged messages, the store {settled}"
+    nacked = sum(metrics.nacked for metrics in result.metrics)
+    failed = sum(one.outcome in (*_FAILED, "cancelled") for one in result.book.started)
+    if nacked > failed:
+        yield f"the members counted {nacked} failed attempts; {failed} handlers failed"

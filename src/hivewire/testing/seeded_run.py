@@ -1,0 +1,278 @@
+"""Runs a program: three members over one simulated store, struck by faults, then healed and drained."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Coroutine
+from random import Random
+from typing import Any, Final
+
+import msgspec
+
+from hivewire.errors import BackendError, Closed, HivewireError
+from hivewire.message import Message
+from hivewire.protocol import Protocol, ProtocolMetrics
+from hivewire.testing.profiles import make_world
+from hivewire.testing.profiles_faults import Fault, Faults
+from hivewire.testing.profiles_world import World
+from hivewire.testing.seeded_book import Book, Membership, Outage, Sent, Told
+from hivewire.testing.seeded_program import (
+    AGENTS,
+    GROUP,
+    LISTENERS,
+    SLOTS,
+    AnyStep,
+    Broadcast,
+    Join,
+    Leave,
+    Program,
+    Reopen,
+    Replay,
+    Resend,
+    Rest,
+    Send,
+    Serve,
+)
+from hivewire.testing.seeded_seat import Died, Seat, Stage
+from hivewire.testing.virtual_time import VirtualLoop, run_virtual, seeded_ids
+
+DRAIN_S: Final = 120.0
+"""After the faults have stopped, everything must be settled within this time."""
+_SEND_TIMEOUT_S: Final = 20.0
+_MOST_STEPS: Final = 300_000
+"""A run has about 10,000 callbacks."""
+
+
+class Result(msgspec.Struct):
+    """What a run left behind."""
+
+    program: Program
+    book: Book
+    world: World
+    struck: list[Fault]
+    metrics: list[ProtocolMetrics]
+    """Of every protocol that was closed in peace."""
+    steps: int
+    """Callbacks that the loop ran."""
+    left: dict[str, int]
+    """Messages that were not settled in the end, by queue."""
+
+
+class Runner:
+    """One run of one program."""
+
+    def __init__(self, program: Program) -> None:
+        loop = asyncio.get_running_loop()
+        assert isinstance(loop, VirtualLoop)
+        chance = Random(f"run/{program.profile}/{program.seed}/{program.draw}")
+        faults = Faults(program.faults)
+        self.program = program
+        self.loop = loop
+        self.stage = Stage(loop, make_world(program.profile, faults, chance), faults, chance)
+        self.book = self.stage.book
+        self.seats = [Seat(slot, self.stage) for slot in range(SLOTS)]
+        self._begun = 0
+        faults.freeze = lambda name, length_s: self._seat(name).freeze(length_s)
+        faults.crash = lambda name, length_s: self._seat(name).crash(length_s)
+        faults.fail = self._store_fails
+        faults.revoke = lambda name, length_s: self.stage.world.move_some(name)
+
+    def _store_fails(self, length_s: float) -> None:
+        now = self.loop.time()
+        self.book.write(now, "fail", f"{length_s:.3f}")
+        self.book.outages.append(Outage("*", now, now + length_s))
+
+    def _seat(self, name: str) -> Seat:
+        return next(seat for seat in self.seats if seat.name == name)
+
+    async def run(self) -> Result:
+        self.loop.set_exception_handler(self._unexpected)
+        await asyncio.gather(*(seat.open() for seat in self.seats))
+        await asyncio.gather(*(self._act(slot) for slot in range(SLOTS)))
+        self.stage.faults.heal()
+        await self._all_serve()
+        left = await self._drain()
+        for seat in self.seats:
+            await seat.close()
+        for seat in self.seats:
+            await seat.bury()
+        return Result(
+            program=self.program,
+            book=self.book,
+            world=self.stage.world,
+            struck=self.stage.faults.struck,
+            metrics=[metrics for seat in self.seats for metrics in seat.metrics],
+            steps=self.loop.steps,
+            left=left,
+        )
+
+    def _unexpected(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        self.book.errors.append(f"{context.get('message')}: {context.get('exception')!r}")
+
+    async def _act(self, slot: int) -> None:
+        """The steps of one slot, one after another, whichever process sits there."""
+        for step in self.program.steps:
+            if step.slot == slot:
+                await asyncio.sleep(step.pause_s)
+                self._begun += 1
+                self.stage.faults.arm(self._begun)
+                await self._step(self.seats[slot], step)
+
+    async def _all_serve(self) -> None:
+        for seat in self.seats:
+            for agent in AGENTS + LISTENERS:
+                await seat.serve(agent, "serve", 4)
+
+    async def _drain(self) -> dict[str, int]:
+        until = self.loop.time() + DRAIN_S
+        while True:
+            left = {name: held for name in self.stage.world.specs if (held := self._held(name))}
+            if not left or self.loop.time() >= until:
+                return left
+            await asyncio.sleep(0.25)
+
+    def _held(self, queue: str) -> int:
+        depth = self.stage.world.depth(queue)
+        return depth.ready + depth.in_flight + depth.scheduled
+
+    # The steps
+
+    async def _step(self, seat: Seat, step: AnyStep) -> None:
+        match step:
+            case Send():
+                await self._send(seat, step)
+            case Resend():
+                await self._resend(seat, step)
+            case Broadcast():
+                await self._broadcast(seat, step)
+            case Join():
+                await self._subscribe(seat, step.listener, joins=True)
+            case Leave():
+                await self._subscribe(seat, step.listener, joins=False)
+            case Serve():
+                await seat.serve(step.agent, step.by, step.concurrency)
+            case Rest():
+                await seat.rest(step.agent)
+            case Reopen():
+                await seat.close()
+                await seat.reopen()
+            case Replay():
+                await self._replay(seat, step)
+
+    async def _try(self, seat: Seat, what: str, work: Any) -> Any:
+        """The result, or None when the outcome is unknown."""
+        try:
+            return await seat.do(work)
+        except (Died, BackendError, Closed) as error:
+            self.book.write(self.loop.time(), "unknown", what, type(error).__name__)
+            return None
+        except HivewireError as error:
+            self.book.errors.append(f"{what}: {error!r}")
+            return None
+
+    async def _send(self, seat: Seat, step: Send) -> None:
+        messages = []
+        for id in step.ids:
+            self.book.sent[id] = Sent(
+                id=id,
+                agent=step.agent,
+                key=step.key,
+                number=len(self.book.sent),
+                script=step.script,
+                delay_s=step.delay_s,
+                ttl_s=step.ttl_s,
+                idempotency_key=step.idempotency_key,
+            )
+            messages.append(self._message(self.book.sent[id]))
+        if len(messages) > 1:
+            await self._send_many(seat, messages)
+        else:
+            await self._send_one(seat, messages[0])
+
+    def _message(self, sent: Sent) -> Message:
+        return Message(
+            type="task", sender="driver", to=sent.agent, content=sent.id, id=sent.id, key=sent.key, ttl_s=sent.ttl_s
+        )
+
+    async def _send_one(self, seat: Seat, message: Message) -> None:
+        sent = self.book.sent[message.id]
+
+        async def work(protocol: Protocol) -> str:
+            receipt = await protocol.send(
+                message, delay_s=sent.delay_s, idempotency_key=sent.idempotency_key, timeout_s=_SEND_TIMEOUT_S
+            )
+            return receipt.id
+
+        sent.tries += 1
+        receipt = await self._try(seat, f"send {message.id}", work)
+        if receipt is not None:
+            self._confirm(sent, receipt)
+
+    async def _send_many(self, seat: Seat, messages: list[Message]) -> None:
+        async def work(protocol: Protocol) -> list[str]:
+            receipts = await protocol.send_many(messages, timeout_s=_SEND_TIMEOUT_S)
+            return [receipt.id for receipt in receipts]
+
+        for message in messages:
+            self.book.sent[message.id].tries += 1
+        receipts = await self._try(seat, f"send {messages[0].id} …", work)
+        for message, receipt in zip(messages, receipts or (), strict=False):
+            self._confirm(self.book.sent[message.id], receipt)
+
+    def _confirm(self, sent: Sent, receipt: str) -> None:
+        sent.receipt = receipt
+        if sent.confirmed_at is None:
+            sent.confirmed_at = self.loop.time()
+            sent.is_in_order = sent.tries == 1 and receipt == sent.id
+        self.book.write(self.loop.time(), "confirmed", sent.id, receipt)
+
+    async def _resend(self, seat: Seat, step: Resend) -> None:
+        if step.of in self.book.sent:
+            await self._send_one(seat, self._message(self.book.sent[step.of]))
+
+    async def _broadcast(self, seat: Seat, step: Broadcast) -> None:
+        told = self.book.told[step.id] = Told(step.id, self.loop.time())
+        message = Message(type="event", sender="driver", content=step.id, id=step.id, key="news")
+
+        async def work(protocol: Protocol) -> str:
+            return (await protocol.broadcast(message, GROUP)).id
+
+        if await self._try(seat, f"broadcast {step.id}", work) is not None:
+            told.confirmed_at = self.loop.time()
+
+    async def _subscribe(self, seat: Seat, listener: str, *, joins: bool) -> None:
+        membership = Membership(listener, joins, self.loop.time())
+        self.book.memberships.append(membership)
+
+        async def work(protocol: Protocol) -> bool:
+            if joins:
+                await protocol.subscribe(listener, groups=[GROUP])
+            else:
+                await protocol.unsubscribe(listener, groups=[GROUP])
+            return True
+
+        if await self._try(seat, f"{'join' if joins else 'leave'} {listener}", work):
+            membership.done_at = self.loop.time()
+
+    async def _replay(self, seat: Seat, step: Replay) -> None:
+        async def work(protocol: Protocol) -> int:
+            return await protocol.replay(step.agent)
+
+        count = await self._try(seat, f"replay {step.agent}", work)
+        self.book.replayed[step.agent] = self.book.replayed.get(step.agent, 0) + (count or 0)
+
+
+def run_program(program: Program) -> Result:
+    """Run it on a virtual loop: a pure function of the program."""
+    logging.getLogger("hivewire").addHandler(_SILENT)
+    with seeded_ids(program.seed):
+        return run_virtual(_run(program), loop=VirtualLoop(_MOST_STEPS))
+
+
+async def _run(program: Program) -> Result:
+    return await Runner(program).run()
+
+
+_SILENT = logging.NullHandler()
+_Work = Coroutine[Any, Any, Any]
