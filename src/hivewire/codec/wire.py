@@ -12,6 +12,7 @@ from __future__ import annotations
 from binascii import Error as Base64Error
 from binascii import a2b_base64, b2a_base64
 from datetime import UTC, datetime
+from math import isfinite
 from typing import Annotated, Any, Final
 
 import msgspec
@@ -86,7 +87,11 @@ def encode(message: Message, max_size_bytes: int) -> bytes:
         content = message.content
         kind = type(content)
         if kind is dict:
-            check_inside(content, max_size_bytes, MAX_DEPTH)
+            for key, value in content.items():  # most content is flat: see that without a call
+                kind = type(value)
+                if not (kind in PLAIN or (kind is float and isfinite(value))) or type(key) is not str:
+                    check_inside(content, max_size_bytes, MAX_DEPTH)
+                    break
         elif kind not in PLAIN:
             if isinstance(content, (bytes, bytearray, memoryview)):
                 return _encode_bytes(message, content, max_size_bytes)
@@ -116,8 +121,10 @@ def _write_message(message: Message, content: Any, max_size_bytes: int) -> bytes
         _check_priority(priority)
     if type(metadata) is not dict:
         raise MessageError(f"metadata of a message is a dict, not {type(metadata).__name__}")
-    if metadata:
-        check_inside(metadata, max_size_bytes, MAX_DEPTH)
+    for name, value in metadata.items():
+        if type(value) not in PLAIN or type(name) is not str:
+            check_inside(metadata, max_size_bytes, MAX_DEPTH)
+            break
     if type(created_at) is not datetime or created_at.tzinfo is not UTC:
         created_at = _in_utc(created_at)
     key, ttl_s, in_reply_to = message.key, message.ttl_s, message.in_reply_to
@@ -228,31 +235,33 @@ def decode(body: bytes) -> Message:
 
 
 def _message(read: _Read, body: bytes) -> Message:
-    if read.type not in TYPES:
-        check_type(read.type)
-    if read.sender not in ADDRESSES:
-        split_address(read.sender)
-    if read.to not in ADDRESSES and read.to:
-        split_address(read.to)
-    if len(read.id) > SHORT:
-        check_id(read.id, "id")
-    if read.key is not None:
-        check_key(read.key)
-    if read.in_reply_to:
-        check_id(read.in_reply_to, "in_reply_to")
+    id, type_, sender, to = read.id, read.type, read.sender, read.to
+    if type_ not in TYPES:
+        check_type(type_)
+    if sender not in ADDRESSES:
+        split_address(sender)
+    if to not in ADDRESSES and to:
+        split_address(to)
+    if len(id) > SHORT:
+        check_id(id, "id")
+    key, in_reply_to, created_at = read.key, read.in_reply_to, read.created_at
+    if key is not None:
+        check_key(key)
+    if in_reply_to:
+        check_id(in_reply_to, "in_reply_to")
     # Few brackets can not be deep. (`bytes.count` takes three times as long on a short body.)
     if len(body) >= _DEEP_BYTES and len(body) - len(body.replace(b"{", b"").replace(b"[", b"")) > MAX_DEPTH:
         check_inside((read.content, read.metadata), len(body), MAX_DEPTH + 1)
     return Message(
-        type=read.type,
-        sender=read.sender,
-        to=read.to,
+        type=type_,
+        sender=sender,
+        to=to,
         content=read.content,
-        id=read.id,
-        key=read.key,
-        in_reply_to=read.in_reply_to or None,
+        id=id,
+        key=key,
+        in_reply_to=in_reply_to or None,
         metadata=read.metadata or {},
-        created_at=read.created_at if read.created_at.tzinfo is UTC else _in_utc(read.created_at),
+        created_at=created_at if created_at.tzinfo is UTC else _in_utc(created_at),
         ttl_s=read.ttl_s,
         priority=read.priority,
     )
