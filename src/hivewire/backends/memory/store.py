@@ -231,7 +231,8 @@ class Queue:
         if not lane.taken:
             self.release(lane)
 
-    def release(self, lane: Lane) -> None:
+    def release(self, lane: Lane, *, first: bool = False) -> None:
+        """The lane is free. `first`: what it holds was taken before all that waits, so it goes before it."""
         if lane.holder is not None:
             lane.holder.lanes.discard(lane)
         lane.holder = None
@@ -242,6 +243,8 @@ class Queue:
             return
         if lane.due_at is not None:
             heappush(self.blocked, (lane.due_at, next(self._ties), lane))
+        elif first:
+            self.ready.appendleft(lane)
         else:
             self.ready.append(lane)
         self.notify()
@@ -249,7 +252,8 @@ class Queue:
     def died(self, holder: Holder) -> None:
         """The holder's lease ended: its lanes go to others, with what is known of its death."""
         running = sum(lane.running for lane in holder.lanes)
-        for lane in tuple(holder.lanes):
+        # Each goes before all that waits, so the oldest of them comes last.
+        for lane in sorted(holder.lanes, key=lambda lane: lane.records[0].at if lane.records else 0, reverse=True):
             self.in_flight -= lane.taken
             # Fresh copies: the dead member may still hold the old ones and must not change them.
             lane.records = deque(
@@ -258,7 +262,7 @@ class Queue:
             )
             if lane.running and lane.records:
                 lane.records[0].died = running
-            self.release(lane)
+            self.release(lane, first=True)
 
     # -- the rest
 
