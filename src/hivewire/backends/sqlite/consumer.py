@@ -55,6 +55,9 @@ class Claim:
         else:
             self.future.set_result(taken)
 
+    def has_taken(self) -> bool:
+        return self.future.done() and not self.future.cancelled() and self.future.exception() is None
+
     def give_up(self) -> None:
         self.dead = True
         if not self.future.done():
@@ -110,6 +113,10 @@ class SQLiteConsumer(Consumer):
             else:
                 self.backend.writer.put(ClaimNow(claim))
             return await claim.future
+        except asyncio.CancelledError:
+            if claim.has_taken():  # it came in the same turn of the loop as the cancellation
+                self.keep(claim.future.result())
+            raise
         finally:
             claim.dead = True
             self._claims.discard(claim)
