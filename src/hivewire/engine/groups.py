@@ -4,7 +4,7 @@ it copies messages into the members' own queues. So who joined after a send gets
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 
 from hivewire.backend import Append, Record, Room
 from hivewire.codec import encode
@@ -13,15 +13,14 @@ from hivewire.engine.core import Core, lane_key
 from hivewire.engine.crew import Crew
 from hivewire.engine.inbox import Inbox
 from hivewire.engine.subscriptions import Subscriptions
+from hivewire.errors import QueueFull
 from hivewire.ids import new_id
 from hivewire.message import Message
 
 GROUP_QUEUE_PREFIX = "~group/"
 JOIN, LEAVE = "hivewire.join", "hivewire.leave"
 _POLL_S = 0.02
-
-Fan = Callable[[Message, str, str], Awaitable[None]]
-
+_MOST_WAIT_S = 1.0
 
 class Groups:
     """Runs the fan-out of every group that this process has to do with."""
@@ -64,6 +63,7 @@ class Groups:
         if message.type in (JOIN, LEAVE):
             await self._subscriptions.set_member(group, message.sender, joined=message.type == JOIN)
             return
+        copies = []
         for member in await self._subscriptions.members(group):
             copy = message.replace(
                 id=f"{message.id}@{member}", to=member, metadata={**message.metadata, "group": group}
@@ -79,7 +79,23 @@ class Groups:
                 priority=copy.priority,
                 replay=delivery.replay,
             )
-            await append(self._core, [Append(member, [record], room=Room.CAP)])
+            copies.append(Append(member, [record], room=Room.CAP))
+        await self._store(copies)
+
+    async def _store(self, copies: Sequence[Append]) -> None:
+        """All that have room at once; then wait for the others. The next broadcast waits, too: order."""
+        wait_s = _POLL_S
+        while True:
+            problems = await self._core.backend.append(copies)
+            full = [place for place, problem in problems.items() if isinstance(problem, QueueFull)]
+            for problem in problems.values():
+                if isinstance(problem, Exception) and not isinstance(problem, QueueFull):
+                    raise problem
+            if not full:
+                return
+            copies = [copies[place] for place in full]
+            await asyncio.sleep(wait_s)
+            wait_s = min(2 * wait_s, _MOST_WAIT_S)
 
     async def close(self) -> None:
         for inbox in self._inboxes.values():
