@@ -222,6 +222,16 @@ def test_a_sample_is_added_when_no_path_is_given(tmp_path: Path) -> None:
     assert "core.1234" in (bench.out / "report.md").read_text()  # binary, and told
 
 
+def test_by_default_only_so_much_of_the_machines_logs_is_read(
+    tmp_path: Path, logs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(steps, "MACHINE_LOGS", str(logs))
+    monkeypatch.setattr(steps, "_MOST_MACHINE_BYTES", 200_000)
+    bench = Bench(tmp_path, sample_lines=0, pieces=4)
+    assert bench.all()["lines"] == 4001 + 500
+    assert "more than 0 MiB of this machine's logs" in (bench.out / "report.md").read_text()
+
+
 def test_nothing_to_read_is_refused_with_the_reason(tmp_path: Path) -> None:
     (tmp_path / "core").write_bytes(bytes(100))
     bench = Bench(tmp_path, paths=[str(tmp_path / "core")])

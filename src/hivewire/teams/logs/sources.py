@@ -128,7 +128,7 @@ def _below(folder: str, skipped: dict[str, Skipped]) -> Iterator[str]:
 def split(files: Iterable[str], *, wished: int = 32) -> Inventory:
     """Read every file once and cut it into pieces, about `wished` in all but none very small or large."""
     files = list(files)
-    sizes = {path: _size(path) for path in files}
+    sizes = {path: size_of(path) for path in files}
     total = sum(size * (_PACKED if path.endswith(".gz") else 1) for path, size in sizes.items())
     target = max(_LEAST_PIECE, min(_MOST_PIECE, total // max(1, wished)), total // _MOST_PIECES)
     inventory = Inventory([], [], [])
@@ -143,11 +143,12 @@ def split(files: Iterable[str], *, wished: int = 32) -> Inventory:
     return inventory
 
 
-def _size(path: str) -> int:
+def size_of(path: str) -> int:
+    """Bytes in the file; 0 when it cannot be looked at: opening it will say why."""
     try:
         return os.stat(path).st_size
     except OSError:
-        return 0  # opening it says why
+        return 0
 
 
 def _split_one(path: str, target: int) -> tuple[Source, list[Piece]]:

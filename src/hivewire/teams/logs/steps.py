@@ -20,12 +20,13 @@ from hivewire.teams.logs.findings import Findings, Mined, MinedPiece, gather
 from hivewire.teams.logs.mining import Miner, PieceSummary
 from hivewire.teams.logs.report import markdown, page, top_templates
 from hivewire.teams.logs.sample import write_sample
-from hivewire.teams.logs.sources import Changed, Inventory, Piece, Skipped, find, read, split
+from hivewire.teams.logs.sources import Changed, Inventory, Piece, Skipped, find, read, size_of, split
 
 MACHINE_LOGS: Final = "/var/log"
 SAMPLE_LINES: Final = 600_000
 _SEED: Final = 20_260_312
 _INLINE_BYTES: Final = 400_000  # of pieces in messages; beyond that they go into files
+_MOST_MACHINE_BYTES: Final = 64 << 20
 _SHOWN_NAMES: Final = 2
 _MOST_TEMPLATES: Final = 5000  # in report.json, the most frequent ones
 
@@ -123,11 +124,26 @@ def research(task: Subtask) -> dict[str, Any]:
 
 def _default_files(wanted: Wanted) -> tuple[list[str], list[Skipped]]:
     files, skipped = find([MACHINE_LOGS], without=wanted.folder) if wanted.machine_logs else ([], [])
+    files, left_out = _smallest(files)
+    skipped = skipped + left_out
     if wanted.sample_lines:
         sample = write_sample(wanted.folder / "sample", lines=wanted.sample_lines, seed=wanted.seed)
         more, left = find([sample.folder])
         files, skipped = sorted({*files, *more}), skipped + left
     return files, skipped
+
+
+def _smallest(files: Sequence[str]) -> tuple[list[str], list[Skipped]]:
+    """As many as a demonstration can bear: nobody asked for the gigabytes of this machine."""
+    chosen, left_out, total = [], [], 0
+    for size, path in sorted((size_of(path), path) for path in files):
+        total += size
+        if total <= _MOST_MACHINE_BYTES:
+            chosen.append(path)
+        else:
+            told = f"more than {_MOST_MACHINE_BYTES >> 20} MiB of this machine's logs: name it with --input to read it"
+            left_out.append(Skipped(path, told))
+    return sorted(chosen), left_out
 
 
 def _mine_subtasks(wanted: Wanted, pieces: Sequence[Piece]) -> list[dict[str, Any]]:
