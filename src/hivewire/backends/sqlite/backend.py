@@ -230,7 +230,10 @@ class SQLiteBackend(Backend):
         return buried
 
     async def cleanup(self, older_than_s: float) -> int:
-        return int(await self.writer.submit(tidying.clean_up, older_than_s))
+        forgotten = int(await self.writer.submit(tidying.clean_up, older_than_s))
+        assert self._reader is not None
+        await self._reader.shrink()
+        return forgotten
 
     # -- catalogue and notes
 

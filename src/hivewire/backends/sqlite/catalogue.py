@@ -19,6 +19,7 @@ _SCAN = (
 )
 _NEXT_EPOCH = "UPDATE state SET epoch = epoch + 1 RETURNING epoch"
 _PUBLISH = "INSERT INTO notes(channel, body, at) VALUES (?, ?, ?)"
+_OLD_NOTES = "DELETE FROM notes WHERE at < ?"
 _NEWEST_NOTE = "SELECT coalesce(max(seq), 0) FROM sqlite_sequence WHERE name = 'notes'"
 _NOTES = "SELECT id, channel, body FROM notes WHERE id > ? ORDER BY id LIMIT 1000"
 
@@ -50,6 +51,7 @@ def scan(db: sqlite3.Connection, prefix: str, now: float) -> Mapping[str, Entry]
 
 def publish(transaction: Transaction, channel: str, body: bytes) -> None:
     transaction.db.execute(_PUBLISH, (channel, body, transaction.now))
+    transaction.db.execute(_OLD_NOTES, (transaction.now - NOTES_KEPT_S,))  # perhaps nobody listens, and nobody tidies
 
 
 def newest_note(db: sqlite3.Connection) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import random
 import sqlite3
 import time
@@ -12,6 +13,10 @@ from hivewire.backends.sqlite import schema, trouble
 from hivewire.backends.sqlite.turn import Turn
 
 PATIENCE_S = 4.0
+_FREE_PAGES = "SELECT * FROM pragma_freelist_count, pragma_page_count"
+_PAGES_KEPT = 1_000  # 4 MB: they are used again soon
+_PAGES_AT_ONCE = 2_000
+_LONG_LOG_BYTES = 64 * 1024 * 1024
 
 
 class File:
@@ -62,6 +67,26 @@ class File:
         """After a commit: let other processes in."""
         if self._turn is not None:
             self._turn.give()
+
+    def shorten_log(self) -> None:
+        """Checkpoints need a moment in which nobody reads; when processes never leave one, the log grows."""
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.getsize(f"{self.path}-wal") > _LONG_LOG_BYTES:
+                self.connection().execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()  # says busy, never waits
+
+    def give_back_space(self) -> bool:
+        """Give some free pages back to the file system, unless they are few. True: there are more."""
+        db = self.connection()
+        free, pages = db.execute(_FREE_PAGES).fetchone()
+        if free < _PAGES_KEPT or free * 4 < pages:
+            return False
+        try:
+            db.executescript(f"PRAGMA incremental_vacuum({_PAGES_AT_ONCE})")  # `execute` would free a single page
+        except sqlite3.OperationalError as error:
+            if trouble.is_busy(error):
+                return False
+            raise
+        return bool(free - _PAGES_AT_ONCE >= _PAGES_KEPT)
 
     def close(self) -> None:
         """Also after trouble: the next use opens the file anew, for it may be another one by then."""

@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 _BUSY_S = 0.001
 _IDLE_S = 0.02
 _STAY_AWAKE_S = 1.0
-_TIDY_EACH_S = 10.0
+_TIDY_EACH_S = 5.0
 _ASLEEP_S = 60.0
 _ASK_AGAIN_S = 0.25
 # The queues that have a ready lane, one look-up each, however many lanes they have.
@@ -137,6 +137,8 @@ class Keeper:
         if now >= self._tidy_at:
             self._tidy_at = now + _TIDY_EACH_S
             self._writer.do(self._tidy)
+            self._file.shorten_log()
+            self._file.give_back_space()
         due_s = min(self._due_at - time.time(), self._ends_at - lease_clock(), renew_at - now)
         return min(max(due_s, 0.0005), self._pause)
 

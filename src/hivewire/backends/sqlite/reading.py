@@ -45,6 +45,11 @@ class Reader:
     async def probe(self) -> None:
         await self.read(self._probe)
 
+    async def shrink(self) -> None:
+        """Give free space back, all of it, in steps that leave room for others."""
+        while await self.read(lambda _: self._file.give_back_space()):
+            pass
+
     def _read(self, function: Callable[[sqlite3.Connection], _Result]) -> _Result:
         try:
             return function(self._file.connection())

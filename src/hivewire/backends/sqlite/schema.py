@@ -23,6 +23,9 @@ VERSION = 1
 
 _BOOTTIME: int | None = getattr(time, "CLOCK_BOOTTIME", None)  # Linux only
 
+_CHECKPOINT_PAGES = 2_000
+_MOST_WAL_BYTES = 32 * 1024 * 1024
+
 READY, OWNED, BLOCKED = 1, 2, 3
 
 LANE_BITS = 40
@@ -115,6 +118,8 @@ def connect(path: Path) -> sqlite3.Connection:
         db.execute("PRAGMA secure_delete = OFF")
         db.execute("PRAGMA cache_size = -16000")
         db.execute("PRAGMA temp_store = MEMORY")
+        db.execute(f"PRAGMA wal_autocheckpoint = {_CHECKPOINT_PAGES}")
+        db.execute(f"PRAGMA journal_size_limit = {_MOST_WAL_BYTES}")
     except BaseException:
         db.close()
         raise

@@ -10,6 +10,8 @@ _OLD_NOTES = "DELETE FROM notes WHERE at < ?"
 _OLD_KEYS = "DELETE FROM idempotent WHERE until <= ?"
 _KEYS_BEFORE = "DELETE FROM idempotent WHERE used_at < ?"
 _OLD_VALUES = "DELETE FROM catalogue WHERE expires_at <= ?"
+_LONE_MAILBOXES = "SELECT id FROM queues WHERE owner IS NULL AND name LIKE '~reply/%' AND made_at < ?"
+_MAILBOX_WAITS_S = 3_600.0
 _SETTLED_QUEUES = "SELECT id FROM queues WHERE settled > 0"
 _SETTLED_BLOCKS = "SELECT block, at, number FROM settled WHERE queue = ? ORDER BY block DESC"
 _FORGET_SETTLED = "DELETE FROM settled WHERE queue = ? AND block <= ?"
@@ -28,6 +30,8 @@ def tidy(transaction: Transaction, ids: int, seconds: float) -> None:
     db.execute(_OLD_NOTES, (now - NOTES_KEPT_S,))
     db.execute(_OLD_KEYS, (now,))
     db.execute(_OLD_VALUES, (now,))
+    for (queue,) in db.execute(_LONE_MAILBOXES, (now - _MAILBOX_WAITS_S,)).fetchall():
+        members.drop_queue(transaction, queue)  # its owner died before it read from it
     forget_settled(transaction, ids, now - seconds)
 
 
