@@ -166,11 +166,11 @@ class ProfileConsumer(Consumer, Generic[_W]):
             try:
                 await self._tick()
             except ConnectionLost:
-                await self._check_lease()
+                self._check_lease()
             await asyncio.sleep(self.member.lease_s / 4)
 
-    async def _check_lease(self) -> None:
-        """The store cannot be reached: give up in time."""
+    def _check_lease(self) -> None:
+        """Once `holds` has said no, the lease is given up, even if the store would still renew it."""
         if self.world.loop.time() >= self.safe_until:
             self._give_up()
 
@@ -191,6 +191,7 @@ class ProfileConsumer(Consumer, Generic[_W]):
                 "fetch", lambda: self._take(limit, lanes, run, starting), weigh=len, keep=self._keep_taken
             )
             self.backend.epoch = self.world.epoch
+            taken = [fetched for fetched in taken if self._is_held(fetched)]
             if taken or self.world.loop.time() >= until or self.is_closed:
                 return taken
             await self.world.wait_for_bell(self.queue, until)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from random import Random
 from typing import ClassVar, Final
 
 import msgspec
 
-from hivewire.backend import Dead, Depth, Features, Fetched, Member, Ownership, Record, Unfinished
+from hivewire.backend import Dead, Depth, Features, Fetched, Member, Ownership, Record, Unfinished, life
 from hivewire.errors import BackendError
 from hivewire.testing.profiles_driver import ProfileBackend
 from hivewire.testing.profiles_faults import Faults
@@ -23,6 +23,8 @@ class Log(msgspec.Struct):
 
     records: dict[int, tuple[Record, float]] = {}
     end: int = 0
+    settled: list[Hashable] = []
+    """The lives of what was removed, as a broker keeps the newest records below the watermark."""
 
 
 class KafkaWorld(ShardWorld):
@@ -68,6 +70,7 @@ class KafkaWorld(ShardWorld):
         shard, log = self.group(queue).shards[number], self._topic(queue)[number]
         for offset in range(shard.watermark, min(watermark, log.end)):
             record, _ = log.records.pop(offset)
+            log.settled.append(life(record))
             self.note("settled", queue, record, process)
         shard.watermark = watermark
 

@@ -134,6 +134,7 @@ class RedisWorld(ShardWorld):
             if entry is not None:
                 _copy_counters(fetched, entry)
                 entry.is_running = True
+                self.note("marked", queue, entry.record, process)
         return refused
 
     def _entry(self, queue: str, fetched: Fetched) -> StreamEntry | None:

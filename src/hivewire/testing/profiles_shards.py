@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from abc import abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from random import Random
 from typing import Final, TypeVar
 
@@ -61,11 +61,14 @@ class ShardWorld(World):
 
     # Members
 
-    def beat(self, queue: str, process: str, lease_s: float) -> Shares:
-        """The member is alive: renew all that it holds, and share out."""
+    def beat(self, queue: str, process: str, lease_s: float, *, begins: bool) -> Shares:
+        """The member is alive: renew all that it holds, and share out. `begins`: what it held before is
+        somebody else's."""
         group = self.group(queue)
         self._bury_members(queue)
-        is_new = process not in group.members
+        is_new = begins or process not in group.members
+        if begins and process in group.members:
+            self._bury(queue, process)
         group.members[process] = self.now() + lease_s
         if is_new:
             self._balance(group)
@@ -139,14 +142,18 @@ class ShardWorld(World):
         group, now = self.group(queue), self.now()
         for process, until in list(group.members.items()):
             if until <= now:
-                del group.members[process]
-                for number, shard in enumerate(group.shards):
-                    if shard.goes_to == process:
-                        shard.goes_to = ""
-                    if shard.owner == process:
-                        shard.owner = shard.goes_to = ""
-                        self.inherited(queue, number)
-                self.ring(queue)
+                self._bury(queue, process)
+
+    def _bury(self, queue: str, process: str) -> None:
+        group = self.group(queue)
+        del group.members[process]
+        for number, shard in enumerate(group.shards):
+            if shard.goes_to == process:
+                shard.goes_to = ""
+            if shard.owner == process:
+                shard.owner = shard.goes_to = ""
+                self.inherited(queue, number)
+        self.ring(queue)
 
     def owns(self, process: str, queue: str, key: str) -> bool:
         shard = self.group(queue).shards[self.shard_of(queue, key)]
@@ -166,6 +173,10 @@ class ShardWorld(World):
         if watermark is not None:
             self.committed(queue, process, number, watermark)
         return True
+
+    def settled_lately(self, queue: str, number: int) -> Sequence[Hashable]:
+        """The lives of the shard that were settled lately, for an engine that must remember them itself."""
+        return ()
 
     def next_due(self, queue: str) -> float | None:
         return min((until for until in self.group(queue).members.values() if until > self.now()), default=None)
@@ -215,6 +226,7 @@ class ShardConsumer(ProfileConsumer[_W]):
 
     def __init__(self, backend: ProfileBackend[_W], queue: str, member: Member, owner: Ownership) -> None:
         super().__init__(backend, queue, member, owner)
+        self._is_member = False
         self._tokens: dict[int, int] = {}
         self._cursors: dict[int, int] = {}
         self._leaving: set[int] = set()
@@ -223,21 +235,31 @@ class ShardConsumer(ProfileConsumer[_W]):
     # Ownership
 
     async def _tick(self) -> None:
+        self._check_lease()
         sent_at = self.world.loop.time()
-        shares = await self.wire.call(None, lambda: self.world.beat(self.queue, self.name, self.member.lease_s))
+        begins = not self._is_member
+        shares = await self.wire.call(
+            None, lambda: self.world.beat(self.queue, self.name, self.member.lease_s, begins=begins)
+        )
+        if not begins and self.world.loop.time() >= self.safe_until:
+            self._give_up()  # the answer came when `holds` had said no already
+            return
+        self._is_member = True
         self.safe_until = sent_at + self.member.lease_s
-        gone = {
-            number
-            for number, token in self._tokens.items()
-            if number not in shares.held or shares.held[number][0] != token
-        }
-        self._forget(gone)
+        self._forget(
+            {
+                number
+                for number, token in self._tokens.items()
+                if number not in shares.held or shares.held[number][0] != token
+            }
+        )
         for number, (token, saved, watermark) in shares.held.items():
             if number not in self._tokens:
                 self._tokens[number] = token
                 self._cursors[number] = watermark - 1
-                await self.owner.gained(number, token, saved)
-        asked = {number for number in shares.give_up if number not in self._leaving}
+                await self.owner.gained(number, token, saved, self.world.settled_lately(self.queue, number))
+                self.world.ring(self.queue)  # a fetch may be waiting for it
+        asked = {number for number in shares.give_up if number in self._tokens and number not in self._leaving}
         if asked:
             self._leaving |= asked
             task = asyncio.get_running_loop().create_task(self._hand_over(asked))
@@ -267,6 +289,8 @@ class ShardConsumer(ProfileConsumer[_W]):
             self.owner.lost(shards)
 
     def _give_up(self) -> None:
+        self._is_member = False
+        self._kept.clear()
         self._forget(set(self._tokens))
 
     def _is_held(self, fetched: Fetched) -> bool:

@@ -57,7 +57,8 @@ class SqlWorld(World):
     def __init__(self, faults: Faults, chance: Random) -> None:
         super().__init__(faults, chance)
         self.tables: dict[str, Table] = {}
-        self._leases: dict[tuple[str, str], float] = {}
+        self._leases: dict[tuple[str, str], tuple[float, int]] = {}
+        """Until when, and the number of the lease."""
 
     def _table(self, queue: str) -> Table:
         table = self.tables.get(queue)
@@ -67,13 +68,18 @@ class SqlWorld(World):
 
     # Members
 
-    def renew(self, queue: str, process: str, lease_s: float, *, is_new: bool) -> bool:
-        """Extend the member's lease, or begin one. False: it had ended."""
+    def renew(self, queue: str, process: str, lease_s: float, life: int) -> int:
+        """Extend the member's lease of this number, or begin a new one (0). Gives its number; 0: it had ended."""
         self._bury_members(queue)
-        if not is_new and (queue, process) not in self._leases:
-            return False
-        self._leases[queue, process] = self.now() + lease_s
-        return True
+        _, present = self._leases.get((queue, process), (0.0, 0))
+        if life != present:
+            if life:
+                return 0
+            self._leases.pop((queue, process), None)
+            self._inherit(queue, process)
+        life = life or self.next_number()
+        self._leases[queue, process] = (self.now() + lease_s, life)
+        return life
 
     def leave(self, queue: str, process: str) -> None:
         """The member gives back what it holds."""
@@ -87,7 +93,7 @@ class SqlWorld(World):
 
     def _bury_members(self, queue: str) -> None:
         now = self.now()
-        for (name, process), until in list(self._leases.items()):
+        for (name, process), (until, _) in list(self._leases.items()):
             if name == queue and until <= now:
                 del self._leases[name, process]
                 self._inherit(queue, process)
@@ -107,11 +113,10 @@ class SqlWorld(World):
 
     def owns(self, process: str, queue: str, key: str) -> bool:
         lane = self._table(queue).lanes.get(key)
-        return (
-            lane is not None
-            and process_of(lane.owner) == process
-            and self._leases.get((queue, lane.owner), 0.0) > self.now()
-        )
+        if lane is None or process_of(lane.owner) != process:
+            return False
+        until, _ = self._leases.get((queue, lane.owner), (0.0, 0))
+        return until > self.now()
 
     # Rows
 
@@ -141,11 +146,13 @@ class SqlWorld(World):
             if number in table.rows:
                 self._ready(table, table.rows[number])
 
-    def claim(self, queue: str, process: str, limit: int, lanes: int, run: int, starting: int) -> list[Fetched]:
+    def claim(
+        self, queue: str, process: str, life: int, limit: int, lanes: int, run: int, starting: int
+    ) -> list[Fetched]:
         """Lease lanes that wait and take runs of them."""
         self._mature(queue)
         table, now = self._table(queue), self.now()
-        if (queue, process) not in self._leases:
+        if self._leases.get((queue, process), (0.0, 0))[1] != life:
             return []
         free = [lane for lane in table.lanes.values() if not lane.owner and lane.rows and lane.rows[0].due_at <= now]
         free.sort(key=lambda lane: (-lane.rows[0].record.priority, lane.rows[0].number))
@@ -158,16 +165,17 @@ class SqlWorld(World):
                 if row.due_at > now:
                     break
                 is_first = row is lane.rows[0]
-                taken.append(self._hand_out(table, lane, row, mark=is_first and index < starting))
+                taken.append(self._hand_out(queue, lane, row, mark=is_first and index < starting))
         return taken
 
-    def _hand_out(self, table: Table, lane: Lane, row: Row, *, mark: bool) -> Fetched:
+    def _hand_out(self, queue: str, lane: Lane, row: Row, *, mark: bool) -> Fetched:
         row.is_taken = True
         marked = mark and not row.is_suspect
         if marked:
             row.is_running = True
             row.starts += 1
-        settled_at = table.settled.get((row.record.id, row.record.replay), -SETTLED_WINDOW_S)
+            self.note("marked", queue, row.record, lane.owner)
+        settled_at = self._table(queue).settled.get((row.record.id, row.record.replay), -SETTLED_WINDOW_S)
         return Fetched(
             shard=0,
             at=row.number,
@@ -192,6 +200,7 @@ class SqlWorld(World):
                 continue
             _copy_counters(fetched, row)
             row.is_running = True
+            self.note("marked", queue, row.record, process)
         return refused
 
     def settle(self, queue: str, process: str, done: Sequence[Fetched], rest: Sequence[Unfinished]) -> list[Fetched]:
@@ -258,7 +267,7 @@ class SqlWorld(World):
 
     def next_due(self, queue: str) -> float | None:
         table = self._table(queue)
-        due = [until for (name, _), until in self._leases.items() if name == queue]
+        due = [until for (name, _), (until, _) in self._leases.items() if name == queue]
         due.extend(lane.rows[0].due_at for lane in table.lanes.values() if lane.rows and not lane.owner)
         if table.scheduled:
             due.append(table.scheduled[0][0])
@@ -306,32 +315,33 @@ class SqlConsumer(ProfileConsumer[SqlWorld]):
 
     def __init__(self, backend: SqlBackend, queue: str, member: Member, owner: Ownership) -> None:
         super().__init__(backend, queue, member, owner)
-        self._has_lease = False
+        self._life = 0
 
     async def _tick(self) -> None:
+        self._check_lease()
         sent_at = self.world.loop.time()
-        is_new = not self._has_lease
-        renewed = await self.wire.call(
-            None,
-            lambda: self.world.renew(self.queue, self.name, self.member.lease_s, is_new=is_new),
-        )
-        if renewed:
-            self._has_lease = True
-            self.safe_until = sent_at + self.member.lease_s
-        elif self._has_lease:
+        asked = self._life
+        life = await self.wire.call(None, lambda: self.world.renew(self.queue, self.name, self.member.lease_s, asked))
+        if asked and (not life or self.world.loop.time() >= self.safe_until):
+            # Refused, or the answer came when `holds` had said no already: the engine has let go.
             self._give_up()
+            return
+        self._life = life
+        self.safe_until = sent_at + self.member.lease_s
+        if not asked:
+            self.world.ring(self.queue)  # a fetch may be waiting for the lease
 
     def _give_up(self) -> None:
-        if self._has_lease:
-            self._has_lease = False
+        if self._life:
+            self._life = 0
             self._kept.clear()
             self.owner.lost({0})
 
     def _is_held(self, fetched: Fetched) -> bool:
-        return self._has_lease
+        return fetched.token > self._life > 0  # a lower one was taken in an earlier life
 
     def _take(self, limit: int, lanes: int, run: int, starting: int) -> list[Fetched]:
-        return self.world.claim(self.queue, self.name, limit, lanes, run, starting)
+        return self.world.claim(self.queue, self.name, self._life, limit, lanes, run, starting) if self._life else []
 
     async def start(self, batch: Sequence[Fetched]) -> Sequence[Fetched]:
         return await self.wire.call("start", lambda: self.world.start(self.queue, self.name, batch), weight=len(batch))

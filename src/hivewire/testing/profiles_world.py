@@ -35,7 +35,7 @@ class Happening(msgspec.Struct, frozen=True):
 
     at: float
     what: str
-    """`stored`, `doubled`, `settled`, `dead` or `refused`."""
+    """`stored`, `marked`, `settled`, `dead` or `refused`."""
     queue: str
     id: str
     replay: int = 0

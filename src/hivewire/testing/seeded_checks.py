@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 
+from hivewire.testing.profiles_driver import process_of
 from hivewire.testing.profiles_world import Happening
 from hivewire.testing.seeded_book import Outage, Sent, Started, Told
-from hivewire.testing.seeded_program import LISTENERS, MAX_ATTEMPTS
+from hivewire.testing.seeded_program import LEASE_S, LISTENERS, MAX_ATTEMPTS
 from hivewire.testing.seeded_run import Result
 
 _TERMINAL = ("ok", "reject")
@@ -120,7 +121,8 @@ def _was_out(result: Result, process: str, since: float, until: float) -> bool:
 
 
 def _overlaps(outage: Outage, since: float, until: float) -> bool:
-    return outage.began_at <= until and (outage.ended_at is None or outage.ended_at >= since)
+    """A lease that could not be renewed may still end within its length after the outage."""
+    return outage.began_at <= until and (outage.ended_at is None or outage.ended_at + LEASE_S >= since)
 
 
 def _only_owners_start(result: Result) -> Iterator[str]:
@@ -181,7 +183,15 @@ def _bad_reason(result: Result, dead: Happening, starts: list[Started], stored_a
         return "" if any(one.outcome == "reject" for one in starts) else "no handler rejected it"
     if dead.detail in ("max_attempts", "crashed"):
         failed = sum(one.outcome in _FAILED for one in starts)
-        out = sum(_was_out(result, one.process, one.at, dead.at) for one in starts)
+        held = {(one.process, one.at) for one in starts} | {
+            # A mark is stored before the start: who died in between has used up an attempt.
+            (process_of(happening.process), happening.at)
+            for happening in result.world.history
+            if happening.what == "marked" and (happening.queue, happening.id) == (dead.queue, dead.id)
+        }
+        out = len({process for process, at in held if _was_out(result, process, at, dead.at)})
+        if not result.world.features.per_record_ack:
+            out = len(result.book.outages)  # its marks are in the saved state, where nobody looks
         return "" if failed + out >= MAX_ATTEMPTS else f"only {failed} attempts failed and {out} were cut off"
     return "that is no reason"
 

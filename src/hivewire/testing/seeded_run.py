@@ -40,6 +40,8 @@ from hivewire.testing.virtual_time import VirtualLoop, run_virtual, seeded_ids
 DRAIN_S: Final = 120.0
 """After the faults have stopped, everything must be settled within this time."""
 _SEND_TIMEOUT_S: Final = 20.0
+_RETURN_S: Final = 60.0
+"""No call may take longer, whatever strikes it."""
 _MOST_STEPS: Final = 300_000
 """A run has about 10,000 callbacks."""
 
@@ -162,8 +164,16 @@ class Runner:
 
     async def _try(self, seat: Seat, what: str, work: Any) -> Any:
         """The result, or None when the outcome is unknown."""
+
+        async def in_time(protocol: Protocol) -> Any:
+            async with asyncio.timeout(_RETURN_S):
+                return await work(protocol)
+
         try:
-            return await seat.do(work)
+            return await seat.do(in_time)
+        except TimeoutError:
+            self.book.errors.append(f"{what} did not return within {_RETURN_S} s")
+            return None
         except (Died, BackendError, Closed) as error:
             self.book.write(self.loop.time(), "unknown", what, type(error).__name__)
             return None

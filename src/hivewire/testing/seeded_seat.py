@@ -158,14 +158,14 @@ class Seat:
                 task.cancel()
             self.stage.loop.continue_process(name)
             for _ in range(10):
-                tasks = self.stage.loop.tasks_of(name)
-                if not tasks:
+                left = self.stage.loop.tasks_of(name)
+                if not left:
                     break
-                await asyncio.wait(tasks, timeout=30.0)
+                await asyncio.wait(left, timeout=30.0)
                 for task in self.stage.loop.tasks_of(name):
                     task.cancel()
             else:
-                self.stage.book.errors.append(f"tasks of {name} cannot be cancelled: {tasks}")
+                self.stage.book.errors.append(f"tasks of {name} cannot be cancelled: {left}")
 
     # Work in the process
 
