@@ -214,6 +214,33 @@ async def test_results_of_strangers_and_doubled_results_change_nothing() -> None
     assert made.counts.unexpected >= 3
 
 
+async def test_the_result_of_an_earlier_attempt_is_not_taken_for_that_of_the_next() -> None:
+    write, check = worker("write"), worker("check")
+    first: list[str] = []
+
+    @write.on("task")
+    async def written(task: Message, ctx: Context) -> Any:
+        first.append(task.id)
+        if task.content["attempt"] == 2:  # a result of the first attempt turns up again
+            await ctx.send("result", task.metadata["reply_to"], {"attempt": "stale"}, in_reply_to=first[0])
+            async with connect(ctx.protocol.settings) as other:  # type: ignore[attr-defined]  # the engine has them
+                while (await other.depth("run-r")).ready + (await other.depth("run-r")).in_flight:
+                    await other.receive("nobody", wait_s=0.05)
+        return {"attempt": task.content["attempt"]}
+
+    @check.on("task")
+    async def checked(task: Message, ctx: Context) -> Any:
+        attempt = task.content["outputs"]["write"]["attempt"]
+        return {"send_back": {"subtask": "write", "feedback": "again"}} if attempt == 1 else {"saw": attempt}
+
+    async with team(write, check) as (made, protocol):
+        made.start(sub("write", "write"), sub("check", "check", "write"))
+        state = await made.execute(protocol)
+    assert state.header.status == "done"
+    assert state.rows["check"].output == {"saw": 2}
+    assert made.counts.unexpected == 1
+
+
 async def test_a_runner_that_died_is_replaced_and_finished_work_is_not_done_again() -> None:
     work = worker("work")
     started: list[str] = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -66,6 +67,55 @@ def test_an_event_that_comes_again_changes_nothing() -> None:
     assert store.apply("r", [answer]) == (first, [])
     assert first.header.seq == 2
     store.close()
+
+
+def test_an_event_is_known_by_its_id_alone() -> None:
+    store = PlanStore()
+    state = started(store, plan=Plan(subtasks=(sub("a"), sub("b"))))
+    store.apply("r", [Incoming("x", answer_for(state, "a").event)])
+    state, commands = store.apply("r", [Incoming("x", answer_for(state, "b").event)])
+    assert running(state) == ["b"]
+    assert commands == []
+    store.close()
+
+
+def test_subtasks_keep_their_order_when_others_are_replaced(tmp_path: Path) -> None:
+    store = PlanStore(tmp_path / "runs.db")
+    state = started(store, plan=Plan(subtasks=(sub("find"), sub("other"), sub("end", "find", "m-*"))))
+
+    def makes(*names: str) -> dict[str, Any]:
+        return {"subtasks": [{"name": f"m-{name}", "assigned_to": "work"} for name in names]}
+
+    state, _ = store.apply("r", [Incoming("1", event_of(state.rows["find"], makes("a", "b", "c", "d"), 1.0))])
+    state, _ = store.apply("r", [Incoming("2", event_of(state.rows["other"], makes("y", "z"), 1.0))])
+    for name in ("m-a", "m-b", "m-c", "m-d", "m-y", "m-z"):
+        state, _ = store.apply("r", [answer_for(state, name)])
+    row = state.rows["end"]
+    back = SendBack(at=2.0, version=row.version, subtask="end", attempt=row.attempt, target="find", feedback="")
+    state, _ = store.apply("r", [Incoming("3", back)])
+    state, _ = store.apply("r", [Incoming("4", event_of(state.rows["find"], makes("d", "x"), 3.0))])
+    assert state.rows["m-d"].attempt == 1  # as before, and depends on nothing: not done again
+    again = PlanStore(tmp_path / "runs.db")
+    assert list(again.load("r").rows) == list(state.rows)
+    assert list(state.rows) == ["find", "other", "end", "m-d", "m-y", "m-z", "m-x"]
+    store.close()
+    again.close()
+
+
+def test_two_processes_step_one_run_at_the_same_time(tmp_path: Path) -> None:
+    first = PlanStore(tmp_path / "runs.db")
+    state = started(first, plan=Plan(subtasks=tuple(sub(f"s{n}") for n in range(120))))
+    stores = [first, PlanStore(tmp_path / "runs.db")]
+
+    def answer_half(number: int) -> None:
+        for name in running(state)[number::2]:
+            stores[number].apply("r", [answer_for(state, name)])
+
+    with ThreadPoolExecutor(2) as threads:
+        list(threads.map(answer_half, range(2)))
+    assert first.load("r").header.status == "done"
+    for store in stores:
+        store.close()
 
 
 def test_the_outbox_is_in_the_order_of_the_decisions_whatever_the_ids_are() -> None:

@@ -37,11 +37,6 @@ class Kill(msgspec.Struct):
     """Messages whose answer had been stored before the kill."""
 
     @property
-    def hit(self) -> bool:
-        """Whether it struck work that was under way."""
-        return bool(self.taken_over)
-
-    @property
     def missed(self) -> bool:
         """Whether everything it had in hand was finished already."""
         return self.finished >= self.pieces.keys()

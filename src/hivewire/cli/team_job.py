@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 _STATE: Final = "hivewire"
 """The folder inside the out folder that holds what is not a result."""
+_MOST_PATHS_BYTES: Final = 200_000
+"""The paths are in every message of a run, which may have 1 MiB in all."""
 
 
 class Job(msgspec.Struct, frozen=True, kw_only=True):
@@ -86,7 +88,7 @@ def job_from(args: argparse.Namespace, command: str, plan: Plan, team: str, **fi
         command=command,
         plan=plan,
         team=team,
-        paths=[_checked_path(path) for path in args.input],
+        paths=_checked_paths(args.input),
         out=out,
         protocol=protocol,
         has_own_store=args.protocol is None,
@@ -165,12 +167,19 @@ def _is_same(job: Job, state: RunState) -> bool:
     return planned == job.plan.subtasks and state.header.input == job.run_input
 
 
-def _checked_path(path: str) -> str:
-    """Absolute, since workers may run elsewhere. Raises `UsageError` when it names nothing."""
-    full = os.path.abspath(os.path.expanduser(path))
-    if not os.path.lexists(full) and not any(glob.iglob(full, recursive=True)):
-        raise UsageError(f"--input {path}: there is no such file, folder or match")
-    return full
+def _checked_paths(paths: Sequence[str]) -> list[str]:
+    """Absolute, since workers may run elsewhere. Raises `UsageError` when one names nothing."""
+    found = []
+    for path in paths:
+        full = os.path.abspath(os.path.expanduser(path))
+        if not os.path.lexists(full) and not any(glob.iglob(full, recursive=True)):
+            raise UsageError(f"--input {path}: there is no such file, folder or match")
+        found.append(full)
+    if sum(map(len, found)) > _MOST_PATHS_BYTES:
+        raise UsageError(
+            f"--input names {len(found):,} paths, too many for a message; name folders or quote the pattern"
+        )
+    return found
 
 
 def _make_folder(path: Path) -> None:

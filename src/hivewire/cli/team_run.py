@@ -206,7 +206,9 @@ class _Errand:
             f"run {self._run} {figures['status']}: {figures['done']} of {figures['subtasks']} subtasks "
             f"in {figures['elapsed_s']:.1f} s"
         )
-        takeover = "no kill" if figures["takeover_s"] is None else f"time to takeover {figures['takeover_s']:.2f} s"
+        takeover = "no takeover" if figures["kills"] else "no kill"
+        if figures["takeover_s"] is not None:
+            takeover = f"time to takeover {figures['takeover_s']:.2f} s"
         tell(
             f"messages sent {figures['messages_sent']}, redelivered {figures['redelivered']}, lost {figures['lost']}, "
             f"duplicates {figures['duplicates']}, {takeover}"
