@@ -11,7 +11,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from hivewire.backend import Again, Append, Back, Dead, Fetched, QueueSpec
+from hivewire.backend import Again, Append, Back, Backend, Dead, Fetched, QueueSpec
 from hivewire.backends.sqlite import taking
 from hivewire.backends.sqlite.consumer import SQLiteConsumer
 from tests.unit.sqlite_driver import LETTER, Owner, member, opened, put, record, texts
@@ -29,6 +29,24 @@ async def test_keys_come_oldest_first_each_in_order(path: Path) -> None:
         await put(backend, "q", "a", "a3")
         consumer = await backend.consume("q", member(), Owner())
         assert texts(await consumer.fetch(10, 0)) == ["a1", "a2", "a3", "b1", "b2"]
+
+
+async def test_higher_priority_comes_sooner_but_never_within_a_key(path: Path) -> None:
+    async with opened(path) as backend:
+        await put_ranked(backend, "a", 5, 10, 1)
+        await put_ranked(backend, "b", 8)
+        await put_ranked(backend, "c", 5)
+        consumer = await backend.consume("q", member(), Owner())
+        got = []
+        while taken := await consumer.fetch(1, 0):
+            got += texts(taken)
+            await consumer.settle(taken)
+        assert got == ["b8", "a5", "a10", "c5", "a1"]
+
+
+async def put_ranked(backend: Backend, key: str, *priorities: int) -> None:
+    records = [record(key, f"{key}{priority}", priority=priority) for priority in priorities]
+    assert not await backend.append([Append("q", records)])
 
 
 async def test_a_fetch_takes_no_more_than_it_asks_for(path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from hivewire.backends.sqlite.schema import BLOCKED, READY
+from hivewire.backends.sqlite.schema import BLOCKED, RANK, READY
 from hivewire.backends.sqlite.taking import Hold
 from hivewire.backends.sqlite.transaction import Transaction
 
@@ -17,7 +17,7 @@ _LANE_IS_THERE = "SELECT 1 FROM lanes WHERE queue = ? AND key = ?"
 _PACKS_FROM = "SELECT first, last FROM packs WHERE lane = ? AND last >= ? ORDER BY first"
 _FREE = (
     f"UPDATE lanes SET state = CASE WHEN max(due_at, :due) > :now THEN {BLOCKED} ELSE {READY} END,"
-    " due_at = max(due_at, :due), head = :head, owner = NULL, taken = 0,"
+    f" due_at = max(due_at, :due), head = :head, rank = {RANK.format(':head')}, owner = NULL, taken = 0,"
     " taken_to = 0, running = 0 WHERE queue = :queue AND key = :key"
 )
 _DIG = "INSERT OR IGNORE INTO holes(lane, seq) VALUES (?, ?)"

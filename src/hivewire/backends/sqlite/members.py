@@ -7,7 +7,7 @@ import sqlite3
 from collections.abc import Callable
 
 from hivewire.backend import Member
-from hivewire.backends.sqlite.schema import BLOCKED, OWNED, READY, boot_id, lease_clock
+from hivewire.backends.sqlite.schema import BLOCKED, OWNED, RANK, READY, boot_id, lease_clock
 from hivewire.backends.sqlite.transaction import Transaction
 
 _JOIN = "INSERT INTO members(name, pid, boot, lease_until, lease_s) VALUES (?, ?, ?, ?, ?)"
@@ -21,7 +21,8 @@ _HELD = (
 _FREE = f"""
 UPDATE lanes SET state = CASE WHEN due_at > :now THEN {BLOCKED} ELSE {READY} END,
   died = CASE WHEN running AND counted >= head THEN :died ELSE died END,
-  running = 0, suspect_from = 0, suspect_to = taken_to, owner = NULL, taken = 0
+  running = 0, suspect_from = 0, suspect_to = taken_to, owner = NULL, taken = 0,
+  rank = {RANK.format("head")}
 WHERE owner = :member AND state = {OWNED}"""
 _MAILBOXES = "SELECT id FROM queues WHERE owner = ?"
 _ADOPT = "UPDATE queues SET owner = ? WHERE id = ?"

@@ -24,8 +24,14 @@ _WAITING = f"SELECT count(*) FROM lanes INDEXED BY lanes_due WHERE state = {BLOC
 _OVERDUE = "SELECT count(*) FROM scheduled WHERE due_at <= ? AND queue = ?"
 _LOOKED_THROUGH = 1_000
 _OLDEST = f"""
+WITH RECURSIVE ranks(rank) AS (
+  SELECT min(rank) FROM lanes WHERE queue = :queue AND state = {READY}
+  UNION ALL SELECT (SELECT min(rank) FROM lanes WHERE queue = :queue AND state = {READY} AND rank > ranks.rank)
+  FROM ranks WHERE ranks.rank NOT NULL)
 SELECT min(p.stored_at) FROM (
-  SELECT * FROM (SELECT id FROM lanes WHERE queue = :queue AND state = {READY} ORDER BY head LIMIT 1)
+  SELECT (SELECT id FROM lanes
+    WHERE queue = :queue AND state = {READY} AND rank = ranks.rank ORDER BY head LIMIT 1) AS id
+  FROM ranks
   UNION ALL SELECT * FROM (SELECT id FROM lanes WHERE queue = :queue AND state <> {READY} LIMIT {_LOOKED_THROUGH})
 ) l JOIN packs p ON p.lane = l.id AND p.first = (SELECT min(first) FROM packs m WHERE m.lane = l.id)"""
 _QUEUES = "SELECT name, mode, shards, cap FROM queues ORDER BY name"

@@ -2,7 +2,8 @@
 
 Records are stored in packs: what one transaction appends to one lane is one row. So storing, taking and
 settling a run of messages costs a few rows, not one each. `lanes.head` is the first record of the lane
-that is not settled; packs wholly below it are deleted. A record settled out of turn is noted in `holes`.
+that is not settled, `lanes.rank` its priority with the sign turned; packs wholly below it are deleted.
+A record settled out of turn is noted in `holes`.
 
 A commit costs what it dirties, one page of each table or index. So lanes have no index of their owners:
 when a member dies, all lanes are looked through once.
@@ -17,6 +18,9 @@ from pathlib import Path
 from urllib.parse import unquote
 
 from hivewire.errors import BackendError, SettingsError
+
+RANK = "(SELECT -p.priority FROM packs p WHERE p.lane = lanes.id AND p.first <= {} ORDER BY p.first DESC LIMIT 1)"
+"""SQL: the rank of a lane with that head."""
 
 APPLICATION_ID = 0x48574952  # "HWIR"
 VERSION = 1
@@ -41,17 +45,18 @@ CREATE TABLE queues(
   settled INTEGER NOT NULL DEFAULT 0, owner INTEGER, made_at REAL NOT NULL);
 CREATE INDEX queues_owned ON queues(owner) WHERE owner IS NOT NULL;
 CREATE TABLE lanes(
-  queue INTEGER NOT NULL, key TEXT NOT NULL, id INTEGER NOT NULL, state INTEGER NOT NULL, head INTEGER NOT NULL,
-  owner INTEGER, taken INTEGER NOT NULL DEFAULT 0, taken_to INTEGER NOT NULL DEFAULT 0, due_at REAL NOT NULL DEFAULT 0,
+  queue INTEGER NOT NULL, key TEXT NOT NULL, id INTEGER NOT NULL, state INTEGER NOT NULL,
+  rank INTEGER NOT NULL, head INTEGER NOT NULL, owner INTEGER, taken INTEGER NOT NULL DEFAULT 0,
+  taken_to INTEGER NOT NULL DEFAULT 0, due_at REAL NOT NULL DEFAULT 0,
   counted INTEGER NOT NULL DEFAULT 0, starts INTEGER NOT NULL DEFAULT 0, failures INTEGER NOT NULL DEFAULT 0,
   crashes INTEGER NOT NULL DEFAULT 0, died INTEGER NOT NULL DEFAULT 0, running INTEGER NOT NULL DEFAULT 0,
   suspect_from INTEGER NOT NULL DEFAULT 0, suspect_to INTEGER NOT NULL DEFAULT 0,
   holes INTEGER NOT NULL DEFAULT 0, PRIMARY KEY(queue, key)) WITHOUT ROWID;
-CREATE INDEX lanes_ready ON lanes(queue, head) WHERE state = 1;
+CREATE INDEX lanes_ready ON lanes(queue, rank, head) WHERE state = 1;
 CREATE INDEX lanes_due ON lanes(due_at, queue) WHERE state = 3;
 CREATE TABLE packs(
   lane INTEGER NOT NULL, first INTEGER NOT NULL, last INTEGER NOT NULL, stored_at REAL NOT NULL,
-  expires_at REAL, data BLOB NOT NULL, PRIMARY KEY(lane, first)) WITHOUT ROWID;
+  expires_at REAL, priority INTEGER NOT NULL, data BLOB NOT NULL, PRIMARY KEY(lane, first)) WITHOUT ROWID;
 CREATE INDEX packs_expiring ON packs(expires_at) WHERE expires_at IS NOT NULL;
 CREATE TABLE holes(lane INTEGER NOT NULL, seq INTEGER NOT NULL, PRIMARY KEY(lane, seq)) WITHOUT ROWID;
 CREATE TABLE scheduled(

@@ -16,8 +16,8 @@ REPLY_PREFIX = "~reply/"
 _MOST_IN_PACK = 128
 _MOST_BYTES_IN_PACK = 128 * 1024
 _FIND_LANE = "SELECT id FROM lanes WHERE queue = ? AND key = ?"
-_MAKE_LANE = f"INSERT OR IGNORE INTO lanes(queue, key, id, state, head) VALUES (?, ?, ?, {READY}, ?)"
-_MAKE_PACK = "INSERT INTO packs(lane, first, last, stored_at, expires_at, data) VALUES (?, ?, ?, ?, ?, ?)"
+_MAKE_LANE = f"INSERT OR IGNORE INTO lanes(queue, key, id, state, rank, head) VALUES (?, ?, ?, {READY}, ?, ?)"
+_MAKE_PACK = "INSERT INTO packs(lane, first, last, stored_at, expires_at, priority, data) VALUES (?, ?, ?, ?, ?, ?, ?)"
 _FIND_KEY = "SELECT id FROM idempotent WHERE queue = ? AND key = ? AND until > ?"
 _SAVE_KEY = "INSERT OR REPLACE INTO idempotent(queue, key, id, used_at, until) VALUES (?, ?, ?, ?, ?)"
 _SCHEDULE = "INSERT INTO scheduled(queue, due_at, stored_at, number, data) VALUES (?, ?, ?, ?, ?)"
@@ -142,7 +142,7 @@ def _flush_queue(transaction: Transaction, queue: Queue) -> None:
     made = []
     firsts = []
     for key, items in lanes.items():
-        made.append((queue.id, key, (queue.id << LANE_BITS) + seq, seq))
+        made.append((queue.id, key, (queue.id << LANE_BITS) + seq, -items[0][0].priority, seq))
         firsts.append(seq)
         seq += len(items)
     queue.seq = seq - 1
@@ -157,7 +157,7 @@ def _flush_queue(transaction: Transaction, queue: Queue) -> None:
     transaction.woken.add(queue.id)
 
 
-def _find_or_make(transaction: Transaction, made: list[tuple[int, str, int, int]]) -> list[int]:
+def _find_or_make(transaction: Transaction, made: list[tuple[int, str, int, int, int]]) -> list[int]:
     """The lanes' ids. A lane that is there already is not written."""
     db = transaction.db
     if db.executemany(_MAKE_LANE, made).rowcount == len(made):
@@ -166,13 +166,14 @@ def _find_or_make(transaction: Transaction, made: list[tuple[int, str, int, int]
 
 
 def _packs(lane: int, first: int, items: list[tuple[Record, float]]) -> list[tuple[object, ...]]:
-    """Rows of records that were stored and expire at the same time."""
+    """Rows of records of one priority that were stored and expire at the same time."""
     rows: list[tuple[object, ...]] = []
     start, size = 0, 0
     for place, (record, stored_at) in enumerate(items):
         head, head_at = items[start]
         fits = place - start < _MOST_IN_PACK and size + len(record.body) <= _MOST_BYTES_IN_PACK
-        if place > start and not (fits and record.ttl_s == head.ttl_s and stored_at == head_at):
+        alike = record.ttl_s == head.ttl_s and stored_at == head_at and record.priority == head.priority
+        if place > start and not (fits and alike):
             rows.append(_row(lane, first + start, items[start:place]))
             start, size = place, 0
         size += len(record.body)
@@ -183,4 +184,5 @@ def _packs(lane: int, first: int, items: list[tuple[Record, float]]) -> list[tup
 def _row(lane: int, first: int, items: list[tuple[Record, float]]) -> tuple[object, ...]:
     record, stored_at = items[0]
     expires_at = None if record.ttl_s is None else stored_at + record.ttl_s
-    return lane, first, first + len(items) - 1, stored_at, expires_at, pack([item[0] for item in items])
+    data = pack([item[0] for item in items])
+    return lane, first, first + len(items) - 1, stored_at, expires_at, record.priority, data

@@ -16,7 +16,7 @@ _READY = f"""
 SELECT l.id, l.key, l.head, l.counted, l.starts, l.failures, l.crashes, l.died, l.suspect_from, l.suspect_to, l.holes,
   p.first, p.last, p.stored_at, p.data
 FROM lanes l JOIN packs p ON p.lane = l.id AND p.first = (SELECT min(m.first) FROM packs m WHERE m.lane = l.id)
-WHERE l.queue = ? AND l.state = {READY} ORDER BY l.head LIMIT ?"""
+WHERE l.queue = ? AND l.state = {READY} ORDER BY l.rank, l.head LIMIT ?"""
 _MORE = "SELECT first, last, stored_at, data FROM packs WHERE lane = ? AND first > ? ORDER BY first"
 _HOLES = "SELECT seq FROM holes WHERE lane = ?"
 _TAKE = f"UPDATE lanes SET state = {OWNED}, owner = ?, taken = ?, taken_to = ?, due_at = 0 WHERE queue = ? AND key = ?"
@@ -69,7 +69,7 @@ _Pack = tuple[int, int, float, bytes]
 def take(
     transaction: Transaction, queue: Queue, wanted: Wanted, lanes: int, packs: Packs, settled: Settled
 ) -> list[Hold]:
-    """Fill `wanted.taken` from the lanes that have waited longest."""
+    """Fill `wanted.taken` from the lanes of the highest priority, those first that have waited longest."""
     db = transaction.db
     holds: list[Hold] = []
     plain: list[tuple[int | str, ...]] = []
