@@ -131,6 +131,20 @@ def test_on_a_terminal_the_lines_are_written_over(hive: Hive, journal: Journal) 
     assert b"done: 3 of 3 subtasks" in seen.splitlines()[-2]
 
 
+def test_the_demo_whose_coordinator_is_killed_goes_on_and_its_totals_add_up(hive: Hive, logs: tuple[Path, int]) -> None:
+    folder, lines = logs
+    demo = ("demo", "--input", str(folder))
+    running = Running(hive.folder, *demo)
+    assert running.process.stdout is not None
+    while "killed worker process" not in running.process.stdout.readline():
+        pass
+    running.kill()
+    ran = hivewire(hive, *demo, "--no-chaos", "--resume", "--json")
+    assert ran.code == 0, ran.err
+    assert ran.json["lost"] == 0
+    assert json.loads(Path(ran.json["reports"]["report.json"]).read_text())["facts"]["lines"] == lines
+
+
 # Kills and stops.
 
 
@@ -185,6 +199,21 @@ def test_a_coordinator_killed_again_and_again_still_finishes(hive: Hive, journal
     journal.rest()
     assert ran.code == 0, ran.err
     assert journal.ends == [f"s{n}" for n in range(30)]
+
+
+def test_all_workers_may_be_killed_at_once(hive: Hive, journal: Journal) -> None:
+    journal.plan(*[subtask(f"s{n}", waits=True) for n in range(3)], subtask("last", "s*"))
+    running = Running(hive.folder, *RUN, "--json", "--processes", "3")
+    for _ in range(3):
+        journal.next()
+    for pid in journal.pids.values():
+        os.kill(pid, signal.SIGKILL)
+    journal.let_go()
+    ran = running.end()
+    journal.rest()
+    assert ran.code == 0, ran.err
+    assert ran.json["redelivered"] == 3
+    assert sorted(journal.ends) == ["last", "s0", "s1", "s2"]
 
 
 def test_a_replacement_that_cannot_start_does_not_end_a_run_that_others_carry_on(hive: Hive, journal: Journal) -> None:

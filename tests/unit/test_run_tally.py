@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import io
+import logging
+import sys
 import time
 from typing import Any
 
 from hivewire.cli.chaos import Chaos
-from hivewire.cli.live import Live
+from hivewire.cli.live import Live, logs_above
 from hivewire.cli.tally import Tally
 from hivewire.cli.team_members import Members
 from hivewire.message import Message
@@ -129,6 +131,29 @@ def test_failed_subtasks_are_not_lost() -> None:
         game.answer(f"p{n}")
     assert game.tally.state.header.status == "failed"
     assert game.tally.lost == 0
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_log_lines_do_not_fall_into_the_picture() -> None:
+    game, stream = Game(), Terminal()
+    live = Live(stream)
+    root = logging.getLogger()
+    handler = logging.StreamHandler(sys.stderr)
+    root.addHandler(handler)
+    try:
+        with logs_above(live):
+            live.show(game.tally)
+            logging.getLogger("hivewire.test").warning("something happened")
+        assert handler.stream is sys.stderr
+    finally:
+        root.removeHandler(handler)
+    picture, line = stream.getvalue().split("\x1b[1A\x1b[J")
+    assert "mine" in picture
+    assert line == "something happened\n"
 
 
 def test_capabilities_are_shown_in_the_order_of_the_work() -> None:

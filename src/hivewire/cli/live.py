@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import io
+import logging
 import shutil
+import sys
 import time
+from collections.abc import Generator
+from contextlib import contextmanager
 from typing import Final, TextIO
 
 from hivewire.cli.options import printable
@@ -19,7 +24,7 @@ class Live:
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
-        self._is_terminal = stream.isatty()
+        self.is_terminal = stream.isatty()
         self._drawn = 0
         self._next_at = 0.0
         self._last_line = ""
@@ -35,7 +40,7 @@ class Live:
         now = time.monotonic()
         if now < self._next_at:
             return
-        if self._is_terminal:
+        if self.is_terminal:
             self._next_at = now + _FRAME_S
             self._draw(self._picture(tally))
         else:
@@ -70,6 +75,35 @@ class Live:
         if self._drawn:
             self._stream.write(f"\x1b[{self._drawn}A\x1b[J")  # up to the first line, and clear from there
             self._drawn = 0
+
+
+class _Above(io.TextIOBase):
+    """Where log lines go while the picture is shown, so that they do not fall into it."""
+
+    def __init__(self, live: Live) -> None:
+        self._live = live
+
+    def write(self, text: str) -> int:
+        for line in text.splitlines():
+            self._live.tell(line)
+        return len(text)
+
+
+@contextmanager
+def logs_above(live: Live) -> Generator[None]:
+    """Meanwhile, what is logged to stderr appears above the picture."""
+    moved = [
+        handler
+        for handler in logging.getLogger().handlers
+        if isinstance(handler, logging.StreamHandler) and handler.stream is sys.stderr and live.is_terminal
+    ]
+    for handler in moved:
+        handler.setStream(_Above(live))
+    try:
+        yield
+    finally:
+        for handler in moved:
+            handler.setStream(sys.stderr)
 
 
 def _clock(tally: Tally) -> str:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
 from hivewire.cli.chaos import Chaos
-from hivewire.cli.live import Live
+from hivewire.cli.live import Live, logs_above
 from hivewire.cli.options import UsageError, target_of, to_json
 from hivewire.cli.tally import Tally
 from hivewire.cli.team_job import Job, checks_of, choose_run, is_memory, locked, reports_of
@@ -44,7 +44,8 @@ def carry_out(job: Job) -> int:
             state, is_resumed = choose_run(job, store, roster)
             errand = _Errand(job, store, workers, state, in_memory=in_memory)
             errand.announce(is_resumed)
-            return asyncio.run(errand.run())
+            with logs_above(errand.live):
+                return asyncio.run(errand.run())
         finally:
             store.close()
 
@@ -65,7 +66,7 @@ class _Errand:
         self._workers = workers
         self._run = state.header.run
         self._in_memory = in_memory
-        self._live = Live(sys.stderr if job.as_json else sys.stdout)
+        self.live = Live(sys.stderr if job.as_json else sys.stdout)
         self._tally = Tally(state, self._changed)
         self._chaos: Chaos | None = None
         self._members: Members | None = None
@@ -76,13 +77,13 @@ class _Errand:
         rows = self._tally.state.rows.values()
         if is_resumed:
             done = sum(row.status == "done" for row in rows)
-            self._live.tell(
+            self.live.tell(
                 f"going on with run {self._run}: {done} of {len(rows)} subtasks are done (--new starts anew)"
             )
         else:
-            self._live.tell(f"run {self._run}: {len(rows)} subtasks, {job.processes} worker {self._kinds()}")
-        self._live.tell(f"messages: {job.protocol}")
-        self._live.tell(f"results and state: {job.out}")
+            self.live.tell(f"run {self._run}: {len(rows)} subtasks, {job.processes} worker {self._kinds()}")
+        self.live.tell(f"messages: {job.protocol}")
+        self.live.tell(f"results and state: {job.out}")
 
     def _kinds(self) -> str:
         return "members in this process" if self._in_memory else "processes"
@@ -94,7 +95,7 @@ class _Errand:
         loop = asyncio.get_running_loop()
         roster = Roster((worker.name, worker.capabilities) for worker in self._workers)
         members = self._members = self._team()
-        self._chaos = Chaos(members, self._live.tell) if self._job.has_chaos else None
+        self._chaos = Chaos(members, self.live.tell) if self._job.has_chaos else None
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, self._interrupt)
         try:
@@ -106,9 +107,7 @@ class _Errand:
                 asked = group.create_task(self._interrupted.wait())
                 await asyncio.wait([working, asked], return_when=asyncio.FIRST_COMPLETED)
                 if not working.done():
-                    self._live.tell(
-                        f"stopping: what runs has {self._job.grace_s:g} s to finish (Ctrl-C again: at once)"
-                    )
+                    self.live.tell(f"stopping: what runs has {self._job.grace_s:g} s to finish (Ctrl-C again: at once)")
                 members.stop()
                 await asyncio.wait([serving])
                 for task in (working, ticking, asked):
@@ -116,7 +115,7 @@ class _Errand:
         finally:
             for number in (signal.SIGINT, signal.SIGTERM):
                 loop.remove_signal_handler(number)
-            self._live.clear()
+            self.live.clear()
         return self._summary()
 
     def _interrupt(self) -> None:
@@ -126,23 +125,23 @@ class _Errand:
 
     async def _tick(self) -> None:
         while True:
-            self._live.show(self._tally)
+            self.live.show(self._tally)
             await asyncio.sleep(_TICK_S)
 
     def _changed(self, tally: Tally) -> None:
         if self._chaos is not None and not self._interrupted.is_set():
             self._chaos.look(tally)
-        self._live.show(tally)
+        self.live.show(tally)
 
     def _team(self) -> Members:
         job = self._job
         if self._in_memory:
             return TaskMembers(
-                job.processes, self._live.tell, workers=self._workers, connect=self._connect, grace_s=job.grace_s
+                job.processes, self.live.tell, workers=self._workers, connect=self._connect, grace_s=job.grace_s
             )
         return ProcessMembers(
             job.processes,
-            self._live.tell,
+            self.live.tell,
             command=lambda link: command_line(job.team, job.protocol, job.settings, job.grace_s, link),
             output=job.state_folder / "workers.log",
             grace_s=job.grace_s,
@@ -190,7 +189,7 @@ class _Errand:
         return 0 if state.header.status == "done" and not figures["lost"] else EXIT_FAILED
 
     def _print(self, figures: dict[str, Any]) -> None:
-        tell: Callable[[str], None] = self._live.tell
+        tell: Callable[[str], None] = self.live.tell
         if figures["status"] == "unfinished":
             again = "start it again to go on" if not self._in_memory else "memory:// keeps nothing, so it starts anew"
             tell(f"stopped: {figures['done']} of {figures['subtasks']} subtasks are done; {again}")
