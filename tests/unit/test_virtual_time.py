@@ -50,7 +50,7 @@ def test_a_deadlock_names_who_waits() -> None:
     async def wait_for_ever() -> None:
         await asyncio.get_running_loop().create_future()
 
-    with pytest.raises(Deadlock, match="test_virtual_time.py"):
+    with pytest.raises(Deadlock, match=r"test_virtual_time\.py"):
         run_virtual(wait_for_ever())
 
 

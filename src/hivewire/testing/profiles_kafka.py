@@ -69,10 +69,16 @@ class KafkaWorld(ShardWorld):
     def committed(self, queue: str, process: str, number: int, watermark: int) -> None:
         shard, log = self.group(queue).shards[number], self._topic(queue)[number]
         for offset in range(shard.watermark, min(watermark, log.end)):
-            record, _ = log.records.pop(offset)
-            log.settled.append(life(record))
-            self.note("settled", queue, record, process)
+            if offset in log.records:  # else an older commit had set the watermark back
+                record, _ = log.records.pop(offset)
+                log.settled.append(life(record))
+                if record.dedup_key is not None:
+                    log.settled.append(("key", record.dedup_key))
+                self.note("settled", queue, record, process)
         shard.watermark = watermark
+
+    def settled_lately(self, queue: str, number: int) -> Sequence[Hashable]:
+        return tuple(self._topic(queue)[number].settled)
 
     def read(self, queue: str, number: int, token: int, after: int, limit: int, lanes: int, run: int) -> list[Fetched]:
         log = self._topic(queue)[number]

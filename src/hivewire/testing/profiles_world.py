@@ -84,7 +84,7 @@ class World(ABC):
 
     async def wait_for_bell(self, queue: str, until: float) -> None:
         """Until something happened to the queue, or until then by the loop's time."""
-        due = self.next_due(queue)
+        due = self.next_due(queue) if queue in self.specs else None
         if due is not None:
             until = min(until, due - self.now() + self.loop.time())
         future: asyncio.Future[None] = self.loop.create_future()

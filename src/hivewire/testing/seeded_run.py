@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Coroutine
 from random import Random
 from typing import Any, Final
 
@@ -89,6 +88,16 @@ class Runner:
         return next(seat for seat in self.seats if seat.name == name)
 
     async def run(self) -> Result:
+        """Everything, from the first step to the last check's data."""
+        listener = _Errors(self.book)
+        log = logging.getLogger("hivewire")
+        log.addHandler(listener)
+        try:
+            return await self._run()
+        finally:
+            log.removeHandler(listener)
+
+    async def _run(self) -> Result:
         self.loop.set_exception_handler(self._unexpected)
         await asyncio.gather(*(seat.open() for seat in self.seats))
         await asyncio.gather(*(self._act(slot) for slot in range(SLOTS)))
@@ -273,16 +282,24 @@ class Runner:
         self.book.replayed[step.agent] = self.book.replayed.get(step.agent, 0) + (count or 0)
 
 
+class _Errors(logging.Handler):
+    """What the engine logs as an error breaks a promise, too."""
+
+    def __init__(self, book: Book) -> None:
+        super().__init__(logging.ERROR)
+        self._book = book
+
+    def emit(self, record: logging.LogRecord) -> None:
+        error = record.exc_info[1] if record.exc_info else None
+        task = record.__dict__.get("task", "")
+        self._book.errors.append(f"{record.name}: {record.getMessage()} {task} {error!r}")
+
+
 def run_program(program: Program) -> Result:
     """Run it on a virtual loop: a pure function of the program."""
-    logging.getLogger("hivewire").addHandler(_SILENT)
     with seeded_ids(program.seed):
         return run_virtual(_run(program), loop=VirtualLoop(_MOST_STEPS))
 
 
 async def _run(program: Program) -> Result:
     return await Runner(program).run()
-
-
-_SILENT = logging.NullHandler()
-_Work = Coroutine[Any, Any, Any]

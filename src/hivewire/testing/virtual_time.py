@@ -18,7 +18,9 @@ from collections.abc import Callable, Coroutine, Generator
 from concurrent.futures import Executor
 from contextlib import contextmanager
 from random import Random
+from types import SimpleNamespace
 from typing import Any, Final, ParamSpec, TypeVar, TypeVarTuple, Unpack
+from unittest.mock import patch
 
 from hivewire import ids
 from hivewire.errors import HivewireError
@@ -306,18 +308,15 @@ def virtual(test: Callable[_P, Coroutine[Any, Any, _T]]) -> Callable[_P, _T]:
 @contextmanager
 def seeded_ids(seed: int) -> Generator[None]:
     """Inside, `hivewire.ids.new_id` gives the same identifiers in each run of the same seed."""
-    ordered = ids._ordered
-    kept = (ordered._millis, ordered._prefix, ordered._counter, ordered._node)
     chance = Random(seed)
-    # A millisecond far ahead: the generator thinks that its clock was set back and goes on counting.
-    ordered._millis = 1 << 47
-    ordered._prefix = "80000000-0000-7"
-    ordered._counter = 0
-    ordered._node = f"{chance.getrandbits(48):012x}"
+    clock = patch.object(ids, "time_ns", lambda: int(EPOCH * 1e9))
+    noise = patch.object(ids, "os", SimpleNamespace(urandom=chance.randbytes))
     try:
-        yield
+        with clock, noise:
+            ids._ordered.reseed()
+            yield
     finally:
-        ordered._millis, ordered._prefix, ordered._counter, ordered._node = kept
+        ids._ordered.reseed()
 
 
 def is_repeatable() -> bool:
