@@ -10,7 +10,7 @@ import pytest
 pytest.register_assert_rewrite("hivewire.testing.conformance")
 
 from hivewire.testing.conformance.fabric import Fabric  # noqa: E402 -- after the line above
-from hivewire.testing.leaks import Census  # noqa: E402
+from hivewire.testing.leaks import Census, no_unhandled_errors  # noqa: E402
 from tests.conformance.backends import FABRICS  # noqa: E402
 
 
@@ -30,6 +30,7 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
 async def fabric(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Fabric]:
     """One store, alone for this test; nothing of it is left afterwards."""
     before = Census.take()
-    async with FABRICS[request.param](tmp_path) as made:
-        yield made
+    with no_unhandled_errors():
+        async with FABRICS[request.param](tmp_path) as made:
+            yield made
     await before.check()

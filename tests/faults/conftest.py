@@ -10,7 +10,7 @@ import pytest
 pytest.register_assert_rewrite("hivewire.testing.conformance")
 
 from hivewire.testing.conformance.fabric import Fabric  # noqa: E402 -- after the line above
-from hivewire.testing.leaks import Census  # noqa: E402
+from hivewire.testing.leaks import Census, no_unhandled_errors  # noqa: E402
 from tests.conformance.backends import SQLiteFabric  # noqa: E402
 
 
@@ -29,6 +29,7 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
 @pytest.fixture
 async def fabric(tmp_path: Path) -> AsyncIterator[Fabric]:
     before = Census.take()
-    async with SQLiteFabric(tmp_path) as made:
-        yield made
+    with no_unhandled_errors():
+        async with SQLiteFabric(tmp_path) as made:
+            yield made
     await before.check()

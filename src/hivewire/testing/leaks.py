@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Self
 
@@ -35,6 +38,33 @@ def _threads() -> set[str]:
 def _tasks() -> set[str]:
     current = asyncio.current_task()
     return {repr(task) for task in asyncio.all_tasks() if task is not current and not task.done()}
+
+
+@contextmanager
+def no_unhandled_errors() -> Iterator[None]:
+    """Fail when an error goes astray: in a callback, in a task that nobody awaits, in a line of the log that
+    is an error."""
+    loop = asyncio.get_running_loop()
+    told: list[str] = []
+
+    def note(loop: asyncio.AbstractEventLoop, context: dict[str, object]) -> None:
+        # Not as a traceback: this may be called by the garbage collector in the middle of anything.
+        told.append(f"{context.get('message')}: {context.get('exception')!r} {context.get('future', '')!r}")
+
+    class Listener(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            told.append(f"{record.name}: {record.getMessage()} {record.exc_info and record.exc_info[1]!r}")
+
+    before = loop.get_exception_handler()
+    log, listener = logging.getLogger("hivewire"), Listener(logging.ERROR)
+    log.addHandler(listener)
+    loop.set_exception_handler(note)
+    try:
+        yield
+    finally:
+        loop.set_exception_handler(before)
+        log.removeHandler(listener)
+    assert not told, "errors that nobody handled:\n  " + "\n  ".join(told)
 
 
 class Census(msgspec.Struct, frozen=True):
