@@ -74,7 +74,8 @@ class Writer:
         self._full = full
         self._level = ""
         self._loop = asyncio.get_running_loop()
-        self._queue: SimpleQueue[Any] = SimpleQueue()
+        self._queue: SimpleQueue[list[Any] | None] = SimpleQueue()
+        self._turn: list[Any] = []
         self._parked: dict[int, list[Waiting]] = {}
         self._attempting: Waiting | None = None
         self._file = file.File(path)
@@ -96,12 +97,19 @@ class Writer:
 
     def do(self, function: Callable[..., Any], *arguments: Any) -> None:
         """From any thread: an operation whose outcome nobody awaits."""
-        self.put((function, arguments))
+        self._queue.put([(function, arguments)])
 
     def put(self, what: Any) -> None:
+        """What one turn of the loop puts here goes to the thread together, and so into one commit."""
         if self._stopping:
             raise Closed(f"use {self.path}: it was closed")
-        self._queue.put(what)
+        self._turn.append(what)
+        if len(self._turn) == 1:
+            self._loop.call_soon(self._end_turn)
+
+    def _end_turn(self) -> None:
+        turn, self._turn = self._turn, []
+        self._queue.put(turn)
 
     def waiting_queues(self) -> tuple[int, ...]:
         """Queues that somebody in this process waits for. From any thread."""
@@ -111,6 +119,7 @@ class Writer:
         if self._stopping:
             return
         self._stopping = True
+        self._end_turn()
         self._queue.put(None)
         await self._ended.wait()
         self._thread.join()
@@ -120,11 +129,10 @@ class Writer:
     def _run(self) -> None:
         queue = self._queue
         while True:
-            burst = [queue.get()]
-            burst.extend(queue.get_nowait() for _ in range(min(queue.qsize(), _MOST_AT_ONCE)))
-            is_last = None in burst
-            self._hand_over(self._take_in([item for item in burst if item is not None] if is_last else burst))
-            if is_last:
+            turns = [queue.get()]
+            turns.extend(queue.get_nowait() for _ in range(min(queue.qsize(), _MOST_AT_ONCE)))
+            self._hand_over(self._take_in([item for turn in turns if turn is not None for item in turn]))
+            if None in turns:
                 break
             self._file.give_turn()
         self._file.close()
