@@ -295,6 +295,17 @@ def test_new_starts_anew_and_another_plan_must_be_asked_for(hive: Hive, journal:
     assert "no unfinished run" in done.err
 
 
+def test_the_environment_may_say_where_the_messages_are(hive: Hive, journal: Journal) -> None:
+    journal.plan(subtask("a"))
+    ran = hive(*RUN, protocol="", HIVEWIRE_URL="sqlite:///elsewhere.db")
+    assert ran.code == 0, ran.err
+    assert "messages: sqlite, by the URL in the environment variable HIVEWIRE_URL" in ran.out
+    assert (hive.folder / "elsewhere.db").exists()
+    assert not list(hive.folder.glob("hivewire-out/hivewire/messages.db*"))
+    memory = hive(*RUN, protocol="", PROTOCOL_TYPE="inmemory")
+    assert "in this process's memory" in memory.out
+
+
 def test_two_runs_do_not_share_a_folder(hive: Hive, journal: Journal) -> None:
     journal.plan(subtask("a", waits=True))
     running = Running(hive.folder, *RUN)
@@ -351,6 +362,7 @@ def test_bad_input_gets_one_sentence_and_2(hive: Hive, journal: Journal, number:
     assert reason in ran.err
     assert "Traceback" not in ran.err
     assert ran.err.count("\n") == 1
+    assert (hive.folder / "hivewire-out").exists() == ("fly" in reason or "cannot start" in reason or "Redis" in reason)
 
 
 def test_the_team_of_the_guide_runs_in_a_fresh_folder(hive: Hive) -> None:

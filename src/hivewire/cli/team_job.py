@@ -6,6 +6,7 @@ import argparse
 import fcntl
 import glob
 import os
+import re
 import secrets
 import time
 from collections.abc import Generator, Sequence
@@ -16,7 +17,7 @@ from urllib.parse import quote
 
 import msgspec
 
-from hivewire.cli.options import UsageError, add_json_option, add_protocol_option, count, duration_s, target_of
+from hivewire.cli.options import UsageError, add_json_option, count, duration_s, target_of
 from hivewire.errors import HivewireError
 from hivewire.rules.plan import Plan, parse_plan
 from hivewire.rules.plan_state import RunState, new_run
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
 _STATE: Final = "hivewire"
 """The folder inside the out folder that holds what is not a result."""
+_LOGIN: Final = re.compile(r"//[^/@]*@")
 _MOST_PATHS_BYTES: Final = 200_000
 """The paths are in every message of a run, which may have 1 MiB in all."""
 
@@ -39,8 +41,10 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     team: str
     paths: list[str]
     out: Path
-    protocol: str
-    """As `--protocol` takes it; the default is a file in the out folder."""
+    protocol: str | None
+    """As `--protocol` takes it; None: as the environment or hivewire.toml says."""
+    messages: str
+    """Where the messages are, for people."""
     has_own_store: bool
     """The messages are in the default file, which belongs to this out folder alone."""
     processes: int
@@ -73,17 +77,19 @@ def add_run_options(parser: argparse.ArgumentParser, *, out: str) -> None:
     again = parser.add_mutually_exclusive_group()
     again.add_argument("--resume", action="store_true", help="go on with the unfinished run in DIR (the default)")
     again.add_argument("--new", action="store_true", help="start anew, even if a run in DIR is unfinished")
-    add_protocol_option(parser)
+    parser.add_argument(
+        "--protocol",
+        metavar="TYPE|URL",
+        help="memory, sqlite, or a URL such as sqlite:///hive.db; without it the environment and hivewire.toml decide, "
+        "else it is a file in DIR",
+    )
     add_json_option(parser)
 
 
 def job_from(args: argparse.Namespace, command: str, plan: Plan, team: str, **fields: Any) -> Job:
     """The job that the options describe. Raises `UsageError`."""
     out = Path(args.out).absolute()
-    _make_folder(out / _STATE)
-    protocol = args.protocol or f"sqlite:///{quote(str(out / _STATE / 'messages.db'))}"
-    if protocol in ("memory", "inmemory", "memory://"):
-        protocol = f"memory://{secrets.token_hex(6)}"
+    protocol, messages = _protocol(args.protocol, out / _STATE / "messages.db")
     return Job(
         command=command,
         plan=plan,
@@ -91,13 +97,31 @@ def job_from(args: argparse.Namespace, command: str, plan: Plan, team: str, **fi
         paths=_checked_paths(args.input),
         out=out,
         protocol=protocol,
-        has_own_store=args.protocol is None,
+        messages=messages,
+        has_own_store=protocol is not None and args.protocol is None and protocol.startswith("sqlite:"),
         processes=args.processes or max(2, min(4, os.cpu_count() or 2)),
         grace_s=args.grace,
         choice="resume" if args.resume else "new" if args.new else None,
         as_json=args.json,
         **fields,
     )
+
+
+def _protocol(asked: str | None, own_file: Path) -> tuple[str | None, str]:
+    """What to connect to, and how to call it."""
+    from hivewire.settings import load
+
+    target, chosen = target_of(asked)
+    settings = load(target, **chosen)
+    if settings.protocol == "inmemory" and (asked is not None or "protocol" in settings.origins):
+        # A name of its own: two runs in one process have nothing to do with one another.
+        name = asked if asked is not None and asked.startswith("memory://") else "memory://"
+        return (name if name != "memory://" else f"memory://{secrets.token_hex(6)}"), "in this process's memory"
+    if asked is not None:
+        return asked, _LOGIN.sub("//***@", asked)
+    if "protocol" in settings.origins:
+        return None, f"{settings.protocol}, by {settings.origins['protocol']}"
+    return f"sqlite:///{quote(str(own_file))}", str(own_file)
 
 
 def read_plan(path: str) -> Plan:
@@ -112,7 +136,7 @@ def read_plan(path: str) -> Plan:
         raise UsageError(f"{path}: {error}") from error
 
 
-def is_memory(protocol: str) -> bool:
+def is_memory(protocol: str | None) -> bool:
     """Whether this value of `--protocol` means one process only."""
     from hivewire.settings import load
 
@@ -122,7 +146,8 @@ def is_memory(protocol: str) -> bool:
 
 @contextmanager
 def locked(job: Job) -> Generator[None]:
-    """Nobody else works in this out folder meanwhile; a killed process leaves no lock behind."""
+    """Nobody else works in this out folder, which is made, meanwhile; a killed process leaves no lock behind."""
+    _make_folder(job.state_folder)
     path = job.state_folder / "lock"
     with path.open("a+") as file:
         try:

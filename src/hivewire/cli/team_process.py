@@ -45,7 +45,7 @@ class StartNotice:
         return await next(message)
 
 
-def command_line(team: str, protocol: str, settings: dict[str, Any], grace_s: float, link: int) -> list[str]:
+def command_line(team: str, protocol: str | None, settings: dict[str, Any], grace_s: float, link: int) -> list[str]:
     """How a process of the team is started."""
     options = {"team": team, "protocol": protocol, "settings": settings, "grace_s": grace_s, "link": link}
     return [sys.executable, "-m", "hivewire.cli.team_process", json.dumps(options)]

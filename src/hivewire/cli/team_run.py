@@ -82,7 +82,7 @@ class _Errand:
             )
         else:
             self.live.tell(f"run {self._run}: {len(rows)} subtasks, {job.processes} worker {self._kinds()}")
-        self.live.tell(f"messages: {job.protocol}")
+        self.live.tell(f"messages: {job.messages}")
         self.live.tell(f"results and state: {job.out}")
 
     def _kinds(self) -> str:
