@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Hashable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -80,8 +80,19 @@ def order_broken_by_a_nack(patch: Patch) -> None:
     patch.setattr(Queue, "put_back", to_the_end)
 
 
+class _Forgetful(dict[Hashable, None]):
+    def __setitem__(self, key: Hashable, value: None) -> None:
+        """Keep nothing."""
+
+
 def dedup_off(patch: Patch) -> None:
-    patch.setattr(Window, "__contains__", lambda self, life: False)
+    init = Window.__init__
+
+    def without_memory(self: Window, size: int, seconds: float) -> None:
+        init(self, size, seconds)
+        self.new = _Forgetful()
+
+    patch.setattr(Window, "__init__", without_memory)
 
 
 def late_acks_pass(patch: Patch) -> None:
