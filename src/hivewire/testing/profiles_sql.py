@@ -87,6 +87,7 @@ class SqlWorld(World):
             if lane.owner == process:
                 lane.owner = ""
                 for row in lane.rows:
+                    row.starts -= row.is_running  # marked as it was taken, and its handler was never started
                     row.is_taken = row.is_running = False
         self._leases.pop((queue, process), None)
         self.ring(queue)
@@ -293,13 +294,19 @@ class SqlWorld(World):
             self._mature(queue)
             for row in list(table.rows.values()):
                 ttl = row.record.ttl_s
-                lane = table.lanes.get(row.lane)
-                if ttl is None or row.stored_at + ttl > self.now() or row.is_taken or lane is None:
+                if ttl is None or row.stored_at + ttl > self.now() or row.is_taken:
                     continue
                 self.bury(queue, row.record, self.expiry_letter(row.stored_at))
-                self._remove(table, row)
+                if row.due_at > row.stored_at and not self._is_in_lane(table, row):
+                    del table.rows[row.number]
+                else:
+                    self._remove(table, row)
                 buried += 1
         return buried
+
+    def _is_in_lane(self, table: Table, row: Row) -> bool:
+        """False while it waits to fall due for the first time."""
+        return row.lane in table.lanes and row in table.lanes[row.lane].rows
 
     def forget(self, queue: str) -> None:
         self.tables.pop(queue, None)

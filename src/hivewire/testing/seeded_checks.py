@@ -84,12 +84,18 @@ def _order_per_key(result: Result) -> Iterator[str]:
         if sent.is_in_order and not sent.delay_s:
             lanes[sent.agent, sent.key].append(sent)
     starts = _starts_by_id(result)
+    gone: dict[tuple[str, str], float] = {}
+    for happening in result.world.history:
+        if happening.what == "dead":  # a resend may come to life after that
+            gone.setdefault((happening.queue, happening.id), happening.at)
     for (agent, key), sends in lanes.items():
         for place, later in enumerate(sends):
             first = next(iter(starts.get((agent, later.id, 0), ())), None)
             if first is None:
                 continue
             for earlier in sends[:place]:
+                if gone.get((agent, earlier.id), first.at) < first.at:
+                    continue
                 for again in starts.get((agent, earlier.id, 0), ()):
                     if again.at > first.at and not _had_ended(starts[agent, earlier.id, 0], first.at):
                         yield f"{later.id} of {agent}/{key} started before {earlier.id}, at {first.at:.3f}"

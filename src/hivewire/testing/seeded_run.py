@@ -33,14 +33,12 @@ from hivewire.testing.seeded_program import (
     Send,
     Serve,
 )
-from hivewire.testing.seeded_seat import Died, Seat, Stage
+from hivewire.testing.seeded_seat import RETURN_S, Died, Seat, Stage
 from hivewire.testing.virtual_time import VirtualLoop, run_virtual, seeded_ids
 
 DRAIN_S: Final = 120.0
 """After the faults have stopped, everything must be settled within this time."""
 _SEND_TIMEOUT_S: Final = 20.0
-_RETURN_S: Final = 60.0
-"""No call may take longer, whatever strikes it."""
 _MOST_STEPS: Final = 300_000
 """A run has about 10,000 callbacks."""
 
@@ -74,8 +72,8 @@ class Runner:
         self.book = self.stage.book
         self.seats = [Seat(slot, self.stage) for slot in range(SLOTS)]
         self._begun = 0
-        faults.freeze = lambda name, length_s: self._seat(name).freeze(length_s)
-        faults.crash = lambda name, length_s: self._seat(name).crash(length_s)
+        faults.freeze = self._freeze
+        faults.crash = self._crash
         faults.fail = self._store_fails
         faults.revoke = lambda name, length_s: self.stage.world.move_some(name)
 
@@ -84,8 +82,15 @@ class Runner:
         self.book.write(now, "fail", f"{length_s:.3f}")
         self.book.outages.append(Outage("*", now, now + length_s))
 
-    def _seat(self, name: str) -> Seat:
-        return next(seat for seat in self.seats if seat.name == name)
+    def _freeze(self, name: str, length_s: float) -> None:
+        for seat in self.seats:
+            if seat.name == name:
+                seat.freeze(length_s)
+
+    def _crash(self, name: str, length_s: float) -> None:
+        for seat in self.seats:
+            if seat.name == name:
+                seat.crash(length_s)
 
     async def run(self) -> Result:
         """Everything, from the first step to the last check's data."""
@@ -175,13 +180,13 @@ class Runner:
         """The result, or None when the outcome is unknown."""
 
         async def in_time(protocol: Protocol) -> Any:
-            async with asyncio.timeout(_RETURN_S):
+            async with asyncio.timeout(RETURN_S):
                 return await work(protocol)
 
         try:
             return await seat.do(in_time)
         except TimeoutError:
-            self.book.errors.append(f"{what} did not return within {_RETURN_S} s")
+            self.book.errors.append(f"{what} did not return within {RETURN_S} s")
             return None
         except (Died, BackendError, Closed) as error:
             self.book.write(self.loop.time(), "unknown", what, type(error).__name__)

@@ -23,6 +23,8 @@ from hivewire.testing.virtual_time import VirtualLoop, process
 _SHARDS: Final = 4
 _DRAIN_S: Final = 3.0
 _REOPEN_S: Final = 0.2
+RETURN_S: Final = 60.0
+"""No call may take longer, whatever strikes it."""
 _T = TypeVar("_T")
 
 
@@ -191,7 +193,11 @@ class Seat:
         """Close the protocol in peace."""
 
         async def leave(engine: Protocol) -> None:
-            await engine.close(_DRAIN_S)
+            try:
+                async with asyncio.timeout(RETURN_S):
+                    await engine.close(_DRAIN_S)
+            except TimeoutError:
+                self.stage.book.errors.append(f"close of {self.name} did not return within {RETURN_S} s")
 
         wanted = dict(self.wanted)
         for agent in list(self._serving):
@@ -238,7 +244,9 @@ class Seat:
         # Set in the process's own context: a stopped one learns of it later.
         self._context.copy().run(serving.stop.set)
         ends: list[asyncio.Future[None]] = [serving.task, self._died]
-        await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+        done, _ = await asyncio.wait(ends, timeout=RETURN_S, return_when=asyncio.FIRST_COMPLETED)
+        if not done:
+            self.stage.book.errors.append(f"{serving.task.get_name()} in {self.name} did not end within {RETURN_S} s")
 
     async def _served(self, engine: Engine, wire: Wire, agent: str, concurrency: int, stop: asyncio.Event) -> None:
         while not stop.is_set():
@@ -276,7 +284,7 @@ class Seat:
         try:
             async with delivery:
                 await self._handle(wire, agent, delivery)
-        except (LeaseLost, Closed, Failure):
+        except (LeaseLost, Closed, Failure, RetryAfter, Reject):
             return
         except HivewireError as error:
             self._wrong(wire, f"receive {agent}", error)

@@ -16,7 +16,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Coroutine, Generator
 from concurrent.futures import Executor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from random import Random
 from types import SimpleNamespace
 from typing import Any, Final, ParamSpec, TypeVar, TypeVarTuple, Unpack
@@ -238,7 +238,7 @@ class VirtualLoop(asyncio.BaseEventLoop):
         """Name what is ready now. What can be cancelled gets as many steps again."""
         self._most_steps = self.steps + steps
         ready = "\n".join(f"  {name}: {handle!r}" for name, handle in list(self._calls)[:20])
-        raise Livelock(f"{self.steps} callbacks have run, it is {self._now}; ready:\n{ready}")
+        raise Livelock(f"{self.steps} callbacks have run, it is {self._now}; ready:\n{ready}\n{self._who_waits()}")
 
     def _stopping_now(self) -> bool:
         return bool(self.__dict__.get("_stopping"))
@@ -275,15 +275,24 @@ class VirtualLoop(asyncio.BaseEventLoop):
 
 
 def run_virtual(main: Coroutine[Any, Any, _T], *, loop: VirtualLoop | None = None) -> _T:
-    """Run `main` on a virtual loop and return its result. Raises `Deadlock` when it would wait for ever."""
-    with asyncio.Runner(loop_factory=lambda: loop or VirtualLoop()) as runner:
-        try:
-            return runner.run(main)
-        finally:
-            used = runner.get_loop()
-            assert isinstance(used, VirtualLoop)
-            for name in list(used._stopped):  # or its tasks could not be cancelled
-                used.continue_process(name)
+    """Run `main` on a virtual loop and return its result. Raises `Deadlock` when it would wait for ever, and
+    `Livelock` when it goes on for ever; then what cannot be cancelled is left behind."""
+    used = loop or VirtualLoop()
+    runner = asyncio.Runner(loop_factory=lambda: used)
+    try:
+        result = runner.run(main)
+    except BaseException:
+        with suppress(Deadlock, Livelock):
+            _close(runner, used)
+        raise
+    _close(runner, used)
+    return result
+
+
+def _close(runner: asyncio.Runner, loop: VirtualLoop) -> None:
+    for name in list(loop._stopped):  # or its tasks could not be cancelled
+        loop.continue_process(name)
+    runner.close()
 
 
 def virtual(test: Callable[_P, Coroutine[Any, Any, _T]]) -> Callable[_P, _T]:
