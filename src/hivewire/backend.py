@@ -34,6 +34,8 @@ class Features(msgspec.Struct, frozen=True, kw_only=True):
     """`Fetched.seen` tells that this id was settled before, within the window."""
     finds_expired: bool = True
     """`Backend.bury_expired` finds messages whose time ran out although nobody reads."""
+    by_reference: bool = False
+    """Records never leave this process: `Record.kept` may stand for the body."""
     shared: bool = True
     """Other processes can reach the same store."""
 
@@ -239,6 +241,10 @@ class Backend(ABC):
         """Store all records, or say by running number which were not and why (`QueueFull` …). When this
         returns, they are stored as durably as `features.durability` says. Queues that do not exist are
         made with their defaults."""
+
+    def append_now(self, queue: str, record: Record, room: Room) -> bool:
+        """Store one record if that takes no waiting at all. False: nothing was done, use `append`."""
+        return False
 
     @abstractmethod
     async def consume(self, queue: str, member: Member, owner: Ownership) -> Consumer: ...

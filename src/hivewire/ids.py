@@ -4,39 +4,47 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Iterator
+from itertools import count
+from threading import Lock
 from time import time_ns
 
 
 class _Ordered:
-    """Makes UUIDv7 strings that rise within this process.
+    """Makes UUIDv7 strings that rise within this process, in any thread.
 
     The 74 free bits are a 26 bit counter, which starts anew at a random place each millisecond, and
     48 bits that are random for the process.
     """
 
-    __slots__ = ("_counter", "_millis", "_node", "_prefix")
+    __slots__ = ("_lock", "_now", "_tail")
 
     def __init__(self) -> None:
         self.reseed()
 
     def reseed(self) -> None:
-        self._node = os.urandom(6).hex()
-        self._millis = 0
-        self._prefix = ""
-        self._counter = 0
+        self._lock = Lock()
+        self._tail = "-" + os.urandom(6).hex()
+        self._now: tuple[int, str, Iterator[int]] = (0, "", count())
 
     def new(self) -> str:
-        millis = time_ns() // 1_000_000
-        if millis > self._millis:
-            self._millis = millis
-            digits = f"{millis:012x}"
-            self._prefix = f"{digits[:8]}-{digits[8:]}-7"
-            # The upper half stays free, so that a millisecond has room for 33 million ids.
-            self._counter = int.from_bytes(os.urandom(4), "big") & 0x1FFFFFF
-        else:  # the same millisecond, or a clock that was set back: go on counting
-            self._counter += 1
-        count = self._counter
-        return f"{self._prefix}{count >> 14:03x}-{0x8000 | count & 0x3FFF:04x}-{self._node}"
+        millis, prefix, numbers = self._now
+        if time_ns() // 1_000_000 > millis:
+            prefix, numbers = self._next_millisecond()
+        number = next(numbers)  # one step for the interpreter: no two threads get the same
+        return f"{prefix}{number >> 14:03x}-{0x8000 | number & 0x3FFF:x}{self._tail}"
+
+    def _next_millisecond(self) -> tuple[str, Iterator[int]]:
+        with self._lock:
+            millis, prefix, numbers = self._now
+            present = time_ns() // 1_000_000
+            if present > millis:
+                digits = f"{present:012x}"
+                prefix = f"{digits[:8]}-{digits[8:]}-7"
+                # The upper half stays free, so that a millisecond has room for 33 million ids.
+                numbers = count(int.from_bytes(os.urandom(4), "big") & 0x1FFFFFF)
+                self._now = (present, prefix, numbers)
+            return prefix, numbers
 
 
 _ordered = _Ordered()

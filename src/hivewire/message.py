@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 from enum import IntEnum, StrEnum
+from functools import partial
 from typing import Any, Final
 
 import msgspec
@@ -40,8 +41,7 @@ UNORDERED: Final = "\x00unordered"
 """As `Message.key`: this message has a key of its own and waits for no other."""
 
 
-def _utc_now() -> datetime:
-    return datetime.now(UTC)
+_utc_now = partial(datetime.now, UTC)
 
 
 class Message(msgspec.Struct, frozen=True, kw_only=True, eq=True):

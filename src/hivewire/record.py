@@ -6,6 +6,9 @@ from collections.abc import Hashable
 
 import msgspec
 
+from hivewire.codec import Kept, decode
+from hivewire.message import Message
+
 
 class Record(msgspec.Struct, gc=False):
     """One message as the store sees it. `body` is the wire form and is never decoded by a store."""
@@ -19,6 +22,8 @@ class Record(msgspec.Struct, gc=False):
     priority: int = 5
     replay: int = 0
     """How often it was replayed from the dead letters. (id, replay) is one life of a message."""
+    kept: Kept | None = None
+    """The message itself, instead of `body`, in a store that never leaves the process."""
     due_at: float = 0.0
     """Not to be handled before, by the store's clock; only where the store cannot delay itself."""
     dedup_key: str | None = None
@@ -28,6 +33,21 @@ class Record(msgspec.Struct, gc=False):
 def life(record: Record) -> Hashable:
     """What names one life of a message: the id, and the replay number when there is one."""
     return (record.id, record.replay) if record.replay else record.id
+
+
+def names(record: Record) -> list[Hashable]:
+    """All by which a second one is recognised: its life, and its idempotency key where the store does not
+    check it."""
+    found = [life(record)]
+    if record.dedup_key is not None:
+        found.append(("key", record.dedup_key))
+    return found
+
+
+def message_of(record: Record) -> Message:
+    """The message; each call gives one of its own. Raises `Undecodable`."""
+    kept = record.kept
+    return decode(record.body) if kept is None else kept.open()
 
 
 class Fetched(msgspec.Struct, gc=False):

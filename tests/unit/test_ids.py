@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import subprocess
 import sys
@@ -52,8 +53,7 @@ def test_new_ids_rise_over_many_milliseconds_and_when_the_clock_is_set_back(monk
 def test_the_counter_carries_from_one_group_of_digits_into_the_next() -> None:
     ordered = ids._Ordered()
     ordered.new()
-    ordered._millis = 1 << 47  # the same millisecond for ever
-    ordered._counter = (1 << 14) - 3
+    ordered._now = (1 << 47, ordered._now[1], itertools.count((1 << 14) - 3))  # the same millisecond for ever
     made = [ordered.new() for _ in range(6)]
     assert made == sorted(set(made))
     assert {(UUID(id).version, UUID(id).variant) for id in made} == {(7, RFC_4122)}

@@ -102,11 +102,11 @@ def encode(message: Message, max_size_bytes: int) -> bytes:
             _check_size(message, size, len(body), max_size_bytes)
         return body
     except (TypeError, ValueError, RecursionError, AttributeError) as error:
-        raise _not_json(message, error) from error
+        raise not_json(message, error) from error
 
 
-def _write_message(message: Message, content: Any, max_size_bytes: int) -> bytes:
-    """Check all fields but the content, and write."""
+def check_fields(message: Message, max_size_bytes: int) -> bool:
+    """Check all fields but content, times and extra. True: the metadata hold plain values only."""
     id, type_, sender, to = message.id, message.type, message.sender, message.to
     if type_ not in TYPES:
         check_type(type_)
@@ -116,22 +116,41 @@ def _write_message(message: Message, content: Any, max_size_bytes: int) -> bytes
         split_address(to)
     if type(id) is not str or not 0 < len(id) <= SHORT:
         check_id(id, "the id of a message")
-    priority, metadata, created_at = message.priority, message.metadata, message.created_at
+    priority, metadata = message.priority, message.metadata
     if type(priority) is not int or not 0 < priority < 11:
         _check_priority(priority)
     if type(metadata) is not dict:
         raise MessageError(f"metadata of a message is a dict, not {type(metadata).__name__}")
+    if not (message.key is None and message.ttl_s is None and message.in_reply_to is None):
+        _check_rare(message)
     for name, value in metadata.items():
         if type(value) not in PLAIN or type(name) is not str:
             check_inside(metadata, max_size_bytes, MAX_DEPTH)
-            break
+            return False
+    return True
+
+
+def _write_message(message: Message, content: Any, max_size_bytes: int) -> bytes:
+    """Check all fields but the content, and write."""
+    check_fields(message, max_size_bytes)
+    created_at = message.created_at
     if type(created_at) is not datetime or created_at.tzinfo is not UTC:
         created_at = _in_utc(created_at)
-    key, ttl_s, in_reply_to = message.key, message.ttl_s, message.in_reply_to
-    if not (key is None and ttl_s is None and in_reply_to is None):
-        _check_rare(message)
-        in_reply_to = in_reply_to or None
-    body = _write(_Written(id, type_, sender, to, in_reply_to, content, metadata, created_at, key, ttl_s, priority))
+    body = _write(
+        _Written(
+            message.id,
+            message.type,
+            message.sender,
+            message.to,
+            message.in_reply_to or None,
+            content,
+            message.metadata,
+            created_at,
+            message.key,
+            message.ttl_s,
+            message.priority,
+        )
+    )
     if not message.extra:
         return body
     if type(message.extra) is not dict:
@@ -168,7 +187,7 @@ def _check_size(message: Message, content_bytes: int, body_bytes: int, max_size_
         )
 
 
-def _not_json(message: object, error: Exception) -> MessageError:
+def not_json(message: object, error: Exception) -> MessageError:
     if not isinstance(message, Message):
         return MessageError(f"a hivewire.Message can be sent, not {type(message).__name__}")
     for name in ("type", "sender", "to"):

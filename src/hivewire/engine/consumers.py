@@ -39,7 +39,7 @@ class Consumers:
             async with self._opening:
                 puller = self._pullers.get(agent)
                 if puller is None:
-                    puller = self._pullers[agent] = Puller(await self.inbox(agent))
+                    puller = self._pullers[agent] = Puller(await self.inbox(agent), self.retire)
         return puller
 
     async def inbox(self, agent: str) -> Inbox:
@@ -58,9 +58,15 @@ class Consumers:
             return accepted
 
         inbox.recheck = recheck
-        await inbox.start()
         self._inboxes.add(inbox)
-        await self._join_groups(agent, inbox)
+        try:
+            await inbox.start()
+            await self._join_groups(agent, inbox)
+        except BaseException:
+            self._inboxes.discard(inbox)
+            self._volatile.leave(inbox)
+            await inbox.close()
+            raise
         return inbox
 
     async def _join_groups(self, agent: str, inbox: Inbox) -> None:
@@ -120,6 +126,15 @@ class Consumers:
         for inbox in tuple(self._inboxes):
             await inbox.close()
         self._inboxes.clear()
+
+    async def retire(self, puller: Puller) -> None:
+        """Nobody has received from it for long: its shards go to others."""
+        agent = puller.inbox.queue
+        if self._pullers.get(agent) is puller:
+            del self._pullers[agent]
+            self._inboxes.discard(puller.inbox)
+            self._volatile.leave(puller.inbox)
+            await puller.inbox.close()
 
     def abandon(self) -> None:
         for inbox in self._inboxes:

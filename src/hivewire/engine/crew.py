@@ -22,6 +22,7 @@ log = logging.getLogger(__name__)
 
 _MARK_AFTER_S = 0.02
 _SLICE_S = 0.005
+_LOOK_EVERY_S = 0.001
 _FETCH_LIMIT = 1_000
 _FETCH_WAIT_S = 60.0
 _FETCH_RETRY_S = 0.1
@@ -169,26 +170,34 @@ class Crew:
         """
         waiting, inbox, floor, time = lane.waiting, self.inbox, self._core.floor, self._loop.time
         began = now = time()
+        look_at = 0.0
         handled = redelivered = 0
         try:
             while waiting and not (lane.lost or lane.blocked or lane.ending or self._stopping):
                 fetched = waiting[0]
-                message = inbox.admit_now(fetched) or await inbox.admit(lane)
+                message = inbox.admit_now(fetched)
                 if message is None:
-                    continue
+                    message = await self._admit(lane)
+                    now, look_at = time(), 0.0
+                    if message is None:
+                        continue
                 if fetched.suspect or floor.alone:
                     if not await self._may_start(fetched, lane):
                         break
-                elif not inbox.holds(lane):
-                    break
-                elif not fetched.marked:
-                    fetched.starts += 1
+                else:
+                    if now >= look_at:  # a process that was frozen finds that time has passed
+                        if not inbox.holds(lane):
+                            break
+                        look_at = now + _LOOK_EVERY_S
+                    if not fetched.marked:
+                        fetched.starts += 1
                 delivery = slot.delivery = EngineDelivery(inbox, lane, fetched, message)
                 slot.started_at = now
                 handled += 1
                 if fetched.starts > 1:
                     redelivered += 1
-                self._watch(delivery, now)
+                if self._sweep_at > now + _MARK_AFTER_S or self._timeout_of is not None:
+                    self._watch(delivery, now)
                 floor.running += 1
                 try:
                     await self._call(delivery)
@@ -214,6 +223,14 @@ class Crew:
                 self._pace.observe(handled, max(time() - began, 1e-7))
             if waiting and not lane.lost and not lane.blocked:
                 inbox.lanes.resume(lane)
+
+    async def _admit(self, lane: Lane) -> Message | None:
+        try:
+            return await self.inbox.admit(lane)
+        except BackendError as error:
+            log.warning("cannot look up subscriptions yet", extra={"queue": self.inbox.queue, "error": str(error)})
+            await asyncio.sleep(_FETCH_RETRY_S)
+            return None
 
     async def _may_start(self, fetched: Fetched, lane: Lane) -> bool:
         """For what was with a process that died, or while somebody has the floor alone."""

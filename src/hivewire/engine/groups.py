@@ -40,13 +40,13 @@ class Groups:
                 return
             inbox = Inbox(self._core, GROUP_QUEUE_PREFIX + group, competing=False, accepts=lambda type: True)
             await inbox.start()
+            self._inboxes[group] = inbox
 
             async def handle(delivery: Delivery) -> None:
                 await self._fan_out(group, delivery)
 
             crew = Crew(inbox, handle, concurrency=1, timeout_s=self._core.settings.handler_timeout_s)
             self._core.tasks.start(crew.run(None, 0.0), f"group {group}")
-            self._inboxes[group] = inbox
 
     async def announce(self, group: str, agent: str, *, joined: bool) -> None:
         """Returns when it is in force."""
@@ -55,13 +55,13 @@ class Groups:
         body = encode(control, 1024)
         record = Record(control.id, group, body, type=control.type, sender=agent)
         await append(self._core, [Append(GROUP_QUEUE_PREFIX + group, [record], room=Room.ALWAYS)])
-        while (agent in await self._subscriptions.members(group)) != joined:
+        while not await self._subscriptions.is_in_force(group, agent, control.id, joined=joined):
             await asyncio.sleep(_POLL_S)  # whoever holds the group's queue may be another process
 
     async def _fan_out(self, group: str, delivery: Delivery) -> None:
         message = delivery.message
         if message.type in (JOIN, LEAVE):
-            await self._subscriptions.set_member(group, message.sender, joined=message.type == JOIN)
+            await self._subscriptions.set_member(group, message.sender, message.id, joined=message.type == JOIN)
             return
         copies = []
         for member in await self._subscriptions.members(group):

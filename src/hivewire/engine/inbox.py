@@ -17,7 +17,7 @@ from hivewire.engine.shards import Shards
 from hivewire.errors import BackendError, Closed, LeaseLost, NoHandler, QueueFull, Reject, RetryAfter, Undecodable
 from hivewire.message import Message
 from hivewire.protocol import ProtocolMetrics
-from hivewire.record import Fetched, Record, life
+from hivewire.record import Fetched, Record, message_of, names
 from hivewire.rules.blame import judge
 from hivewire.rules.dedup import Window
 from hivewire.rules.lanes import LONG_LANE, Lane, Lanes
@@ -78,7 +78,12 @@ class Inbox(Ownership):
         self.on_push: Callable[[], None] | None = None
 
     async def start(self) -> None:
-        self._consumer = await self.core.backend.consume(self.queue, self.core.member(), self)
+        """Raises `Closed`, and leaves nothing behind, when the protocol was closed meanwhile."""
+        consumer = await self.core.backend.consume(self.queue, self.core.member(), self)
+        if self._closed or self.core.tasks.closed:
+            await consumer.close()
+            raise Closed(f"receive from {self.queue}: the protocol was closed")
+        self._consumer = consumer
         self.core.tasks.start(self._flush(), f"settle {self.queue}")
 
     @property
@@ -140,13 +145,29 @@ class Inbox(Ownership):
         batch = await self.consumer.fetch(limit, wait_s, lanes=lanes, run=run, starting=starting)
         if batch:
             self._sample_latency(batch[0])
+        elif self._closed:
+            raise Closed(f"receive from {self.queue}: the protocol was closed")
         return batch
 
     def take_in(self, batch: Sequence[Fetched]) -> None:
         """Put what was fetched into its lanes."""
+        self._settled.tidy(self._now)
         if self._shards is not None:
-            batch = self._due(self._shards.accept(batch))
+            batch, finished = self._shards.accept(batch)
+            if finished:
+                for fetched in finished:
+                    self._remember(fetched)
+                self.core.tasks.start(self._save({fetched.shard for fetched in finished}), f"commit {self.queue}")
+            batch = self._due(batch)
         self.lanes.add(batch)
+
+    async def _save(self, shards: Set[int]) -> None:
+        """What was finished before may have moved the watermark."""
+        assert self._shards is not None
+        try:
+            await self._shards.save(self.consumer, shards)
+        except BackendError as error:
+            log.debug("watermark not stored", extra={"queue": self.queue, "error": str(error)})
 
     def _due(self, batch: Sequence[Fetched]) -> list[Fetched]:
         """Those whose time has come; the others wait here, in a store that cannot delay."""
@@ -178,7 +199,7 @@ class Inbox(Ownership):
         """Whether the lane's first record may be started; if the lease has run out, all is forgotten."""
         if lane.lost:
             return False
-        if lane.shard != VOLATILE_SHARD and not self.consumer.holds(lane.waiting[0]):
+        if lane.shard != VOLATILE_SHARD and (self._consumer is None or not self._consumer.holds(lane.waiting[0])):
             self.lost({lane.shard})
             return False
         return True
@@ -197,8 +218,9 @@ class Inbox(Ownership):
             or record.id in settled.old
         ):
             return None
+        kept = record.kept
         try:
-            message = decode(record.body)
+            message = decode(record.body) if kept is None else kept.open()
         except Undecodable:
             return None
         return message if self.accepts(message.type) else None
@@ -213,7 +235,7 @@ class Inbox(Ownership):
             if fetched.failures >= self._policy(record.type).max_attempts:
                 self._refuse(lane, "crashed", f"its handler's process died {fetched.failures} times")
                 return None
-        if fetched.seen or life(record) in self._settled or (record.dedup_key and _idempotent(record) in self._settled):
+        if fetched.seen or any(name in self._settled for name in names(record)):
             self.metrics.duplicates += 1
             fetched.seen = True
             self.done(lane)
@@ -223,7 +245,7 @@ class Inbox(Ownership):
             self._refuse(lane, "expired", f"its time to live of {record.ttl_s} s ran out")
             return None
         try:
-            message = decode(record.body)
+            message = message_of(record)
         except Undecodable as error:
             self._refuse(lane, "malformed", str(error))
             return None
@@ -277,7 +299,7 @@ class Inbox(Ownership):
         if record.replay or record.dedup_key is not None:
             self._remember(fetched)
         else:
-            self._settled.add(record.id, self._now)
+            self._settled.new[record.id] = None
         if not self._done:
             self._flush_wanted.set()
         self._done.append(fetched)
@@ -296,9 +318,8 @@ class Inbox(Ownership):
         return self._next(lane)
 
     def _remember(self, fetched: Fetched) -> None:
-        self._settled.add(life(fetched.record), self._now)
-        if fetched.record.dedup_key is not None:
-            self._settled.add(_idempotent(fetched.record), self._now)
+        for name in names(fetched.record):
+            self._settled.add(name, self._now)
 
     def _next(self, lane: Lane) -> bool:
         if self.lanes.finished(lane):
@@ -453,7 +474,8 @@ class Inbox(Ownership):
             for outcome in rest:
                 if isinstance(outcome, Dead) and id(outcome.fetched) in lost:
                     # It is not a dead letter; should it come here again, it is no duplicate.
-                    self._settled.discard(life(outcome.fetched.record))
+                    for name in names(outcome.fetched.record):
+                        self._settled.discard(name)
                     self.metrics.dead -= 1
         if not self._waiting_acks:
             return
@@ -596,10 +618,6 @@ class Inbox(Ownership):
         consumer, self._closed = self._consumer, True
         self._nothing_stored()
         await consumer.close()
-
-
-def _idempotent(record: Record) -> Hashable:
-    return ("key", record.dedup_key)
 
 
 def _describe(error: BaseException | None) -> str:

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import random
+import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from functools import partial
 from typing import Any, Self
 
 import msgspec
 
 from hivewire.backend import Append, Backend, Depth, Duplicate, Mode, QueueSpec, Record, Room
-from hivewire.codec import check_agent, check_group, decode, encode, split_address
+from hivewire.codec import check_agent, check_group, encode, keep, split_address
 from hivewire.delivery import Delivery
 from hivewire.engine.consumers import Consumers
-from hivewire.engine.core import Core, handling, lane_key
+from hivewire.engine.core import Core, handling
 from hivewire.engine.crew import Crew
 from hivewire.engine.groups import GROUP_QUEUE_PREFIX, JOIN, LEAVE, Groups
 from hivewire.engine.middleware import Middleware, chain
@@ -33,10 +36,13 @@ from hivewire.errors import (
     Undecodable,
 )
 from hivewire.ids import derived_id
-from hivewire.message import Message
+from hivewire.message import UNORDERED, Message
 from hivewire.protocol import DeadLetter, Handle, Health, Protocol, ProtocolMetrics, Receipt, Subscription
+from hivewire.record import message_of
 from hivewire.rules.retry import Retry
 from hivewire.settings import Settings
+
+log = logging.getLogger(__name__)
 
 _HEALTH_S = 3.0
 _MAINTENANCE_S = 1.0
@@ -57,6 +63,7 @@ class Engine(Protocol):
     ) -> None:
         self.settings = settings
         self.backend = backend
+        self._form: Callable[[Message, int], Any] = keep if backend.features.by_reference else encode
         self._outgoing = chain(tuple(outgoing)) if outgoing else None
         self._incoming = tuple(incoming)
         self._rng = rng or random.Random()
@@ -112,13 +119,20 @@ class Engine(Protocol):
     async def _shut(self, drain_s: float) -> None:
         if not self._open:
             return
-        await self._sender.drain(drain_s)
-        await self._consumers.close(drain_s)
-        await self._groups.close()
-        await self._volatile.close()
-        await self._replies.close()
-        await self._core.tasks.close()
-        await self.backend.close()
+        steps: tuple[Callable[[], Awaitable[None]], ...] = (
+            partial(self._sender.drain, drain_s),
+            partial(self._consumers.close, drain_s),
+            self._groups.close,
+            self._volatile.close,
+            self._replies.close,
+            self._core.tasks.close,
+            self.backend.close,
+        )
+        for step in steps:
+            try:
+                await step()
+            except BackendError as error:  # the store is away: leases run out by themselves
+                log.warning("closing without the store", extra={"error": str(error)})
         self._open = False
 
     def abandon(self) -> None:
@@ -165,6 +179,10 @@ class Engine(Protocol):
     async def _send(self, message: Message, delay_s: float, idempotency_key: str | None, timeout_s: float) -> Receipt:
         queue, record = self._record(message)
         room = Room.RESERVE if handling.get() else Room.CAP
+        if delay_s <= 0 and idempotency_key is None and not self._sender.has_lines:
+            if self.backend.append_now(queue, record, room):
+                self._core.metrics.messages_sent += 1
+                return Receipt(message.id)
         features = self.backend.features
         if delay_s > 0 and not features.delayed_append:
             record.due_at, delay_s = self.backend.now() + delay_s, 0.0
@@ -182,11 +200,15 @@ class Engine(Protocol):
 
     def _record(self, message: Message) -> tuple[str, Record]:
         """The queue and the stored form. Raises `MessageError` before anything is stored."""
-        body = encode(message, self.settings.max_message_size_bytes)
+        settings = self.settings
+        form = self._form(message, settings.max_message_size_bytes)
+        body, kept = (form, None) if type(form) is bytes else (b"", form)
         queue, instance = split_address(message.to)
-        key = lane_key(message, instance)
-        ttl_s = message.ttl_s if message.ttl_s is not None else self.settings.message_ttl_s
-        return queue, Record(message.id, key, body, message.type, message.sender, ttl_s, message.priority)
+        key = instance or message.key or message.sender
+        if key == UNORDERED:
+            key = message.id
+        ttl_s = settings.message_ttl_s if message.ttl_s is None else message.ttl_s
+        return queue, Record(message.id, key, body, message.type, message.sender, ttl_s, message.priority, 0, kept)
 
     async def send_many(self, messages: Sequence[Message], *, timeout_s: float = 30) -> list[Receipt]:
         if not self._open or self._closed:
@@ -354,16 +376,17 @@ class Engine(Protocol):
         letters = []
         for dead in await self.backend.dead(agent, limit, after):
             try:
-                message: Message | None = decode(dead.record.body)
+                message: Message | None = message_of(dead.record)
+                raw = dead.record.body or encode(message_of(dead.record), sys.maxsize)
             except Undecodable:
-                message = None
+                message, raw = None, dead.record.body
             letter = dead.letter
             letters.append(
                 DeadLetter(
                     id=dead.record.id,
                     agent=dead.queue,
                     message=message,
-                    raw=dead.record.body,
+                    raw=raw,
                     reason=letter.reason,
                     error=letter.error,
                     attempts=letter.attempts,

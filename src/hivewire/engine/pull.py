@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any
 
 from hivewire.engine.delivery import EngineDelivery
 from hivewire.engine.inbox import VOLATILE_SHARD, Inbox
@@ -17,8 +18,10 @@ from hivewire.rules.lanes import Lane
 class Puller:
     """Takes from the store only for somebody who waits: what arrives for nobody is given back at once."""
 
-    def __init__(self, inbox: Inbox) -> None:
+    def __init__(self, inbox: Inbox, retire: Callable[[Puller], Coroutine[Any, Any, None]]) -> None:
         self.inbox = inbox
+        self._retire = retire
+        self._idle: asyncio.TimerHandle | None = None
         self._fetching: asyncio.Task[None] | None = None
         self._error: HivewireError | None = None
         self._callers = 0
@@ -28,6 +31,9 @@ class Puller:
         loop = asyncio.get_running_loop()
         deadline = loop.time() + wait_s
         self._callers += 1
+        if self._idle is not None:
+            self._idle.cancel()
+            self._idle = None
         try:
             while True:
                 handed = await self._hand_out(limit)
@@ -46,6 +52,8 @@ class Puller:
         finally:
             self._callers -= 1
             self._arm()
+            if not self._callers and not self.inbox.core.features.store_lanes:
+                self._idle = loop.call_later(self.inbox.core.settings.lease_s, self._unused)
 
     async def _arrival(self, limit: int, left: float) -> None:
         if self._fetching is None:
@@ -144,7 +152,19 @@ class Puller:
         self.inbox.overdue()
         self._arm()
 
+    def _unused(self) -> None:
+        """Owned shards are not kept from others by somebody who does not read."""
+        self._idle = None
+        loop = asyncio.get_running_loop()
+        if self._callers or self.inbox.open:
+            self._idle = loop.call_later(self.inbox.core.settings.lease_s, self._unused)
+        elif not self.inbox.core.tasks.closed:
+            self.inbox.core.tasks.start(self._retire(self), f"retire {self.inbox.queue}")
+
     def stop(self) -> None:
+        if self._idle is not None:
+            self._idle.cancel()
+            self._idle = None
         if self._sweep is not None:
             self._sweep.cancel()
             self._sweep = None

@@ -32,6 +32,11 @@ class Sender:
         self._idle = asyncio.Event()
         self._lines: dict[tuple[str, Room], _Line] = {}
 
+    @property
+    def has_lines(self) -> bool:
+        """Somebody waits for room."""
+        return bool(self._lines)
+
     async def append(self, batch: Sequence[Append], timeout_s: float) -> Mapping[int, Duplicate | Exception]:
         """Idempotency keys: only in a batch of one record. Returns the duplicates by running number."""
         self._under_way += 1

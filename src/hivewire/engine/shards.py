@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterable, Sequence
 
 import msgspec
@@ -65,9 +66,10 @@ class Shard:
         if mark is None:
             return True
         at = int(fetched.at)
-        if mark.is_finished(at):
-            return False
+        is_finished = mark.is_finished(at)
         mark.taken(at)
+        if is_finished:
+            return False
         before = self._before.pop(at, None)
         if before is not None:
             fetched.starts, fetched.failures, fetched.crashes = before.starts, before.failures, before.crashes
@@ -107,6 +109,7 @@ class Shards:
     def __init__(self, *, per_record_ack: bool) -> None:
         self._per_record_ack = per_record_ack
         self._shards: dict[int, Shard] = {}
+        self._saving = asyncio.Lock()
 
     def gained(self, number: int, token: int, saved: bytes) -> None:
         self._shards[number] = Shard(token, saved, per_record_ack=self._per_record_ack)
@@ -121,14 +124,15 @@ class Shards:
             if number in self._shards:
                 self._shards[number].closing = True
 
-    def accept(self, batch: Iterable[Fetched]) -> list[Fetched]:
-        """Those that belong to an owned shard and are not finished."""
-        accepted = []
+    def accept(self, batch: Iterable[Fetched]) -> tuple[list[Fetched], list[Fetched]]:
+        """Those that belong to an owned shard, and of these the ones that an earlier owner has finished."""
+        accepted: list[Fetched] = []
+        finished: list[Fetched] = []
         for fetched in batch:
             shard = self._shards.get(fetched.shard)
-            if shard is not None and shard.token == fetched.token and not shard.closing and shard.take(fetched):
-                accepted.append(fetched)
-        return accepted
+            if shard is not None and shard.token == fetched.token and not shard.closing:
+                (accepted if shard.take(fetched) else finished).append(fetched)
+        return accepted, finished
 
     def owns(self, fetched: Fetched) -> bool:
         shard = self._shards.get(fetched.shard)
@@ -170,17 +174,19 @@ class Shards:
         return [fetched for fetched in batch if fetched.shard in lost or not self.owns(fetched)]
 
     async def save(self, consumer: Consumer, numbers: Iterable[int]) -> set[int]:
-        """Commit; returns the shards that are somebody else's."""
+        """Commit, one at a time: an older state must not overtake a newer one. Returns the shards that are
+        somebody else's."""
         lost = set()
-        for number in numbers:
-            shard = self._shards.get(number)
-            if shard is None or shard.mark is None:
-                continue
-            watermark, state = shard.state(handed_over=False)
-            try:
-                await consumer.save(number, watermark, state)
-            except LeaseLost:
-                lost.add(number)
+        async with self._saving:
+            for number in numbers:
+                shard = self._shards.get(number)
+                if shard is None or shard.mark is None:
+                    continue
+                watermark, state = shard.state(handed_over=False)
+                try:
+                    await consumer.save(number, watermark, state)
+                except LeaseLost:
+                    lost.add(number)
         return lost
 
 

@@ -21,7 +21,16 @@ class _Agent(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 _decoder = msgspec.json.Decoder(_Agent)
-_members = msgspec.json.Decoder(list[str])
+
+
+class _Group(msgspec.Struct, frozen=True):
+    members: list[str] = []
+    controls: list[str] = []
+    """The ids of the newest joins and leaves, so that who sent one sees that it is through."""
+
+
+_groups = msgspec.json.Decoder(_Group)
+_MOST_CONTROLS = 256
 
 
 class Subscriptions:
@@ -103,14 +112,23 @@ class Subscriptions:
         return found
 
     async def members(self, group: str) -> list[str]:
-        entry = await self._backend.get(GROUP_PREFIX + group)
-        return _members.decode(entry.value) if entry.value else []
+        return (await self._group(group)).members
 
-    async def set_member(self, group: str, agent: str, *, joined: bool) -> None:
+    async def _group(self, group: str) -> _Group:
+        entry = await self._backend.get(GROUP_PREFIX + group)
+        return _groups.decode(entry.value) if entry.value else _Group()
+
+    async def is_in_force(self, group: str, agent: str, control: str, *, joined: bool) -> bool:
+        """Whether a join or leave has been carried out; somebody else may have undone it since."""
+        known = await self._group(group)
+        return control in known.controls or (agent in known.members) == joined
+
+    async def set_member(self, group: str, agent: str, control: str, *, joined: bool) -> None:
         def change(value: bytes) -> bytes:
-            members = set(_members.decode(value)) if value else set()
-            members = members | {agent} if joined else members - {agent}
-            return msgspec.json.encode(sorted(members))
+            known = _groups.decode(value) if value else _Group()
+            members = {*known.members, agent} if joined else set(known.members) - {agent}
+            controls = [one for one in known.controls if one != control] + [control]
+            return msgspec.json.encode(_Group(sorted(members), controls[-_MOST_CONTROLS:]))
 
         await update(self._backend, GROUP_PREFIX + group, change)
 

@@ -9,8 +9,8 @@ class Window:
     """A bounded memory of keys: at least the newest `size` of them, for at least `seconds`.
 
     Whichever bound is reached first starts a new generation; the one before it is kept whole. So a key
-    is remembered for one to two times the bound. `new` and `old` are the generations: `key in window.new or
-    key in window.old` is `key in window` without a call, for where each message counts.
+    is remembered for one to two times the bound. `new` and `old` are the generations, in the open for where a
+    call for each message is too much: `key in window.new or key in window.old`, `window.new[key] = None`.
 
     >>> window = Window(size=2, seconds=60)
     >>> for key in "abc": window.add(key, now=0)
@@ -28,14 +28,17 @@ class Window:
         self._began_at: float | None = None
 
     def add(self, key: Hashable, now: float) -> None:
-        new = self.new
-        if len(new) >= self._size or (self._began_at is not None and now - self._began_at >= self._seconds):
-            self.old, self.new = new, {}
-            new = self.new
+        self.tidy(now)
+        self.new[key] = None
+
+    def tidy(self, now: float) -> None:
+        """Start a new generation if a bound is reached. Who writes to `new` itself calls this first, once
+        for several keys; so many more may then be remembered."""
+        if self._began_at is None:
             self._began_at = now
-        elif self._began_at is None:
+        elif len(self.new) >= self._size or now - self._began_at >= self._seconds:
+            self.old, self.new = self.new, {}
             self._began_at = now
-        new[key] = None
 
     def discard(self, key: Hashable) -> None:
         self.new.pop(key, None)

@@ -92,6 +92,8 @@ class MemoryConsumer(Consumer):
             if due is not None:
                 left = min(left, max(due - now, 0.0))
             await self._wait(left)
+        if self._closed:
+            raise Closed(f"fetch from {queue.spec.name}: this consumer was closed")
         return ()
 
     async def _wait(self, seconds: float) -> None:
@@ -165,13 +167,14 @@ class MemoryBackend(Backend):
     """Everything is lost when the last protocol on the store closes."""
 
     def __init__(self, settings: Settings) -> None:
-        self.features = Features(durability="volatile", store_lanes=True, shared=False)
+        self.features = Features(durability="volatile", store_lanes=True, by_reference=True, shared=False)
         self._settings = settings
         self._name = (settings.url or "memory://").removeprefix("memory://")
         self._store: Store | None = None
         self._listeners: dict[str, Listener] = {}
         self.consumers: set[MemoryConsumer] = set()
         self._unyielded = 0
+        self._wall: Callable[[], float] = time.time
 
     @property
     def store(self) -> Store:
@@ -188,12 +191,13 @@ class MemoryBackend(Backend):
             store = stores[self._name] = Store(_clock(loop), settings.dedup_window_ids, settings.dedup_window_s)
         store.users += 1
         self._store = store
+        self._wall = store.now
 
     def _queue(self, name: str) -> Queue:
         return self.store.queue(name, self._settings.queue_cap or _DEFAULT_CAP)
 
     def now(self) -> float:
-        return self.store.now()
+        return self._wall()
 
     async def declare(self, spec: QueueSpec) -> QueueSpec:
         queue = self._queue(spec.name)
@@ -239,6 +243,16 @@ class MemoryBackend(Backend):
         if self._unyielded >= _YIELD_EVERY or any([self._woke_reader(entry.queue) for entry in batch]):
             await self._let_others(batch)
         return problems
+
+    def append_now(self, queue: str, record: Record, room: Room) -> bool:
+        found = self.store.queues.get(queue)
+        if found is None or record.ttl_s is not None or self._unyielded >= _YIELD_EVERY or found.woken:
+            return False
+        if room is not Room.ALWAYS and found.size >= found.spec.cap:
+            return False
+        self._unyielded += 1
+        found.append_one(record, self._wall())
+        return True
 
     def _woke_reader(self, name: str) -> bool:
         queue = self.store.queues.get(name)

@@ -6,7 +6,7 @@ import asyncio
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from heapq import heappop, heappush
-from itertools import count
+from itertools import count, islice
 
 import msgspec
 
@@ -58,7 +58,7 @@ class Queue:
         self.in_flight = 0
         self.idempotent: dict[str, tuple[str, float]] = {}
         self.wake: set[Callable[[], bool]] = set()
-        self._woken = False
+        self.woken = False
         self._now = now
         self._tokens = tokens
         self._ties = count()
@@ -91,6 +91,19 @@ class Queue:
         if woken:
             self.notify()
 
+    def append_one(self, record: Record, now: float) -> None:
+        """`append` for one record without a time to live."""
+        key = record.id if self.spec.mode == "competing" else record.key
+        fetched = Fetched(0, next(self._ties), 0, record, now)
+        lane = self.lanes.get(key)
+        if lane is None:
+            lane = self.lanes[key] = Lane(key)
+        lane.records.append(fetched)
+        self.size += 1
+        if len(lane.records) == 1 and lane.holder is None and lane.due_at is None:
+            self.ready.append(lane)
+            self.notify()
+
     def schedule(self, records: Sequence[Record], now: float, due_at: float) -> None:
         for record in records:
             heappush(self.scheduled, (due_at, next(self._ties), record, now))
@@ -100,7 +113,7 @@ class Queue:
     def notify(self) -> None:
         for wake in tuple(self.wake):
             if wake():
-                self._woken = True
+                self.woken = True
 
     @property
     def is_behind(self) -> bool:
@@ -109,7 +122,7 @@ class Queue:
 
     def take_woken(self) -> bool:
         """Whether somebody was woken since this was asked."""
-        woken, self._woken = self._woken, False
+        woken, self.woken = self.woken, False
         return woken
 
     # -- time
@@ -148,7 +161,7 @@ class Queue:
             if number == len(lane.records):
                 taken.extend(lane.records)
             else:
-                taken.extend(lane.records[place] for place in range(number))
+                taken.extend(islice(lane.records, number))
             new, old = settled.new, settled.old
             for place in range(first, len(taken)):
                 fetched = taken[place]
@@ -182,7 +195,8 @@ class Queue:
 
     def finish(self, holder: Holder, done: Sequence[Fetched], now: float, refused: list[Fetched]) -> None:
         """Remove records that were handled. Those of one lane come one after another: it is looked up once."""
-        settled = self.settled
+        self.settled.tidy(now)
+        settled = self.settled.new
         lane: Lane | None = None
         token = -1
         finished = 0
@@ -198,13 +212,12 @@ class Queue:
             else:  # handled out of turn
                 records.remove(fetched)
             record = fetched.record
-            settled.add(life(record) if record.replay else record.id, now)
+            settled[life(record) if record.replay else record.id] = None
             finished += 1
             lane.taken -= 1
+            lane.running = False
             if not lane.taken:
                 self.release(lane)
-            else:
-                lane.running = False
         self.in_flight -= finished
         self.size -= finished
 
