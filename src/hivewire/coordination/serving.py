@@ -10,6 +10,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Final, Self
 
@@ -87,10 +88,13 @@ def stop_with_parent(link: socket.socket) -> None:
     """
 
     def watch() -> None:
-        while link.recv(64):
-            pass
-        os.write(2, b"the supervisor is gone: stopping\n")
-        os.kill(os.getpid(), signal.SIGTERM)
+        try:
+            with suppress(ConnectionError):  # a parent that is killed before it has read all resets the link
+                while link.recv(64):
+                    pass
+            os.write(2, b"the supervisor is gone: stopping\n")
+        finally:  # also when stderr is gone with the parent
+            os.kill(os.getpid(), signal.SIGTERM)
 
     link.set_inheritable(False)
     threading.Thread(target=watch, name="hivewire-parent", daemon=True).start()
