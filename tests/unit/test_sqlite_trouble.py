@@ -16,7 +16,7 @@ import pytest
 
 from hivewire.backend import Append, Back
 from hivewire.backends.sqlite import SQLiteBackend, file
-from hivewire.errors import BackendError, Closed, SettingsError, TimedOut
+from hivewire.errors import BackendError, Closed, ConnectionLost, SettingsError
 from hivewire.settings import Settings
 from tests.unit.sqlite_driver import Owner, member, opened, put, record, texts
 
@@ -93,7 +93,7 @@ async def test_a_locked_file_is_told_with_the_holder_and_works_again(
         await process.stdout.readline()
         try:
             os.kill(process.pid, signal.SIGSTOP)
-            with pytest.raises(TimedOut, match=f"process {process.pid} is stopped"):
+            with pytest.raises(ConnectionLost, match=f"process {process.pid} is stopped"):
                 await put(backend, "q", "k", 1)
             begun = time.monotonic()
             health = await backend.health()

@@ -108,6 +108,8 @@ class Keeper:
                 self._file.close()
                 pause = 0.2
             self._asleep = pause > _IDLE_S
+            if self._asleep and self._writer.waiting_queues():
+                pause = _IDLE_S  # somebody came to wait after the look, and saw nobody asleep
             self._poke.wait(pause)
             self._asleep = False
             self._poke.clear()

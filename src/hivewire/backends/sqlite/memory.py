@@ -57,7 +57,9 @@ class Packs:
     def __init__(self) -> None:
         self._records: OrderedDict[tuple[int, int], list[Record]] = OrderedDict()
 
-    def records(self, lane: int, first: int, data: bytes) -> list[Record]:
+    def records(self, lane: int, first: int, data: bytes | list[Record]) -> list[Record]:
+        if isinstance(data, list):
+            return data
         return self._records.pop((lane, first), None) or unpack(data)
 
     def keep(self, lane: int, first: int, records: list[Record]) -> None:

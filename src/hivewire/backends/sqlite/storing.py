@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 
 import msgspec
 
@@ -26,6 +26,9 @@ _UNSCHEDULE = "DELETE FROM scheduled WHERE id = ?"
 _SET_MODE = "UPDATE queues SET mode = ? WHERE id = ?"
 
 _Row = tuple[str, str, bytes, str, str, float | None, int, int]
+_Pack = tuple[int, int, int, float, float | None, int, bytes]
+_NO_ATTEMPTS = (0,) * 8
+_MOST_FRESH = 64
 _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(list[_Row])
 
@@ -120,14 +123,23 @@ def move_due(transaction: Transaction) -> bool:
     return len(rows) == 100
 
 
-def flush(transaction: Transaction) -> None:
-    """Write what the operations so far have appended."""
+def flush(transaction: Transaction, waited_for: Container[int] = ()) -> None:
+    """Write what the operations so far have appended. In queues that somebody waits for, new lanes are kept
+    back until he has taken what he wants: so a lane that is taken at once is written once, and never as ready."""
     for queue in transaction.touched():
         if queue.pending:
-            _flush_queue(transaction, queue)
+            _flush_queue(transaction, queue, queue.id in waited_for)
 
 
-def _flush_queue(transaction: Transaction, queue: Queue) -> None:
+def write_fresh(transaction: Transaction) -> None:
+    """Write the new lanes that nobody took."""
+    for queue in transaction.touched():
+        if queue.fresh:
+            rows = [(queue.id, row[1], lane, rank, row[2]) for lane, (row, rank) in queue.fresh.items()]
+            transaction.db.executemany(_MAKE_LANE, rows)
+
+
+def _flush_queue(transaction: Transaction, queue: Queue, is_waited_for: bool) -> None:
     pending, queue.pending = queue.pending, []
     competing = queue.mode == "competing"
     lanes: dict[str, list[tuple[Record, float]]] = {}
@@ -147,17 +159,26 @@ def _flush_queue(transaction: Transaction, queue: Queue) -> None:
         seq += len(items)
     queue.seq = seq - 1
     queue.dirty = True
-    ids = _find_or_make(transaction, made)
-    packs = [
-        row
-        for lane_id, first, items in zip(ids, firsts, lanes.values(), strict=True)
-        for row in _packs(lane_id, first, items)
-    ]
+    keeps_back = is_waited_for and len(made) <= _MOST_FRESH
+    ids = _find(transaction, made) if keeps_back else _find_or_make(transaction, made)
+    packs: list[_Pack] = []
+    for id_, row, first, items in zip(ids, made, firsts, lanes.values(), strict=True):
+        rows = _packs(id_ or row[2], first, items)
+        packs += rows
+        if id_ is None:
+            records = [record for record, _ in items[: rows[0][2] - first + 1]]
+            queue.fresh[row[2]] = ((row[2], row[1], first, *_NO_ATTEMPTS, *rows[0][1:4], records), row[3])
     transaction.db.executemany(_MAKE_PACK, packs)
-    transaction.woken.add(queue.id)
+    (transaction.filled if keeps_back else transaction.woken).add(queue.id)
 
 
-def _find_or_make(transaction: Transaction, made: list[tuple[int, str, int, int, int]]) -> list[int]:
+def _find(transaction: Transaction, made: list[tuple[int, str, int, int, int]]) -> list[int | None]:
+    """The ids of the lanes that are there already."""
+    rows = (transaction.db.execute(_FIND_LANE, row[:2]).fetchone() for row in made)
+    return [None if row is None else row[0] for row in rows]
+
+
+def _find_or_make(transaction: Transaction, made: list[tuple[int, str, int, int, int]]) -> list[int | None]:
     """The lanes' ids. A lane that is there already is not written."""
     db = transaction.db
     if db.executemany(_MAKE_LANE, made).rowcount == len(made):
@@ -165,9 +186,9 @@ def _find_or_make(transaction: Transaction, made: list[tuple[int, str, int, int,
     return [db.execute(_FIND_LANE, row[:2]).fetchone()[0] for row in made]
 
 
-def _packs(lane: int, first: int, items: list[tuple[Record, float]]) -> list[tuple[object, ...]]:
+def _packs(lane: int, first: int, items: list[tuple[Record, float]]) -> list[_Pack]:
     """Rows of records of one priority that were stored and expire at the same time."""
-    rows: list[tuple[object, ...]] = []
+    rows: list[_Pack] = []
     start, size = 0, 0
     for place, (record, stored_at) in enumerate(items):
         head, head_at = items[start]
@@ -181,7 +202,7 @@ def _packs(lane: int, first: int, items: list[tuple[Record, float]]) -> list[tup
     return rows
 
 
-def _row(lane: int, first: int, items: list[tuple[Record, float]]) -> tuple[object, ...]:
+def _row(lane: int, first: int, items: list[tuple[Record, float]]) -> _Pack:
     record, stored_at = items[0]
     expires_at = None if record.ttl_s is None else stored_at + record.ttl_s
     data = pack([item[0] for item in items])

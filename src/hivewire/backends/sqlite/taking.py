@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from hivewire.backend import Fetched, Record
 from hivewire.backends.sqlite.memory import Packs, Settled
@@ -23,6 +23,10 @@ _TAKE = f"UPDATE lanes SET state = {OWNED}, owner = ?, taken = ?, taken_to = ?, 
 _TAKE_RUNNING = (
     f"UPDATE lanes SET state = {OWNED}, owner = ?, taken = ?, taken_to = ?, due_at = 0, running = 1, counted = ?,"
     " starts = ?, failures = ?, crashes = ?, died = ? WHERE queue = ? AND key = ?"
+)
+_TAKE_FRESH = (
+    "INSERT INTO lanes(queue, key, id, state, rank, owner, taken, taken_to, head, counted, starts, running)"
+    f" VALUES (?, ?, ?, {OWNED}, ?, ?, ?, ?, ?, ?, ?, ?)"
 )
 
 
@@ -62,8 +66,8 @@ class Wanted:
         self.taken: list[Fetched] = []
 
 
-_Row = tuple[int, str, int, int, int, int, int, int, int, int, int, int, int, float, bytes]
-_Pack = tuple[int, int, float, bytes]
+_Row = tuple[int, str, int, int, int, int, int, int, int, int, int, int, int, float, bytes | list[Record]]
+_Pack = tuple[int, int, float, bytes | list[Record]]
 
 
 def take(
@@ -74,7 +78,8 @@ def take(
     holds: list[Hold] = []
     plain: list[tuple[int | str, ...]] = []
     running: list[tuple[int | str, ...]] = []
-    for row in db.execute(_READY, (queue.id, min(lanes, wanted.limit))):
+    fresh: list[tuple[int | str, ...]] = []
+    for row in _lanes(transaction, queue, min(lanes, wanted.limit)):
         hold = Hold(row[0], row[1], row[3], bool(row[10]))
         start = len(wanted.taken)
         _take_lane(transaction, hold, row, wanted, packs)
@@ -84,15 +89,24 @@ def take(
         _count(row, wanted.taken[start:], hold)
         head = wanted.taken[start]
         owned = (wanted.token, len(hold.seqs), hold.seqs[-1])
-        if wanted.starting > 0 and not head.suspect:
+        if hold.lane in queue.fresh:
+            if wanted.starting > 0:
+                _mark(head, hold)
+            rank = queue.fresh.pop(hold.lane)[1]
+            fresh.append(
+                (queue.id, hold.key, hold.lane, rank, *owned, hold.seqs[0], hold.counted, head.starts, head.starts)
+            )
+        elif wanted.starting > 0 and not head.suspect:
             _mark(head, hold)
             counters = (head.starts, head.failures, head.crashes, head.died)
             running.append((*owned, hold.seqs[0], *counters, queue.id, hold.key))
         else:
             plain.append((*owned, queue.id, hold.key))
         wanted.starting -= 1
-        if wanted.limit <= 0 or wanted.bytes <= 0:
+        if wanted.limit <= 0 or wanted.bytes <= 0 or len(holds) == lanes:
             break
+    if fresh:
+        db.executemany(_TAKE_FRESH, fresh)
     if plain:
         db.executemany(_TAKE, plain)
     if running:
@@ -102,6 +116,13 @@ def take(
         queue.dirty = True
         _see(wanted.taken, settled.refresh(transaction, queue.blocks), set(queue.settled))
     return holds
+
+
+def _lanes(transaction: Transaction, queue: Queue, limit: int) -> Iterator[_Row]:
+    if queue.id not in transaction.only_filled:
+        yield from transaction.db.execute(_READY, (queue.id, limit))
+    for row, _ in tuple(queue.fresh.values()):
+        yield row
 
 
 def _see(taken: Sequence[Fetched], committed: set[Life], uncommitted: set[Life]) -> None:

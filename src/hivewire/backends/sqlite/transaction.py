@@ -5,6 +5,7 @@ from __future__ import annotations
 import sqlite3
 import time
 from collections.abc import Callable
+from typing import Any
 
 import msgspec
 
@@ -48,6 +49,8 @@ class Queue(msgspec.Struct):
     dirty: bool = False
     pending: list[tuple[Record, float]] = []
     settled: list[Life] = []
+    fresh: dict[int, tuple[Any, int]] = {}
+    """New lanes that may be taken before they are written: by id, the row as a claim reads it, and the rank."""
 
     def spec(self) -> QueueSpec:
         return QueueSpec(name=self.name, mode=self.mode, shards=self.shards, cap=self.cap)
@@ -62,6 +65,11 @@ class Transaction:
         self.boot = lease_clock()
         self.epoch: int | None = None
         self.woken: set[int] = set()
+        """Queues in which a lane has become ready."""
+        self.filled: set[int] = set()
+        """Queues that have new lanes, not written yet, for those who wait."""
+        self.only_filled: set[int] = set()
+        """Of these, the ones in which nobody who waits needs to look for other lanes."""
         self.undo: list[Callable[[], object]] = []
         self.committed: list[Callable[[], None]] = []
         """Called on the event loop after the commit."""

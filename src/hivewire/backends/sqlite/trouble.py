@@ -6,7 +6,7 @@ import os
 import sqlite3
 from pathlib import Path
 
-from hivewire.errors import BackendError, TimedOut
+from hivewire.errors import BackendError, ConnectionLost
 
 _WRITE_LOCK_BYTE = 120  # of the -shm file: the place of the WAL write lock, part of SQLite's file format
 
@@ -23,10 +23,8 @@ _NEXT = {
 _LASTING = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
 
 
-class StoreFailing(BackendError):
+class StoreFailing(ConnectionLost):
     """The file cannot be used at the moment. Nothing was stored; the same call works when that has ended."""
-
-    retryable = True
 
 
 def is_busy(error: sqlite3.Error) -> bool:
@@ -58,13 +56,13 @@ def explain(error: BaseException, doing: str, path: Path) -> Exception:
     return BackendError(f"{doing} {path}: {type(error).__name__}: {error}")
 
 
-def locked(doing: str, path: Path) -> TimedOut:
+def locked(doing: str, path: Path) -> StoreFailing:
     holder = lock_holder(path)
     if holder is None:
-        return TimedOut(f"{doing} {path}: another process holds its write lock; wait for it or end it")
+        return StoreFailing(f"{doing} {path}: another process holds its write lock; wait for it or end it")
     pid, stopped = holder
     state = "is stopped and holds" if stopped else "holds"
-    return TimedOut(f"{doing} {path}: process {pid} {state} its write lock; let it go on, or end it")
+    return StoreFailing(f"{doing} {path}: process {pid} {state} its write lock; let it go on, or end it")
 
 
 def lock_holder(path: Path) -> tuple[int, bool] | None:

@@ -15,6 +15,7 @@ _FIRST_PAUSE_S = 0.0002
 _LONGEST_PAUSE_S = 0.001
 _YIELD_S = 0.0015  # longer than the longest pause: who waits tries in that time
 _YIELD_EACH_S = 0.004
+_LOOK_EACH_S = 0.001
 
 
 class Turn:
@@ -24,7 +25,7 @@ class Turn:
 
     def __init__(self, path: Path) -> None:
         self._file = os.open(f"{path}-wait", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-        self._yielded_at = 0.0
+        self._look_at = 0.0
 
     def begin(self, db: sqlite3.Connection, patience_s: float) -> None:
         """Begin a write transaction. SQLite's own waiting would sleep up to 100 ms at a time."""
@@ -58,13 +59,14 @@ class Turn:
     def give(self) -> None:
         """After a commit: let others in, if there are any."""
         now = time.monotonic()
-        if now - self._yielded_at < _YIELD_EACH_S:
+        if now < self._look_at:
             return
+        self._look_at = now + _LOOK_EACH_S
         if self._lock(fcntl.LOCK_EX):
             fcntl.flock(self._file, fcntl.LOCK_UN)
         else:
             time.sleep(_YIELD_S)
-            self._yielded_at = time.monotonic()
+            self._look_at = time.monotonic() + _YIELD_EACH_S
 
     def _lock(self, kind: int) -> bool:
         try:

@@ -199,8 +199,9 @@ class Writer:
                     outcomes.append((item, item.function(transaction, *item.arguments), None))
                 else:
                     item[0](transaction, *item[1])
-            storing.flush(transaction)
+            storing.flush(transaction, self._parked)
             outcomes.extend(self._serve(transaction, fresh))
+            storing.write_fresh(transaction)
             transaction.write_back()
             db.execute("COMMIT")
         except BaseException:
@@ -213,7 +214,9 @@ class Writer:
     def _serve(self, transaction: Transaction, fresh: set[int]) -> list[Outcome]:
         """Give what is there to those who wait for it, in the order in which they came."""
         outcomes: list[Outcome] = []
-        for queue in transaction.woken | fresh:
+        looked_for = transaction.woken | fresh
+        transaction.only_filled = transaction.filled - looked_for
+        for queue in looked_for | transaction.filled:
             waiting = self._parked.get(queue)
             while waiting:
                 if waiting[0].dead:
