@@ -9,6 +9,7 @@ from hivewire.errors import Closed
 from hivewire.testing.conformance.fabric import Fabric
 from hivewire.testing.conformance.scenario import counts, empty, number, send_numbered, serving, take, take_one, task
 from hivewire.testing.conformance.waiting import count, until
+from hivewire.testing.leaks import Census
 
 
 async def test_sigterm_is_clean_and_nothing_is_done_twice(fabric: Fabric) -> None:
@@ -59,8 +60,8 @@ async def test_close_lets_what_runs_finish(fabric: Fabric) -> None:
     job = asyncio.create_task(member.serve("finish", handle))
     await started.wait()
     await member.close(5)
-    await asyncio.wait([job], timeout=5)
-    assert job.done()
+    (ended,) = await asyncio.wait_for(asyncio.gather(job, return_exceptions=True), 5)
+    assert ended is None or isinstance(ended, Closed)
     assert finished == [0]
     assert [number(delivery) for delivery in await take(fabric.protocol, "finish", 2)] == [1, 2]
 
@@ -156,6 +157,32 @@ async def test_a_protocol_that_was_never_used_closes(fabric: Fabric) -> None:
     await take(fabric.protocol, "lazy", 1)
 
 
+async def test_a_life_of_a_protocol_leaves_nothing_behind(fabric: Fabric) -> None:
+    """Ten lives that use everything once: no task, thread or descriptor more than before."""
+
+    async def handle(delivery: Delivery) -> None:
+        await asyncio.sleep(0)
+
+    await fabric.inside("echo")
+    before: Census | None = None
+    for life in range(10):
+        if life == 1:  # what stays open for as long as the others live is open by now
+            before = Census.take()
+        member = await fabric.member()
+        await member.subscribe(f"life{life}", ["task"], groups=["all"])
+        await member.broadcast(task("", 1), "all")
+        await member.broadcast(task("", 2), "all", durable=False)
+        async with serving(member, f"life{life}", handle):
+            await member.request(task("echo", 1, ("reply", 1)), timeout_s=10)
+        await member.receive("nobody", wait_s=0)
+        await member.health()
+        await member.dead_letters()
+        await member.close(1)
+        await member.close(1)
+    assert before is not None
+    await before.check()
+
+
 async def test_serve_stops_between_messages_when_told(fabric: Fabric) -> None:
     stop = asyncio.Event()
     seen: list[int] = []
@@ -203,7 +230,7 @@ async def test_closing_one_member_does_not_disturb_another(fabric: Fabric) -> No
             goal = min(100, len(seen) + 10)
             await until(lambda goal=goal: len(seen) >= goal, "work goes on")  # type: ignore[misc]
             await member.close(2)
-            await asyncio.wait([other], timeout=5)
-            assert other.done()
+            (ended,) = await asyncio.wait_for(asyncio.gather(other, return_exceptions=True), 5)
+            assert ended is None or isinstance(ended, Closed)
         await empty(fabric.protocol, "pair")
     assert len(seen) == 100

@@ -319,3 +319,40 @@ async def test_leases_of_different_length(fabric: Fabric) -> None:
     await again.ack()
     await long_held.ack()
     await empty(fabric.protocol, "mixed")
+
+
+async def test_settings_are_the_defaults_of_what_a_message_leaves_open(fabric: Fabric) -> None:
+    member = await fabric.member(message_ttl_s=0.2, handler_timeout_s=0.3, max_attempts=1)
+    await member.send(task("short", 1))
+    await member.send(task("short", 2, ttl_s=60, key="long"))
+    await asyncio.sleep(0.4)  # what is tested is that time passes
+
+    async def hang(delivery: Delivery) -> None:
+        await asyncio.Event().wait()
+
+    async with serving(member, "short", hang, timeout_s=0.3):
+        await empty(member, "short", dead=2)
+    reasons = {letter.reason for letter in await member.dead_letters("short")}
+    assert reasons == {"expired", "max_attempts"}
+
+
+async def test_names_differ_by_case_and_by_every_sign(fabric: Fabric) -> None:
+    agents = ["agent", "Agent", "a-gent", "a_gent", "a.gent", "agent.", "AGENT"]
+    await fabric.protocol.send_many([task(agent, n) for n, agent in enumerate(agents)])
+    for n, agent in enumerate(agents):
+        assert [number(delivery) for delivery in await take(fabric.protocol, agent, 1)] == [n]
+    assert list(await fabric.protocol.agents()) == sorted(agents)
+
+
+async def test_keys_are_compared_exactly(fabric: Fabric) -> None:
+    """Keys that a careless store would fold together (case, spaces, accents) are lanes of their own."""
+    keys = ["k", "K", "k ", " k", "\uff4b", "k\u0301", "\u00e9", "e\u0301", "k%", "k_"]
+    await fabric.protocol.send_many([task("exact", n, key=key) for n, key in enumerate(keys)])
+    held: list[Delivery] = []
+    while len(held) < len(keys):
+        got = await fabric.protocol.receive("exact", limit=20, wait_s=2)
+        assert got, f"only {len(held)} of {len(keys)} keys at once"
+        held += got
+    for delivery in held:
+        await delivery.ack()
+    await empty(fabric.protocol, "exact")

@@ -25,8 +25,9 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Journal:
-    """An append-only file of entries. A line is written whole before the handler goes on, so a killed
-    process leaves all that it did, and lines of several processes stand in the order they happened.
+    """An append-only file of entries. A line is written before the handler goes on, so a killed process
+    leaves all that it did, and lines of several processes stand in the order they happened. The line
+    that a process was writing when it was killed may be torn: what it says had not been done yet.
     """
 
     def __init__(self, path: Path) -> None:
@@ -37,7 +38,7 @@ class Journal:
 
     def write(self, entry: Entry) -> None:
         line = msgspec.json.encode(msgspec.structs.replace(entry, at=entry.at or time.time()))
-        os.write(self._file, line + b"\n")
+        os.write(self._file, b"\n" + line + b"\n")  # the first newline ends a torn line of another process
 
     def entries(self, *events: str, worker: str | None = None, agent: str | None = None) -> list[Entry]:
         """All entries so far, or those of these events, this worker and this agent."""
@@ -46,7 +47,7 @@ class Journal:
             fresh = file.read()
         whole = fresh[: fresh.rfind(b"\n") + 1]
         self._read_to += len(whole)
-        self._entries += [msgspec.json.decode(line, type=Entry) for line in whole.splitlines()]
+        self._entries += [msgspec.json.decode(line, type=Entry) for line in whole.splitlines() if line.endswith(b"}")]
         return [
             entry
             for entry in self._entries

@@ -35,8 +35,12 @@ async def run_program(spec: Spec, protocol: Protocol, obedient: Obedient, stop: 
         await _send_numbered(spec, protocol, obedient)
         return
     serve = serve_worker if spec.program == "worker" else serve_deliveries
+    stopped = asyncio.ensure_future(stop.wait())
     obedient.say("ready")
-    await serve(obedient, protocol, stop=stop.wait(), concurrency=spec.concurrency)
+    try:
+        await serve(obedient, protocol, stop=stopped, concurrency=spec.concurrency)
+    finally:
+        stopped.cancel()
 
 
 async def _send_numbered(spec: Spec, protocol: Protocol, obedient: Obedient) -> None:

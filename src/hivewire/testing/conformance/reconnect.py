@@ -125,6 +125,23 @@ async def test_metrics_add_up_after_a_drain(fabric: Fabric) -> None:
     assert metrics.last_updated > 0
 
 
+async def test_metrics_of_messages_that_exhaust_their_attempts(fabric: Fabric) -> None:
+    """Each start of a handler ends in one way: acknowledged, to be tried again, or a dead letter."""
+
+    async def fail(delivery: Delivery) -> None:
+        if number(delivery) < 4:
+            raise RuntimeError("never")
+
+    member = await fabric.member(max_attempts=3)
+    await member.send_many([task("tired", n, key=f"k{n}") for n in range(10)])
+    async with serving(member, "tired", fail, concurrency=4):
+        await empty(member, "tired", dead=4)
+    metrics = member.metrics()
+    assert (metrics.messages_received, metrics.acked, metrics.dead) == (4 * 3 + 6, 6, 4)
+    assert metrics.nacked == 4 * 2
+    assert metrics.messages_received == metrics.acked + metrics.nacked + metrics.dead
+
+
 async def test_metrics_in_flight_is_what_is_held(fabric: Fabric) -> None:
     await send_numbered(fabric.protocol, "held", 1, keys=["a", "b", "c"])
     held = [await take_one(fabric.protocol, "held") for _ in range(3)]
