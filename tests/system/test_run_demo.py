@@ -32,8 +32,23 @@ def journal(tmp_path: Path) -> Iterator[Journal]:
 
 
 @pytest.fixture
-def hive(tmp_path: Path) -> Hive:
-    return Hive(tmp_path)
+def hive(tmp_path: Path) -> Iterator[Hive]:
+    yield Hive(tmp_path)
+    (tmp_path / "go").touch()
+    left = processes_of(tmp_path)
+    assert all(wait_for_end(pid, within_s=20) for pid in left), "a process has outlived its run"
+
+
+def processes_of(folder: Path) -> list[int]:
+    """The processes that were started for this folder and still run."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            if os.fsencode(folder) in path.read_bytes():
+                found.append(int(path.parent.name))
+        except OSError:  # it ended while we looked
+            continue
+    return found
 
 
 def hivewire(hive: Hive, *args: str) -> Ran:
