@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import logging
 import os
@@ -61,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     link = socket.socket(fileno=options["link"])
     stop_with_parent(link)
     try:
-        asyncio.run(_serve(options, link))
+        _serve(options, link)
     except BackendError as error:
         log.error("%s", error)
         return EXIT_RETRY if error.retryable else EXIT_USAGE
@@ -71,18 +70,28 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-async def _serve(options: dict[str, Any], link: socket.socket) -> None:
+def _serve(options: dict[str, Any], link: socket.socket) -> None:
     from hivewire.cli.options import target_of
     from hivewire.cli.supervisor import READY
     from hivewire.cli.worker import load_workers
-    from hivewire.coordination.serving import serve_until_signal
+    from hivewire.coordination.serving import run_until_signal
     from hivewire.factory import connect
 
     workers = load_workers([options["team"]])
     target, chosen = target_of(options["protocol"])
-    notice = StartNotice(str(os.getpid()))
-    notice.protocol = connect(target, incoming=[notice], **chosen, **options["settings"])
-    await serve_until_signal(workers, notice.protocol, options["grace_s"], on_ready=lambda: link.sendall(READY))
+
+    def open_protocol() -> Protocol:
+        notice = StartNotice(str(os.getpid()))
+        notice.protocol = connect(target, incoming=[notice], **chosen, **options["settings"])
+        return notice.protocol
+
+    run_until_signal(
+        workers,
+        open_protocol,
+        options["grace_s"],
+        on_ready=lambda: link.sendall(READY),
+        second_ends=False,  # the coordinator kills when it is asked twice
+    )
 
 
 if __name__ == "__main__":
