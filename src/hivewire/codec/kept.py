@@ -62,11 +62,9 @@ def keep(message: Message, max_size_bytes: int) -> Kept | bytes:
                     check_inside(content, max_size_bytes, MAX_DEPTH)
                     break
         written = _write(content)  # refuses lone surrogates and endless integers
-        if len(written) > max_size_bytes:
-            return encode(message, max_size_bytes)  # says what is too large
         metadata = message.metadata
-        if metadata:
-            _write(metadata)
+        if len(written) + (len(_write(metadata)) if metadata else 0) > max_size_bytes:
+            return encode(message, max_size_bytes)  # says what is too large, if it is
         return Kept(
             message,
             written if type(content) is dict else None,
