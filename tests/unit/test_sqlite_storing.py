@@ -148,7 +148,7 @@ async def test_expired_records_are_buried_unread_but_never_from_a_run_that_is_he
         await backend.append([Append("q", [record("k", f"short{n}", ttl_s=0.1) for n in range(2)])])
         await put(backend, "q", "k", "stays")
         await backend.append([Append("held", [record("k", "held", ttl_s=0.1)])])
-        await backend.append([Append("gone", [record("k", "gone", ttl_s=0.1)])])
+        await backend.append([Append("gone", [record("k", "gone", ttl_s=0.1)], delay_s=0.05)])
         consumer = await backend.consume("held", member(), Owner())
         taken = await consumer.fetch(9, 0)
         assert await backend.bury_expired() == 0

@@ -11,7 +11,7 @@ import msgspec
 from hivewire.backend import DeadRecord, Letter, QueueSpec, Record
 from hivewire.backends.sqlite.freeing import free_from
 from hivewire.backends.sqlite.schema import BLOCKED, LANE_BITS, OWNED, READY
-from hivewire.backends.sqlite.storing import declare, flush, pack, unpack
+from hivewire.backends.sqlite.storing import declare, flush, move_due, pack, unpack
 from hivewire.backends.sqlite.transaction import Transaction, name_of
 
 _BURY = "INSERT INTO dead(queue, record, data, letter, dead_at) VALUES (?, ?, ?, ?, ?)"
@@ -105,6 +105,8 @@ class Place(msgspec.Struct, frozen=True):
 
 def bury_expired(transaction: Transaction, after: Place) -> tuple[int, Place | None]:
     """One part of what has expired, unread, and where to go on. Runs that somebody holds are left alone."""
+    while move_due(transaction):  # what falls due where nobody reads can have expired, too
+        pass
     flush(transaction)
     values = (transaction.now, after.expires_at, after.lane, after.first)
     rows = transaction.db.execute(_EXPIRED, values).fetchall()
