@@ -62,6 +62,7 @@ class ProtocolMetrics(msgspec.Struct, kw_only=True):
     last_updated: float = 0.0
     acked: int = 0
     nacked: int = 0
+    """Attempts that are followed by another; the last one of a message that dies is in `dead`."""
     redelivered: int = 0
     dead: int = 0
     expired: int = 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Awaitable
 from functools import partial
 
@@ -15,6 +16,10 @@ from hivewire.engine.inbox import Inbox
 from hivewire.engine.pull import Puller
 from hivewire.engine.subscriptions import Subscriptions
 from hivewire.engine.volatile import Volatile
+from hivewire.errors import BackendError
+
+
+log = logging.getLogger(__name__)
 
 
 class Consumers:
@@ -134,7 +139,10 @@ class Consumers:
             del self._pullers[agent]
             self._inboxes.discard(puller.inbox)
             self._volatile.leave(puller.inbox)
-            await puller.inbox.close()
+            try:
+                await puller.inbox.close()
+            except BackendError as error:
+                log.warning("left without the store; the lease runs out", extra={"queue": agent, "error": str(error)})
 
     def abandon(self) -> None:
         for inbox in self._inboxes:

@@ -59,6 +59,8 @@ class Inbox(Ownership):
         self._consumer: Consumer | None = None
         self._shards = None if core.features.store_lanes else Shards(per_record_ack=core.features.per_record_ack)
         """Lanes live here where the store leases whole shards."""
+        self._dying: set[Hashable] = set()
+        """Names of records whose way to the dead letters is not stored yet."""
         self._now = 0.0
         """The store's time of the last fetch: near enough for windows of minutes."""
         self._later: list[tuple[float, int, Fetched]] = []
@@ -117,6 +119,9 @@ class Inbox(Ownership):
         states = {number: self._shards.state(number) for number in shards}
         self.lost(shards)
         return states
+
+    def busy(self, shards: Set[int]) -> Set[int]:
+        return self.lanes.busy() & shards
 
     def lost(self, shards: Set[int]) -> None:
         if self._shards is not None:
@@ -216,6 +221,7 @@ class Inbox(Ownership):
             or record.dedup_key is not None
             or record.id in settled.new
             or record.id in settled.old
+            or (self._dying and record.id in self._dying)
         ):
             return None
         kept = record.kept
@@ -234,6 +240,10 @@ class Inbox(Ownership):
             judge(fetched)
             if fetched.failures >= self._policy(record.type).max_attempts:
                 self._refuse(lane, "crashed", f"its handler's process died {fetched.failures} times")
+                return None
+        if any(name in self._dying for name in names(record)):
+            await self.flushed()  # a second one must not start before it is known whether the first is dead
+            if lane.lost:
                 return None
         if fetched.seen or any(name in self._settled for name in names(record)):
             self.metrics.duplicates += 1
@@ -310,9 +320,8 @@ class Inbox(Ownership):
 
     def dead(self, lane: Lane, reason: str, error: str) -> bool:
         fetched = lane.waiting[0]
-        self._remember(fetched)
         if fetched.shard != VOLATILE_SHARD:
-            self.metrics.dead += 1
+            self._dying.update(names(fetched.record))
             self._rest.append(Dead(fetched, self.core.letter(fetched, reason, error)))
             self._flush_wanted.set()
         return self._next(lane)
@@ -361,7 +370,6 @@ class Inbox(Ownership):
     def failed(self, lane: Lane, error: BaseException | None, delay_s: float | None = None) -> None:
         """The attempt counts: again by the policy, or dead."""
         fetched = lane.waiting[0]
-        self.metrics.nacked += 1
         self.metrics.messages_failed += 1
         fetched.failures += 1
         policy = self._policy(fetched.record.type)
@@ -370,6 +378,7 @@ class Inbox(Ownership):
             return
         if delay_s is None:
             delay_s = policy.delay_s(fetched.failures, self.core.rng.random())
+        self.metrics.nacked += 1
         self.again(lane, delay_s)
 
     def again(self, lane: Lane, delay_s: float) -> None:
@@ -471,12 +480,13 @@ class Inbox(Ownership):
         self.metrics.acked += len(done) - sum([fetched.seen for fetched in done])
         if lost:
             self.metrics.acked -= sum(id(fetched) in lost and not fetched.seen for fetched in done)
-            for outcome in rest:
-                if isinstance(outcome, Dead) and id(outcome.fetched) in lost:
-                    # It is not a dead letter; should it come here again, it is no duplicate.
-                    for name in names(outcome.fetched.record):
-                        self._settled.discard(name)
-                    self.metrics.dead -= 1
+        for outcome in rest:
+            if isinstance(outcome, Dead):
+                self._dying.difference_update(names(outcome.fetched.record))
+                # Only now: refused, it is no dead letter, and should it come here again, no duplicate.
+                if id(outcome.fetched) not in lost:
+                    self._remember(outcome.fetched)
+                    self.metrics.dead += 1
         if not self._waiting_acks:
             return
         for fetched in [*done, *(outcome.fetched for outcome in rest)]:
