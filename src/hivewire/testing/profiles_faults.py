@@ -104,6 +104,10 @@ def _nobody(name: str, length_s: float) -> None:
     raise RuntimeError(f"nobody runs the process {name}")
 
 
+class ProcessIsDead(ConnectionLost):
+    """What the rest of a killed process gets from the store while it is put away."""
+
+
 class Wire:
     """The line from one member's process to the store. Requests take time, so concurrent ones overtake
     each other; what was awaited is stored before what is sent next."""
@@ -148,7 +152,7 @@ class Wire:
 
     def _check_line(self) -> None:
         if self.is_cut:
-            raise ConnectionLost(f"{self.name} is dead")
+            raise ProcessIsDead(f"{self.name} is dead")
         if self.faults.down_until and asyncio.get_running_loop().time() < self.faults.down_until:
             raise ConnectionLost("the store refuses everything for a while")
 

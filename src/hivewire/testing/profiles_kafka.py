@@ -8,8 +8,9 @@ from typing import ClassVar, Final
 
 import msgspec
 
-from hivewire.backend import Dead, Depth, Features, Fetched, Member, Ownership, Record, Unfinished, life
+from hivewire.backend import Dead, Depth, Features, Fetched, Member, Ownership, Record, Unfinished
 from hivewire.errors import BackendError
+from hivewire.record import names
 from hivewire.testing.profiles_driver import ProfileBackend
 from hivewire.testing.profiles_faults import Faults
 from hivewire.testing.profiles_shards import ShardConsumer, ShardWorld
@@ -71,9 +72,7 @@ class KafkaWorld(ShardWorld):
         for offset in range(shard.watermark, min(watermark, log.end)):
             if offset in log.records:  # else an older commit had set the watermark back
                 record, _ = log.records.pop(offset)
-                log.settled.append(life(record))
-                if record.dedup_key is not None:
-                    log.settled.append(("key", record.dedup_key))
+                log.settled.extend(names(record))
                 self.note("settled", queue, record, process)
         shard.watermark = watermark
 

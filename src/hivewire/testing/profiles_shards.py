@@ -230,7 +230,7 @@ class ShardConsumer(ProfileConsumer[_W]):
         self._tokens: dict[int, int] = {}
         self._cursors: dict[int, int] = {}
         self._leaving: set[int] = set()
-        self._handovers: set[asyncio.Task[None]] = set()
+        self._handovers: dict[asyncio.Task[None], set[int]] = {}
 
     # Ownership
 
@@ -263,8 +263,8 @@ class ShardConsumer(ProfileConsumer[_W]):
         if asked:
             self._leaving |= asked
             task = asyncio.get_running_loop().create_task(self._hand_over(asked))
-            self._handovers.add(task)
-            task.add_done_callback(self._handovers.discard)
+            self._handovers[task] = asked
+            task.add_done_callback(self._handovers.pop)
 
     async def _hand_over(self, shards: set[int]) -> None:
         tokens = {number: self._tokens[number] for number in shards}
@@ -283,6 +283,9 @@ class ShardConsumer(ProfileConsumer[_W]):
 
     def _forget(self, shards: set[int]) -> None:
         if shards:
+            for task, giving in list(self._handovers.items()):
+                if giving & shards:  # nothing is left to hand over
+                    task.cancel()
             for number in shards:
                 del self._tokens[number]
                 self._leaving.discard(number)
@@ -339,7 +342,7 @@ class ShardConsumer(ProfileConsumer[_W]):
 
     async def _leave(self) -> None:
         if self._handovers:
-            await asyncio.gather(*self._handovers)
+            await asyncio.gather(*self._handovers, return_exceptions=True)
         held = set(self._tokens)
         if held:
             self._leaving |= held

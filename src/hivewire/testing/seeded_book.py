@@ -20,6 +20,7 @@ class Sent(msgspec.Struct):
     ttl_s: float | None = None
     idempotency_key: str | None = None
     tries: int = 0
+    began_at: float = 0.0
     confirmed_at: float | None = None
     is_in_order: bool = False
     """The first try was confirmed, so it was stored before whatever was sent next."""

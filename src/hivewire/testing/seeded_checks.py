@@ -13,6 +13,7 @@ from hivewire.testing.seeded_run import Result
 
 _TERMINAL = ("ok", "reject")
 _FAILED = ("raise", "after")
+_CLOCK_S = 0.001
 
 
 def violations(result: Result) -> list[str]:
@@ -23,6 +24,7 @@ def violations(result: Result) -> list[str]:
         _nothing_lost,
         _nothing_invented,
         _order_per_key,
+        _not_too_early,
         _one_at_a_time,
         _only_owners_start,
         _handled_once,
@@ -113,6 +115,16 @@ def _had_ended(starts: list[Started], at: float) -> bool:
     return False
 
 
+def _not_too_early(result: Result) -> Iterator[str]:
+    """A delayed message starts when it is due, not before."""
+    for one in result.book.started:
+        sent = result.book.sent.get(one.id)
+        if sent is not None and sent.delay_s:
+            early = sent.began_at + sent.delay_s - _CLOCK_S - one.at
+            if early > 0:
+                yield f"{one.id} of {one.agent} started {early:.3f} s before it was due"
+
+
 def _one_at_a_time(result: Result) -> Iterator[str]:
     """No handler starts while another one of its key runs, unless that one's process was stopped, killed
     or cut off meanwhile."""
@@ -193,13 +205,15 @@ def _bad_reason(result: Result, dead: Happening, starts: list[Started], stored_a
         return "" if any(one.outcome == "reject" for one in starts) else "no handler rejected it"
     if dead.detail in ("max_attempts", "crashed"):
         failed = sum(one.outcome in _FAILED for one in starts)
-        held = {(one.process, one.at) for one in starts} | {
+        out = max(
+            sum(_was_out(result, one.process, one.at, dead.at) for one in starts),
             # A mark is stored before the start: who died in between has used up an attempt.
-            (process_of(happening.process), happening.at)
-            for happening in result.world.history
-            if happening.what == "marked" and (happening.queue, happening.id) == (dead.queue, dead.id)
-        }
-        out = len({process for process, at in held if _was_out(result, process, at, dead.at)})
+            sum(
+                _was_out(result, process_of(happening.process), happening.at, dead.at)
+                for happening in result.world.history
+                if happening.what == "marked" and (happening.queue, happening.id) == (dead.queue, dead.id)
+            ),
+        )
         if not result.world.features.per_record_ack:
             out = len(result.book.outages)  # its marks are in the saved state, where nobody looks
         return "" if failed + out >= MAX_ATTEMPTS else f"only {failed} attempts failed and {out} were cut off"

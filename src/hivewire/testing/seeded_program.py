@@ -112,7 +112,7 @@ _NEVER_THERE: Final[dict[str, set[Place]]] = {
 def draw_program(profile: str, seed: int, draw: int = 0) -> Program:
     """The program of a seed. `draw` counts the tries until enough faults strike."""
     chance = Random(f"{profile}/{seed}/{draw}")
-    steps = _Steps(chance, may_pull=profile == "sql").all()
+    steps = _Steps(chance).all()
     faults = tuple(_fault(chance, profile) for _ in range(chance.randint(6, 9)))
     return Program(profile, seed, draw, steps, faults)
 
@@ -136,9 +136,8 @@ def _fault(chance: Random, profile: str) -> Fault:
 class _Steps:
     """Draws the steps one after another."""
 
-    def __init__(self, chance: Random, *, may_pull: bool) -> None:
+    def __init__(self, chance: Random) -> None:
         self._chance = chance
-        self._may_pull = may_pull
         self._steps: list[AnyStep] = []
         self._sent: dict[int, list[str]] = {slot: [] for slot in range(SLOTS)}
         self._idempotent: dict[int, list[Send]] = {slot: [] for slot in range(SLOTS)}
@@ -183,7 +182,7 @@ class _Steps:
         return self._send(slot, pause, agent)
 
     def _serve(self, slot: int, pause: float, agent: str) -> Serve:
-        by: Literal["serve", "receive"] = "receive" if self._may_pull and self._chance.random() < 0.2 else "serve"
+        by: Literal["serve", "receive"] = "receive" if self._chance.random() < 0.2 else "serve"
         return Serve(slot, pause, agent, by, self._chance.choice((1, 2, 4)))
 
     def _new_id(self, slot: int) -> str:

@@ -13,7 +13,7 @@ from hivewire.errors import BackendError, Closed, HivewireError
 from hivewire.message import Message
 from hivewire.protocol import Protocol, ProtocolMetrics
 from hivewire.testing.profiles import make_world
-from hivewire.testing.profiles_faults import Fault, Faults
+from hivewire.testing.profiles_faults import Fault, Faults, ProcessIsDead
 from hivewire.testing.profiles_world import World
 from hivewire.testing.seeded_book import Book, Membership, Outage, Sent, Told
 from hivewire.testing.seeded_program import (
@@ -96,10 +96,13 @@ class Runner:
         """Everything, from the first step to the last check's data."""
         listener = _Errors(self.book)
         log = logging.getLogger("hivewire")
+        level = log.level
         log.addHandler(listener)
+        log.setLevel(logging.ERROR)
         try:
             return await self._run()
         finally:
+            log.setLevel(level)
             log.removeHandler(listener)
 
     async def _run(self) -> Result:
@@ -207,6 +210,7 @@ class Runner:
                 delay_s=step.delay_s,
                 ttl_s=step.ttl_s,
                 idempotency_key=step.idempotency_key,
+                began_at=self.loop.time(),
             )
             messages.append(self._message(self.book.sent[id]))
         if len(messages) > 1:
@@ -296,6 +300,8 @@ class _Errors(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         error = record.exc_info[1] if record.exc_info else None
+        if isinstance(error, ProcessIsDead):
+            return
         task = record.__dict__.get("task", "")
         self._book.errors.append(f"{record.name}: {record.getMessage()} {task} {error!r}")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 from collections.abc import Callable, Coroutine
+from functools import partial
 from random import Random
 from typing import Any, Final, Literal, TypeVar
 
@@ -278,12 +279,14 @@ class Seat:
             except BackendError:
                 await asyncio.sleep(_REOPEN_S)
                 continue
-            await asyncio.gather(*(self._within(wire, agent, delivery) for delivery in deliveries))
+            # They count as started when they are handed out: from there on nobody asks for the lease.
+            started = [self._note_start(agent, delivery, wire.name) for delivery in deliveries]
+            await asyncio.gather(*map(partial(self._within, wire, agent), deliveries, started))
 
-    async def _within(self, wire: Wire, agent: str, delivery: Delivery) -> None:
+    async def _within(self, wire: Wire, agent: str, delivery: Delivery, started: Started) -> None:
         try:
             async with delivery:
-                await self._handle(wire, agent, delivery)
+                await self._handle(wire, agent, delivery, started)
         except (LeaseLost, Closed, Failure, RetryAfter, Reject):
             return
         except HivewireError as error:
@@ -293,12 +296,13 @@ class Seat:
         if not wire.is_cut:
             self.stage.book.errors.append(f"{wire.name} {doing}: {error!r}")
 
-    async def _handle(self, wire: Wire, agent: str, delivery: Delivery) -> None:
+    async def _handle(self, wire: Wire, agent: str, delivery: Delivery, started: Started | None = None) -> None:
         """What the program's script says for this start of this message."""
         stage = self.stage
         if wire.is_cut:
             raise ConnectionLost(f"{wire.name} is dead")
-        started = self._note_start(agent, delivery, wire.name)
+        if started is None:
+            started = self._note_start(agent, delivery, wire.name)
         outcome = "lost"
         try:
             await wire.at_handler("early")

@@ -1,0 +1,278 @@
+"""The seeded driver finds bugs: each of these is planted, and must be caught within a bounded number of seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Sequence, Set
+from typing import Any
+
+import pytest
+
+from hivewire.backend import Append, Back, Dead, Unfinished
+from hivewire.engine import inbox as engine_inbox
+from hivewire.engine import sender as engine_sender
+from hivewire.engine.crew import Crew
+from hivewire.engine.delivery import EngineDelivery
+from hivewire.engine.inbox import Inbox
+from hivewire.engine.shards import Shard
+from hivewire.engine.subscriptions import Subscriptions
+from hivewire.record import Fetched, names
+from hivewire.rules.lanes import Lane, Lanes
+from hivewire.rules.watermark import Watermark
+from hivewire.testing.profiles_driver import ProfileConsumer
+from hivewire.testing.profiles_kafka import KafkaWorld
+from hivewire.testing.profiles_shards import ShardWorld
+from hivewire.testing.profiles_sql import Row, SqlWorld
+from hivewire.testing.profiles_world import World
+from hivewire.testing.seeded import try_seed
+
+_MOST_SEEDS = 60
+
+Plant = Callable[[pytest.MonkeyPatch], None]
+_plants: list[tuple[Plant, tuple[str, ...], str]] = []
+
+
+def planted(*profiles: str, caught_by: str = "") -> Callable[[Plant], Plant]:
+    """A bug that these profiles must show; `caught_by` names a check that must be among those that see it."""
+
+    def add(plant: Plant) -> Plant:
+        _plants.append((plant, profiles, caught_by))
+        return plant
+
+    return add
+
+
+def around_handlers(patch: pytest.MonkeyPatch, before: Callable[[Inbox, EngineDelivery], Any]) -> None:
+    """Do something before each handler that `serve` runs."""
+    original = Crew.__init__
+
+    def init(self: Crew, inbox: Inbox, handle: Any, *rest: Any, **named: Any) -> None:
+        async def both(delivery: EngineDelivery) -> None:
+            await before(inbox, delivery)
+            await handle(delivery)
+
+        original(self, inbox, both, *rest, **named)
+
+    patch.setattr(Crew, "__init__", init)
+
+
+@planted("sql", "redis", caught_by="nothing_lost")
+def ack_before_handling(patch: pytest.MonkeyPatch) -> None:
+    async def acknowledge(inbox: Inbox, delivery: EngineDelivery) -> None:
+        await inbox.consumer.settle([delivery.fetched])
+
+    around_handlers(patch, acknowledge)
+
+
+@planted("sql", "redis", "kafka", caught_by="nothing_lost")
+def dedup_marked_before_handling(patch: pytest.MonkeyPatch) -> None:
+    async def remember(inbox: Inbox, delivery: EngineDelivery) -> None:
+        for name in names(delivery.fetched.record):
+            inbox._settled.add(name, 0.0)
+
+    around_handlers(patch, remember)
+
+
+@planted("kafka", caught_by="nothing_lost")
+def finished_when_taken(patch: pytest.MonkeyPatch) -> None:
+    original = Shard.take
+
+    def take(self: Shard, fetched: Fetched) -> bool:
+        taken = original(self, fetched)
+        if taken and self.mark is not None:
+            self.mark.finish(int(fetched.at))
+        return taken
+
+    patch.setattr(Shard, "take", take)
+
+
+@planted("kafka")
+def watermark_is_one_too_high(patch: pytest.MonkeyPatch) -> None:
+    original = Watermark.at.fget
+    assert original is not None
+    patch.setattr(Watermark, "at", property(lambda self: original(self) + 1))
+
+
+@planted("sql", "redis", "kafka")
+def lost_when_the_answer_is_lost(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(ProfileConsumer, "_keep_taken", lambda self, taken: None)
+
+
+@planted("sql", caught_by="order_per_key")
+def order_broken_at_takeover(patch: pytest.MonkeyPatch) -> None:
+    original = SqlWorld._inherit
+
+    def inherit(self: SqlWorld, queue: str, process: str) -> None:
+        for lane in self._table(queue).lanes.values():
+            if lane.owner == process:
+                lane.rows.reverse()
+        original(self, queue, process)
+
+    patch.setattr(SqlWorld, "_inherit", inherit)
+
+
+@planted("sql")
+def fence_not_checked_by_the_table(patch: pytest.MonkeyPatch) -> None:
+    def fenced(self: SqlWorld, queue: str, process: str, fetched: Fetched) -> Row | None:
+        return self._table(queue).rows.get(int(fetched.at))
+
+    patch.setattr(SqlWorld, "_fenced", fenced)
+
+
+@planted("kafka")
+def fence_not_checked_by_the_broker(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(ShardWorld, "is_fenced_out", lambda self, queue, process, number, token: False)
+
+
+@planted("sql", "redis", "kafka", caught_by="only_owners_start")
+def own_lease_not_looked_at(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(ProfileConsumer, "holds", lambda self, fetched: True)
+
+
+@planted("sql", "redis", "kafka", caught_by="dead_for_a_reason")
+def retry_counted_twice(patch: pytest.MonkeyPatch) -> None:
+    original = Inbox.failed
+
+    def failed(self: Inbox, lane: Lane, *rest: Any) -> None:
+        lane.waiting[0].failures += 1
+        original(self, lane, *rest)
+
+    patch.setattr(Inbox, "failed", failed)
+
+
+@planted("sql", "redis", "kafka", caught_by="nothing_lost")
+def retry_lost(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Inbox, "again", lambda self, lane, delay_s: self.done(lane))
+
+
+@planted("sql", "redis", "kafka", caught_by="nothing_lost")
+def expired_dropped_silently(patch: pytest.MonkeyPatch) -> None:
+    original = Inbox.dead
+
+    def dead(self: Inbox, lane: Lane, reason: str, error: str) -> Any:
+        return self.done(lane) if reason == "expired" else original(self, lane, reason, error)
+
+    patch.setattr(Inbox, "dead", dead)
+    patch.setattr(World, "bury_expired", lambda self: 0)
+    patch.setattr(SqlWorld, "bury_expired", lambda self: 0)
+
+
+@planted("sql", "redis", "kafka", caught_by="nothing_lost")
+def dead_letter_not_written(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(World, "bury", lambda self, queue, record, letter: None)
+
+
+@planted("redis", "kafka", caught_by="all_settled")
+def blocked_lane_never_woken(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Lanes, "unblock", lambda self, lane: False)
+
+
+@planted("sql", caught_by="dead_for_a_reason")
+def given_back_counts_as_an_attempt(patch: pytest.MonkeyPatch) -> None:
+    original = SqlWorld._put_back
+
+    def put_back(self: SqlWorld, queue: str, row: Row, unfinished: Unfinished) -> None:
+        if isinstance(unfinished, Back) and not isinstance(unfinished, Dead):
+            unfinished.fetched.failures += 1
+        original(self, queue, row, unfinished)
+
+    patch.setattr(SqlWorld, "_put_back", put_back)
+
+
+@planted("sql", "redis", "kafka", caught_by="nothing_lost")
+def tail_of_a_batch_dropped_when_it_is_sent_again(patch: pytest.MonkeyPatch) -> None:
+    original = engine_sender._only
+
+    def only(batch: Sequence[Append], places: set[int]) -> list[Append]:
+        return original(batch, places - {max(places)} if len(places) > 1 else places)
+
+    patch.setattr(engine_sender, "_only", only)
+
+
+@planted("sql", "redis", caught_by="handled_once")
+def settled_ids_not_remembered(patch: pytest.MonkeyPatch) -> None:
+    original = engine_inbox.Inbox.fetch
+
+    async def fetch(self: Inbox, *rest: Any, **named: Any) -> Sequence[Fetched]:
+        batch = await original(self, *rest, **named)
+        for fetched in batch:
+            fetched.seen = False
+        return batch
+
+    patch.setattr(Inbox, "fetch", fetch)
+
+
+@planted("kafka")
+def settled_ids_forgotten_at_takeover(patch: pytest.MonkeyPatch) -> None:
+    def nothing(self: KafkaWorld, queue: str, number: int) -> Sequence[Hashable]:
+        return ()
+
+    patch.setattr(KafkaWorld, "settled_lately", nothing)
+
+
+@planted("redis", "kafka", caught_by="one_at_a_time")
+def shard_given_up_while_its_handlers_run(patch: pytest.MonkeyPatch) -> None:
+    async def losing(self: Inbox, shards: Set[int], within_s: float) -> dict[int, bytes]:
+        assert self._shards is not None
+        states = {number: self._shards.state(number) for number in shards}
+        self._shards.close(shards)
+        return states
+
+    patch.setattr(Inbox, "losing", losing)
+
+
+@planted("sql", "redis", "kafka", caught_by="broadcasts")
+def leaving_a_group_has_no_effect(patch: pytest.MonkeyPatch) -> None:
+    original = Subscriptions.set_member
+
+    async def set_member(self: Subscriptions, *where: Any, joined: bool) -> None:
+        await original(self, *where, joined=True)
+
+    patch.setattr(Subscriptions, "set_member", set_member)
+
+
+@planted("sql", "redis", caught_by="not_too_early")
+def delay_ignored(patch: pytest.MonkeyPatch) -> None:
+    original = World.append
+
+    def append(self: World, batch: Sequence[Append]) -> Any:
+        for part in batch:
+            part.delay_s = 0.0
+        return original(self, batch)
+
+    patch.setattr(World, "append", append)
+
+
+@planted("sql", "redis", caught_by="idempotent_once")
+def idempotency_key_not_checked(patch: pytest.MonkeyPatch) -> None:
+    original = World.append
+
+    def append(self: World, batch: Sequence[Append]) -> Any:
+        for part in batch:
+            part.idempotency_key = None
+        return original(self, batch)
+
+    patch.setattr(World, "append", append)
+
+
+@pytest.mark.parametrize(
+    ("plant", "profile", "caught_by"),
+    [
+        pytest.param(plant, profile, caught_by, id=f"{plant.__name__}-{profile}")
+        for plant, profiles, caught_by in _plants
+        for profile in profiles
+    ],
+)
+def test_a_planted_bug_is_caught(plant: Plant, profile: str, caught_by: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    plant(monkeypatch)
+    seen: set[str] = set()
+    for seed in range(_MOST_SEEDS):
+        seen |= {line.partition(":")[0] for line in try_seed(profile, seed).broken}
+        if seen and (not caught_by or caught_by in seen):
+            monkeypatch.undo()
+            assert try_seed(profile, seed).is_good  # it was this bug, not another one
+            return
+    pytest.fail(f"{plant.__name__} was not caught by {caught_by or 'any check'} in {_MOST_SEEDS} seeds, only {seen}")
+
+
+def test_there_are_enough_planted_bugs() -> None:
+    assert len(_plants) >= 12

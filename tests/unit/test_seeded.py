@@ -1,0 +1,90 @@
+"""Seeded runs on virtual time: no seed breaks a promise, each replays exactly, and a broken one is made smaller.
+
+HIVEWIRE_SOAK=1 pytest tests/unit/test_seeded.py                    # 2,000 seeds a profile
+python -m hivewire.testing.seeded --profile kafka --seed 17         # one seed, for people
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import msgspec
+import pytest
+
+from hivewire.testing import seeded
+from hivewire.testing.profiles import PROFILES
+from hivewire.testing.seeded_program import FAULTS_TO_STRIKE, OPERATIONS, SLOTS, draw_program
+from hivewire.testing.seeded_run import run_program
+
+_BLOCK = 25
+_SEEDS = 2_000 if os.environ.get("HIVEWIRE_SOAK") == "1" else 150
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+@pytest.mark.parametrize("first", range(0, _SEEDS, _BLOCK))
+def test_no_seed_breaks_a_promise(profile: str, first: int) -> None:
+    for seed in range(first, first + _BLOCK):
+        verdict = seeded.try_seed(profile, seed)
+        assert verdict.is_good, seeded.report(verdict, shrinking=False)
+        assert verdict.struck >= FAULTS_TO_STRIKE
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_a_program_has_a_hundred_operations_and_three_members(profile: str) -> None:
+    for seed in range(20):
+        program = draw_program(profile, seed)
+        assert len(program.steps) >= OPERATIONS
+        assert {step.slot for step in program.steps} == set(range(SLOTS))
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_one_seed_always_goes_the_same_way(profile: str) -> None:
+    for seed in range(3):
+        program = draw_program(profile, seed)
+        first, second = run_program(program), run_program(program)
+        assert first.book.log == second.book.log
+        assert first.world.history == second.world.history
+        assert first.steps == second.steps
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_one_seed_goes_the_same_way_in_another_process(profile: str) -> None:
+    """Nothing may depend on the order of a set of strings, which differs from process to process."""
+    logs = {
+        subprocess.run(
+            [sys.executable, "-m", "hivewire.testing.seeded", "--profile", profile, "--seed", "7", "--log"],
+            env={**os.environ, "PYTHONHASHSEED": hash_seed, "PYTHONPATH": os.pathsep.join(sys.path)},
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=60,
+        ).stdout
+        for hash_seed in ("1", "2")
+    }
+    assert len(logs) == 1
+    assert logs.pop().count("\n") > OPERATIONS
+
+
+def test_a_broken_program_is_made_smaller(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A check that fails as soon as anybody sends to `bee`: one send is left of the whole program."""
+
+    def broken_by(program: seeded.Program) -> tuple[list[str], int, list[str]]:
+        sent = any(getattr(step, "agent", "") == "bee" and hasattr(step, "ids") for step in program.steps)
+        return (["made_up: bee got a message"] if sent else []), len(program.faults), []
+
+    monkeypatch.setattr(seeded, "broken_by", broken_by)
+    small = seeded.shrink(draw_program("sql", 3))
+    assert len(small.steps) == 1
+    assert small.faults == ()
+
+
+def test_a_seed_whose_faults_hit_the_air_is_drawn_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    struck = iter((0, 4, FAULTS_TO_STRIKE))
+    monkeypatch.setattr(seeded, "broken_by", lambda program: ([], next(struck), []))
+    assert msgspec.structs.asdict(seeded.try_seed("sql", 1))["draws"] == 3
+    monkeypatch.setattr(seeded, "broken_by", lambda program: ([], 0, []))
+    verdict = seeded.try_seed("sql", 1)
+    assert not verdict.is_good
+    assert "faults struck" in verdict.broken[0]
