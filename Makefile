@@ -9,7 +9,7 @@ JOBS ?= 2
 help: ## print the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
-demo: ## the main job: a team of agents mines logs, one of them is killed, nothing is lost (about a minute)
+demo: ## the main job: a team of agents mines logs, one process is killed, nothing is lost (half a minute)
 	$(SETUP) run
 	@$(PY) -m hivewire demo $(ARGS)
 
@@ -28,7 +28,7 @@ soak: ## all tests with full counts (hours); the results are kept in soak-result
 	@echo "==> all tests, full counts; results in soak-results/"
 	@HIVEWIRE_SOAK=1 $(PY) -m pytest -n $(JOBS) --timeout 7200 --junit-xml "soak-results/$$(date -u +%Y-%m-%dT%H%M%SZ).xml" $(ARGS)
 
-bench: ## speed beside raw references in one run: table, JSON and plot in benchmarks/results/ (about 15 minutes)
+bench: ## speed beside raw references in one run: table, JSON and plot in benchmarks/results/ (about 5 minutes)
 	$(SETUP) run
 	$(SETUP) bench
 	@$(PY) -m benchmarks $(ARGS)
