@@ -167,6 +167,11 @@ class Ownership(ABC):
     async def losing(self, shards: Set[int], within_s: float) -> Mapping[int, bytes]:
         """The shards must be given up soon: finish what runs, start nothing. Returns what to save."""
 
+    def busy(self, shards: Set[int]) -> Set[int]:
+        """Those of the shards in which something runs or is handed out: a move that is not forced waits for
+        them."""
+        return shards
+
     @abstractmethod
     def lost(self, shards: Set[int]) -> None:
         """The shards are with somebody else already: forget their records. With `store_lanes` there is

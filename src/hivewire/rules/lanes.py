@@ -133,6 +133,10 @@ class Lanes:
                 self.remove(lane)
         return taken
 
+    def busy(self) -> set[int]:
+        """Shards of lanes that somebody works on."""
+        return {lane.shard for lane in self._lanes.values() if lane.taken}
+
     def remove(self, lane: Lane) -> None:
         """Forget the lane and all it still holds."""
         lane.taken = False

@@ -1,0 +1,312 @@
+"""The Redis backend: a stream for each shard, one owner for each shard, any number of processes and hosts."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import time
+from collections import deque
+from collections.abc import Mapping, Sequence
+from uuid import uuid4
+
+import msgspec
+
+from hivewire.backend import (
+    Append,
+    Backend,
+    BackendHealth,
+    Consumer,
+    DeadRecord,
+    Depth,
+    Duplicate,
+    Entry,
+    Features,
+    Member,
+    Ownership,
+    QueueSpec,
+)
+from hivewire.backends.redis import catalogue, durability, expiry, letters, scripts
+from hivewire.backends.redis.address import Address
+from hivewire.backends.redis.consumer import RedisConsumer
+from hivewire.backends.redis.ears import Ears
+from hivewire.backends.redis.keeper import Keeper, Seat
+from hivewire.backends.redis.keys import CHANNEL, QUEUES, REPLY_PREFIX, Names, base
+from hivewire.backends.redis.link import Link, good
+from hivewire.backends.redis.sending import Sending
+from hivewire.errors import BackendError, Closed
+from hivewire.settings import Settings
+
+log = logging.getLogger(__name__)
+
+_CAP = 1_000_000
+_MOST_HEARD = 10_000
+
+
+class Channel:
+    """What this process has heard and nobody has taken yet."""
+
+    def __init__(self) -> None:
+        self.bodies: deque[bytes] = deque(maxlen=_MOST_HEARD)
+        self.news = asyncio.Event()
+
+    def heard(self, body: bytes | None) -> None:
+        if body is not None:
+            self.bodies.append(body)
+            self.news.set()
+
+
+class RedisBackend(Backend):
+    """Not to be used from another thread than its event loop's, nor after a fork."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.address = Address.of(settings.redis)
+        self.features = Features(durability="process", store_lanes=False)
+        self._cap = settings.queue_cap or _CAP
+        self._pid = os.getpid()
+        self._link: Link | None = None
+        self._ears: Ears | None = None
+        self._keeper: Keeper | None = None
+        self._sending: Sending | None = None
+        self._clock_offset_s = 0.0
+        self._consumers: set[RedisConsumer] = set()
+        self._channels: dict[str, Channel] = {}
+        self._closing = asyncio.Lock()
+        self._abandoned = False
+
+    # -- life
+
+    async def open(self) -> None:
+        if self._link is not None:
+            return
+        self._pid = os.getpid()
+        link = Link(self.address, scripts.load())
+        try:
+            before = time.time()
+            seconds, micros = await link.call("TIME")
+            self.set_clock(int(seconds) + int(micros) / 1e6 - (before + time.time()) / 2)
+            await self._learn_durability(link)
+        except BaseException:
+            await link.close()
+            raise
+        self._link = link
+        self._ears = Ears(self.address)
+        self._keeper = Keeper(self.address)
+        self._sending = Sending(link, self.settings.shards, self._cap)
+
+    async def _learn_durability(self, link: Link) -> durability.Kept:
+        kept = await durability.ask(link)
+        if self.features.durability != kept.durability:
+            self.features = msgspec.structs.replace(self.features, durability=kept.durability)
+        if kept.durability == "volatile" and self._link is None:
+            for warning in kept.warnings:
+                log.warning("THIS REDIS LOSES MESSAGES: %s", warning, extra={"server": str(self.address)})
+        return kept
+
+    def check_usable(self) -> None:
+        if os.getpid() != self._pid:
+            raise BackendError(f"use {self.address}: it was opened before a fork; connect anew in the child process")
+        if self._link is None or self._abandoned:
+            raise Closed(f"use {self.address}: it is not open")
+
+    @property
+    def link(self) -> Link:
+        self.check_usable()
+        assert self._link is not None
+        return self._link
+
+    @property
+    def ears(self) -> Ears:
+        self.check_usable()
+        assert self._ears is not None
+        return self._ears
+
+    @property
+    def keeper(self) -> Keeper:
+        if self._keeper is None:
+            raise Closed(f"use {self.address}: it is not open")
+        return self._keeper
+
+    @property
+    def sending(self) -> Sending:
+        self.check_usable()
+        assert self._sending is not None
+        return self._sending
+
+    def now(self) -> float:
+        return time.time() + self._clock_offset_s
+
+    def set_clock(self, offset_s: float) -> None:
+        """How far the server's clock is ahead of ours."""
+        self._clock_offset_s = offset_s
+
+    def set_epoch(self, epoch: bytes | None) -> None:
+        self.epoch = int(epoch) if epoch is not None else 0
+
+    async def health(self) -> BackendHealth:
+        try:
+            kept = await self._learn_durability(self.link)
+        except (BackendError, Closed) as error:
+            return BackendHealth(ok=False, durability=self.features.durability, detail=str(error))
+        return BackendHealth(ok=True, durability=kept.durability, detail=str(self.address), warnings=kept.warnings)
+
+    def abandon(self) -> None:
+        self._abandoned = True
+        for consumer in self._consumers:
+            consumer.abandon()
+
+    async def close(self) -> None:
+        if os.getpid() != self._pid:
+            return
+        async with self._closing:
+            if self._link is None:
+                return
+            for consumer in tuple(self._consumers):
+                await (consumer.stop() if self._abandoned else consumer.close())
+            self._consumers.clear()
+            if self._keeper is not None:
+                await self._keeper.close()
+            if self._ears is not None:
+                await self._ears.close()
+            await self._link.close()
+            self._link = self._ears = self._keeper = self._sending = None
+
+    # -- queues
+
+    async def declare(self, spec: QueueSpec) -> QueueSpec:
+        defaults = self.sending.defaults(spec.name)
+        shards = defaults.shards if spec.name.startswith("~") else spec.shards
+        cap = defaults.cap if self.settings.queue_cap is not None else spec.cap
+        script = scripts.run(scripts.DECLARE, base(spec.name), shards, cap, spec.mode or "")
+        listed, found = await self.link.post([("SADD", QUEUES, spec.name), script])
+        good(listed, f"declare {spec.name}")
+        self.sending.forget(spec.name)
+        return _spec(spec.name, good(found, f"declare {spec.name}"))
+
+    async def queues(self) -> Sequence[QueueSpec]:
+        names = sorted([name.decode() for name in await self.link.call("SMEMBERS", QUEUES)])
+        if not names:
+            return []
+        answers = await self.link.post([("HMGET", f"{base(name)}spec", "shards", "cap", "mode") for name in names])
+        found = [(name, good(answer, f"look at {name}")) for name, answer in zip(names, answers, strict=True)]
+        return [_spec(name, stored) for name, stored in found if stored[0] is not None]
+
+    async def append(self, batch: Sequence[Append]) -> Mapping[int, Duplicate | Exception]:
+        return await self.sending.append(batch)
+
+    async def drop_queue(self, queue: str) -> None:
+        listed, dropped = await self.link.post([("SREM", QUEUES, queue), scripts.run(scripts.DROP, base(queue), 0)])
+        good(listed, f"drop {queue}")
+        good(dropped, f"drop {queue}")
+        self.sending.forget(queue)
+
+    async def depth(self, queue: str) -> Depth:
+        taken = sum([consumer.out() for consumer in self._consumers if consumer.queue == queue])
+        (answer,) = await self.link.post([scripts.run(scripts.DEPTH, base(queue))])
+        held, runs, waits, scheduled, dead, age_ms = good(answer, f"look at {queue}")
+        in_flight = min(runs + taken, held - waits)
+        return Depth(
+            ready=max(0, held - waits - in_flight),
+            in_flight=in_flight,
+            scheduled=scheduled + waits,
+            dead=dead,
+            oldest_age_s=age_ms / 1000,
+        )
+
+    # -- consuming
+
+    async def consume(self, queue: str, member: Member, owner: Ownership) -> Consumer:
+        spec = await self.declare(self.sending.defaults(queue))
+        seat = Seat(f"{member.name}#{uuid4().hex[:12]}", Names(queue), member.lease_s, spec.shards, spec.cap)
+        consumer = RedisConsumer(self, spec, seat, owner)
+        self._consumers.add(consumer)
+        try:
+            await consumer.begin()
+        except BaseException:
+            self._consumers.discard(consumer)
+            await consumer.stop()
+            raise
+        return consumer
+
+    def forget(self, consumer: RedisConsumer) -> None:
+        self._consumers.discard(consumer)
+
+    # -- dead letters
+
+    async def _queue_names(self, queue: str | None) -> list[str]:
+        return [spec.name for spec in await self.queues()] if queue is None else [queue]
+
+    async def dead(self, queue: str | None, limit: int, after: str | None) -> Sequence[DeadRecord]:
+        return await letters.listed(self.link, await self._queue_names(queue), limit, after)
+
+    async def revive(self, queue: str | None, ids: Sequence[str] | None) -> int:
+        specs = await self.queues() if queue is None else [self.sending.defaults(queue)]
+        return await letters.revive(self.link, specs, ids)
+
+    async def purge_dead(self, queue: str | None, ids: Sequence[str] | None, older_than_s: float | None) -> int:
+        before = None if older_than_s is None else self.now() - older_than_s
+        return await letters.purge(self.link, await self._queue_names(queue), ids, before)
+
+    async def bury_expired(self) -> int:
+        return await expiry.bury(self, self._consumers)
+
+    async def cleanup(self, older_than_s: float) -> int:
+        """Reply mailboxes of the dead. Settled ids and idempotency keys end by themselves."""
+        dropped = 0
+        for spec in await self.queues():
+            if spec.name.startswith(REPLY_PREFIX):
+                (answer,) = await self.link.post([scripts.run(scripts.DROP, base(spec.name), 1)])
+                if good(answer, f"drop {spec.name}"):
+                    await self.link.call("SREM", QUEUES, spec.name)
+                    dropped += 1
+        return dropped
+
+    # -- catalogue and notes
+
+    async def get(self, key: str) -> Entry:
+        return await catalogue.get(self.link, key)
+
+    async def put(self, key: str, value: bytes, version: int, *, ttl_s: float | None = None) -> Entry | None:
+        entry = await catalogue.put(self.link, key, value, version, ttl_s)
+        if entry is not None and key.startswith(("agent/", "group/")):
+            self.epoch = entry.version
+        return entry
+
+    async def scan(self, prefix: str) -> Mapping[str, Entry]:
+        return await catalogue.scan(self.link, prefix)
+
+    async def publish(self, channel: str, body: bytes) -> None:
+        await self.link.call("PUBLISH", CHANNEL + channel, body)
+
+    async def listen(self, channel: str, wait_s: float) -> Sequence[bytes]:
+        self.check_usable()
+        heard = self._channels.get(channel)
+        if heard is None:
+            heard = self._channels[channel] = Channel()
+            try:
+                await self.ears.subscribe(CHANNEL + channel, heard.heard)
+            except BaseException:
+                self._channels.pop(channel, None)
+                raise
+        if not heard.bodies and wait_s > 0:
+            heard.news.clear()
+            try:
+                async with asyncio.timeout(wait_s):
+                    await heard.news.wait()
+            except TimeoutError:
+                return ()
+        found = list(heard.bodies)
+        heard.bodies.clear()
+        return found
+
+
+def _spec(name: str, stored: Sequence[bytes | int]) -> QueueSpec:
+    shards, cap, mode = stored
+    decided = mode.decode() if isinstance(mode, bytes) else ""
+    return QueueSpec(
+        name=name,
+        shards=int(shards),
+        cap=int(cap),
+        mode="competing" if decided == "competing" else "ordered" if decided == "ordered" else None,
+    )

@@ -1,0 +1,63 @@
+"""Small values with versions. Those that live for a while are keys of their own, so that the server forgets them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from hivewire.backend import Entry
+from hivewire.backends.redis import scripts
+from hivewire.backends.redis.keys import CATALOGUE, EPOCH, NOTE
+from hivewire.backends.redis.link import Link, good
+
+_COUNTED = ("agent/", "group/")
+_NONE = Entry(b"", 0)
+
+
+def _entry(stored: bytes | None) -> Entry:
+    if stored is None:
+        return _NONE
+    version, _, value = stored.partition(b" ")
+    return Entry(value, int(version))
+
+
+async def get(link: Link, key: str) -> Entry:
+    kept, note = await link.post([("HGET", CATALOGUE, key), ("GET", NOTE + key)])
+    kept, note = good(kept, f"read {key}"), good(note, f"read {key}")
+    return _entry(kept if note is None else note)
+
+
+async def put(link: Link, key: str, value: bytes, version: int, ttl_s: float | None) -> Entry | None:
+    ttl_ms = 0 if ttl_s is None else max(1, round(ttl_s * 1000))
+    counted = int(key.startswith(_COUNTED))
+    command = scripts.run_on(scripts.PUT, (CATALOGUE, EPOCH, NOTE + key), key, value, version, ttl_ms, counted)
+    (answer,) = await link.post([command])
+    stored = good(answer, f"store {key}")
+    return Entry(value, stored) if stored else None
+
+
+async def scan(link: Link, prefix: str) -> Mapping[str, Entry]:
+    found: dict[str, Entry] = {}
+    (flat,) = await link.post([("HGETALL", CATALOGUE)])
+    flat = good(flat, f"read what begins with {prefix}")
+    for at in range(0, len(flat), 2):
+        key = flat[at].decode()
+        if key.startswith(prefix):
+            found[key] = _entry(flat[at + 1])
+    notes = await _notes(link, prefix)
+    if notes:
+        values = await link.call("MGET", *notes)
+        found.update(
+            {name.removeprefix(NOTE): _entry(value) for name, value in zip(notes, values, strict=True) if value}
+        )
+    return dict(sorted(found.items()))
+
+
+async def _notes(link: Link, prefix: str) -> list[str]:
+    cursor, names = "0", []
+    escaped = "".join(f"\\{letter}" if letter in "*?[]\\^" else letter for letter in NOTE + prefix)
+    while True:
+        answer, found = await link.call("SCAN", cursor, "MATCH", f"{escaped}*", "COUNT", 1000)
+        names += [name.decode() for name in found]
+        cursor = answer.decode()
+        if cursor == "0":
+            return names

@@ -1,0 +1,88 @@
+"""Messages whose time ran out unread. Who owns a shard here takes from it what the engine has not had; of
+other shards only those that nobody owns are touched."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from contextlib import AsyncExitStack
+from typing import TYPE_CHECKING
+
+from hivewire.backend import Letter
+from hivewire.backends.redis import scripts
+from hivewire.backends.redis.keys import EXPIRING, base
+from hivewire.backends.redis.link import Link, good
+from hivewire.backends.redis.packing import pack_dead, unpack, unpack_state
+
+if TYPE_CHECKING:
+    from hivewire.backends.redis.backend import RedisBackend
+    from hivewire.backends.redis.consumer import RedisConsumer
+
+_PAGE = 100
+
+Place = tuple[int, bytes]
+"""Shard and id in its stream."""
+
+
+async def bury(backend: RedisBackend, consumers: Collection[RedisConsumer]) -> int:
+    link = backend.link
+    queues = [name.decode() for name in await link.call("SMEMBERS", EXPIRING)]
+    if not queues:
+        return 0
+    for answer in await link.post([scripts.run(scripts.MOVE, base(queue), _PAGE) for queue in queues]):
+        good(answer, "move delayed messages")  # nobody may be there who does
+    now_ms = int(backend.now() * 1000)
+    asked = [("ZRANGEBYSCORE", f"{base(queue)}ttl", "-inf", now_ms, "LIMIT", 0, _PAGE) for queue in queues]
+    buried = 0
+    for queue, answer in zip(queues, await link.post(asked), strict=True):
+        places: list[Place] = []
+        for member in good(answer, f"look what has expired of {queue}"):
+            shard, _, id = member.partition(b":")
+            places.append((int(shard), id))
+        if places:
+            buried += await _bury(link, queue, places, [each for each in consumers if each.queue == queue])
+    return buried
+
+
+async def _bury(link: Link, queue: str, places: Sequence[Place], consumers: Sequence[RedisConsumer]) -> int:
+    name = base(queue)
+    async with AsyncExitStack() as stack:
+        for consumer in consumers:
+            await stack.enter_async_context(consumer.still())
+        questions = [("XRANGE", f"{name}s{shard}", id, id) for shard, id in places]
+        states = [("HGET", f"{name}st{shard}", id) for shard, id in places]
+        answers = await link.post([*questions, *states])
+        answers = [good(answer, f"read what has expired of {queue}") for answer in answers]
+        arguments: list[str | bytes | int] = []
+        gone: list[str] = []
+        for number, (shard, id) in enumerate(places):
+            entries, state = answers[number], answers[len(places) + number]
+            if not entries:
+                gone.append(f"{shard}:{id.decode()}")
+                continue
+            owner, token = _ours(consumers, shard, id)
+            fields = entries[0][1]
+            record = unpack(fields[1], fields[3])
+            stored_ms = int(fields[5] if len(fields) > 5 else id.partition(b"-")[0])
+            letter = Letter(
+                reason="expired",
+                error=f"its time to live of {record.ttl_s} s ran out unread",
+                attempts=unpack_state(state).starts if state is not None else 0,
+                first_at=stored_ms / 1000,
+                worker="store",
+            )
+            arguments += [shard, owner, token, id, record.id, pack_dead(record, letter)]
+        if gone:
+            await link.call("ZREM", f"{name}ttl", *gone)
+        if not arguments:
+            return 0
+        (answer,) = await link.post([scripts.run(scripts.BURY, name, *arguments)])
+        return int(good(answer, f"bury what has expired of {queue}"))
+
+
+def _ours(consumers: Sequence[RedisConsumer], shard: int, id: bytes) -> tuple[str, int]:
+    """The member of this process that owns the shard and has not given the record to its engine."""
+    for consumer in consumers:
+        held = consumer.unread(shard, id)
+        if held is not None:
+            return consumer.seat.name, held.token
+    return "", 0

@@ -1,0 +1,255 @@
+"""The thread that keeps leases: a connection of its own, so that neither a loop that stands still nor a long
+queue of writes delays a renewal."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+import threading
+import time
+from collections.abc import Callable, Sequence
+
+import hiredis
+import msgspec
+
+from hivewire.backends.redis import scripts
+from hivewire.backends.redis.address import Address, Command, Reply, pack
+from hivewire.backends.redis.keys import Names
+from hivewire.backends.redis.link import good
+from hivewire.errors import BackendError, ConnectionLost
+
+log = logging.getLogger(__name__)
+
+_AGAIN_S = 0.1
+_TICKS_A_LEASE = 4
+_AFTER_AN_END_S = 0.01
+_MOST_A_WRITE = 200
+
+
+def lease_clock() -> float:
+    """Goes on while the machine sleeps, where the system has such a clock."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME) if hasattr(time, "CLOCK_BOOTTIME") else time.monotonic()
+
+
+class Shares(msgspec.Struct, frozen=True):
+    """The answer to one heartbeat."""
+
+    generation: int
+    store_now: float
+    asked_at: float
+    """Wall time of the middle of the question and its answer: what the server's clock is compared with."""
+    shards: int
+    surplus: int
+    next_late_s: float | None
+    held: dict[int, int]
+    """Shard to fencing token."""
+
+
+class Seat:
+    """One member of one queue, as the thread sees it. `generation` changes when its lease has run out."""
+
+    def __init__(self, name: str, names: Names, lease_s: float, shards: int, cap: int) -> None:
+        self.name = name
+        self.names = names
+        self.lease_s = lease_s
+        self.shards = shards
+        self.cap = cap
+        self.takes = True
+        self.generation = 0
+        self.until = 0.0
+        self.begins = True
+        self.doubted = False
+        """`holds` has said no by the clock: that must stay true, even if an answer came just then."""
+        self.due_at = 0.0
+        self.poked = False
+        self.told = True
+        """Whether the loop has taken the last answer: a loop that stands still gets no more shards."""
+        self.tell: Callable[[Shares], None] | None = None
+
+    def question(self) -> Command:
+        lease_ms = int(self.lease_s * 1000)
+        return scripts.run(
+            scripts.BEAT,
+            self.names.base,
+            self.name,
+            lease_ms,
+            int(self.takes),
+            int(self.begins),
+            int(self.told),
+            self.shards,
+            self.cap,
+        )
+
+    def lapse(self) -> None:
+        """The lease ran out by our clock: what was held counts no more, whatever the server says."""
+        self.doubted = False
+        if not self.begins:
+            self.generation += 1
+            self.begins = True
+
+    def answered(self, answer: Reply, sent_at: float, wall: float) -> Shares | None:
+        """None: it came too late to rely on."""
+        now = lease_clock()
+        if (not self.begins and now >= self.until) or now >= sent_at + self.lease_s:
+            self.lapse()
+            self.due_at = 0.0
+            return None
+        us, shards, surplus, ends_ms, late_ms, held = good(answer, f"renew the lease of {self.name}")
+        self.begins = False
+        self.until = sent_at + self.lease_s
+        tick_s = self.lease_s / _TICKS_A_LEASE
+        self.due_at = now + min(tick_s, max(ends_ms / 1000, 0.0) + _AFTER_AN_END_S)
+        return Shares(
+            self.generation,
+            int(us) / 1e6,
+            wall,
+            shards,
+            surplus,
+            None if late_ms < 0 else late_ms / 1000,
+            {int(held[i]): int(held[i + 1]) for i in range(0, len(held), 2)},
+        )
+
+
+class Keeper:
+    """Renews every seat in its time. Answers are told on the event loop."""
+
+    def __init__(self, address: Address) -> None:
+        self._address = address
+        self._loop = asyncio.get_running_loop()
+        self._wake = threading.Event()
+        self._lock = threading.Lock()
+        self._seats: set[Seat] = set()
+        self._stopping = False
+        self._ended = asyncio.Event()
+        self._socket: socket.socket | None = None
+        self._reader = hiredis.Reader()
+        self._thread = threading.Thread(target=self._run, name="hivewire-redis-keeper", daemon=True)
+        self._thread.start()
+
+    # -- from the event loop
+
+    def add(self, seat: Seat) -> None:
+        with self._lock:
+            self._seats.add(seat)
+        self._wake.set()
+
+    def remove(self, seat: Seat) -> None:
+        with self._lock:
+            self._seats.discard(seat)
+
+    def poke(self, seat: Seat) -> None:
+        """Beat at once: something changed."""
+        seat.poked = True
+        self._wake.set()
+
+    async def close(self) -> None:
+        self._stopping = True
+        self._wake.set()
+        await self._ended.wait()
+        self._thread.join()
+
+    # -- in the thread
+
+    def _run(self) -> None:
+        while not self._stopping:
+            self._wake.clear()
+            with self._lock:
+                seats = tuple(self._seats)
+            now = lease_clock()
+            due = [seat for seat in seats if seat.poked or seat.due_at <= now]
+            try:
+                for start in range(0, len(due), _MOST_A_WRITE):
+                    self._beat(due[start : start + _MOST_A_WRITE])
+            except (BackendError, OSError, hiredis.ProtocolError) as error:
+                log.debug("leases not renewed", extra={"error": str(error)})
+                self._hang_up()
+                for seat in due:
+                    seat.due_at = lease_clock() + _AGAIN_S
+            soonest = min((seat.due_at for seat in seats), default=now + 60.0)
+            self._wake.wait(min(max(soonest - lease_clock(), 0.001), 60.0))
+        self._hang_up()
+        _call_on(self._loop, self._ended.set)
+
+    def _beat(self, due: Sequence[Seat]) -> None:
+        sent_at, wall = lease_clock(), time.time()
+        for seat in due:
+            seat.poked = False
+            if seat.doubted or (not seat.begins and sent_at >= seat.until):
+                seat.lapse()
+        answers = self._ask([seat.question() for seat in due], min(seat.lease_s for seat in due))
+        wall = (wall + time.time()) / 2
+        told: list[tuple[Seat, Shares]] = []
+        trouble: BackendError | None = None
+        for seat, answer in zip(due, answers, strict=True):
+            try:
+                shares = seat.answered(answer, sent_at, wall)
+            except BackendError as error:
+                trouble, seat.due_at = error, lease_clock() + _AGAIN_S
+                continue
+            if shares is not None:
+                seat.told = False
+                told.append((seat, shares))
+        if told:
+            _call_on(self._loop, _tell, told)
+        if trouble is not None:
+            raise trouble
+
+    def _ask(self, commands: Sequence[Command], lease_s: float) -> list[Reply]:
+        limit_s = min(self._address.settings.read_timeout_s, max(lease_s / 2, 0.5))
+        deadline = time.monotonic() + limit_s
+        if self._socket is None:
+            self._dial(limit_s)
+        return self._exchange(commands, deadline)
+
+    def _dial(self, limit_s: float) -> None:
+        address = self._address
+        limit_s = min(limit_s, address.settings.dial_timeout_s)
+        plain = socket.create_connection((address.host, address.port), timeout=limit_s)
+        try:
+            plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            tls = address.tls()
+            self._socket = tls.wrap_socket(plain, server_hostname=address.host) if tls is not None else plain
+        except BaseException:
+            plain.close()
+            raise
+        self._reader = hiredis.Reader()
+        opening = [*address.greeting(), *scripts.load()]
+        for answer, command in zip(self._exchange(opening, time.monotonic() + limit_s), opening, strict=True):
+            good(answer, f"connect to {address}: {command[0]!s}")
+
+    def _exchange(self, commands: Sequence[Command], deadline: float) -> list[Reply]:
+        assert self._socket is not None
+        self._socket.settimeout(max(deadline - time.monotonic(), 0.01))
+        self._socket.sendall(b"".join([pack(command) for command in commands]))
+        answers: list[Reply] = []
+        while len(answers) < len(commands):
+            answer = self._reader.gets()
+            if answer is not False:
+                answers.append(answer)
+                continue
+            self._socket.settimeout(max(deadline - time.monotonic(), 0.01))
+            heard = self._socket.recv(65536)
+            if not heard:
+                raise ConnectionLost(f"the server at {self._address} closed the connection")
+            self._reader.feed(heard)
+        return answers
+
+    def _hang_up(self) -> None:
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None
+
+
+def _tell(told: Sequence[tuple[Seat, Shares]]) -> None:
+    for seat, shares in told:
+        seat.told = True
+        if seat.tell is not None:
+            seat.tell(shares)
+
+
+def _call_on(loop: asyncio.AbstractEventLoop, call: Callable[..., object], *arguments: object) -> None:
+    try:
+        loop.call_soon_threadsafe(call, *arguments)
+    except RuntimeError:
+        log.debug("the event loop is closed already")

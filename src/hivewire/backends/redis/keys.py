@@ -1,0 +1,40 @@
+"""Names in the server. All of one queue stand under one hash tag, so that scripts can change them together."""
+
+from __future__ import annotations
+
+ROOT = "hivewire:"
+QUEUES = f"{ROOT}queues"
+EXPIRING = f"{ROOT}expiring"
+CATALOGUE = f"{ROOT}{{catalogue}}:values"
+EPOCH = f"{ROOT}{{catalogue}}:epoch"
+NOTE = f"{ROOT}{{catalogue}}:note:"
+CHANNEL = f"{ROOT}channel:"
+REPLY_PREFIX = "~reply/"
+INTERNAL_PREFIX = "~"
+
+
+def base(queue: str) -> str:
+    return f"{ROOT}{{{queue}}}:"
+
+
+def bell(queue: str) -> str:
+    """The Pub/Sub channel that says what is new in a queue: shards, `*` for a delayed message, `m` for members."""
+    return f"{ROOT}{{{queue}}}:bell"
+
+
+class Names:
+    """The names of one queue."""
+
+    __slots__ = ("base", "bell", "late", "spec", "streams")
+
+    def __init__(self, queue: str) -> None:
+        self.base = base(queue)
+        self.bell = bell(queue)
+        self.spec = f"{self.base}spec"
+        self.late = f"{self.base}late"
+        self.streams: list[str] = []
+
+    def stream(self, shard: int) -> str:
+        while len(self.streams) <= shard:
+            self.streams.append(f"{self.base}s{len(self.streams)}")
+        return self.streams[shard]

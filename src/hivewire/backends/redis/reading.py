@@ -1,0 +1,117 @@
+"""One owned shard: how far it was read, and what of it is with the engine."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from hivewire.backend import Fetched
+from hivewire.backends.redis.packing import State, unpack
+
+
+def position(id: bytes) -> tuple[int, int]:
+    ms, _, number = id.partition(b"-")
+    return int(ms), int(number)
+
+
+def entry_id(fetched: Fetched) -> bytes:
+    """The stream's id of a record; its position names the shard, too."""
+    return str(fetched.at).partition(":")[2].encode()
+
+
+class Held:
+    """A shard that this member owns, with the fencing token of its ownership."""
+
+    __slots__ = (
+        "buffer", "cursor", "is_hot", "is_leaving", "marked", "out", "paused", "shard", "states", "stored",
+        "suspect_to", "token",
+    )  # fmt: skip
+
+    def __init__(self, shard: int, token: int, suspect_to: tuple[int, int]) -> None:
+        self.shard = shard
+        self.token = token
+        self.suspect_to = suspect_to
+        self.cursor: bytes = b"0-0"
+        self.is_hot = True
+        """There may be something to read."""
+        self.is_leaving = False
+        self.buffer: deque[Fetched] = deque()
+        """Read and not handed out yet."""
+        self.out: dict[bytes, Fetched] = {}
+        """Handed out and not settled."""
+        self.marked: set[bytes] = set()
+        self.paused: set[bytes] = set()
+        self.states: dict[bytes, State] = {}
+        """Counters that earlier owners left."""
+        self.stored: set[bytes] = set()
+        """Records that the server may have counters of."""
+
+    def take(self, entries: Sequence[Any]) -> None:
+        """What was read behind the cursor."""
+        for entry in entries:
+            self.buffer.append(self.read(entry))
+        if entries:
+            self.cursor = entries[-1][0]
+
+    def read(self, entry: Any) -> Fetched:
+        id, fields = entry
+        # By place, as the scripts and `append` write them: h, b and, for what was delayed, t.
+        record = unpack(fields[1], fields[3])
+        stored_at = int(fields[5] if len(fields) > 5 else id.partition(b"-")[0]) / 1000
+        fetched = Fetched(self.shard, f"{self.shard}:{id.decode()}", self.token, record, stored_at)
+        state = self.states.pop(id, None)
+        if state is not None:
+            fetched.starts, fetched.failures, fetched.crashes = state.starts, state.failures, state.crashes
+            fetched.died = state.died
+        fetched.suspect = position(id) <= self.suspect_to
+        return fetched
+
+    def take_back(self, id: bytes) -> bool:
+        """Whether nobody has had this record; if it was read already, it is forgotten."""
+        if position(id) > position(self.cursor):
+            return True
+        for fetched in self.buffer:
+            if entry_id(fetched) == id:
+                self.buffer.remove(fetched)
+                return True
+        return False
+
+    def waiting(self, id: bytes) -> None:
+        """It does not run: it waits for another attempt."""
+        self.marked.discard(id)
+        self.paused.add(id)
+
+    def forget(self, id: bytes) -> None:
+        """Its outcome is on its way to the server."""
+        self.out.pop(id, None)
+        self.marked.discard(id)
+        self.paused.discard(id)
+
+    def unmarked(self) -> int:
+        return len(self.out) - len(self.marked) - len(self.paused - self.marked)
+
+
+def hand_out(shards: Iterable[Held], limit: int, lanes: int, run: int) -> list[Fetched]:
+    """Take from what was read. A shard's records go in their order; the key of the more urgent record goes
+    first where there is a choice."""
+    taken: list[Fetched] = []
+    keys: dict[str, int] = {}
+    for held in shards:
+        buffer, out = held.buffer, held.out
+        while buffer and not held.is_leaving:
+            fetched = buffer[0]
+            key = fetched.record.key
+            count = keys.get(key, 0)
+            if len(taken) >= limit or count >= run or (not count and len(keys) >= lanes):
+                break  # a cursor cannot leave one out
+            keys[key] = count + 1
+            buffer.popleft()
+            out[entry_id(fetched)] = fetched
+            taken.append(fetched)
+    if len({fetched.record.priority for fetched in taken}) > 1:
+        urgency: dict[str, int] = {}
+        for fetched in taken:
+            urgency.setdefault(fetched.record.key, fetched.record.priority)
+        taken.sort(key=lambda fetched: -urgency[fetched.record.key])
+    return taken

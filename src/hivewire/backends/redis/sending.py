@@ -1,0 +1,157 @@
+"""Storing what is sent: plainly while a queue is known and far from its cap, by a script else."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping, Sequence
+
+import msgspec
+
+from hivewire.backend import Append, Duplicate, QueueSpec
+from hivewire.backends.redis import scripts
+from hivewire.backends.redis.address import Command, Reply
+from hivewire.backends.redis.keys import EXPIRING, INTERNAL_PREFIX, QUEUES, REPLY_PREFIX, Names
+from hivewire.backends.redis.link import Link, good
+from hivewire.backends.redis.packing import hashed, pack_head, ttl_ms
+from hivewire.errors import BackendError, QueueFull, QueueMissing
+
+log = logging.getLogger(__name__)
+
+_TRUST_S = 1.0
+"""For how long a queue is known to have room, when it has much."""
+_MOST_TRUST = 5_000
+_MUCH = 4
+
+
+class Known(msgspec.Struct):
+    """What this process knows of a queue. `room`: how many records may be stored before the cap is asked for."""
+
+    names: Names
+    shards: int = 0
+    competing: bool = False
+    room: int = 0
+    until: float = 0.0
+
+
+class Sending:
+    """Appends in the order of the calls: all commands go out on one connection, in the turn of the call."""
+
+    def __init__(self, link: Link, shards: int, cap: int) -> None:
+        self._link = link
+        self._shards = shards
+        self._cap = cap
+        self._known: dict[str, Known] = {}
+
+    def defaults(self, queue: str) -> QueueSpec:
+        shards = 1 if queue.startswith(INTERNAL_PREFIX) else self._shards
+        return QueueSpec(name=queue, shards=shards, cap=self._cap)
+
+    def forget(self, queue: str | None = None) -> None:
+        """The queue may have changed, or all of them."""
+        if queue is None:
+            self._known.clear()
+        else:
+            self._known.pop(queue, None)
+
+    async def append(self, batch: Sequence[Append]) -> Mapping[int, Duplicate | Exception]:
+        commands: list[Command] = []
+        scripted: list[tuple[int, int, Append]] = []
+        """Place among the commands, first running number, and what it stores."""
+        plain: list[tuple[int, int]] = []
+        rung: list[tuple[Names, int]] = []
+        expiring: list[str] = []
+        number = 0
+        for entry in batch:
+            known = self._known.get(entry.queue)
+            if known is None:
+                known = self._known[entry.queue] = Known(Names(entry.queue))
+            if self._is_plain(entry, known):
+                for record in entry.records:
+                    shard = hashed(record.id if known.competing else record.key) % known.shards
+                    plain.append((len(commands), number))
+                    commands.append(("XADD", known.names.stream(shard), "*", "h", pack_head(record), "b", record.body))
+                    rung.append((known.names, shard))
+                    number += 1
+            else:
+                scripted.append((len(commands), number, entry))
+                commands.append(self._script(entry, known.names))
+                if any(record.ttl_s is not None for record in entry.records):
+                    expiring.append(entry.queue)
+                number += len(entry.records)
+        listed = [entry.queue for _, _, entry in scripted]
+        if listed:
+            commands.append(("SADD", QUEUES, *dict.fromkeys(listed)))
+        if expiring:
+            commands.append(("SADD", EXPIRING, *dict.fromkeys(expiring)))
+        stored = self._link.post(commands)
+        for names, shard in rung:
+            self._link.ring(names.bell, shard)
+        answers = await stored
+        problems: dict[int, Duplicate | Exception] = {}
+        for place, first in plain:
+            self._note(problems, first, answers[place])
+        for place, first, entry in scripted:
+            self._answered(problems, first, entry, answers[place])
+        return problems
+
+    @staticmethod
+    def _is_plain(entry: Append, known: Known) -> bool:
+        if entry.delay_s > 0 or entry.idempotency_key is not None or entry.queue.startswith(REPLY_PREFIX):
+            return False
+        if known.shards == 0 or known.until < time.monotonic() or known.room < len(entry.records):
+            return False
+        if any(record.ttl_s is not None for record in entry.records):
+            return False
+        known.room -= len(entry.records)
+        return True
+
+    def _script(self, entry: Append, names: Names) -> Command:
+        records = entry.records
+        spec = self.defaults(entry.queue)
+        arguments: list[str | bytes | int] = []
+        for record in records:
+            arguments += [hashed(record.key), hashed(record.id), pack_head(record), record.body, ttl_ms(record)]
+        return scripts.run(
+            scripts.APPEND,
+            names.base,
+            int(entry.room),
+            max(1, round(entry.delay_s * 1000)) if entry.delay_s > 0 else 0,
+            max(1, round(entry.window_s * 1000)) if entry.idempotency_key is not None else 0,
+            entry.idempotency_key or "",
+            spec.shards,
+            spec.cap,
+            int(entry.queue.startswith(REPLY_PREFIX)),
+            records[0].id if records else "",
+            *arguments,
+        )
+
+    @staticmethod
+    def _note(problems: dict[int, Duplicate | Exception], first: int, answer: Reply) -> None:
+        try:
+            good(answer, "store a message")
+        except BackendError as error:
+            problems[first] = error
+
+    def _answered(self, problems: dict[int, Duplicate | Exception], first: int, entry: Append, answer: Reply) -> None:
+        places = range(first, first + len(entry.records))
+        try:
+            what, *more = good(answer, f"store a message for {entry.queue}")
+        except BackendError as error:
+            problems.update(dict.fromkeys(places, error))
+            return
+        if what == b"stored":
+            shards, cap, mode, held, stored = more
+            known = self._known.get(entry.queue)
+            if known is not None:
+                known.shards, known.competing = shards, mode == b"competing"
+                known.room = min((cap - held) // _MUCH, _MOST_TRUST) if cap - held > _MOST_TRUST else 0
+                known.until = time.monotonic() + _TRUST_S
+            if stored < len(entry.records):
+                text = f"send to {entry.queue}: it holds {held} messages and its cap is {cap}; wait for its workers"
+                problems.update(dict.fromkeys(places[stored:], QueueFull(f"{text}, or raise queue_cap")))
+        elif what == b"duplicate":
+            problems.update(dict.fromkeys(places, Duplicate(more[0].decode())))
+        else:
+            missing = QueueMissing(f"send to {entry.queue}: nobody waits for replies there any more")
+            problems.update(dict.fromkeys(places, missing))
