@@ -174,15 +174,20 @@ class Engine(Protocol):
                 message, lambda changed: self._send(changed, delay_s, idempotency_key, timeout_s)
             )
             return receipt
-        return await self._send(message, delay_s, idempotency_key, timeout_s)
-
-    async def _send(self, message: Message, delay_s: float, idempotency_key: str | None, timeout_s: float) -> Receipt:
+        if delay_s > 0 or idempotency_key is not None or self._sender.has_lines:
+            return await self._send(message, delay_s, idempotency_key, timeout_s)
         queue, record = self._record(message)
         room = Room.RESERVE if handling.get() else Room.CAP
-        if delay_s <= 0 and idempotency_key is None and not self._sender.has_lines:
-            if self.backend.append_now(queue, record, room):
-                self._core.metrics.messages_sent += 1
-                return Receipt(message.id)
+        if self.backend.append_now(queue, record, room):
+            self._core.metrics.messages_sent += 1
+        else:
+            await self._sender.append((Append(queue, (record,), room=room),), timeout_s)
+        return Receipt(message.id)
+
+    async def _send(self, message: Message, delay_s: float, idempotency_key: str | None, timeout_s: float) -> Receipt:
+        """With all that is rare."""
+        queue, record = self._record(message)
+        room = Room.RESERVE if handling.get() else Room.CAP
         features = self.backend.features
         if delay_s > 0 and not features.delayed_append:
             record.due_at, delay_s = self.backend.now() + delay_s, 0.0

@@ -65,12 +65,10 @@ class MemoryConsumer(Consumer):
         self._closed = False
         queue.wake.add(self._wake)
 
-    def _wake(self) -> bool:
+    def _wake(self) -> None:
         waiter = self._waiter
-        if waiter is None or waiter.done():
-            return False
-        waiter.set_result(None)
-        return True
+        if waiter is not None and not waiter.done():
+            waiter.set_result(None)
 
     async def fetch(
         self, limit: int, wait_s: float, *, lanes: int = 1_000, run: int = 1_000, starting: int = 0
@@ -240,23 +238,19 @@ class MemoryBackend(Backend):
                 queue.append(records, now)
         self.epoch = store.epoch
         self._unyielded += number
-        if self._unyielded >= _YIELD_EVERY or any([self._woke_reader(entry.queue) for entry in batch]):
+        if self._unyielded >= _YIELD_EVERY:
             await self._let_others(batch)
         return problems
 
     def append_now(self, queue: str, record: Record, room: Room) -> bool:
         found = self.store.queues.get(queue)
-        if found is None or record.ttl_s is not None or self._unyielded >= _YIELD_EVERY or found.woken:
+        if found is None or record.ttl_s is not None or self._unyielded >= _YIELD_EVERY:
             return False
         if room is not Room.ALWAYS and found.size >= found.spec.cap:
             return False
         self._unyielded += 1
         found.append_one(record, self._wall())
         return True
-
-    def _woke_reader(self, name: str) -> bool:
-        queue = self.store.queues.get(name)
-        return queue is not None and queue.take_woken()
 
     async def _let_others(self, batch: Sequence[Append]) -> None:
         """Who only sends must not keep the readers from their turn, nor run far ahead of them."""

@@ -14,7 +14,7 @@ from hivewire.backend import DeadRecord, Depth, Entry, Fetched, Letter, QueueSpe
 from hivewire.rules.dedup import Window
 
 
-_MOMENT = 256
+_MOMENT = 64
 
 
 class Holder:
@@ -92,8 +92,7 @@ class Queue:
         self.size = 0
         self.in_flight = 0
         self.idempotent: dict[str, tuple[str, float]] = {}
-        self.wake: set[Callable[[], bool]] = set()
-        self.woken = False
+        self.wake: set[Callable[[], None]] = set()
         self._now = now
         self._tokens = tokens
         self._ties = count()
@@ -147,18 +146,12 @@ class Queue:
 
     def notify(self) -> None:
         for wake in tuple(self.wake):
-            if wake():
-                self.woken = True
+            wake()
 
     @property
     def is_behind(self) -> bool:
         """Somebody reads here and has more to do than a moment's work."""
         return bool(self.wake) and self.size > _MOMENT
-
-    def take_woken(self) -> bool:
-        """Whether somebody was woken since this was asked."""
-        woken, self.woken = self.woken, False
-        return woken
 
     # -- time
 
