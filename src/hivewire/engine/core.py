@@ -17,6 +17,7 @@ from hivewire.record import Fetched
 from hivewire.rules.retry import Retry
 from hivewire.settings import Settings
 
+
 def lane_key(message: Message, instance: str | None) -> str:
     """What is handled in order: the instance, else the message's key, else its sender."""
     key = instance or message.key or message.sender
@@ -105,5 +106,3 @@ class Floor:
     def give_back(self) -> None:
         self.alone = False
         self._changed.set()
-
-

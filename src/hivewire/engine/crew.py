@@ -28,6 +28,7 @@ _FETCH_WAIT_S = 60.0
 _FETCH_RETRY_S = 0.1
 _REPEAT_CANCEL_S = 1.0
 
+
 class Slot:
     """One place for a running handler. `why` tells why its task was cancelled."""
 

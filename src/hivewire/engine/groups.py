@@ -11,6 +11,7 @@ from hivewire.codec import encode
 from hivewire.delivery import Delivery
 from hivewire.engine.core import Core, lane_key
 from hivewire.engine.crew import Crew
+from hivewire.engine.delivery import EngineDelivery
 from hivewire.engine.inbox import Inbox
 from hivewire.engine.subscriptions import Subscriptions
 from hivewire.errors import QueueFull
@@ -21,6 +22,7 @@ GROUP_QUEUE_PREFIX = "~group/"
 JOIN, LEAVE = "hivewire.join", "hivewire.leave"
 _POLL_S = 0.02
 _MOST_WAIT_S = 1.0
+
 
 class Groups:
     """Runs the fan-out of every group that this process has to do with."""
@@ -59,12 +61,13 @@ class Groups:
             await asyncio.sleep(_POLL_S)  # whoever holds the group's queue may be another process
 
     async def _fan_out(self, group: str, delivery: Delivery) -> None:
-        message = delivery.message
+        assert isinstance(delivery, EngineDelivery)
+        message, at = delivery.message, delivery.fetched.at
         if message.type in (JOIN, LEAVE):
-            await self._subscriptions.set_member(group, message.sender, message.id, joined=message.type == JOIN)
+            await self._subscriptions.set_member(group, message.sender, message.id, at, joined=message.type == JOIN)
             return
         copies = []
-        for member in await self._subscriptions.members(group):
+        for member in await self._subscriptions.members_at(group, at):
             copy = message.replace(
                 id=f"{message.id}@{member}", to=member, metadata={**message.metadata, "group": group}
             )
@@ -108,5 +111,3 @@ async def append(core: Core, batch: Sequence[Append]) -> None:
     for problem in (await core.backend.append(batch)).values():
         if isinstance(problem, Exception):
             raise problem
-
-

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from heapq import heappop, heappush
+from itertools import count
 
 from hivewire.backend import Append, Duplicate, Room
 from hivewire.engine.core import Core
@@ -15,11 +17,17 @@ _MOST_WAIT_S = 0.1
 
 
 class _Line:
-    """Senders that wait for one queue, first come, first served, so that they keep their order."""
+    """Senders that wait for one queue, in the order of their calls."""
 
     def __init__(self) -> None:
-        self.turn = asyncio.Lock()
-        self.waiting = 0
+        self.is_taken = False
+        self.waiting: list[tuple[int, asyncio.Future[None]]] = []
+
+    def next(self) -> tuple[int, asyncio.Future[None]] | None:
+        """Who is first, but for those who gave up."""
+        while self.waiting and self.waiting[0][1].done():
+            heappop(self.waiting)
+        return self.waiting[0] if self.waiting else None
 
 
 class Sender:
@@ -31,6 +39,9 @@ class Sender:
         self._under_way = 0
         self._idle = asyncio.Event()
         self._lines: dict[tuple[str, Room], _Line] = {}
+        self._numbers = count()
+        self._first_tries: dict[int, None] = {}
+        """Calls whose first try is under way, oldest first: should it be refused, they stand before later calls."""
 
     @property
     def has_lines(self) -> bool:
@@ -40,17 +51,20 @@ class Sender:
     async def append(self, batch: Sequence[Append], timeout_s: float) -> Mapping[int, Duplicate | Exception]:
         """Idempotency keys: only in a batch of one record. Returns the duplicates by running number."""
         self._under_way += 1
-        size = _size(batch)
+        size, number = _size(batch), next(self._numbers)
         try:
             if self._lines and any((entry.queue, entry.room) in self._lines for entry in batch):
-                problems: Mapping[int, Duplicate | Exception] = await self._in_line(batch, None, timeout_s)
+                problems: Mapping[int, Duplicate | Exception] = await self._in_line(number, batch, None, timeout_s)
             else:
+                self._first_tries[number] = None
                 try:
-                    problems = await self._core.backend.append(batch)
-                except ConnectionLost as error:
-                    problems = dict.fromkeys(range(size), error)
+                    problems = await self._try(batch)
+                finally:
+                    del self._first_tries[number]
+                    if self._lines:  # once this call has its place in the line
+                        asyncio.get_running_loop().call_soon(self._go_on)
                 if problems and not all(isinstance(problem, Duplicate) for problem in problems.values()):
-                    problems = await self._in_line(batch, problems, timeout_s)
+                    problems = await self._in_line(number, batch, problems, timeout_s)
         finally:
             self._under_way -= 1
             if not self._under_way:
@@ -65,25 +79,55 @@ class Sender:
             return dict.fromkeys(range(_size(batch)), error)
 
     async def _in_line(
-        self, batch: Sequence[Append], problems: Mapping[int, Duplicate | Exception] | None, timeout_s: float
+        self,
+        number: int,
+        batch: Sequence[Append],
+        problems: Mapping[int, Duplicate | Exception] | None,
+        timeout_s: float,
     ) -> Mapping[int, Duplicate | Exception]:
         keys = sorted({(entry.queue, entry.room) for entry in batch})
         last: list[Exception] = []
         try:
             async with asyncio.timeout(timeout_s), AsyncExitStack() as stack:
                 for key in keys:
-                    await stack.enter_async_context(self._turn(key))
+                    await stack.enter_async_context(self._turn(number, key))
                 return await self._until_stored(batch, problems, last)
         except TimeoutError:
             if last and isinstance(last[-1], BackendError):
                 raise last[-1] from None
             raise TimedOut(f"send to {keys[0][0]}: not stored within {timeout_s} s; others wait before it") from None
 
-    def _turn(self, key: tuple[str, Room]) -> _Turn:
-        line = self._lines.get(key)
-        if line is None:
-            line = self._lines[key] = _Line()
-        return _Turn(self._lines, key, line)
+    @asynccontextmanager
+    async def _turn(self, number: int, key: tuple[str, Room]) -> AsyncIterator[None]:
+        """Being first in one line; the line goes when nobody waits in it."""
+        line = self._lines.setdefault(key, _Line())
+        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        heappush(line.waiting, (number, turn))
+        self._give_turn(line)
+        try:
+            await turn
+            yield
+        finally:
+            if turn.done() and not turn.cancelled():
+                line.is_taken = False
+            turn.cancel()
+            self._give_turn(line)
+            if not line.is_taken and line.next() is None and self._lines.get(key) is line:
+                del self._lines[key]
+
+    def _give_turn(self, line: _Line) -> None:
+        """To the oldest call, if no older one may still come."""
+        first = line.next()
+        if line.is_taken or first is None:
+            return
+        number, turn = first
+        if not self._first_tries or next(iter(self._first_tries)) > number:
+            line.is_taken = True
+            turn.set_result(None)
+
+    def _go_on(self) -> None:
+        for line in self._lines.values():
+            self._give_turn(line)
 
     async def _until_stored(
         self,
@@ -116,30 +160,6 @@ class Sender:
                     await self._idle.wait()
             except TimeoutError:
                 return
-
-
-class _Turn:
-    """Being first in one line; the line goes when nobody waits in it."""
-
-    def __init__(self, lines: dict[tuple[str, Room], _Line], key: tuple[str, Room], line: _Line) -> None:
-        self._lines, self._key, self._line = lines, key, line
-
-    async def __aenter__(self) -> None:
-        self._line.waiting += 1
-        try:
-            await self._line.turn.acquire()
-        except BaseException:
-            self._left()
-            raise
-
-    async def __aexit__(self, *ended: object) -> None:
-        self._line.turn.release()
-        self._left()
-
-    def _left(self) -> None:
-        self._line.waiting -= 1
-        if not self._line.waiting and self._lines.get(self._key) is self._line:
-            del self._lines[self._key]
 
 
 def _size(batch: Sequence[Append]) -> int:

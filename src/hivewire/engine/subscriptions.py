@@ -24,7 +24,8 @@ _decoder = msgspec.json.Decoder(_Agent)
 
 
 class _Group(msgspec.Struct, frozen=True):
-    members: list[str] = []
+    members: dict[str, list[int]] = {}
+    """Where in the group's queue each one joined: an older message is not for it, whoever copies it when."""
     controls: list[str] = []
     """The ids of the newest joins and leaves, so that who sent one sees that it is through."""
 
@@ -112,7 +113,13 @@ class Subscriptions:
         return found
 
     async def members(self, group: str) -> list[str]:
-        return (await self._group(group)).members
+        return sorted((await self._group(group)).members)
+
+    async def members_at(self, group: str, at: int | str) -> list[str]:
+        """Who had joined before this place of the group's queue, and is still there."""
+        joined = (await self._group(group)).members
+        place = _place(at)
+        return sorted(agent for agent, since in joined.items() if since < place)
 
     async def _group(self, group: str) -> _Group:
         entry = await self._backend.get(GROUP_PREFIX + group)
@@ -123,14 +130,22 @@ class Subscriptions:
         known = await self._group(group)
         return control in known.controls or (agent in known.members) == joined
 
-    async def set_member(self, group: str, agent: str, control: str, *, joined: bool) -> None:
+    async def set_member(self, group: str, agent: str, control: str, at: int | str, *, joined: bool) -> None:
         def change(value: bytes) -> bytes:
             known = _groups.decode(value) if value else _Group()
-            members = {*known.members, agent} if joined else set(known.members) - {agent}
-            controls = [one for one in known.controls if one != control] + [control]
-            return msgspec.json.encode(_Group(sorted(members), controls[-_MOST_CONTROLS:]))
+            if control in known.controls:
+                return value  # it was carried out before
+            members = {member: since for member, since in known.members.items() if joined or member != agent}
+            if joined:
+                members.setdefault(agent, _place(at))
+            return msgspec.json.encode(_Group(members, [*known.controls, control][-_MOST_CONTROLS:]))
 
         await update(self._backend, GROUP_PREFIX + group, change)
+
+
+def _place(at: int | str) -> list[int]:
+    """A position of a shard as numbers that can be compared: 7, or an entry id such as "1700-3"."""
+    return [at] if isinstance(at, int) else [int(part) for part in at.split("-")]
 
 
 def _read_agent(value: bytes) -> _Agent:
