@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from hivewire.backend import Append, Back, Dead, Unfinished
+from hivewire.delivery import Delivery
 from hivewire.engine import inbox as engine_inbox
 from hivewire.engine import sender as engine_sender
 from hivewire.engine.crew import Crew
@@ -46,7 +47,8 @@ def around_handlers(patch: pytest.MonkeyPatch, before: Callable[[Inbox, EngineDe
     original = Crew.__init__
 
     def init(self: Crew, inbox: Inbox, handle: Any, *rest: Any, **named: Any) -> None:
-        async def both(delivery: EngineDelivery) -> None:
+        async def both(delivery: Delivery) -> None:
+            assert isinstance(delivery, EngineDelivery)
             await before(inbox, delivery)
             await handle(delivery)
 
@@ -87,9 +89,8 @@ def finished_when_taken(patch: pytest.MonkeyPatch) -> None:
 
 @planted("kafka")
 def watermark_is_one_too_high(patch: pytest.MonkeyPatch) -> None:
-    original = Watermark.at.fget
-    assert original is not None
-    patch.setattr(Watermark, "at", property(lambda self: original(self) + 1))
+    original: property = vars(Watermark)["at"]
+    patch.setattr(Watermark, "at", property(lambda self: original.__get__(self) + 1))
 
 
 @planted("sql", "redis", "kafka")

@@ -15,7 +15,7 @@ import pytest
 
 from hivewire.testing import seeded
 from hivewire.testing.profiles import PROFILES
-from hivewire.testing.seeded_program import FAULTS_TO_STRIKE, OPERATIONS, SLOTS, draw_program
+from hivewire.testing.seeded_program import FAULTS_TO_STRIKE, OPERATIONS, SLOTS, Program, draw_program
 from hivewire.testing.seeded_run import run_program
 
 _BLOCK = 25
@@ -70,7 +70,7 @@ def test_one_seed_goes_the_same_way_in_another_process(profile: str) -> None:
 def test_a_broken_program_is_made_smaller(monkeypatch: pytest.MonkeyPatch) -> None:
     """A check that fails as soon as anybody sends to `bee`: one send is left of the whole program."""
 
-    def broken_by(program: seeded.Program) -> tuple[list[str], int, list[str]]:
+    def broken_by(program: Program) -> tuple[list[str], int, list[str]]:
         sent = any(getattr(step, "agent", "") == "bee" and hasattr(step, "ids") for step in program.steps)
         return (["made_up: bee got a message"] if sent else []), len(program.faults), []
 

@@ -151,6 +151,10 @@ class ProfileConsumer(Consumer, Generic[_W]):
         """What the store hands out now."""
 
     @abstractmethod
+    def _finds_some(self) -> bool:
+        """Whether the store would answer a waiting request now."""
+
+    @abstractmethod
     def _is_held(self, fetched: Fetched) -> bool:
         """True unless the driver knows that this record's lease is gone."""
 
@@ -167,7 +171,7 @@ class ProfileConsumer(Consumer, Generic[_W]):
                 await self._tick()
             except ConnectionLost:
                 self._check_lease()
-            await asyncio.sleep(self.member.lease_s / 4)
+            await asyncio.sleep(self.member.lease_s / 3)
 
     def _check_lease(self) -> None:
         """Once `holds` has said no, the lease is given up, even if the store would still renew it."""
@@ -195,6 +199,8 @@ class ProfileConsumer(Consumer, Generic[_W]):
             if taken or self.world.loop.time() >= until or self.is_closed:
                 return taken
             await self.world.wait_for_bell(self.queue, until)
+            while not self._finds_some() and self.world.loop.time() < until and not self.is_closed:
+                await self.world.wait_for_bell(self.queue, until)
 
     def _keep_taken(self, taken: list[Fetched]) -> None:
         self._kept.extend(taken)

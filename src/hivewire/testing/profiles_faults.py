@@ -157,7 +157,7 @@ class Wire:
             raise ConnectionLost("the store refuses everything for a while")
 
     async def _travel(self) -> None:
-        if not self.is_cut and self._chance.random() < 0.5:
+        if not self.is_cut and self._chance.random() < 0.3:
             await asyncio.sleep(self._chance.random() * 0.01)
 
     async def _strike(self, place: Place, moment: Moment, weight: int) -> bool:

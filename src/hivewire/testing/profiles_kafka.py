@@ -79,6 +79,9 @@ class KafkaWorld(ShardWorld):
     def settled_lately(self, queue: str, number: int) -> Sequence[Hashable]:
         return tuple(self._topic(queue)[number].settled)
 
+    def newest(self, queue: str, number: int) -> int:
+        return self._topic(queue)[number].end - 1
+
     def read(self, queue: str, number: int, token: int, after: int, limit: int, lanes: int, run: int) -> list[Fetched]:
         log = self._topic(queue)[number]
         found: list[Fetched] = []

@@ -86,6 +86,10 @@ class RedisWorld(ShardWorld):
     def committed(self, queue: str, process: str, number: int, watermark: int) -> None:
         """Each record is acknowledged alone here; a watermark says nothing more."""
 
+    def newest(self, queue: str, number: int) -> int:
+        self._mature(queue)
+        return next(reversed(self._queue(queue).shards[number]), -1)
+
     def read(self, queue: str, number: int, token: int, after: int, limit: int, lanes: int, run: int) -> list[Fetched]:
         self._mature(queue)
         found: list[Fetched] = []

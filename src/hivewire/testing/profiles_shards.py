@@ -199,6 +199,10 @@ class ShardWorld(World):
         """Everything below the watermark is finished."""
 
     @abstractmethod
+    def newest(self, queue: str, number: int) -> int:
+        """The position of the shard's last record; -1 if there is none."""
+
+    @abstractmethod
     def read(self, queue: str, number: int, token: int, after: int, limit: int, lanes: int, run: int) -> list[Fetched]:
         """Records of the shard from the position `after` + 1 on; consumes nothing."""
 
@@ -300,6 +304,12 @@ class ShardConsumer(ProfileConsumer[_W]):
         return self._tokens.get(fetched.shard) == fetched.token
 
     # Records
+
+    def _finds_some(self) -> bool:
+        return any(
+            number not in self._leaving and self.world.newest(self.queue, number) > self._cursors[number]
+            for number in self._tokens
+        )
 
     def _take(self, limit: int, lanes: int, run: int, starting: int) -> list[Fetched]:
         taken: list[Fetched] = []

@@ -57,7 +57,7 @@ class SqlWorld(World):
     def __init__(self, faults: Faults, chance: Random) -> None:
         super().__init__(faults, chance)
         self.tables: dict[str, Table] = {}
-        self._leases: dict[tuple[str, str], tuple[float, int]] = {}
+        self._leases: dict[str, dict[str, tuple[float, int]]] = {}
         """Until when, and the number of the lease."""
 
     def _table(self, queue: str) -> Table:
@@ -68,17 +68,24 @@ class SqlWorld(World):
 
     # Members
 
+    def _of(self, queue: str) -> dict[str, tuple[float, int]]:
+        """The leases of a queue's members."""
+        leases = self._leases.get(queue)
+        if leases is None:
+            leases = self._leases[queue] = {}
+        return leases
+
     def renew(self, queue: str, process: str, lease_s: float, life: int) -> int:
         """Extend the member's lease of this number, or begin a new one (0). Gives its number; 0: it had ended."""
         self._bury_members(queue)
-        _, present = self._leases.get((queue, process), (0.0, 0))
+        _, present = self._of(queue).get(process, (0.0, 0))
         if life != present:
             if life:
                 return 0
-            self._leases.pop((queue, process), None)
+            self._of(queue).pop(process, None)
             self._inherit(queue, process)
         life = life or self.next_number()
-        self._leases[queue, process] = (self.now() + lease_s, life)
+        self._of(queue)[process] = (self.now() + lease_s, life)
         return life
 
     def leave(self, queue: str, process: str) -> None:
@@ -89,15 +96,15 @@ class SqlWorld(World):
                 for row in lane.rows:
                     row.starts -= row.is_running  # marked as it was taken, and its handler was never started
                     row.is_taken = row.is_running = False
-        self._leases.pop((queue, process), None)
+        self._of(queue).pop(process, None)
         self.ring(queue)
 
     def _bury_members(self, queue: str) -> None:
         now = self.now()
-        for (name, process), (until, _) in list(self._leases.items()):
-            if name == queue and until <= now:
-                del self._leases[name, process]
-                self._inherit(queue, process)
+        leases = self._of(queue)
+        for process in [process for process, (until, _) in leases.items() if until <= now]:
+            del leases[process]
+            self._inherit(queue, process)
 
     def _inherit(self, queue: str, process: str) -> None:
         """The member died: free its lanes and keep what it was doing."""
@@ -116,7 +123,7 @@ class SqlWorld(World):
         lane = self._table(queue).lanes.get(key)
         if lane is None or process_of(lane.owner) != process:
             return False
-        until, _ = self._leases.get((queue, lane.owner), (0.0, 0))
+        until, _ = self._of(queue).get(lane.owner, (0.0, 0))
         return until > self.now()
 
     # Rows
@@ -153,7 +160,7 @@ class SqlWorld(World):
         """Lease lanes that wait and take runs of them."""
         self._mature(queue)
         table, now = self._table(queue), self.now()
-        if self._leases.get((queue, process), (0.0, 0))[1] != life:
+        if self._of(queue).get(process, (0.0, 0))[1] != life:
             return []
         free = [lane for lane in table.lanes.values() if not lane.owner and lane.rows and lane.rows[0].due_at <= now]
         free.sort(key=lambda lane: (-lane.rows[0].record.priority, lane.rows[0].number))
@@ -192,6 +199,14 @@ class SqlWorld(World):
             seen=settled_at + SETTLED_WINDOW_S > self.now(),
         )
 
+    def has_some(self, queue: str) -> bool:
+        """Whether a claim would find anything."""
+        self._mature(queue)
+        now = self.now()
+        return any(
+            not lane.owner and lane.rows and lane.rows[0].due_at <= now for lane in self._table(queue).lanes.values()
+        )
+
     def start(self, queue: str, process: str, batch: Sequence[Fetched]) -> list[Fetched]:
         refused = []
         for fetched in batch:
@@ -223,7 +238,8 @@ class SqlWorld(World):
                 self._put_back(queue, row, unfinished)
         for fetched in refused:
             self.note("refused", queue, fetched.record, process)
-        self.ring(queue)
+        if self.has_some(queue):
+            self.ring(queue)
         return refused
 
     def _put_back(self, queue: str, row: Row, unfinished: Unfinished) -> None:
@@ -268,7 +284,7 @@ class SqlWorld(World):
 
     def next_due(self, queue: str) -> float | None:
         table = self._table(queue)
-        due = [until for (name, _), (until, _) in self._leases.items() if name == queue]
+        due = [until for until, _ in self._of(queue).values()]
         due.extend(lane.rows[0].due_at for lane in table.lanes.values() if lane.rows and not lane.owner)
         if table.scheduled:
             due.append(table.scheduled[0][0])
@@ -346,6 +362,9 @@ class SqlConsumer(ProfileConsumer[SqlWorld]):
 
     def _is_held(self, fetched: Fetched) -> bool:
         return fetched.token > self._life > 0  # a lower one was taken in an earlier life
+
+    def _finds_some(self) -> bool:
+        return self.world.has_some(self.queue)
 
     def _take(self, limit: int, lanes: int, run: int, starting: int) -> list[Fetched]:
         return self.world.claim(self.queue, self.name, self._life, limit, lanes, run, starting) if self._life else []

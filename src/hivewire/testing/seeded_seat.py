@@ -15,7 +15,7 @@ from hivewire.errors import BackendError, Closed, ConnectionLost, HivewireError,
 from hivewire.protocol import Protocol, ProtocolMetrics
 from hivewire.settings import Settings
 from hivewire.testing.profiles import connect
-from hivewire.testing.profiles_faults import Faults, Wire
+from hivewire.testing.profiles_faults import Faults, ProcessIsDead, Wire
 from hivewire.testing.profiles_world import World
 from hivewire.testing.seeded_book import Book, Outage, Started
 from hivewire.testing.seeded_program import LEASE_S, MAX_ATTEMPTS
@@ -102,6 +102,8 @@ class Seat:
                 engine = Engine(settings, connect(self.stage.world, wire), rng=Random(self.name))
                 try:
                     return await engine.__aenter__()
+                except ProcessIsDead:
+                    raise
                 except BackendError:
                     await asyncio.sleep(_REOPEN_S)
 
@@ -262,6 +264,8 @@ class Seat:
                 )
             except Closed:
                 return
+            except ProcessIsDead:
+                return
             except BackendError:
                 await asyncio.sleep(_REOPEN_S)
             except HivewireError as error:
@@ -274,7 +278,7 @@ class Seat:
         while not stop.is_set():
             try:
                 deliveries = await engine.receive(agent, limit=concurrency, wait_s=0.5)
-            except Closed:
+            except (Closed, ProcessIsDead):
                 return
             except BackendError:
                 await asyncio.sleep(_REOPEN_S)
