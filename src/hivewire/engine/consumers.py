@@ -32,8 +32,9 @@ class Consumers:
         self._volatile = volatile
         self._pullers: dict[str, Puller] = {}
         self._opening = asyncio.Lock()
-        self._inboxes: set[Inbox] = set()
-        self._stops: set[asyncio.Future[None]] = set()
+        # In the order they were made, as dicts are: runs of a seed must not differ.
+        self._inboxes: dict[Inbox, None] = {}
+        self._stops: dict[asyncio.Future[None], None] = {}
         self._none_serves = asyncio.Event()
         self._none_serves.set()
         self._closed = False
@@ -63,12 +64,12 @@ class Consumers:
             return accepted
 
         inbox.recheck = recheck
-        self._inboxes.add(inbox)
+        self._inboxes[inbox] = None
         try:
             await inbox.start()
             await self._join_groups(agent, inbox)
         except BaseException:
-            self._inboxes.discard(inbox)
+            self._inboxes.pop(inbox, None)
             self._volatile.leave(inbox)
             await inbox.close()
             raise
@@ -98,7 +99,7 @@ class Consumers:
         """Run the crew until `stop`, `close` or a cancel; then its inbox is closed."""
         inbox = crew.inbox
         ending: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._stops.add(ending)
+        self._stops[ending] = None
         self._none_serves.clear()
         asked = None if stop is None else asyncio.ensure_future(stop)
         if asked is not None:
@@ -110,10 +111,14 @@ class Consumers:
                 asked.cancel()  # made here of a coroutine; a future of the caller's is left alone
             try:
                 await inbox.close()
+            except BackendError as error:
+                log.warning(
+                    "left without the store; the lease runs out", extra={"queue": inbox.queue, "error": str(error)}
+                )
             finally:
                 self._volatile.leave(inbox)
-                self._inboxes.discard(inbox)
-                self._stops.discard(ending)
+                self._inboxes.pop(inbox, None)
+                self._stops.pop(ending, None)
                 if not self._stops:
                     self._none_serves.set()
 
@@ -137,7 +142,7 @@ class Consumers:
         agent = puller.inbox.queue
         if self._pullers.get(agent) is puller:
             del self._pullers[agent]
-            self._inboxes.discard(puller.inbox)
+            self._inboxes.pop(puller.inbox, None)
             self._volatile.leave(puller.inbox)
             try:
                 await puller.inbox.close()

@@ -8,11 +8,14 @@ from typing import Any
 
 from hivewire.engine.delivery import EngineDelivery
 from hivewire.engine.inbox import VOLATILE_SHARD, Inbox
-from hivewire.errors import HivewireError
+from hivewire.errors import BackendError, HivewireError
 from hivewire.message import Message
 from hivewire.record import Fetched
 from hivewire.rules.blame import runs_alone
 from hivewire.rules.lanes import Lane
+
+
+_RECOVER_S = 0.1
 
 
 class Puller:
@@ -76,10 +79,25 @@ class Puller:
         except HivewireError as error:
             self._error = error
             batch = ()
+            if isinstance(error, BackendError) and not inbox.core.tasks.closed:
+                inbox.core.tasks.start(self._recover(), f"give back {inbox.queue}")
         finally:
             self._fetching = None
             inbox.arrived.set()
         self._arrived(batch)
+
+    async def _recover(self) -> None:
+        """The store may have taken records for a call whose answer was lost. Should nobody ask again, they
+        are fetched once more to be given back."""
+        while not self._callers and self._fetching is None:
+            await asyncio.sleep(_RECOVER_S)
+            if self._callers or self._fetching is not None:
+                return  # the next fetch brings them
+            try:
+                self._arrived(await self.inbox.fetch(1, 0.0, lanes=1, run=1, starting=0))
+            except BackendError:
+                continue
+            return
 
     def _arrived(self, batch: Sequence[Fetched]) -> None:
         self.inbox.take_in(batch)
@@ -109,6 +127,8 @@ class Puller:
                 if taken is not None and taken.waiting and not taken.lost:
                     self.inbox.hand_back(taken)
             raise
+        # Marks of later ones were awaited: the lease of the earlier ones may have ended meanwhile.
+        handed = [delivery for delivery in handed if self.inbox.holds(delivery.lane)]
         for delivery in handed:
             self.inbox.hand_out(delivery)
         return handed

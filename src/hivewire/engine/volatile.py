@@ -24,12 +24,12 @@ class Volatile:
     def __init__(self, core: Core, subscriptions: Subscriptions) -> None:
         self._core = core
         self._subscriptions = subscriptions
-        self._inboxes: dict[str, set[Inbox]] = {}
+        self._inboxes: dict[str, dict[Inbox, None]] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
 
     async def join(self, group: str, inbox: Inbox) -> None:
         """The inbox gets what is published from now on."""
-        self._inboxes.setdefault(group, set()).add(inbox)
+        self._inboxes.setdefault(group, {})[inbox] = None
         if group not in self._tasks:
             await self._core.backend.listen(f"group/{group}", 0.0)  # from now on
             if group not in self._tasks:
@@ -67,7 +67,7 @@ class Volatile:
 
     def leave(self, inbox: Inbox) -> None:
         for inboxes in self._inboxes.values():
-            inboxes.discard(inbox)
+            inboxes.pop(inbox, None)
 
     async def close(self) -> None:
         for task in self._tasks.values():
