@@ -1,0 +1,54 @@
+"""Whose fault a crash was, how much to take ahead, when to try again."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hivewire.record import Fetched, Record
+from hivewire.rules.blame import judge, runs_alone
+from hivewire.rules.pace import Pace
+from hivewire.rules.retry import Retry
+
+
+def record() -> Fetched:
+    return Fetched(0, 1, 1, Record("id", "key", b""), 0.0)
+
+
+@given(deaths=st.lists(st.integers(0, 6), max_size=8))
+def test_only_a_death_while_alone_is_its_own_failure(deaths: list[int]) -> None:
+    fetched = record()
+    for running in deaths:
+        fetched.died = running
+        judge(fetched)
+        assert fetched.died == 0  # judged once
+    assert fetched.failures == sum(running == 1 for running in deaths)
+    assert fetched.crashes == sum(running > 1 for running in deaths)
+    assert runs_alone(fetched) == (fetched.crashes >= 2)
+
+
+@given(
+    seen=st.lists(st.tuples(st.integers(1, 1_000), st.floats(1e-6, 3_600)), max_size=10),
+    slots=st.integers(1, 64),
+    busy=st.integers(0, 64),
+)
+def test_never_less_than_the_free_slots_and_never_without_a_bound(
+    seen: list[tuple[int, float]], slots: int, busy: int
+) -> None:
+    pace, free = Pace(), max(0, slots - busy)
+    for handled, seconds in seen:
+        pace.observe(handled, seconds)
+    assert free <= pace.lanes(slots, free) <= max(1_000, free)
+
+
+def test_slow_handlers_take_nothing_ahead() -> None:
+    pace = Pace()
+    pace.observe(handled=1, seconds=60.0)
+    assert pace.lanes(slots=8, free=0) == 0
+
+
+@given(failures=st.integers(1, 5_000), chance=st.floats(0, 1, exclude_max=True), first=st.floats(0, 10))
+def test_the_wait_grows_to_its_bound(failures: int, chance: float, first: float) -> None:
+    retry = Retry(first_s=first, most_s=60)
+    assert 0 <= retry.delay_s(failures, chance) <= retry.ceiling_s(failures) <= 60
+    assert retry.ceiling_s(failures) <= retry.ceiling_s(failures + 1)

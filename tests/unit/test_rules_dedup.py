@@ -1,0 +1,46 @@
+"""The window of settled ids, against a list of everything that was ever added."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hivewire.rules.dedup import Window
+
+_steps = st.lists(st.tuples(st.integers(0, 12), st.floats(0, 40, allow_nan=False)), max_size=60)
+
+
+@given(size=st.integers(1, 8), seconds=st.floats(1, 60), steps=_steps)
+def test_a_key_is_remembered_until_a_bound_is_reached(
+    size: int, seconds: float, steps: list[tuple[int, float]]
+) -> None:
+    window = Window(size, seconds)
+    now = 0.0
+    added: list[tuple[int, float]] = []
+    for key, passed in steps:
+        now += passed
+        window.add(key, now)
+        added.append((key, now))
+        for place, (old, at) in enumerate(added):
+            since = {later for later, _ in added[place + 1 :]}
+            if len(since | {old}) <= size and now - at < seconds:
+                assert old in window
+        assert len(window) <= 2 * size
+        assert set(window) <= {old for old, _ in added}
+    for key, _ in added:
+        window.discard(key)
+        assert key not in window
+
+
+@given(steps=_steps, before=st.floats(0, 2_000))
+def test_forgetting_drops_only_what_is_older(steps: list[tuple[int, float]], before: float) -> None:
+    window = Window(3, 30.0)
+    now = 0.0
+    newest: dict[int, float] = {}
+    for key, passed in steps:
+        now += passed
+        window.add(key, now)
+        newest[key] = now
+    known = set(window)
+    window.forget(before)
+    assert all(newest[int(str(key))] < before for key in known - set(window))
