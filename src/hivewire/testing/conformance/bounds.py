@@ -66,7 +66,7 @@ async def test_a_full_queue_keeps_the_order_of_those_who_wait(fabric: Fabric) ->
     waiting = []
     for n in range(100, 105):
         waiting.append(asyncio.create_task(member.send(task("line", n), timeout_s=20)))
-        await asyncio.sleep(0)
+        await asyncio.wait(waiting, timeout=0.1)  # it was refused, and waits
     taken = await take(fabric.protocol, "line", stored + 5, within_s=20)
     await asyncio.gather(*waiting)
     assert [number(delivery) for delivery in taken][stored:] == [100, 101, 102, 103, 104]
