@@ -89,15 +89,16 @@ class Puller:
     async def _recover(self) -> None:
         """The store may have taken records for a call whose answer was lost. Should nobody ask again, they
         are fetched once more to be given back."""
-        while not self._callers and self._fetching is None:
+        while True:
             await asyncio.sleep(_RECOVER_S)
-            if self._callers or self._fetching is not None:
-                return  # the next fetch brings them
-            try:
-                self._arrived(await self.inbox.fetch(1, 0.0, lanes=1, run=1, starting=0))
-            except BackendError:
-                continue
-            return
+            if self._fetching is not None:
+                return  # that fetch brings them
+            if not self._callers:
+                try:
+                    self._arrived(await self.inbox.fetch(1, 0.0, lanes=1, run=1, starting=0))
+                except BackendError:
+                    continue
+                return
 
     def _arrived(self, batch: Sequence[Fetched]) -> None:
         self.inbox.take_in(batch)
