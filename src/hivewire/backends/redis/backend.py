@@ -141,6 +141,10 @@ class RedisBackend(Backend):
         """How far the server's clock is ahead of ours."""
         self._clock_offset_s = offset_s
 
+    def not_before(self, at: float) -> None:
+        """The server's clock is that far at least: what it has stamped is never in the future."""
+        self._clock_offset_s += max(0.0, at - self.now())
+
     def set_epoch(self, epoch: bytes | None) -> None:
         self.epoch = int(epoch) if epoch is not None else 0
 

@@ -5,17 +5,19 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Mapping, Sequence, Set
+from collections.abc import AsyncIterator, Sequence
 from typing import TYPE_CHECKING
 
 from hivewire.backend import Again, Consumer, Dead, Fetched, Ownership, QueueSpec, Unfinished
-from hivewire.backends.redis import reading, scripts
+from hivewire.backends.redis import membership, reading, scripts
 from hivewire.backends.redis.address import Command
-from hivewire.backends.redis.keeper import Seat, Shares, lease_clock
+from hivewire.backends.redis.keeper import Seat
 from hivewire.backends.redis.keys import EPOCH, Names
+from hivewire.backends.redis.late import Late
 from hivewire.backends.redis.link import good
-from hivewire.backends.redis.packing import pack_dead, pack_settled, pack_state, unpack_settled, unpack_state
+from hivewire.backends.redis.packing import pack_dead, pack_settled, pack_state
 from hivewire.backends.redis.reading import Held
+from hivewire.backends.redis.tenure import Tenure
 from hivewire.errors import BackendError, LeaseLost
 
 if TYPE_CHECKING:
@@ -25,9 +27,6 @@ log = logging.getLogger(__name__)
 
 _LOOK_EACH_S = 2.0
 """Owned shards are read anew this often, should a bell have been lost."""
-_HANDOVER_S = 5.0
-_RETRY_S = 0.05
-_AWAKE_S = 1.0
 
 
 class RedisConsumer(Consumer):
@@ -38,194 +37,41 @@ class RedisConsumer(Consumer):
         self.queue = spec.name
         self.names: Names = seat.names
         self.seat = seat
-        self.owner = owner
-        self.held: dict[int, Held] = {}
-        self._gone: dict[int, int] = {}
-        """Tokens of shards that were given up or lost: an answer that was on its way does not bring them back."""
-        self._generation = 0
-        self._surplus = 0
         self._news = asyncio.Event()
-        self._answers: asyncio.Queue[Shares] = asyncio.Queue()
-        self._applied = asyncio.Event()
-        self._applying: asyncio.Task[None] | None = None
-        self._moving: asyncio.Task[None] | None = None
-        self._maturing: asyncio.Task[None] | None = None
-        self._late: asyncio.TimerHandle | None = None
+        self.tenure = Tenure(backend, seat, owner, self._news.set)
+        self.held = self.tenure.held
+        self._late = Late(backend, self.names)
+        self.tenure.on_late = self._late.due_in
         self._reading = asyncio.Lock()
-        self._fetches = 0
-        self._last_fetch = asyncio.get_running_loop().time()
         self._closed = False
 
-    # -- ownership
-
     async def begin(self) -> None:
-        """Returns when the first answer is in force."""
-        self.seat.tell = self._told
-        self._applying = asyncio.get_running_loop().create_task(self._apply_all(), name=f"own {self.queue}")
+        """Returns when the first heartbeat is answered."""
         await self.backend.ears.subscribe(self.names.bell, self._heard)
-        self.backend.keeper.add(self.seat)
-        try:
-            async with asyncio.timeout(self.backend.address.settings.dial_timeout_s):
-                await self._applied.wait()
-        except TimeoutError:
-            log.warning("no shard yet: the server does not answer", extra={"queue": self.queue})
-
-    def _told(self, shares: Shares) -> None:
-        self._answers.put_nowait(shares)
-
-    async def _apply_all(self) -> None:
-        while True:
-            shares = await self._answers.get()
-            while True:
-                try:
-                    await self._apply(shares)
-                    break
-                except BackendError as error:
-                    log.debug("cannot take over shards yet", extra={"queue": self.queue, "error": str(error)})
-                    await asyncio.sleep(_RETRY_S)
-                    if not self._answers.empty():
-                        break
-            self._applied.set()
-
-    async def _apply(self, shares: Shares) -> None:
-        self.backend.set_clock(shares.store_now - shares.asked_at)
-        if shares.generation != self._generation:
-            self._lose(set(self.held))
-            self._generation = shares.generation
-        self._lose({n for n, held in self.held.items() if shares.held.get(n) != held.token})
-        gained = {n: token for n, token in shares.held.items() if n not in self.held and self._gone.get(n) != token}
-        if gained:
-            await self._take_over(gained)
-        self._surplus = shares.surplus
-        self._due_in(shares.next_late_s)
-        self._rest_or_wake()
-        self._give_up_some()
-
-    async def _take_over(self, gained: Mapping[int, int]) -> None:
-        """Read what earlier owners left, then tell the engine, then read records."""
-        base = self.names.base
-        shards = sorted(gained)
-        commands: list[Command] = []
-        for n in shards:
-            commands.append(("HGET", f"{base}o", f"x{n}"))
-            commands.append(("HGETALL", f"{base}st{n}"))
-            commands.append(("LRANGE", f"{base}done{n}", 0, -1))
-        answers = await self.backend.link.post(commands)
-        answers = [good(answer, f"take over shards of {self.queue}") for answer in answers]
-        since = self.backend.now() - self.backend.settings.dedup_window_s
-        for place, n in enumerate(shards):
-            suspect_to, states, chunks = answers[3 * place : 3 * place + 3]
-            held = Held(n, gained[n], reading.position(suspect_to) if suspect_to else (0, 0))
-            for at in range(0, len(states), 2):
-                held.states[states[at]] = unpack_state(states[at + 1])
-                held.stored.add(states[at])
-            await self.owner.gained(n, held.token, b"", unpack_settled(chunks, since))
-            self.held[n] = held
-        self._news.set()
-
-    def _lose(self, shards: Set[int]) -> None:
-        if shards:
-            for n in shards:
-                self._gone[n] = self.held.pop(n).token
-            self.owner.lost(shards)
-
-    def _rest_or_wake(self) -> None:
-        """Who has not fetched for the time of a lease takes no share from those who do."""
-        quiet = not self._fetches and asyncio.get_running_loop().time() - self._last_fetch > self.seat.lease_s
-        if quiet == self.seat.takes:
-            self.seat.takes = not quiet
-            self.backend.keeper.poke(self.seat)
-
-    def _give_up_some(self) -> None:
-        """Shards that others should have, as far as nothing runs in them."""
-        if self._surplus <= 0 or self._moving is not None or self._closed:
-            return
-        busy = self.owner.busy(self.held.keys())
-        idle = sorted((n for n in self.held if n not in busy), key=lambda n: len(self.held[n].out))
-        if idle:
-            going = set(idle[: self._surplus])
-            self._surplus -= len(going)
-            self._moving = asyncio.get_running_loop().create_task(self._move(going), name=f"give up {self.queue}")
-
-    async def _move(self, shards: set[int]) -> None:
-        try:
-            await self._hand_over(shards)
-        finally:
-            self._moving = None
-
-    async def _hand_over(self, shards: set[int]) -> None:
-        going = {n: self.held[n] for n in shards}
-        for held in going.values():
-            held.is_leaving = True
-        await self.owner.losing(shards, _HANDOVER_S)
-        arguments: list[int] = []
-        for n, held in going.items():
-            arguments += [n, held.token]
-        command = scripts.run(scripts.RELEASE, self.names.base, self.seat.name, *arguments)
-        while self._generation == self.seat.generation:
-            try:
-                (answer,) = await self.backend.link.post([command])
-                good(answer, f"give up shards of {self.queue}")
-                break
-            except BackendError as error:
-                log.debug("cannot give up shards yet", extra={"queue": self.queue, "error": str(error)})
-                await asyncio.sleep(_RETRY_S)
-        for n, held in going.items():
-            self._gone[n] = held.token
-            if self.held.get(n) is held:
-                del self.held[n]
+        await self.tenure.begin()
 
     def holds(self, fetched: Fetched) -> bool:
-        seat = self.seat
-        if seat.until <= lease_clock():
-            seat.doubted = True
-            return False
-        held = self._holding(fetched)
-        return held is not None and seat.generation == self._generation
-
-    # -- bells
+        return self.tenure.holds(fetched)
 
     def _heard(self, what: bytes | None) -> None:
+        """The bell: what is new."""
         if what is None:
-            for held in self.held.values():
-                held.is_hot = True
+            self._look_again()
             self._news.set()
-            self.backend.keeper.poke(self.seat)
+            self.tenure.poke()
             return
         for part in what.split(b","):
             if part == b"m":
-                self.backend.keeper.poke(self.seat)
+                self.tenure.poke()
             elif part == b"*":
-                self._due_in(0.0)
+                self._late.due_in(0.0)
             elif part.isdigit() and int(part) in self.held:
                 self.held[int(part)].is_hot = True
                 self._news.set()
 
-    def _due_in(self, seconds: float | None) -> None:
-        """Look for delayed messages that are due then."""
-        if self._late is not None:
-            self._late.cancel()
-            self._late = None
-        if seconds is not None and not self._closed:
-            self._late = asyncio.get_running_loop().call_later(min(seconds, 3600.0) + 0.001, self._mature)
-
-    def _mature(self) -> None:
-        self._late = None
-        if self._maturing is None:
-            self._maturing = asyncio.get_running_loop().create_task(self._move_late(), name=f"due {self.queue}")
-        else:
-            self._due_in(0.01)
-
-    async def _move_late(self) -> None:
-        next_ms = 1000
-        try:
-            (answer,) = await self.backend.link.post([scripts.run(scripts.MOVE, self.names.base, 200)])
-            next_ms = good(answer, f"move delayed messages of {self.queue}")
-        except BackendError as error:
-            log.debug("cannot move delayed messages yet", extra={"queue": self.queue, "error": str(error)})
-        finally:
-            self._maturing = None
-        self._due_in(None if next_ms < 0 else next_ms / 1000)
+    def _look_again(self) -> None:
+        for held in self.held.values():
+            held.is_hot = True
 
     # -- taking
 
@@ -237,9 +83,8 @@ class RedisConsumer(Consumer):
             return ()
         loop = asyncio.get_running_loop()
         until = loop.time() + wait_s
-        self._fetches += 1
-        try:
-            await self._awake()
+        with self.tenure.fetching():
+            await self.tenure.awake()
             while True:
                 self._news.clear()
                 async with self._reading:
@@ -253,21 +98,7 @@ class RedisConsumer(Consumer):
                     async with asyncio.timeout(min(left, _LOOK_EACH_S)):
                         await self._news.wait()
                 except TimeoutError:
-                    for held in self.held.values():
-                        held.is_hot = True
-        finally:
-            self._fetches -= 1
-            self._last_fetch = loop.time()
-
-    async def _awake(self) -> None:
-        """Take part again, if this member had rested."""
-        if self.seat.takes:
-            return
-        self._applied.clear()
-        self._rest_or_wake()
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(_AWAKE_S):
-                await self._applied.wait()
+                    self._look_again()
 
     async def _read(self, limit: int) -> None:
         hot = [held for held in self.held.values() if held.is_hot and not held.is_leaving]
@@ -290,12 +121,12 @@ class RedisConsumer(Consumer):
         for name, entries in found or ():
             held = by_name[name.decode()]
             if self.held.get(held.shard) is held:
-                held.take(entries)
+                self.backend.not_before(held.take(entries))
                 held.is_hot = len(entries) >= count
 
     async def refetch(self, at: Sequence[int | str]) -> Sequence[Fetched]:
-        places = [str(place).split(":") for place in at]
-        wanted = [(held, place) for n, place in places if (held := self.held.get(int(n))) is not None]
+        places = [str(place).rpartition("-") for place in at]
+        wanted = [(held, id) for id, _, n in places if (held := self.held.get(int(n))) is not None]
         commands: list[Command] = [("XRANGE", self.names.stream(held.shard), id, id) for held, id in wanted]
         if not commands:
             return []
@@ -332,7 +163,7 @@ class RedisConsumer(Consumer):
         asked: list[list[Fetched]] = []
         refused: list[Fetched] = []
         for n, part in parts.items():
-            held = self._holding(part[0])
+            held = self.tenure.holding(part[0])
             if held is None:
                 refused += part
                 continue
@@ -349,10 +180,6 @@ class RedisConsumer(Consumer):
         await self._fenced(commands, asked, refused, "mark what runs")
         return refused
 
-    def _holding(self, fetched: Fetched) -> Held | None:
-        held = self.held.get(fetched.shard)
-        return held if held is not None and held.token == fetched.token else None
-
     async def _fenced(
         self, commands: list[Command], asked: list[list[Fetched]], refused: list[Fetched], doing: str
     ) -> None:
@@ -363,11 +190,11 @@ class RedisConsumer(Consumer):
         for answer, part in zip(await self.backend.link.post(commands), asked, strict=True):
             if not good(answer, f"{doing} of {self.queue}"):
                 refused += part
-                if self._holding(part[0]) is not None:
+                if self.tenure.holding(part[0]) is not None:
                     lost.add(part[0].shard)
         if lost:
-            self._lose(lost)
-            self.backend.keeper.poke(self.seat)
+            self.tenure.lose(lost)
+            self.tenure.poke()
 
     async def settle(self, done: Sequence[Fetched], rest: Sequence[Unfinished] = ()) -> Sequence[Fetched]:
         self.backend.check_usable()
@@ -382,7 +209,7 @@ class RedisConsumer(Consumer):
         refused: list[Fetched] = []
         for finished, left in parts.values():
             everything = [*finished, *(outcome.fetched for outcome in left)]
-            held = self._holding(everything[0])
+            held = self.tenure.holding(everything[0])
             if held is None:
                 refused += everything
                 continue
@@ -390,10 +217,10 @@ class RedisConsumer(Consumer):
             asked.append(everything)
         await self._fenced(commands, asked, refused, "settle messages")
         for fetched in done:
-            held = self._holding(fetched)
+            held = self.tenure.holding(fetched)
             if held is not None and held.stored:
                 held.stored.discard(reading.entry_id(fetched))
-        self._give_up_some()
+        self.tenure.give_up_some()
         return refused
 
     def _settlement(self, held: Held, done: Sequence[Fetched], rest: Sequence[Unfinished]) -> Command:
@@ -461,14 +288,9 @@ class RedisConsumer(Consumer):
         """End what runs here; say nothing to the server."""
         self._closed = True
         self._news.set()
-        self.seat.tell = None
-        self.backend.keeper.remove(self.seat)
         self.backend.ears.unsubscribe(self.names.bell, self._heard)
-        self._due_in(None)
-        tasks = [task for task in (self._applying, self._moving, self._maturing) if task is not None]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await self._late.stop()
+        await self.tenure.stop()
 
     async def close(self) -> None:
         if self._closed:
@@ -477,7 +299,7 @@ class RedisConsumer(Consumer):
         self.backend.forget(self)
         self.held.clear()
         try:
-            (answer,) = await self.backend.link.post([scripts.run(scripts.LEAVE, self.names.base, self.seat.name)])
+            (answer,) = await self.backend.link.post([scripts.run(membership.LEAVE, self.names.base, self.seat.name)])
             good(answer, f"leave {self.queue}")
         except BackendError as error:
             log.warning("what was held could not be given back; it is free when the lease ends: %s", error)

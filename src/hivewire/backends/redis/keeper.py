@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 import hiredis
 import msgspec
 
-from hivewire.backends.redis import scripts
+from hivewire.backends.redis import membership, scripts
 from hivewire.backends.redis.address import Address, Command, Reply, pack
 from hivewire.backends.redis.keys import Names
 from hivewire.backends.redis.link import good
@@ -70,7 +70,7 @@ class Seat:
     def question(self) -> Command:
         lease_ms = int(self.lease_s * 1000)
         return scripts.run(
-            scripts.BEAT,
+            membership.BEAT,
             self.names.base,
             self.name,
             lease_ms,

@@ -16,8 +16,8 @@ def position(id: bytes) -> tuple[int, int]:
 
 
 def entry_id(fetched: Fetched) -> bytes:
-    """The stream's id of a record; its position names the shard, too."""
-    return str(fetched.at).partition(":")[2].encode()
+    """The stream's id of a record: its position is that, a dash, and the shard."""
+    return str(fetched.at).rpartition("-")[0].encode()
 
 
 class Held:
@@ -47,19 +47,19 @@ class Held:
         self.stored: set[bytes] = set()
         """Records that the server may have counters of."""
 
-    def take(self, entries: Sequence[Any]) -> None:
-        """What was read behind the cursor."""
+    def take(self, entries: Sequence[Any]) -> float:
+        """What was read behind the cursor. The server's clock is past the time that this returns."""
         for entry in entries:
             self.buffer.append(self.read(entry))
-        if entries:
-            self.cursor = entries[-1][0]
+        self.cursor = entries[-1][0]
+        return (position(self.cursor)[0] + 1) / 1000
 
     def read(self, entry: Any) -> Fetched:
         id, fields = entry
         # By place, as the scripts and `append` write them: h, b and, for what was delayed, t.
         record = unpack(fields[1], fields[3])
         stored_at = int(fields[5] if len(fields) > 5 else id.partition(b"-")[0]) / 1000
-        fetched = Fetched(self.shard, f"{self.shard}:{id.decode()}", self.token, record, stored_at)
+        fetched = Fetched(self.shard, f"{id.decode()}-{self.shard}", self.token, record, stored_at)
         state = self.states.pop(id, None)
         if state is not None:
             fetched.starts, fetched.failures, fetched.crashes = state.starts, state.failures, state.crashes

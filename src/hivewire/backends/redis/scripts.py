@@ -14,58 +14,12 @@ from hashlib import sha1
 from typing import Final
 
 from hivewire.backends.redis.address import Command
-
-_CLOCK: Final = """
-local base = KEYS[1]
-local time = redis.call('TIME')
-local us = time[1] * 1000000 + time[2]
-local now = math.floor(us / 1000)
-"""
-
-_DECLARE: Final = """
-local function declare(shards, cap, mode)
-  local spec = base .. 'spec'
-  if redis.call('HSETNX', spec, 'shards', shards) == 1 then
-    redis.call('HSET', spec, 'cap', cap, 'mode', mode)
-  end
-  local found = redis.call('HMGET', spec, 'shards', 'cap', 'mode')
-  if found[3] == '' and mode ~= '' then
-    redis.call('HSET', spec, 'mode', mode)
-    found[3] = mode
-  end
-  return tonumber(found[1]), tonumber(found[2]), found[3]
-end
-"""
-
-_ALIVE: Final = """
-local function owns(me, shard, token)
-  local lease = redis.call('ZSCORE', base .. 'm', me)
-  if not lease or tonumber(lease) <= now then return false end
-  local found = redis.call('HMGET', base .. 'o', 'o' .. shard, 't' .. shard)
-  return found[1] == me and found[2] == token
-end
-"""
-
-_QUIET: Final = """
-local function running(shard)
-  local count = 0
-  for _, state in ipairs(redis.call('HVALS', base .. 'st' .. shard)) do
-    if string.match(state, '^%d+,%d+,%d+,1,') then count = count + 1 end
-  end
-  return count
-end
-local function quiet(shard, died)
-  local states = redis.call('HGETALL', base .. 'st' .. shard)
-  for i = 1, #states, 2 do
-    local counted, due = string.match(states[i + 1], '^(%d+,%d+,%d+),1,%d+,(%d+)$')
-    if counted then redis.call('HSET', base .. 'st' .. shard, states[i], counted .. ',0,' .. died .. ',' .. due) end
-  end
-end
-"""
+from hivewire.backends.redis.fragments import ALIVE, CLOCK, DECLARE_IT, INTER
+from hivewire.backends.redis.membership import BEAT, LEAVE, RELEASE
 
 DECLARE: Final = (
-    _CLOCK
-    + _DECLARE
+    CLOCK
+    + DECLARE_IT
     + """
 local shards, cap, mode = declare(ARGV[1], ARGV[2], ARGV[3])
 return {shards, cap, mode}
@@ -75,8 +29,8 @@ return {shards, cap, mode}
 # ARGV: room, delay ms, window ms of the idempotency key, the key, shards, cap, is a reply, first id;
 # then of each record: hash of its key, hash of its id, head, body, time to live in ms or 0.
 APPEND: Final = (
-    _CLOCK
-    + _DECLARE
+    CLOCK
+    + DECLARE_IT
     + """
 if ARGV[7] == '1' then
   if redis.call('EXISTS', base .. 'spec') == 0 then return {'missing'} end
@@ -121,7 +75,7 @@ return {'stored', shards, cap, mode, held + room, room}
 
 # ARGV: most. Turns delayed messages that are due into plain ones; when the next one is due, or -1.
 MOVE: Final = (
-    _CLOCK
+    CLOCK
     + """
 local late = base .. 'late'
 local due = redis.call('ZRANGEBYSCORE', late, '-inf', now, 'LIMIT', 0, ARGV[1])
@@ -139,139 +93,10 @@ return next[2] and math.max(0, tonumber(next[2]) - now) or -1
 """
 )
 
-# ARGV: me, lease ms, takes, begins, may claim, shards, cap.
-BEAT: Final = (
-    _CLOCK
-    + _DECLARE
-    + _QUIET
-    + """
-local me, takes = ARGV[1], ARGV[3] == '1'
-local shards = declare(ARGV[6], ARGV[7], '')
-local members, active, book = base .. 'm', base .. 'a', base .. 'o'
-local owner, freed = {}, false
-local flat = redis.call('HGETALL', book)
-local stored = {}
-for i = 1, #flat, 2 do stored[flat[i]] = flat[i + 1] end
-for shard = 0, shards - 1 do owner[shard] = stored['o' .. shard] or '' end
-
-local function bury(name, died)
-  local mine, count = {}, 0
-  for shard = 0, shards - 1 do
-    if owner[shard] == name then
-      mine[#mine + 1] = shard
-      if died then count = count + running(shard) end
-    end
-  end
-  for _, shard in ipairs(mine) do
-    quiet(shard, count)
-    if died then
-      local last = redis.call('XREVRANGE', base .. 's' .. shard, '+', '-', 'COUNT', 1)
-      if last[1] then redis.call('HSET', book, 'x' .. shard, last[1][1]) end
-    end
-    redis.call('HSET', book, 'o' .. shard, '')
-    owner[shard] = ''
-    freed = true
-  end
-  redis.call('ZREM', members, name)
-  redis.call('ZREM', active, name)
-end
-
-if ARGV[4] == '1' then bury(me, false) end
-for _, name in ipairs(redis.call('ZRANGEBYSCORE', members, '-inf', now)) do bury(name, name ~= me) end
-local news = redis.call('ZADD', members, now + ARGV[2], me) == 1 or freed
-if takes then
-  news = redis.call('ZADD', active, now + ARGV[2], me) == 1 or news
-else
-  news = redis.call('ZREM', active, me) == 1 or news
-end
-
-local names = redis.call('ZRANGE', active, 0, -1)
-local counts, free = {[me] = 0}, {}
-for _, name in ipairs(names) do counts[name] = 0 end
-for shard = 0, shards - 1 do
-  local name = owner[shard]
-  if name == '' then free[#free + 1] = shard
-  elseif counts[name] then counts[name] = counts[name] + 1 end
-end
-local least = #names > 0 and math.floor(shards / #names) or 0
-local most = #names > 0 and math.ceil(shards / #names) or 0
-local missing, richest = 0, me
-for _, name in ipairs(names) do
-  if name ~= me then missing = missing + math.max(0, least - counts[name]) end
-  if counts[name] > counts[richest] or (counts[name] == counts[richest] and name < richest) then richest = name end
-end
-local surplus = 0
-if takes then
-  while ARGV[5] == '1' and #free > 0 and (counts[me] < least or (counts[me] < most and #free > missing)) do
-    local shard = table.remove(free)
-    local token = math.max((tonumber(stored['t' .. shard]) or 0) + 1, us)
-    redis.call('HSET', book, 'o' .. shard, me, 't' .. shard, string.format('%.0f', token))
-    stored['t' .. shard] = string.format('%.0f', token)
-    owner[shard] = me
-    counts[me] = counts[me] + 1
-  end
-  if counts[me] > most then surplus = counts[me] - most
-  elseif missing > #free and counts[me] > least and richest == me then surplus = 1 end
-elseif #names > 0 then
-  surplus = counts[me]
-end
-if news then redis.call('PUBLISH', base .. 'bell', 'm') end
-local held = {}
-for shard = 0, shards - 1 do
-  if owner[shard] == me then
-    held[#held + 1] = shard
-    held[#held + 1] = stored['t' .. shard]
-  end
-end
-local ends = redis.call('ZRANGE', members, 0, 0, 'WITHSCORES')
-local late = redis.call('ZRANGE', base .. 'late', 0, 0, 'WITHSCORES')
-return {string.format('%.0f', us), shards, surplus, tonumber(ends[2]) - now,
-        late[2] and math.max(0, tonumber(late[2]) - now) or -1, held}
-"""
-)
-
-# ARGV: me, then shard and token of each. Given up in peace.
-RELEASE: Final = (
-    _CLOCK
-    + _QUIET
-    + """
-local book = base .. 'o'
-for i = 2, #ARGV, 2 do
-  local found = redis.call('HMGET', book, 'o' .. ARGV[i], 't' .. ARGV[i])
-  if found[1] == ARGV[1] and found[2] == ARGV[i + 1] then
-    quiet(ARGV[i], 0)
-    redis.call('HSET', book, 'o' .. ARGV[i], '')
-  end
-end
-redis.call('PUBLISH', base .. 'bell', 'm')
-return 1
-"""
-)
-
-# ARGV: me. The member goes; what it holds is free.
-LEAVE: Final = (
-    _CLOCK
-    + _QUIET
-    + """
-local book = base .. 'o'
-local flat = redis.call('HGETALL', book)
-for i = 1, #flat, 2 do
-  if flat[i + 1] == ARGV[1] and string.sub(flat[i], 1, 1) == 'o' then
-    quiet(string.sub(flat[i], 2), 0)
-    redis.call('HSET', book, flat[i], '')
-  end
-end
-redis.call('ZREM', base .. 'm', ARGV[1])
-redis.call('ZREM', base .. 'a', ARGV[1])
-redis.call('PUBLISH', base .. 'bell', 'm')
-return 1
-"""
-)
-
 # ARGV: me, shard, token, then id and state of each. 0: refused by the fence.
 START: Final = (
-    _CLOCK
-    + _ALIVE
+    CLOCK
+    + ALIVE
     + """
 if not owns(ARGV[1], ARGV[2], ARGV[3]) then return 0 end
 for i = 4, #ARGV, 2 do redis.call('HSET', base .. 'st' .. ARGV[2], ARGV[i], ARGV[i + 1]) end
@@ -279,22 +104,13 @@ return 1
 """
 )
 
-_INTER: Final = """
-local function inter(id, letter)
-  local cursor = string.format('%016.0f-%010d', us, redis.call('HINCRBY', base .. 'spec', 'died', 1))
-  redis.call('HSET', base .. 'dead', cursor, letter)
-  redis.call('ZADD', base .. 'deadz', 0, cursor)
-  redis.call('ZADD', base .. 'deadid', 0, id .. '\\0' .. cursor)
-end
-"""
-
 # ARGV: me, shard, token, chunk of lives, how many, most lives kept; the numbers of: ids to remove, ids whose
 # state goes, (id, state) to keep, dead (id, id of the message, letter), ids
 # that had a time to live; then these. 0: refused by the fence.
 SETTLE: Final = (
-    _CLOCK
-    + _ALIVE
-    + _INTER
+    CLOCK
+    + ALIVE
+    + INTER
     + """
 local shard = ARGV[2]
 if not owns(ARGV[1], shard, ARGV[3]) then return 0 end
@@ -338,7 +154,7 @@ return 1
 )
 
 DEPTH: Final = (
-    _CLOCK
+    CLOCK
     + """
 local shards = tonumber(redis.call('HGET', base .. 'spec', 'shards') or '0')
 local late = base .. 'late'
@@ -361,8 +177,8 @@ return {held, runs, waits, scheduled, redis.call('HLEN', base .. 'dead'), now - 
 
 # ARGV: shards, cap; of each letter its cursor, hash of key, hash of id, id, new head, body, time to live.
 REVIVE: Final = (
-    _CLOCK
-    + _DECLARE
+    CLOCK
+    + DECLARE_IT
     + """
 local shards, _, mode = declare(ARGV[1], ARGV[2], '')
 local revived, said = 0, {}
@@ -395,7 +211,7 @@ return purged
 
 # ARGV: 1 to do it only when no member is left.
 DROP: Final = (
-    _CLOCK
+    CLOCK
     + """
 if ARGV[1] == '1' then
   local last = redis.call('ZREVRANGE', base .. 'm', 0, 0, 'WITHSCORES')
@@ -427,8 +243,8 @@ return next
 
 # ARGV: of each expired record: shard, owner it may have or nothing, token, its id in the stream, its own id, letter.
 BURY: Final = (
-    _CLOCK
-    + _INTER
+    CLOCK
+    + INTER
     + """
 local buried = 0
 for i = 1, #ARGV, 6 do

@@ -1,0 +1,212 @@
+"""Which shards of one queue this member owns: gained, lost, and given up when others should have them."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable, Iterator, Mapping, Set
+from typing import TYPE_CHECKING
+
+from hivewire.backend import Fetched, Ownership
+from hivewire.backends.redis import membership, reading, scripts
+from hivewire.backends.redis.address import Command
+from hivewire.backends.redis.keeper import Seat, Shares, lease_clock
+from hivewire.backends.redis.link import good
+from hivewire.backends.redis.packing import unpack_settled, unpack_state
+from hivewire.backends.redis.reading import Held
+from hivewire.errors import BackendError
+
+if TYPE_CHECKING:
+    from hivewire.backends.redis.backend import RedisBackend
+
+log = logging.getLogger(__name__)
+
+_HANDOVER_S = 5.0
+_RETRY_S = 0.05
+_AWAKE_S = 1.0
+
+
+class Tenure:
+    """`news` is called when there may be something to read."""
+
+    def __init__(self, backend: RedisBackend, seat: Seat, owner: Ownership, news: Callable[[], None]) -> None:
+        self._backend = backend
+        self.seat = seat
+        self._owner = owner
+        self._news = news
+        self.held: dict[int, Held] = {}
+        self._gone: dict[int, int] = {}
+        """Tokens of shards that were given up or lost: an answer that was on its way does not bring them back."""
+        self._generation = 0
+        self._surplus = 0
+        self._answers: asyncio.Queue[Shares] = asyncio.Queue()
+        self._applied = asyncio.Event()
+        self._applying: asyncio.Task[None] | None = None
+        self._moving: asyncio.Task[None] | None = None
+        self._fetches = 0
+        self._last_fetch = asyncio.get_running_loop().time()
+        self._stopped = False
+        self.on_late: Callable[[float | None], None] | None = None
+
+    async def begin(self) -> None:
+        """Returns when the first answer is in force, or the server is too slow to wait for."""
+        self.seat.tell = self._answers.put_nowait
+        self._applying = asyncio.get_running_loop().create_task(self._apply_all(), name=f"own {self.seat.name}")
+        self._backend.keeper.add(self.seat)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self._backend.address.settings.dial_timeout_s):
+                await self._applied.wait()
+
+    async def stop(self) -> None:
+        """Say nothing to the server."""
+        self._stopped = True
+        self.seat.tell = None
+        self._backend.keeper.remove(self.seat)
+        tasks = [task for task in (self._applying, self._moving) if task is not None]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    def poke(self) -> None:
+        self._backend.keeper.poke(self.seat)
+
+    # -- what the heartbeat says
+
+    async def _apply_all(self) -> None:
+        while True:
+            shares = await self._answers.get()
+            while True:
+                try:
+                    await self._apply(shares)
+                    break
+                except BackendError as error:
+                    log.debug("cannot take over shards yet", extra={"member": self.seat.name, "error": str(error)})
+                    await asyncio.sleep(_RETRY_S)
+                    if not self._answers.empty():
+                        break
+            self._applied.set()
+
+    async def _apply(self, shares: Shares) -> None:
+        self._backend.set_clock(shares.store_now - shares.asked_at)
+        if shares.generation != self._generation:
+            self.lose(set(self.held))
+            self._generation = shares.generation
+        self.lose({n for n, held in self.held.items() if shares.held.get(n) != held.token})
+        gained = {n: token for n, token in shares.held.items() if n not in self.held and self._gone.get(n) != token}
+        if gained:
+            await self._take_over(gained)
+        self._surplus = shares.surplus
+        if self.on_late is not None:
+            self.on_late(shares.next_late_s)
+        self._rest_or_wake()
+        self.give_up_some()
+
+    async def _take_over(self, gained: Mapping[int, int]) -> None:
+        """Read what earlier owners left, then tell the engine, then read records."""
+        base = self.seat.names.base
+        shards = sorted(gained)
+        commands: list[Command] = []
+        for n in shards:
+            commands.append(("HGET", f"{base}o", f"x{n}"))
+            commands.append(("HGETALL", f"{base}st{n}"))
+            commands.append(("LRANGE", f"{base}done{n}", 0, -1))
+        answers = [good(answer, "take over shards") for answer in await self._backend.link.post(commands)]
+        since = self._backend.now() - self._backend.settings.dedup_window_s
+        for place, n in enumerate(shards):
+            suspect_to, states, chunks = answers[3 * place : 3 * place + 3]
+            held = Held(n, gained[n], reading.position(suspect_to) if suspect_to else (0, 0))
+            for at in range(0, len(states), 2):
+                held.states[states[at]] = unpack_state(states[at + 1])
+                held.stored.add(states[at])
+            await self._owner.gained(n, held.token, b"", unpack_settled(chunks, since))
+            self.held[n] = held
+        self._news()
+
+    def lose(self, shards: Set[int]) -> None:
+        """They are somebody else's."""
+        if shards:
+            for n in shards:
+                self._gone[n] = self.held.pop(n).token
+            self._owner.lost(shards)
+
+    def holding(self, fetched: Fetched) -> Held | None:
+        held = self.held.get(fetched.shard)
+        return held if held is not None and held.token == fetched.token else None
+
+    def holds(self, fetched: Fetched) -> bool:
+        """By our own clock, too."""
+        seat = self.seat
+        if seat.until <= lease_clock():
+            seat.doubted = True
+            return False
+        return self.holding(fetched) is not None and seat.generation == self._generation
+
+    # -- taking part
+
+    @contextlib.contextmanager
+    def fetching(self) -> Iterator[None]:
+        self._fetches += 1
+        try:
+            yield
+        finally:
+            self._fetches -= 1
+            self._last_fetch = asyncio.get_running_loop().time()
+
+    async def awake(self) -> None:
+        """Take part again, if this member had rested."""
+        if self.seat.takes:
+            return
+        self._applied.clear()
+        self._rest_or_wake()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_AWAKE_S):
+                await self._applied.wait()
+
+    def _rest_or_wake(self) -> None:
+        """Who has not fetched for the time of a lease takes no share from those who do."""
+        quiet = not self._fetches and asyncio.get_running_loop().time() - self._last_fetch > self.seat.lease_s
+        if quiet == self.seat.takes:
+            self.seat.takes = not quiet
+            self.poke()
+
+    # -- planned moves
+
+    def give_up_some(self) -> None:
+        """Shards that others should have, as far as nothing runs in them."""
+        if self._surplus <= 0 or self._moving is not None or self._stopped:
+            return
+        busy = self._owner.busy(self.held.keys())
+        idle = sorted((n for n in self.held if n not in busy), key=lambda n: len(self.held[n].out))
+        if idle:
+            going = set(idle[: self._surplus])
+            self._surplus -= len(going)
+            self._moving = asyncio.get_running_loop().create_task(self._move(going), name=f"give up {self.seat.name}")
+
+    async def _move(self, shards: set[int]) -> None:
+        try:
+            await self._hand_over(shards)
+        finally:
+            self._moving = None
+
+    async def _hand_over(self, shards: set[int]) -> None:
+        going = {n: self.held[n] for n in shards}
+        for held in going.values():
+            held.is_leaving = True
+        await self._owner.losing(shards, _HANDOVER_S)
+        arguments: list[int] = []
+        for n, held in going.items():
+            arguments += [n, held.token]
+        command = scripts.run(membership.RELEASE, self.seat.names.base, self.seat.name, *arguments)
+        while self._generation == self.seat.generation:
+            try:
+                (answer,) = await self._backend.link.post([command])
+                good(answer, "give up shards")
+                break
+            except BackendError as error:
+                log.debug("cannot give up shards yet", extra={"member": self.seat.name, "error": str(error)})
+                await asyncio.sleep(_RETRY_S)
+        for n, held in going.items():
+            self._gone[n] = held.token
+            if self.held.get(n) is held:
+                del self.held[n]
