@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Generic, TypeVar
+from typing import Final, Generic, TypeVar
 
 from hivewire.backend import (
     Append,
@@ -24,6 +24,9 @@ from hivewire.backend import (
 from hivewire.errors import ConnectionLost
 from hivewire.testing.profiles_faults import Wire
 from hivewire.testing.profiles_world import World
+
+_CLOCK_S: Final = 0.001
+"""How far the clocks of member and store may differ."""
 
 _W = TypeVar("_W", bound=World)
 
@@ -163,7 +166,11 @@ class ProfileConsumer(Consumer, Generic[_W]):
 
     def holds(self, fetched: Fetched) -> bool:
         """False when the lease may have ended, by this process's own clock: its handler must not start."""
-        return self.world.loop.time() < self.safe_until and self._is_held(fetched)
+        return not self.is_late() and self._is_held(fetched)
+
+    def is_late(self) -> bool:
+        """The lease may have ended."""
+        return self.world.loop.time() >= self.safe_until - _CLOCK_S
 
     async def _keep(self) -> None:
         while True:
@@ -175,7 +182,7 @@ class ProfileConsumer(Consumer, Generic[_W]):
 
     def _check_lease(self) -> None:
         """Once `holds` has said no, the lease is given up, even if the store would still renew it."""
-        if self.world.loop.time() >= self.safe_until:
+        if self.is_late():
             self._give_up()
 
     @abstractmethod

@@ -245,7 +245,7 @@ class ShardConsumer(ProfileConsumer[_W]):
         shares = await self.wire.call(
             None, lambda: self.world.beat(self.queue, self.name, self.member.lease_s, begins=begins)
         )
-        if not begins and self.world.loop.time() >= self.safe_until:
+        if not begins and self.is_late():
             self._give_up()  # the answer came when `holds` had said no already
             return
         self._is_member = True

@@ -345,7 +345,7 @@ class SqlConsumer(ProfileConsumer[SqlWorld]):
         sent_at = self.world.loop.time()
         asked = self._life
         life = await self.wire.call(None, lambda: self.world.renew(self.queue, self.name, self.member.lease_s, asked))
-        if asked and (not life or self.world.loop.time() >= self.safe_until):
+        if asked and (not life or self.is_late()):
             # Refused, or the answer came when `holds` had said no already: the engine has let go.
             self._give_up()
             return
