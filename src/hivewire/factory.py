@@ -14,9 +14,8 @@ if TYPE_CHECKING:
     from hivewire.protocol import Protocol
 
 _NOT_YET: Final = {
-    "redis": "this version has no Redis backend yet: use sqlite:///FILE for several processes of one host, or memory://",
-    "kafka": "this version has no Kafka backend yet: use sqlite:///FILE for several processes of one host, or memory://",
-    "hybrid": "this version has no hybrid of Redis and Kafka yet: use sqlite:///FILE, or memory://",
+    "kafka": "this version has no Kafka backend yet: use redis://HOST or sqlite:///FILE",
+    "hybrid": "this version has no hybrid of Redis and Kafka yet: use redis://HOST or sqlite:///FILE",
 }
 
 
@@ -78,6 +77,18 @@ def _backend(settings: Settings) -> Backend:
         from hivewire.backends.sqlite import SQLiteBackend
 
         return SQLiteBackend(settings)
+    if settings.protocol == "redis":
+        return _redis(settings)
     from hivewire.backends.memory import MemoryBackend
 
     return MemoryBackend(settings)
+
+
+def _redis(settings: Settings) -> Backend:
+    try:
+        from hivewire.backends.redis import RedisBackend
+    except ModuleNotFoundError as error:
+        if error.name != "hiredis":
+            raise
+        raise Unsupported("redis:// needs hiredis: pip install 'hivewire[redis]'") from None
+    return RedisBackend(settings)

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
+from types import TracebackType
 from uuid import uuid4
 
+import pytest
+
 from hivewire.testing.conformance.fabric import Fabric
+from hivewire.testing.servers import RedisServer, ServerMissing, free_port
 
 
 class SQLiteFabric(Fabric):
@@ -32,11 +37,53 @@ class SQLiteFabric(Fabric):
             other.close()
 
 
+class RedisFabric(Fabric):
+    """A server of its own for each test; an outage is a kill -9 of it, and its end the start on the same port."""
+
+    def __init__(self, folder: Path) -> None:
+        # With `everysec` the server may confirm before it has written, when the disk is slow.
+        self.server = RedisServer(folder / "redis", "--appendfsync", "no")
+        start(self.server)
+        super().__init__(self.server.url, folder)
+        self.unreachable_url = f"redis://127.0.0.1:{free_port()}"
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            await super().__aexit__(kind, error, trace)
+        finally:
+            self.server.kill()
+
+    def restart_store(self) -> None:
+        self.server.kill()
+        self.server.start()
+
+    @asynccontextmanager
+    async def outage(self) -> AsyncIterator[None]:
+        self.server.kill()
+        try:
+            yield
+        finally:
+            self.server.start()
+
+
+def start(server: RedisServer) -> None:
+    """Without a server on this machine the test is skipped; where CI is set it fails."""
+    try:
+        server.start()
+    except ServerMissing as missing:
+        if os.environ.get("CI"):
+            pytest.fail(f"{missing}; with CI set its tests must run")
+        pytest.skip(str(missing))
+
+
 def memory(folder: Path) -> Fabric:
     return Fabric(f"memory://{uuid4().hex}", folder)
 
 
 FABRICS: dict[str, Callable[[Path], Fabric]] = {
     "memory": memory,
+    "redis": RedisFabric,
     "sqlite": SQLiteFabric,
 }

@@ -33,6 +33,7 @@ def backend_of(protocol: Protocol) -> Backend:
 @pytest.mark.parametrize(
     ("target", "name"),
     [(None, "MemoryBackend"), ("memory://x", "MemoryBackend"), ("sqlite:///x.db", "SQLiteBackend"),
+     ("redis://h", "RedisBackend"), ("rediss://h:1/2", "RedisBackend"),
      (Settings(protocol="sqlite"), "SQLiteBackend")],
 )  # fmt: skip
 def test_the_target_chooses_the_backend(target: str | Settings | None, name: str) -> None:
@@ -45,10 +46,9 @@ def test_connect_touches_nothing(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("target", ["redis://h", "rediss://h", "kafka://h"])
-def test_a_store_without_a_backend_is_refused_in_one_sentence(target: str) -> None:
-    with pytest.raises(Unsupported, match=r"no (Redis|Kafka) backend yet: use sqlite:///FILE"):
-        connect(target)
+def test_a_store_without_a_backend_is_refused_in_one_sentence() -> None:
+    with pytest.raises(Unsupported, match=r"no Kafka backend yet: use redis://HOST or sqlite:///FILE"):
+        connect("kafka://h")
     with pytest.raises(Unsupported):
         connect(protocol="hybrid")
 
@@ -60,11 +60,21 @@ def test_the_factory_of_the_reference(monkeypatch: pytest.MonkeyPatch) -> None:
     assert type(backend_of(factory.create_protocol())).__name__ == "SQLiteBackend"
     assert ProtocolFactory(Settings(lease_s=3)).settings.lease_s == 3
     monkeypatch.setenv("PROTOCOL_TYPE", "redis")
+    assert type(backend_of(ProtocolFactory.from_env().create_protocol())).__name__ == "RedisBackend"
+    monkeypatch.setenv("PROTOCOL_TYPE", "kafka")
     with pytest.raises(Unsupported):
         ProtocolFactory.from_env().validate()
     monkeypatch.setenv("PROTOCOL_TYPE", "rabbit")
     with pytest.raises(SettingsError, match=r"PROTOCOL_TYPE.*inmemory, sqlite, redis, kafka, hybrid"):
         ProtocolFactory.from_env()
+
+
+def test_a_missing_client_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in [name for name in sys.modules if name.startswith("hivewire.backends.redis")]:
+        monkeypatch.delitem(sys.modules, module)
+    monkeypatch.setitem(sys.modules, "hiredis", None)
+    with pytest.raises(Unsupported, match=r"pip install 'hivewire\[redis\]'"):
+        connect("redis://h")
 
 
 def test_the_factory_refuses_what_could_not_be_durable() -> None:
@@ -78,6 +88,8 @@ def test_the_factory_refuses_what_could_not_be_durable() -> None:
     [
         ("memory://", "hivewire.backends.memory", "hivewire.backends.sqlite"),
         ("sqlite:///x.db", "hivewire.backends.sqlite", "hivewire.backends.memory"),
+        ("redis://h", "hivewire.backends.redis", "hivewire.backends.sqlite"),
+        ("memory://", "hivewire.backends.memory", "hiredis"),
     ],
 )
 def test_only_the_backend_in_use_is_imported(target: str, wanted: str, unwanted: str) -> None:

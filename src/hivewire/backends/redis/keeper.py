@@ -44,6 +44,8 @@ class Shares(msgspec.Struct, frozen=True):
     next_late_s: float | None
     held: dict[int, int]
     """Shard to fencing token."""
+    is_new: bool
+    """The server did not know the queue any more: all in it was deleted."""
 
 
 class Seat:
@@ -95,7 +97,7 @@ class Seat:
             self.lapse()
             self.due_at = 0.0
             return None
-        us, shards, surplus, ends_ms, late_ms, held = good(answer, f"renew the lease of {self.name}")
+        us, shards, surplus, ends_ms, late_ms, held, made = good(answer, f"renew the lease of {self.name}")
         self.begins = False
         self.until = sent_at + self.lease_s
         tick_s = self.lease_s / _TICKS_A_LEASE
@@ -108,6 +110,7 @@ class Seat:
             surplus,
             None if late_ms < 0 else late_ms / 1000,
             {int(held[i]): int(held[i + 1]) for i in range(0, len(held), 2)},
+            bool(made),
         )
 
 

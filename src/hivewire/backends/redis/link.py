@@ -142,6 +142,9 @@ class Link:
         self._backlog: list[tuple[Sequence[Command], asyncio.Future[list[Reply]]]] = []
         self._connecting: asyncio.Task[None] | None = None
         self._closed = False
+        self.on_return: Callable[[], None] | None = None
+        """Called when a connection that had broken is there again."""
+        self._has_been = False
 
     def post(self, commands: Sequence[Command]) -> asyncio.Future[list[Reply]]:
         """Send in this turn of the loop; awaiting the future gives the answers, errors as values."""
@@ -171,6 +174,9 @@ class Link:
         error: Exception | None = None
         try:
             self._wire = await open_wire(self.address, self._prepare, self._ended)
+            if self._has_been and self.on_return is not None:
+                self.on_return()
+            self._has_been = True
         except BackendError as refused:
             error = refused
         finally:

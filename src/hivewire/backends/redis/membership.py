@@ -13,6 +13,7 @@ BEAT: Final = (
     + QUIET
     + """
 local me, takes = ARGV[1], ARGV[3] == '1'
+local made = redis.call('EXISTS', base .. 'spec') == 0
 local shards = declare(ARGV[6], ARGV[7], '')
 local members, active, book = base .. 'm', base .. 'a', base .. 'o'
 local owner, freed = {}, false
@@ -93,7 +94,7 @@ end
 local ends = redis.call('ZRANGE', members, 0, 0, 'WITHSCORES')
 local late = redis.call('ZRANGE', base .. 'late', 0, 0, 'WITHSCORES')
 return {string.format('%.0f', us), shards, surplus, tonumber(ends[2]) - now,
-        late[2] and math.max(0, tonumber(late[2]) - now) or -1, held}
+        late[2] and math.max(0, tonumber(late[2]) - now) or -1, held, made and 1 or 0}
 """
 )
 

@@ -24,6 +24,7 @@ class Held:
     """A shard that this member owns, with the fencing token of its ownership."""
 
     __slots__ = (
+        "_again_to",
         "buffer", "cursor", "is_hot", "is_leaving", "marked", "out", "paused", "shard", "states", "stored",
         "suspect_to", "token",
     )  # fmt: skip
@@ -38,8 +39,10 @@ class Held:
         self.is_leaving = False
         self.buffer: deque[Fetched] = deque()
         """Read and not handed out yet."""
-        self.out: dict[bytes, Fetched] = {}
+        self.out: set[bytes] = set()
         """Handed out and not settled."""
+        self._again_to: tuple[int, int] = (0, 0)
+        """What lies up to here may be known already."""
         self.marked: set[bytes] = set()
         self.paused: set[bytes] = set()
         self.states: dict[bytes, State] = {}
@@ -49,10 +52,19 @@ class Held:
 
     def take(self, entries: Sequence[Any]) -> float:
         """What was read behind the cursor. The server's clock is past the time that this returns."""
-        for entry in entries:
-            self.buffer.append(self.read(entry))
+        if position(entries[0][0]) <= self._again_to:
+            known = self.out | {entry_id(fetched) for fetched in self.buffer}
+            self.buffer.extend([self.read(entry) for entry in entries if entry[0] not in known])
+        else:
+            self.buffer.extend([self.read(entry) for entry in entries])
         self.cursor = entries[-1][0]
         return (position(self.cursor)[0] + 1) / 1000
+
+    def rewind(self) -> None:
+        """Read all of the shard again: a server that came back may have undone the last settlements."""
+        self._again_to = max(self._again_to, position(self.cursor))
+        self.cursor = b"0-0"
+        self.is_hot = True
 
     def read(self, entry: Any) -> Fetched:
         id, fields = entry
@@ -69,7 +81,7 @@ class Held:
 
     def take_back(self, id: bytes) -> bool:
         """Whether nobody has had this record; if it was read already, it is forgotten."""
-        if position(id) > position(self.cursor):
+        if id not in self.out and position(id) > max(position(self.cursor), self._again_to):
             return True
         for fetched in self.buffer:
             if entry_id(fetched) == id:
@@ -84,7 +96,7 @@ class Held:
 
     def forget(self, id: bytes) -> None:
         """Its outcome is on its way to the server."""
-        self.out.pop(id, None)
+        self.out.discard(id)
         self.marked.discard(id)
         self.paused.discard(id)
 
@@ -107,7 +119,7 @@ def hand_out(shards: Iterable[Held], limit: int, lanes: int, run: int) -> list[F
                 break  # a cursor cannot leave one out
             keys[key] = count + 1
             buffer.popleft()
-            out[entry_id(fetched)] = fetched
+            out.add(entry_id(fetched))
             taken.append(fetched)
     if len({fetched.record.priority for fetched in taken}) > 1:
         urgency: dict[str, int] = {}

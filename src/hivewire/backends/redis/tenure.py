@@ -30,8 +30,11 @@ _AWAKE_S = 1.0
 class Tenure:
     """`news` is called when there may be something to read."""
 
-    def __init__(self, backend: RedisBackend, seat: Seat, owner: Ownership, news: Callable[[], None]) -> None:
+    def __init__(
+        self, backend: RedisBackend, queue: str, seat: Seat, owner: Ownership, news: Callable[[], None]
+    ) -> None:
         self._backend = backend
+        self.queue = queue
         self.seat = seat
         self._owner = owner
         self._news = news
@@ -92,6 +95,8 @@ class Tenure:
         if shares.generation != self._generation:
             self.lose(set(self.held))
             self._generation = shares.generation
+        if shares.is_new:
+            await self._backend.declare(self._backend.sending.defaults(self.queue))
         self.lose({n for n, held in self.held.items() if shares.held.get(n) != held.token})
         gained = {n: token for n, token in shares.held.items() if n not in self.held and self._gone.get(n) != token}
         if gained:

@@ -156,7 +156,11 @@ class Fabric:
         for member in self._members:
             await member.close(0.5)
         self._members.clear()
+        self.restart_store()
         self.protocol = await self.member()
+
+    def restart_store(self) -> None:
+        """Stop the store and start it again, while nobody uses it."""
 
     @asynccontextmanager
     async def outage(self) -> AsyncIterator[None]:

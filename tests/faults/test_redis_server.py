@@ -1,0 +1,268 @@
+"""A real Redis that is killed, frozen or emptied under load: the same objects go on, nothing confirmed is lost."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from hivewire.backends.redis import RedisBackend
+from hivewire.delivery import Delivery
+from hivewire.engine.protocol import Engine
+from hivewire.errors import BackendError, ConnectionLost, SettingsError
+from hivewire.factory import connect
+from hivewire.testing.conformance.journal import first_seen, overlapping
+from hivewire.testing.conformance.scenario import counts, empty, number, send_numbered, serving, take, task
+from hivewire.testing.conformance.waiting import count, eventually, until
+from hivewire.testing.leaks import Census, no_unhandled_errors
+from hivewire.testing.servers import RedisServer
+from tests.conformance.backends import RedisFabric, start
+
+KEYS = [f"k{n}" for n in range(8)]
+
+
+@pytest.fixture
+async def redis(tmp_path: Path) -> AsyncIterator[RedisFabric]:
+    before = Census.take()
+    with no_unhandled_errors():
+        async with RedisFabric(tmp_path) as made:
+            yield made
+    await before.check()
+
+
+class Load:
+    """Sends numbered messages of several keys, one after another each, until it is stopped."""
+
+    def __init__(self, protocol: Engine, agent: str) -> None:
+        self._protocol = protocol
+        self._agent = agent
+        self._stopping = False
+        self.confirmed: dict[str, list[int]] = {key: [] for key in KEYS}
+
+    async def _send(self, key: str) -> None:
+        n = 0
+        while not self._stopping:
+            await self._protocol.send(task(self._agent, n, key=key), timeout_s=20)
+            self.confirmed[key].append(n)
+            n += 1
+            await asyncio.sleep(0.001)
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        async with asyncio.TaskGroup() as group:
+            for key in KEYS:
+                group.create_task(self._send(key))
+            try:
+                yield
+            finally:
+                self._stopping = True
+
+    @property
+    def total(self) -> int:
+        return sum(map(len, self.confirmed.values()))
+
+
+class Seen:
+    """What a handler got, by key, in its order."""
+
+    def __init__(self) -> None:
+        self.numbers: dict[str, list[int]] = {key: [] for key in KEYS}
+
+    async def __call__(self, delivery: Delivery) -> None:
+        await asyncio.sleep(0.001)
+        self.numbers[str(delivery.message.key)].append(number(delivery))
+
+    @property
+    def total(self) -> int:
+        return sum(map(len, self.numbers.values()))
+
+    def check(self, load: Load) -> None:
+        """All that was confirmed was handled, each key's first times in the order sent."""
+        for key, confirmed in load.confirmed.items():
+            first = list(dict.fromkeys(self.numbers[key]))
+            assert first == sorted(first), key
+            assert set(confirmed) <= set(first), key
+
+
+async def _killed(server: RedisServer) -> None:
+    server.kill()
+    await asyncio.sleep(0.2)  # what is tested is that time passes without a server
+    server.start()
+
+
+async def _frozen(server: RedisServer) -> None:
+    """For longer than the lease and the time-out of an answer."""
+    server.freeze()
+    await asyncio.sleep(4.5)
+    server.thaw()
+
+
+@pytest.mark.parametrize(("trouble", "times"), [(_killed, count(3, 30)), (_frozen, 1)], ids=["kill -9", "SIGSTOP"])
+async def test_nothing_confirmed_is_lost(
+    redis: RedisFabric, trouble: Callable[[RedisServer], Awaitable[None]], times: int
+) -> None:
+    member = await redis.member()
+    load, seen = Load(redis.protocol, "load"), Seen()
+    async with serving(member, "load", seen, concurrency=4):
+        async with load.running():
+            for _ in range(times):
+                sent, handled = load.total, seen.total
+                await until(lambda sent=sent: load.total > sent + 100, "messages are sent")  # type: ignore[misc]
+                await until(lambda handled=handled: seen.total > handled + 50, "messages are handled")  # type: ignore[misc]
+                await trouble(redis.server)
+            sent, handled = load.total, seen.total
+            await until(lambda: load.total > sent + 100, "senders go on")
+            await until(lambda: seen.total > handled + 100, "the handler goes on", 5)
+        await empty(redis.protocol, "load", within_s=30)
+    seen.check(load)
+
+
+async def test_workers_and_server_are_killed_in_turn(redis: RedisFabric) -> None:
+    settings = {"max_attempts": 50}
+    workers = [await redis.worker("both", concurrency=4, settings=settings) for _ in range(3)]
+    each = count(30, 400)
+    await send_numbered(redis.protocol, "both", each, keys=KEYS, steps=[("sleep", 0.03)])
+    dead = []
+    for _ in range(count(2, 10)):
+        handled = len(redis.journal.ends("both"))
+        await until(lambda handled=handled: len(redis.journal.ends("both")) > handled + 20, "work goes on")  # type: ignore[misc]
+        redis.restart_store()
+        victim = workers.pop(0)
+        victim.kill()
+        await victim.ended()
+        dead.append(victim.name)
+        workers.append(await redis.worker("both", concurrency=4, settings=settings))
+    await empty(redis.protocol, "both", within_s=40)
+    starts = redis.journal.starts("both")
+    assert {key: sorted(set(numbers)) for key, numbers in first_seen(starts).items()} == {
+        key: list(range(each)) for key in KEYS
+    }
+    assert all(numbers == sorted(numbers) for numbers in first_seen(starts).values())
+    assert overlapping(redis.journal.entries("start", "end", agent="both"), dead=dead) == []
+
+
+async def test_after_everything_was_deleted_the_same_objects_go_on(redis: RedisFabric) -> None:
+    member, seen = await redis.member(), Seen()
+    async with serving(member, "flushed", seen):
+        await redis.protocol.send(task("flushed", 0, key="k0"))
+        await until(lambda: seen.total == 1, "the first one")
+        assert redis.server.ask("FLUSHALL") == b"+OK"
+        await redis.protocol.send(task("flushed", 1, key="k1"))
+        await until(lambda: seen.total == 2, "the next one", 5)
+        await redis.protocol.subscribe("later", ["task"])
+        await eventually(lambda: _known(redis, "flushed", "later"), True, 5)
+    await redis.protocol.send(task("later", 2))
+    await take(redis.protocol, "later", 1)
+
+
+async def _known(redis: RedisFabric, *agents: str) -> bool:
+    return set(agents) <= set(await redis.protocol.agents())
+
+
+async def test_a_server_that_forgets_its_scripts_is_told_again(redis: RedisFabric) -> None:
+    await redis.protocol.send(task("told", 1))
+    assert redis.server.ask("SCRIPT", "FLUSH") == b"+OK"
+    with pytest.raises(ConnectionLost, match="NOSCRIPT"):  # the outcome is known, but a repetition is all it takes
+        await take(redis.protocol, "told", 1)
+    await take(redis.protocol, "told", 1)
+
+
+async def test_health_is_red_while_the_server_stands_still(redis: RedisFabric) -> None:
+    async def ok() -> bool:
+        return (await redis.protocol.health()).ok
+
+    redis.server.freeze()
+    try:
+        await eventually(ok, False, 5)
+    finally:
+        redis.server.thaw()
+    await eventually(ok, True, 5)
+
+
+async def test_three_members_share_and_a_dead_one_s_part_is_taken_over(redis: RedisFabric) -> None:
+    """2 to 3 of 8 shards each, within 5 s of a join, a leave, and a death after its lease."""
+
+    def shares() -> list[int]:
+        backends = [member.backend for member in members]
+        owned = []
+        for backend in backends:
+            assert isinstance(backend, RedisBackend)
+            owned.append(sum(len(consumer.held) for consumer in backend.consumers))
+        return sorted(owned)
+
+    async def shared() -> list[int]:
+        return shares()
+
+    members = [await redis.member() for _ in range(3)]
+    async with serving(members[0], "fair", Seen()), serving(members[1], "fair", Seen()):
+        await eventually(shared, [0, 4, 4], 5)
+        async with serving(members[2], "fair", Seen()):
+            await eventually(shared, [2, 3, 3], 5)
+        await eventually(shared, [0, 4, 4], 5)
+        worker = await redis.worker("fair")
+        await until(lambda: shares() in ([0, 2, 3], [0, 3, 3]), "the process has its share", 5)
+        worker.kill()
+        await worker.ended()
+        await eventually(shared, [0, 4, 4], redis.lease_s + 5)
+
+
+@pytest.mark.parametrize(
+    ("options", "durability"),
+    [
+        (["--appendonly", "no"], "volatile"),
+        (["--appendfsync", "everysec"], "process"),
+        (["--appendfsync", "always"], "disk"),
+    ],
+)
+async def test_what_the_server_keeps_is_told(
+    tmp_path: Path, options: list[str], durability: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    server = RedisServer(tmp_path / "redis", *options)
+    start(server)
+    try:
+        async with connect(server.url) as protocol:
+            health = await protocol.health()
+        assert health.ok
+        assert health.durability == durability
+        assert bool(health.warnings) is (durability != "disk")
+        assert ("THIS REDIS LOSES MESSAGES" in caplog.text) is (durability == "volatile")
+        if durability == "volatile":
+            with pytest.raises(SettingsError, match="require_durable"):
+                await connect(server.url, require_durable=True).send(task("firm"))
+    finally:
+        server.kill()
+
+
+async def test_a_password_is_needed_and_its_lack_is_one_sentence(tmp_path: Path) -> None:
+    server = RedisServer(tmp_path / "redis", "--requirepass", "open sesame")
+    start(server)
+    try:
+        async with connect(server.url, redis={"password": "open sesame"}) as protocol:
+            await protocol.send(task("locked", 1))
+            assert counts(await protocol.depth("locked")) == (1, 0, 0, 0)
+            await take(protocol, "locked", 1)
+        for refused in (connect(server.url), connect(server.url, redis={"password": "open barley"})):
+            with pytest.raises(BackendError, match=r"NOAUTH|WRONGPASS"):
+                await refused.send(task("locked"), timeout_s=1)
+            await refused.close()
+    finally:
+        server.kill()
+
+
+async def test_something_else_on_the_port_is_a_typed_error() -> None:
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(100)
+        writer.write(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+        await writer.drain()
+        writer.close()
+
+    server = await asyncio.start_server(answer, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    async with server:
+        stranger = connect(f"redis://127.0.0.1:{port}")
+        with pytest.raises(BackendError):
+            await stranger.send(task("nobody"), timeout_s=1)
+        await stranger.close()
