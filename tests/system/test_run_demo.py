@@ -355,7 +355,7 @@ BAD = [
     (["--input", "ghost-*.log"], "there is no such file"),
     (["--out", "text.txt"], "cannot make the folder"),
     (["--protocol", "carrier-pigeon"], "neither a URL nor one of"),
-    (["--protocol", "redis://localhost"], "no Redis backend"),
+    (["--protocol", "kafka://localhost"], "no Kafka backend"),
     (["--processes", "0"], "not a whole number above 0"),
     (["--resume", "--new"], "not allowed with"),
 ]

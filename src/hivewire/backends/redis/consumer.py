@@ -91,6 +91,8 @@ class RedisConsumer(Consumer):
         until = loop.time() + wait_s
         with self.tenure.fetching():
             await self.tenure.awake()
+            if wait_s <= 0:  # what was stored just now: its bell may still be on the way
+                self._look_again()
             while True:
                 self._news.clear()
                 async with self._reading:

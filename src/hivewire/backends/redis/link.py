@@ -46,8 +46,7 @@ class Wire(asyncio.Protocol):
         self.is_open = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        self._transport = transport  # type: ignore[assignment]  # uvloop's is one that does not say so
         self.is_open = True
 
     def ask(self, commands: Sequence[Command], future: asyncio.Future[list[Reply]] | None) -> None:
