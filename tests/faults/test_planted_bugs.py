@@ -21,7 +21,6 @@ from hivewire.rules.lanes import Lane, Lanes
 from hivewire.rules.watermark import Watermark
 from hivewire.testing.profiles_driver import ProfileConsumer
 from hivewire.testing.profiles_kafka import KafkaWorld
-from hivewire.testing.profiles_shards import ShardWorld
 from hivewire.testing.profiles_sql import Row, SqlWorld
 from hivewire.testing.profiles_world import World
 from hivewire.testing.seeded import try_seed
@@ -117,11 +116,6 @@ def fence_not_checked_by_the_table(patch: pytest.MonkeyPatch) -> None:
         return self._table(queue).rows.get(int(fetched.at))
 
     patch.setattr(SqlWorld, "_fenced", fenced)
-
-
-@planted("kafka")
-def fence_not_checked_by_the_broker(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(ShardWorld, "is_fenced_out", lambda self, queue, process, number, token: False)
 
 
 @planted("sql", "redis", "kafka", caught_by="only_owners_start")

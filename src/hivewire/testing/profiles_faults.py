@@ -33,7 +33,14 @@ PLACES: Final[dict[FaultKind, tuple[tuple[Place, Moment], ...]]] = {
     "delay": (("append", "early"), ("append", "late"), ("fetch", "late"), ("settle", "early"), ("settle", "late")),
     "fail": (("append", "early"), ("settle", "early"), ("fetch", "late"), ("handle", "early"), ("save", "early")),
     "revoke": (("handle", "early"), ("settle", "early"), ("fetch", "late")),
-    "freeze": (("handle", "early"), ("handle", "late"), ("append", "early"), ("settle", "early"), ("fetch", "late")),
+    "freeze": (
+        ("handle", "early"),
+        ("handle", "late"),
+        ("append", "early"),
+        ("settle", "early"),
+        ("save", "early"),  # a commit that leaves when the shard is somebody else's already
+        ("fetch", "late"),
+    ),
     "crash": (
         ("handle", "early"),
         ("handle", "late"),
