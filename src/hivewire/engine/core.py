@@ -73,6 +73,7 @@ class Floor:
     def __init__(self) -> None:
         self.running = 0
         self.alone = False
+        self._holder: object = None
         self._changed = asyncio.Event()
 
     def enter(self) -> None:
@@ -91,18 +92,20 @@ class Floor:
             self._changed.clear()
             await self._changed.wait()
 
-    async def take(self) -> None:
-        """Wait until nothing else runs; starts of others wait until `give_back`."""
+    async def take(self, holder: object) -> None:
+        """Wait until nothing else runs; starts of others wait until the holder has left."""
         await self.wait()
-        self.alone = True
+        self.alone, self._holder = True, holder
         try:
             while self.running:
                 self._changed.clear()
                 await self._changed.wait()
         except BaseException:
-            self.give_back()
+            self.left(holder)
             raise
 
-    def give_back(self) -> None:
-        self.alone = False
+    def left(self, who: object) -> None:
+        """Something does not run any more; if it had the floor alone, it is everybody's again."""
+        if self._holder is who:
+            self.alone, self._holder = False, None
         self._changed.set()

@@ -171,10 +171,10 @@ class Crew:
         """
         waiting, inbox, floor, time = lane.waiting, self.inbox, self._core.floor, self._loop.time
         began = now = time()
-        look_at = 0.0
+        grip, look_at = lane.grip, 0.0
         handled = redelivered = 0
         try:
-            while waiting and not (lane.lost or lane.blocked or lane.ending or self._stopping):
+            while waiting and lane.grip == grip and not (lane.ending or self._stopping):
                 fetched = waiting[0]
                 message = inbox.admit_now(fetched)
                 if message is None:
@@ -212,7 +212,7 @@ class Crew:
                     slot.delivery = None
                     floor.running -= 1
                     if floor.alone:
-                        self._left_floor(fetched)
+                        floor.left(fetched)
                 now = time()
                 if now - began > _SLICE_S:
                     await asyncio.sleep(0)
@@ -222,7 +222,7 @@ class Crew:
                 inbox.metrics.messages_received += handled
                 inbox.metrics.redelivered += redelivered
                 self._pace.observe(handled, max(time() - began, 1e-7))
-            if waiting and not lane.lost and not lane.blocked:
+            if waiting and lane.grip == grip:
                 inbox.lanes.resume(lane)
 
     async def _admit(self, lane: Lane) -> Message | None:
@@ -242,33 +242,25 @@ class Crew:
             fetched.starts += not fetched.marked
             return True
         if runs_alone(fetched):
-            await self._core.floor.take()
+            await self._core.floor.take(fetched)
+        may_start = False
         try:
             if not fetched.marked and not await self.inbox.mark(fetched):
                 self.inbox.lost({lane.shard})
+            may_start = self._may_go_on(lane)
         except BackendError as error:
             log.warning("cannot mark a start yet", extra={"queue": self.inbox.queue, "error": str(error)})
             await asyncio.sleep(_FETCH_RETRY_S)
-            self._left_floor(fetched)
-            return False
-        if self._may_go_on(lane):
-            return True
-        self._left_floor(fetched)
-        if not lane.lost:
+        finally:
+            if not may_start:
+                self._core.floor.left(fetched)
+        if not may_start and not lane.lost and fetched.marked:
             fetched.starts -= 1
             fetched.marked = False
-        return False
+        return may_start
 
     def _may_go_on(self, lane: Lane) -> bool:
         return not (lane.lost or lane.ending or self._stopping) and self.inbox.holds(lane)
-
-    def _left_floor(self, fetched: Fetched) -> None:
-        """Tell who waits for the floor; give it back if this record had it alone."""
-        floor = self._core.floor
-        if runs_alone(fetched) and floor.alone and not floor.running:
-            floor.give_back()
-        else:
-            floor.changed()
 
     def _watch(self, delivery: EngineDelivery, now: float) -> None:
         """See that the handler is marked when it lasts, and cancelled when it lasts too long."""

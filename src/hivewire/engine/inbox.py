@@ -202,7 +202,7 @@ class Inbox(Ownership):
 
     def holds(self, lane: Lane) -> bool:
         """Whether the lane's first record may be started; if the lease has run out, all is forgotten."""
-        if lane.lost:
+        if lane.lost or not lane.waiting:
             return False
         if lane.shard != VOLATILE_SHARD and (self._consumer is None or not self._consumer.holds(lane.waiting[0])):
             self.lost({lane.shard})
@@ -351,6 +351,9 @@ class Inbox(Ownership):
                 continue
             for _ in positions:
                 lane.parked.popleft()
+            batch = [fetched for fetched in batch if fetched.shard == lane.shard]
+            if self._shards is not None:
+                batch = self._shards.accept(batch)[0]
             lane.waiting.extend(batch)
             if lane.waiting and self.lanes.unblock(lane):
                 self._woken()

@@ -111,10 +111,11 @@ class Puller:
         handed: list[EngineDelivery] = []
         lane: Lane | None = None
         try:
-            while len(handed) < limit and (lane := self.inbox.lanes.next_lane()) is not None:
+            floor = self.inbox.core.floor
+            while len(handed) < limit and not floor.alone and (lane := self.inbox.lanes.next_lane()) is not None:
                 alone = runs_alone(lane.waiting[0])
-                if alone and (handed or self.inbox.core.floor.running):
-                    self.inbox.lanes.ready.appendleft(lane)  # by itself, when all others are settled
+                if alone and (handed or floor.running):
+                    self.inbox.lanes.put_first(lane)  # by itself, when all others are settled
                     break
                 delivery = await self._delivery(lane)
                 if delivery is not None:

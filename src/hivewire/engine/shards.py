@@ -135,8 +135,12 @@ class Shards:
         return accepted, finished
 
     def owns(self, fetched: Fetched) -> bool:
+        """Whether it may be started here."""
+        return self._has(fetched) and not self._shards[fetched.shard].closing
+
+    def _has(self, fetched: Fetched) -> bool:
         shard = self._shards.get(fetched.shard)
-        return shard is not None and shard.token == fetched.token and not shard.closing
+        return shard is not None and shard.token == fetched.token
 
     def state(self, number: int) -> bytes:
         """To hand over."""
@@ -171,7 +175,7 @@ class Shards:
         if self._per_record_ack:
             return await consumer.start(batch)
         lost = await self.save(consumer, {fetched.shard for fetched in batch})
-        return [fetched for fetched in batch if fetched.shard in lost or not self.owns(fetched)]
+        return [fetched for fetched in batch if fetched.shard in lost or not self._has(fetched)]
 
     async def save(self, consumer: Consumer, numbers: Iterable[int]) -> set[int]:
         """Commit, one at a time: an older state must not overtake a newer one. Returns the shards that are

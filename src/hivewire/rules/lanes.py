@@ -18,15 +18,17 @@ class Lane:
     `taken`: a taker has it. `blocked`: its first record waits for another attempt. `ending`: the shard is
     being given up, nothing more may start. `lost`: somebody else owns the records by now; nothing here
     counts any more. `parked`: positions of records whose bodies were dropped, all behind `waiting`.
+    `grip` changes whenever the lane goes to a taker or from it: so a taker knows whether it still has it.
     """
 
-    __slots__ = ("blocked", "ending", "key", "lost", "parked", "shard", "taken", "waiting")
+    __slots__ = ("blocked", "ending", "grip", "key", "lost", "parked", "shard", "taken", "waiting")
 
     def __init__(self, key: str, shard: int) -> None:
         self.key = key
         self.shard = shard
         self.waiting: deque[Fetched] = deque()
         self.parked: deque[int | str] = deque()
+        self.grip = 0
         self.taken = False
         self.blocked = False
         self.ending = False
@@ -83,6 +85,7 @@ class Lanes:
             lane = ready.popleft()
             if not lane.lost:
                 lane.taken = True
+                lane.grip += 1
                 return lane
         return None
 
@@ -99,14 +102,22 @@ class Lanes:
     def resume(self, lane: Lane) -> None:
         """The taker puts the lane back; others go first."""
         lane.taken = False
+        lane.grip += 1
         if lane.ending:
             self.remove(lane)
         elif not lane.lost and not lane.blocked:
             self.ready.append(lane)
 
+    def put_first(self, lane: Lane) -> None:
+        """The taker puts the lane back; it is the next."""
+        lane.taken = False
+        lane.grip += 1
+        self.ready.appendleft(lane)
+
     def block(self, lane: Lane) -> None:
         """Its first record waits for another attempt."""
         lane.taken = False
+        lane.grip += 1
         lane.blocked = True
         if lane.ending:
             self.remove(lane)
@@ -140,6 +151,7 @@ class Lanes:
     def remove(self, lane: Lane) -> None:
         """Forget the lane and all it still holds."""
         lane.taken = False
+        lane.grip += 1
         if self._lanes.get(lane.key) is lane:
             del self._lanes[lane.key]
 
