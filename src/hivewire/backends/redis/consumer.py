@@ -96,7 +96,7 @@ class RedisConsumer(Consumer):
             while True:
                 self._news.clear()
                 async with self._reading:
-                    if not any(held.buffer for held in self.held.values()):
+                    if not any(held.buffer and not held.is_leaving for held in self.held.values()):
                         await self._read(limit)
                     taken = reading.hand_out(self.held.values(), limit, lanes, run)
                 left = until - loop.time()

@@ -67,9 +67,12 @@ class Seat:
         self.poked = False
         self.told = True
         """Whether the loop has taken the last answer: a loop that stands still gets no more shards."""
+        self.was_held_back = False
+        """It could not claim what was free: it asks again when the loop has taken the answer."""
         self.tell: Callable[[Shares], None] | None = None
 
     def question(self) -> Command:
+        self.was_held_back = not self.told
         lease_ms = int(self.lease_s * 1000)
         return scripts.run(
             membership.BEAT,
@@ -146,6 +149,15 @@ class Keeper:
         seat.poked = True
         self._wake.set()
 
+    def _tell(self, told: Sequence[tuple[Seat, Shares]]) -> None:
+        for seat, shares in told:
+            seat.told = True
+            if seat.was_held_back:
+                seat.was_held_back = False
+                self.poke(seat)
+            if seat.tell is not None:
+                seat.tell(shares)
+
     async def close(self) -> None:
         self._stopping = True
         self._wake.set()
@@ -194,7 +206,7 @@ class Keeper:
                 seat.told = False
                 told.append((seat, shares))
         if told:
-            _call_on(self._loop, _tell, told)
+            _call_on(self._loop, self._tell, told)
         if trouble is not None:
             raise trouble
 
@@ -242,13 +254,6 @@ class Keeper:
         if self._socket is not None:
             self._socket.close()
             self._socket = None
-
-
-def _tell(told: Sequence[tuple[Seat, Shares]]) -> None:
-    for seat, shares in told:
-        seat.told = True
-        if seat.tell is not None:
-            seat.tell(shares)
 
 
 def _call_on(loop: asyncio.AbstractEventLoop, call: Callable[..., object], *arguments: object) -> None:

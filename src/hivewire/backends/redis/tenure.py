@@ -215,3 +215,4 @@ class Tenure:
             self._gone[n] = held.token
             if self.held.get(n) is held:
                 del self.held[n]
+        self._news()
