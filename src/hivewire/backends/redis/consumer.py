@@ -224,7 +224,7 @@ class RedisConsumer(Consumer):
             commands.append(self._settlement(held, finished, left))
             asked.append(everything)
         await self._fenced(commands, asked, refused, "settle messages")
-        for fetched in done:
+        for fetched in (*done, *(outcome.fetched for outcome in rest if isinstance(outcome, Dead))):
             held = self.tenure.holding(fetched)
             if held is not None and held.stored:
                 held.stored.discard(reading.entry_id(fetched))

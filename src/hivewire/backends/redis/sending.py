@@ -65,7 +65,9 @@ class Sending:
         for entry in batch:
             known = self._known.get(entry.queue)
             if known is None:
-                known = self._known[entry.queue] = Known(Names(entry.queue))
+                known = Known(Names(entry.queue))
+                if not entry.queue.startswith(REPLY_PREFIX):  # mailboxes come and go
+                    self._known[entry.queue] = known
             if self._is_plain(entry, known):
                 for record in entry.records:
                     shard = hashed(record.id if known.competing else record.key) % known.shards
@@ -79,7 +81,7 @@ class Sending:
                 if any(record.ttl_s is not None for record in entry.records):
                     expiring.append(entry.queue)
                 number += len(entry.records)
-        listed = [entry.queue for _, _, entry in scripted]
+        listed = [entry.queue for _, _, entry in scripted if not entry.queue.startswith(REPLY_PREFIX)]
         if listed:
             commands.append(("SADD", QUEUES, *dict.fromkeys(listed)))
         if expiring:
