@@ -33,7 +33,7 @@ class Delivery(ABC):
         """Handled: returns when that is stored. Raises `LeaseLost` or `AlreadySettled`."""
 
     @abstractmethod
-    async def nack(self, *, delay_s: float | None = None, error: BaseException | None = None) -> None:
+    async def nack(self, delay_s: float | None = None, *, error: BaseException | None = None) -> None:
         """Failed: again after `delay_s`, or when the retry policy says (None); dead after `max_attempts`."""
 
     @abstractmethod

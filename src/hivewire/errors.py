@@ -140,7 +140,7 @@ class RetryAfter(Exception):
 
     def __init__(self, delay_s: float, reason: str = "") -> None:
         super().__init__(reason or f"retry after {delay_s} s")
-        self.delay_s = delay_s
+        self.delay_s = duration_s(delay_s, "delay_s")
 
 
 class Reject(Exception):
@@ -148,4 +148,11 @@ class Reject(Exception):
 
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
-        self.reason = reason
+        self.reason = str(reason)
+
+
+def duration_s(value: object, what: str) -> float:
+    """A number of seconds, not negative and not endless; else `MessageError`."""
+    if isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < float("inf"):
+        return float(value)
+    raise MessageError(f"{what} is a number of seconds, 0 or more; got {value!r}")

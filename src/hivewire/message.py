@@ -37,6 +37,9 @@ class Priority(IntEnum):
     CRITICAL = 10
 
 
+PROGRESS: Final = "hivewire_progress"
+"""In the metadata of what a handler tells about its work."""
+
 UNORDERED: Final = "\x00unordered"
 """As `Message.key`: this message has a key of its own and waits for no other."""
 

@@ -15,7 +15,7 @@ from hivewire.backend import Mode
 from hivewire.delivery import Delivery
 from hivewire.errors import NoHandler, SettingsError
 from hivewire.ids import derived_id
-from hivewire.message import Message
+from hivewire.message import PROGRESS, Message
 from hivewire.protocol import Protocol, Receipt
 from hivewire.rules.retry import Retry
 
@@ -102,9 +102,17 @@ class Context:
                 sender=self.worker.name,
                 to=to,
                 content=content,
+                metadata={PROGRESS: True},
                 in_reply_to=self.message.id,
-                id=self._output_id(to, "event", None) if self.attempt == 1 else derived_id(
-                    self.message.id, self._delivery.replay, to, "event", self.attempt, self._delivery.next_output(to, "event")
+                id=self._output_id(to, "event", None)
+                if self.attempt == 1
+                else derived_id(
+                    self.message.id,
+                    self._delivery.replay,
+                    to,
+                    "event",
+                    self.attempt,
+                    self._delivery.next_output(to, "event"),
                 ),
             )
             await self.protocol.deliver_reply(event)
@@ -217,11 +225,9 @@ class Worker:
         entry = self._entry(type)
         return None if entry is None else entry.retry
 
-    async def serve(
-        self, protocol: Protocol, stop: Awaitable[object] | None = None, drain_s: float = 10.0
-    ) -> None:
+    async def serve(self, protocol: Protocol, stop: Awaitable[object] | None = None, drain_s: float = 10.0) -> None:
         """Handle messages until `stop` is done or this is cancelled; what runs may finish for `drain_s`."""
-        types = () if ANY in self._entries else self.types
+        types = self.types
         await protocol.subscribe(self.name, types, groups=self.groups, mode=self.mode)
         self._loop = asyncio.get_running_loop()
         threads = ThreadPoolExecutor(self.concurrency, thread_name_prefix=f"hivewire-{self.name}")
@@ -241,6 +247,8 @@ class Worker:
                 result = await entry.handler(message, context)
             else:
                 result = await in_thread(entry.handler, message, context)
+                if inspect.isawaitable(result):  # a plain wrapper around an async function
+                    result = await result
             if "reply_to" in message.metadata:
                 await context.reply(result, type="result", name="result")
 

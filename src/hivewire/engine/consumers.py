@@ -7,7 +7,6 @@ import logging
 from collections.abc import Awaitable
 from functools import partial
 
-from hivewire.backend import QueueSpec
 from hivewire.engine.core import Core
 from hivewire.engine.crew import Crew
 from hivewire.engine.delivery import EngineDelivery
@@ -49,7 +48,7 @@ class Consumers:
         return puller
 
     async def inbox(self, agent: str) -> Inbox:
-        spec = await self._subscriptions.declare(QueueSpec(name=agent, shards=self._core.settings.shards))
+        spec = await self._subscriptions.declare(self._core.spec(agent))
         subscriptions = self._subscriptions
         inbox = Inbox(
             self._core,
@@ -90,9 +89,9 @@ class Consumers:
     def handed_out(self, message_id: str) -> EngineDelivery | None:
         """The delivery of a message that `receive` has handed out in this process."""
         for puller in self._pullers.values():
-            delivery = puller.inbox.open.get(message_id)
-            if delivery is not None:
-                return delivery
+            for delivery in puller.inbox.open.values():
+                if delivery.message.id == message_id:
+                    return delivery
         return None
 
     async def serve(self, crew: Crew, stop: Awaitable[object] | None, drain_s: float) -> None:

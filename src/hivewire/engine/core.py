@@ -7,8 +7,12 @@ import os
 import random
 import socket
 from contextvars import ContextVar
+from typing import Protocol
 
-from hivewire.backend import Backend, Features, Letter, Member
+import msgspec
+
+from hivewire.backend import Backend, Features, Letter, Member, Mode, QueueSpec
+from hivewire.delivery import Delivery
 from hivewire.engine.middleware import Middleware, chain
 from hivewire.engine.tasks import Tasks
 from hivewire.message import UNORDERED, Message
@@ -24,8 +28,15 @@ def lane_key(message: Message, instance: str | None) -> str:
     return message.id if key == UNORDERED else key
 
 
-handling: ContextVar[bool] = ContextVar("hivewire_handling", default=False)
-"""True inside a handler: its sends have a reserve above a queue's cap."""
+handling: ContextVar[HasDelivery | None] = ContextVar("hivewire_handling", default=None)
+"""Set inside a handler: its sends have a reserve above a queue's cap, its replies derived ids."""
+
+
+class HasDelivery(Protocol):
+    """Where the delivery that is being handled is found."""
+
+    @property
+    def delivery(self) -> Delivery | None: ...
 
 
 class Core:
@@ -54,13 +65,18 @@ class Core:
     def features(self) -> Features:
         return self.backend.features
 
+    def spec(self, queue: str, mode: Mode | None = None) -> QueueSpec:
+        spec = QueueSpec(name=queue, mode=mode, shards=self.settings.shards)
+        cap = self.settings.queue_cap
+        return spec if cap is None else msgspec.structs.replace(spec, cap=cap)
+
     def member(self) -> Member:
         return Member(name=self.worker, lease_s=self.settings.lease_s)
 
     def letter(self, fetched: Fetched, reason: str, error: str) -> Letter:
         return Letter(
             reason=reason,
-            error=error,
+            error=error.encode("utf-8", "backslashreplace").decode(),
             attempts=fetched.starts,
             first_at=fetched.stored_at,
             worker=self.worker,

@@ -27,6 +27,7 @@ _FETCH_LIMIT = 1_000
 _FETCH_WAIT_S = 60.0
 _FETCH_RETRY_S = 0.1
 _REPEAT_CANCEL_S = 1.0
+_MOST_CANCELS = 3
 
 
 class Slot:
@@ -146,7 +147,7 @@ class Crew:
     # -- running
 
     async def _work(self, slot: Slot) -> None:
-        handling.set(True)
+        handling.set(slot)
         lanes = self.inbox.lanes
         try:
             while not self._stopping:
@@ -163,6 +164,8 @@ class Crew:
                 self._fed_up_to()
         finally:
             self._slots.remove(slot)
+            if not self._stopping:
+                self._fed_up_to()
 
     async def _run_lane(self, slot: Slot, lane: Lane) -> None:
         """Handle the lane's records, one after another, for a slice of time.
@@ -194,6 +197,7 @@ class Crew:
                         fetched.starts += 1
                 delivery = slot.delivery = EngineDelivery(inbox, lane, fetched, message)
                 slot.started_at = now
+                slot.why = ""
                 handled += 1
                 if fetched.starts > 1:
                     redelivered += 1
@@ -281,9 +285,10 @@ class Crew:
     def _failed(self, slot: Slot, delivery: EngineDelivery, error: BaseException) -> bool:
         """Note what a handler's exception means. False: the slot must end."""
         lane = delivery.lane
-        if isinstance(error, asyncio.CancelledError):
+        cancelled = slot.why or (slot.task is not None and slot.task.cancelling())
+        if isinstance(error, asyncio.CancelledError) and cancelled:
             return self._cancelled(slot, delivery, lane)
-        if not isinstance(error, Exception):
+        if isinstance(error, KeyboardInterrupt | SystemExit):
             return False
         if delivery.state == OPEN and not lane.lost:
             delivery.state = SETTLED
@@ -375,7 +380,10 @@ class Crew:
         tasks = {slot.task for slot in self._slots if slot.task is not None}
         if tasks and drain_s > 0:
             await asyncio.wait(tasks, timeout=drain_s)
-        while tasks := {slot.task for slot in self._slots if slot.task is not None and not slot.task.done()}:
+        for _ in range(_MOST_CANCELS):
+            tasks = {slot.task for slot in self._slots if slot.task is not None and not slot.task.done()}
+            if not tasks:
+                break
             for slot in self._slots:
                 slot.why = "drain"
             for task in tasks:

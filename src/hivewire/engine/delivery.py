@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from contextvars import Token
+from math import inf
 from typing import TYPE_CHECKING
 
 from hivewire.delivery import Delivery
-from hivewire.engine.core import handling
-from hivewire.errors import AlreadySettled, LeaseLost
+from hivewire.engine.core import HasDelivery, handling
+from hivewire.errors import AlreadySettled, LeaseLost, duration_s
 from hivewire.message import Message
 from hivewire.record import Fetched
 from hivewire.rules.lanes import Lane
@@ -47,7 +49,7 @@ class EngineDelivery(Delivery):
         self.timeout_s: float | None = None
         """A limit of its own for this handler, instead of the one of `serve`."""
         self.outputs: dict[tuple[str, str], int] | None = None
-        self._handling: Token[bool] | None = None
+        self._handling: Token[HasDelivery | None] | None = None
 
     @property
     def message(self) -> Message:
@@ -90,7 +92,9 @@ class EngineDelivery(Delivery):
         self._claim("ack")
         await self._inbox.ack(self)
 
-    async def nack(self, *, delay_s: float | None = None, error: BaseException | None = None) -> None:
+    async def nack(self, delay_s: float | None = None, *, error: BaseException | None = None) -> None:
+        if delay_s is not None:
+            delay_s = duration_s(delay_s, "delay_s")
         self._claim("nack")
         await self._inbox.nack(self, delay_s, error)
 
@@ -108,12 +112,30 @@ class EngineDelivery(Delivery):
     def _hold(self) -> None:
         self.held = True
         self._inbox.extend(self)
-        self._handling = handling.set(True)
+        self._handling = handling.set(self)
+
+    @property
+    def delivery(self) -> EngineDelivery:
+        return self
+
+    def keep_for_later(self) -> None:
+        """Taken ahead: its lease is renewed until it is begun."""
+        self.expires_at = inf
+
+    def begin(self) -> None:
+        self._inbox.extend(self)
+
+    def give_up(self) -> None:
+        """Taken ahead and never begun: it does not count."""
+        if self.state == OPEN:
+            self.state = LOST
+            self._inbox.give_up(self)
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> bool:
         if self._handling is not None:
-            handling.reset(self._handling)
+            with suppress(ValueError):  # entered in another task: this one's context never had it
+                handling.reset(self._handling)
             self._handling = None
         return await super().__aexit__(kind, error, trace)

@@ -14,14 +14,12 @@ from hivewire.engine.crew import Crew
 from hivewire.engine.delivery import EngineDelivery
 from hivewire.engine.inbox import Inbox
 from hivewire.engine.subscriptions import Subscriptions
-from hivewire.errors import QueueFull
 from hivewire.ids import new_id
 from hivewire.message import Message
 
 GROUP_QUEUE_PREFIX = "~group/"
 JOIN, LEAVE = "hivewire.join", "hivewire.leave"
 _POLL_S = 0.02
-_MOST_WAIT_S = 1.0
 
 
 class Groups:
@@ -82,23 +80,9 @@ class Groups:
                 priority=copy.priority,
                 replay=delivery.replay,
             )
-            copies.append(Append(member, [record], room=Room.CAP))
-        await self._store(copies)
-
-    async def _store(self, copies: Sequence[Append]) -> None:
-        """All that have room at once; then wait for the others. The next broadcast waits, too: order."""
-        wait_s = _POLL_S
-        while True:
-            problems = await self._core.backend.append(copies)
-            full = [place for place, problem in problems.items() if isinstance(problem, QueueFull)]
-            for problem in problems.values():
-                if isinstance(problem, Exception) and not isinstance(problem, QueueFull):
-                    raise problem
-            if not full:
-                return
-            copies = [copies[place] for place in full]
-            await asyncio.sleep(wait_s)
-            wait_s = min(2 * wait_s, _MOST_WAIT_S)
+            copies.append(Append(member, [record], room=Room.ALWAYS))
+        # Never refused: one member that is away for long must not hold up the others.
+        await append(self._core, copies)
 
     async def close(self) -> None:
         for inbox in self._inboxes.values():

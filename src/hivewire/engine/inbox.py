@@ -54,8 +54,8 @@ class Inbox(Ownership):
         """Whether this agent takes a type, as far as is known here."""
         self.recheck: Callable[[str], Awaitable[bool]] | None = None
         self.retry_of: Callable[[str], Retry | None] | None = None
-        self.open: dict[str, EngineDelivery] = {}
-        """Deliveries that `receive` handed out, by message id."""
+        self.open: dict[int, EngineDelivery] = {}
+        """Deliveries that `receive` handed out, by the identity of what was fetched."""
         self._consumer: Consumer | None = None
         self._shards = None if core.features.store_lanes else Shards(per_record_ack=core.features.per_record_ack)
         """Lanes live here where the store leases whole shards."""
@@ -431,7 +431,7 @@ class Inbox(Ownership):
         self.metrics.nacked += 1
         self.again(lane, delay_s)
 
-    def outcome_of(self, lane: Lane, error: Exception) -> None:
+    def outcome_of(self, lane: Lane, error: BaseException) -> None:
         """What a handler's exception means."""
         if isinstance(error, Reject):
             self.dead(lane, "rejected", error.reason)
@@ -472,7 +472,9 @@ class Inbox(Ownership):
                 if self._shards is not None:
                     return await self._shards.settle(self.consumer, done, rest)
                 return await self.consumer.settle(done, rest)
-            except (BackendError, OSError) as error:
+            except Closed:
+                raise
+            except BackendError as error:
                 # The outcomes are kept until the store is back. Repeating is safe: a settlement that got
                 # through is refused the second time.
                 log.warning("cannot store outcomes yet", extra={"queue": self.queue, "error": str(error)})
@@ -513,7 +515,8 @@ class Inbox(Ownership):
         lane = delivery.lane
 
         def note() -> None:
-            if isinstance(error, asyncio.CancelledError):
+            task = asyncio.current_task()
+            if isinstance(error, asyncio.CancelledError) and (task is None or task.cancelling() or delay_s == 0):
                 self.not_counted(lane, 0.0)
             elif isinstance(error, QueueFull) and delay_s is None:
                 self.outcome_of(lane, error)
@@ -554,7 +557,7 @@ class Inbox(Ownership):
 
     def hand_out(self, delivery: EngineDelivery) -> None:
         """To somebody outside, who settles it."""
-        self.open[delivery.fetched.record.id] = delivery
+        self.open[id(delivery.fetched)] = delivery
         self.core.floor.enter()
         self.extend(delivery)
         self.metrics.messages_received += 1
@@ -562,11 +565,16 @@ class Inbox(Ownership):
 
     def _ended(self, delivery: EngineDelivery) -> bool:
         """Whether it was with somebody outside; now it is not."""
-        if self.open.get(delivery.fetched.record.id) is not delivery:
+        if self.open.get(id(delivery.fetched)) is not delivery:
             return False
-        del self.open[delivery.fetched.record.id]
+        del self.open[id(delivery.fetched)]
         self.core.floor.leave()
         return True
+
+    def give_up(self, delivery: EngineDelivery) -> None:
+        """It was handed out and nobody has begun with it."""
+        if self._ended(delivery) and not delivery.lane.lost:
+            self.hand_back(delivery.lane)
 
     def overdue(self) -> float | None:
         """Take back deliveries that were not settled in their time; the next time to look."""

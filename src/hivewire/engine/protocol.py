@@ -9,22 +9,24 @@ import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from functools import partial
+from itertools import count
 from typing import Any, Self
 
 import msgspec
 
-from hivewire.backend import Append, Backend, Depth, Duplicate, Mode, QueueSpec, Record, Room
-from hivewire.codec import check_agent, check_group, encode, keep, split_address
+from hivewire.backend import Append, Backend, Depth, Duplicate, Mode, Record, Room
+from hivewire.codec import check_agent, check_group, check_type, encode, keep, split_address
 from hivewire.delivery import Delivery
 from hivewire.engine.consumers import Consumers
 from hivewire.engine.core import Core, handling
 from hivewire.engine.crew import Crew
+from hivewire.engine.delivery import OPEN, EngineDelivery
 from hivewire.engine.groups import GROUP_QUEUE_PREFIX, JOIN, LEAVE, Groups
 from hivewire.engine.middleware import Middleware, chain
 from hivewire.engine.once import once
 from hivewire.engine.replies import REPLY_PREFIX, Replies
 from hivewire.engine.sender import Sender
-from hivewire.engine.subscriptions import Subscriptions
+from hivewire.engine.subscriptions import ANY_TYPE, Subscriptions
 from hivewire.engine.volatile import Volatile
 from hivewire.errors import (
     BackendError,
@@ -34,6 +36,7 @@ from hivewire.errors import (
     QueueMissing,
     SettingsError,
     Undecodable,
+    duration_s,
 )
 from hivewire.ids import derived_id
 from hivewire.message import UNORDERED, Message
@@ -46,6 +49,7 @@ log = logging.getLogger(__name__)
 
 _HEALTH_S = 3.0
 _MAINTENANCE_S = 1.0
+_CLEANUP_EACH = 60
 _MOST_BROADCAST_ID = 120
 
 
@@ -94,6 +98,9 @@ class Engine(Protocol):
             except BaseException:
                 await self.backend.close()
                 raise
+            if self._closed:
+                await self.backend.close()
+                raise Closed("the protocol was closed while it connected")
             core = self._core = Core(self.settings, self.backend, self._rng, self._incoming)
             self._subscriptions = Subscriptions(self.backend)
             self._sender = Sender(core)
@@ -117,6 +124,9 @@ class Engine(Protocol):
         await asyncio.shield(self._closing)
 
     async def _shut(self, drain_s: float) -> None:
+        if self._opening is not None:
+            async with self._opening:  # who is connecting now finishes or fails first
+                pass
         if not self._open:
             return
         steps: tuple[Callable[[], Awaitable[None]], ...] = (
@@ -131,7 +141,7 @@ class Engine(Protocol):
         for step in steps:
             try:
                 await step()
-            except BackendError as error:  # the store is away: leases run out by themselves
+            except (BackendError, OSError) as error:  # the store is away: leases run out by themselves
                 log.warning("closing without the store", extra={"error": str(error)})
         self._open = False
 
@@ -149,10 +159,12 @@ class Engine(Protocol):
 
     async def _maintain(self) -> None:
         """Now and then: expired messages to the dead letters, old traces forgotten."""
-        while True:
+        for turn in count(1):
             await asyncio.sleep(_MAINTENANCE_S)
             try:
                 await self._bury_expired()
+                if turn % _CLEANUP_EACH == 0:
+                    await self.backend.cleanup(self.settings.dedup_window_s)
             except (BackendError, OSError):
                 continue  # `health` tells; the next round tries again
 
@@ -174,10 +186,12 @@ class Engine(Protocol):
                 message, lambda changed: self._send(changed, delay_s, idempotency_key, timeout_s)
             )
             return receipt
+        if delay_s:
+            delay_s = duration_s(delay_s, "delay_s")
         if delay_s > 0 or idempotency_key is not None or self._sender.has_lines:
             return await self._send(message, delay_s, idempotency_key, timeout_s)
         queue, record = self._record(message)
-        room = Room.RESERVE if handling.get() else Room.CAP
+        room = Room.RESERVE if handling.get() is not None else Room.CAP
         if self.backend.append_now(queue, record, room):
             self._core.metrics.messages_sent += 1
         else:
@@ -187,7 +201,7 @@ class Engine(Protocol):
     async def _send(self, message: Message, delay_s: float, idempotency_key: str | None, timeout_s: float) -> Receipt:
         """With all that is rare."""
         queue, record = self._record(message)
-        room = Room.RESERVE if handling.get() else Room.CAP
+        room = Room.RESERVE if handling.get() is not None else Room.CAP
         features = self.backend.features
         if delay_s > 0 and not features.delayed_append:
             record.due_at, delay_s = self.backend.now() + delay_s, 0.0
@@ -220,7 +234,7 @@ class Engine(Protocol):
             await self._ready()
         if self._outgoing is not None:
             return [await self.send(message, timeout_s=timeout_s) for message in messages]
-        room = Room.RESERVE if handling.get() else Room.CAP
+        room = Room.RESERVE if handling.get() is not None else Room.CAP
         entries: list[Append] = []
         records: list[Record] = []
         last = None
@@ -237,6 +251,7 @@ class Engine(Protocol):
 
     async def request(self, message: Message, *, timeout_s: float = 30.0) -> Message:
         await self._ready()
+        timeout_s = duration_s(timeout_s, "timeout_s")
         await self._replies.open()
         waiter = self._replies.expect(message.id)
         asked = message.replace(metadata={**message.metadata, "reply_to": self._replies.address})
@@ -252,7 +267,10 @@ class Engine(Protocol):
     async def reply(self, message: Message, content: Any, *, type: str = "response") -> Receipt:
         await self._ready()
         to = message.metadata.get("reply_to") or message.sender
-        delivery = self._consumers.handed_out(message.id)
+        place = handling.get()
+        delivery = place.delivery if place is not None else None
+        if delivery is None or delivery.message.id != message.id:
+            delivery = self._consumers.handed_out(message.id)
         answer = Message(type=type, sender=message.to, to=to, content=content, in_reply_to=message.id)
         if delivery is not None:
             number = delivery.next_output(to, type)
@@ -276,7 +294,7 @@ class Engine(Protocol):
     async def broadcast(self, message: Message, group: str, *, durable: bool = True) -> Receipt:
         await self._ready()
         check_group(group)
-        if message.type in (JOIN, LEAVE) or len(message.id) > _MOST_BROADCAST_ID:
+        if message.type in (JOIN, LEAVE) or len(message.id.encode()) > _MOST_BROADCAST_ID:
             raise MessageError(f"broadcast {message.id}: its type is reserved or its id is too long")
         sent = message.replace(to=group)
         if not durable:
@@ -287,30 +305,38 @@ class Engine(Protocol):
         await self._groups.ensure(group)
         _, record = self._record(sent)
         record.key = group
-        room = Room.RESERVE if handling.get() else Room.CAP
+        room = Room.RESERVE if handling.get() is not None else Room.CAP
         await self._sender.append((Append(GROUP_QUEUE_PREFIX + group, (record,), room=room),), 30.0)
         return Receipt(message.id)
 
     # -- receiving
 
     async def receive(self, agent: str, *, limit: int = 10, wait_s: float = 5.0) -> list[Delivery]:
+        return list(await self._receive(agent, limit, duration_s(wait_s, "wait_s")))
+
+    async def _receive(self, agent: str, limit: int, wait_s: float) -> list[EngineDelivery]:
         await self._ready()
         check_agent(agent)
-        if limit < 1:
-            raise MessageError(f"receive from {agent}: limit must be at least 1, not {limit}")
+        if type(limit) is not int or limit < 1:
+            raise MessageError(f"receive from {agent}: limit is a whole number, at least 1; got {limit!r}")
         puller = await self._consumers.puller(agent)
-        return list(await puller.receive(limit, wait_s))
+        return await puller.receive(limit, wait_s)
 
     async def consume(self, agent: str, *, prefetch: int = 1) -> AsyncIterator[Delivery]:
-        taken: list[Delivery] = []
+        taken: list[EngineDelivery] = []
         try:
             while True:
-                taken = await self.receive(agent, limit=prefetch, wait_s=60.0)
+                taken = await self._receive(agent, prefetch, 60.0)
+                for delivery in taken:
+                    delivery.keep_for_later()
                 while taken:
-                    yield taken.pop(0)
+                    delivery = taken.pop(0)
+                    if delivery.state == OPEN:
+                        delivery.begin()
+                        yield delivery
         finally:
             for delivery in taken:
-                await delivery.nack(delay_s=0, error=asyncio.CancelledError())
+                delivery.give_up()
 
     async def serve(
         self,
@@ -326,6 +352,8 @@ class Engine(Protocol):
     ) -> None:
         await self._ready()
         check_agent(agent)
+        if concurrency < 1:
+            raise SettingsError(f"serve {agent}: concurrency must be at least 1, not {concurrency}")
         inbox = await self._consumers.inbox(agent)
         inbox.retry_of = retry
         limit_s = self.settings.handler_timeout_s if timeout_s is None else timeout_s
@@ -338,10 +366,10 @@ class Engine(Protocol):
         self, agent: str, types: Sequence[str] = (), *, groups: Sequence[str] = (), mode: Mode = "ordered"
     ) -> None:
         await self._ready()
-        check_agent(agent)
-        for group in groups:
-            check_group(group)
-        await self._subscriptions.declare(QueueSpec(name=agent, mode=mode, shards=self.settings.shards))
+        _check_subscription(agent, types, groups)
+        if mode not in ("ordered", "competing"):
+            raise MessageError(f"subscribe {agent}: mode is 'ordered' or 'competing', not {mode!r}")
+        await self._subscriptions.declare(self._core.spec(agent, mode))
         await self._subscriptions.add(agent, types, groups)
         for group in groups:
             await self._groups.announce(group, agent, joined=True)
@@ -349,7 +377,7 @@ class Engine(Protocol):
 
     async def unsubscribe(self, agent: str, types: Sequence[str] = (), *, groups: Sequence[str] = ()) -> None:
         await self._ready()
-        check_agent(agent)
+        _check_subscription(agent, types, groups)
         everything = not types and not groups
         leaving = (await self._subscriptions.fresh(agent)).groups if everything else groups
         await self._subscriptions.remove(agent, types, leaving, everything=everything)
@@ -437,7 +465,7 @@ class Engine(Protocol):
             return Health(
                 ok=False, backend=name, durability=durability, detail=f"the store did not answer within {_HEALTH_S} s"
             )
-        except HivewireError as error:
+        except (HivewireError, OSError) as error:
             return Health(ok=False, backend=name, durability=durability, detail=str(error))
         return Health(
             ok=found.ok,
@@ -457,3 +485,14 @@ class Engine(Protocol):
             raise Closed("the protocol was closed; make a new one with hivewire.connect")
         if not self._open:
             await self._start()
+
+
+def _check_subscription(agent: str, types: Sequence[str], groups: Sequence[str]) -> None:
+    check_agent(agent)
+    if isinstance(types, str) or isinstance(groups, str):
+        raise MessageError(f"subscribe {agent}: types and groups are lists of names, not one str")
+    for type in types:
+        if type != ANY_TYPE:
+            check_type(type)
+    for group in groups:
+        check_group(group)

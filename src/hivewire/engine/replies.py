@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 
 from hivewire.backend import QueueSpec
 from hivewire.delivery import Delivery
 from hivewire.engine.core import Core
 from hivewire.engine.crew import Crew
 from hivewire.engine.inbox import Inbox
-from hivewire.errors import Closed, TimedOut
+from hivewire.errors import BackendError, Closed, MessageError, TimedOut
 from hivewire.ids import new_id
-from hivewire.message import Message
+from hivewire.message import PROGRESS, Message
 
 REPLY_PREFIX = "~reply/"
 
@@ -38,6 +39,8 @@ class Replies:
             self._inbox = inbox
 
     def expect(self, message_id: str) -> asyncio.Future[Message]:
+        if message_id in self._waiting:
+            raise MessageError(f"request {message_id}: the same message is waiting for its reply already")
         waiter: asyncio.Future[Message] = asyncio.get_running_loop().create_future()
         self._waiting[message_id] = waiter
         return waiter
@@ -56,8 +59,8 @@ class Replies:
 
     async def _arrived(self, delivery: Delivery) -> None:
         message = delivery.message
-        if message.type == "event":
-            return  # progress of a handler; nobody asked for it here
+        if message.metadata.get(PROGRESS):
+            return  # of a handler that is still at work; nobody follows it here
         waiter = self._waiting.get(message.in_reply_to or "")
         if waiter is None or waiter.done():
             self._core.metrics.late_replies += 1
@@ -69,6 +72,7 @@ class Replies:
             if not waiter.done():
                 waiter.set_exception(Closed("request: the protocol was closed before the reply came"))
         if self._inbox is not None:
-            await self._inbox.close()
+            inbox, self._inbox = self._inbox, None
+            with suppress(BackendError):  # the mailbox goes with this member's lease
+                await inbox.close()
             await self._core.backend.drop_queue(self.address)
-            self._inbox = None

@@ -12,6 +12,8 @@ from hivewire.protocol import Subscription
 
 AGENT_PREFIX = "agent/"
 GROUP_PREFIX = "group/"
+ANY_TYPE = "*"
+"""Subscribed as a type: every type."""
 
 
 class _Agent(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -63,14 +65,14 @@ class Subscriptions:
         if self._epoch != self._backend.epoch:
             return False
         known = self._known.get(name)
-        return known is not None and (known.types is None or type in known.types)
+        return known is not None and (known.types is None or type in known.types or ANY_TYPE in known.types)
 
     async def accepts_fresh(self, name: str, type: str) -> bool:
         if self._epoch != self._backend.epoch:
             self._known.clear()
             self._epoch = self._backend.epoch
         known = await self.fresh(name)
-        return known.types is None or type in known.types
+        return known.types is None or type in known.types or ANY_TYPE in known.types
 
     async def describe(self, name: str) -> Subscription:
         found = await self.fresh(name)
@@ -98,7 +100,7 @@ class Subscriptions:
             if everything:
                 return _Agent(types=[], groups=[])
             left = agent.types
-            if types:
+            if types and agent.types is not None:
                 left = [type for type in agent.types or () if type not in types]
             return _Agent(types=left, groups=[group for group in agent.groups if group not in groups])
 

@@ -12,6 +12,9 @@ from hivewire.errors import Closed
 log = logging.getLogger(__name__)
 
 
+_MOST_CANCELS = 3
+
+
 class Tasks:
     """The tasks of one object; none outlives `close`. A task that fails is logged, never lost silently."""
 
@@ -37,7 +40,12 @@ class Tasks:
         """Cancel all and wait for their end; a task that swallows the cancel is cancelled again."""
         self.closed = True
         own = asyncio.current_task()
-        while waiting := [task for task in self._tasks if task is not own]:
+        for _ in range(_MOST_CANCELS):
+            waiting = [task for task in self._tasks if task is not own]
+            if not waiting:
+                return
             for task in waiting:
                 task.cancel()
             await asyncio.wait(waiting, timeout=1.0)
+        for task in self._tasks:
+            log.error("task does not end when it is cancelled", extra={"task": task.get_name()})

@@ -261,7 +261,12 @@ class MemoryBackend(Backend):
                 return
 
     def _unused(
-        self, queue: Queue, entry: Append, records: Sequence[Record], problems: dict[int, Duplicate | Exception], end: int
+        self,
+        queue: Queue,
+        entry: Append,
+        records: Sequence[Record],
+        problems: dict[int, Duplicate | Exception],
+        end: int,
     ) -> Sequence[Record]:
         key, now = entry.idempotency_key or "", self.store.now()
         first, until = queue.idempotent.get(key, ("", 0.0))
@@ -332,6 +337,7 @@ class MemoryBackend(Backend):
             old = [key for key, (_, until) in queue.idempotent.items() if until <= now]
             for key in old:
                 del queue.idempotent[key]
+            queue.forget_settled_times()
             forgotten += len(old) + queue.settled.forget(now - older_than_s)
         stale = [key for key, (_, until) in self.store.catalogue.items() if until is not None and until <= now]
         for key in stale:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from heapq import heappop, heappush
+from heapq import heapify, heappop, heappush
 from itertools import count, islice
 
 import msgspec
@@ -308,25 +308,43 @@ class Queue:
     # -- the rest
 
     def bury_expired(self, now: float, dead: Callable[[Fetched], None]) -> int:
-        buried = 0
+        expired: dict[str, set[int]] = {}
         while self.expiring and self.expiring[0][0] <= now:
             _, at, key = heappop(self.expiring)
+            expired.setdefault(key, set()).add(at)
+        buried = 0
+        for key, positions in expired.items():
             lane = self.lanes.get(key)
-            if lane is None:
-                continue
-            free = list(lane.records)[lane.taken :]
-            for fetched in (fetched for fetched in free if fetched.at == at):
-                if lane.due_at is not None and lane.records[0] is fetched:
-                    lane.due_at = None  # the retry that the lane waited for
-                    self.ready.append(lane)
-                    self.notify()
-                lane.records.remove(fetched)
-                self.size -= 1
-                dead(fetched)
-                buried += 1
-            if not lane.records and lane.holder is None:
-                self.lanes.pop(key, None)
+            if lane is not None:
+                buried += self._bury(lane, positions, dead)
         return buried
+
+    def _bury(self, lane: Lane, positions: set[int], dead: Callable[[Fetched], None]) -> int:
+        """Take these records out of a lane, but for those that somebody holds: their time is looked at when
+        they are handed out."""
+        records = list(lane.records)
+        gone = [fetched for fetched in records[lane.taken :] if fetched.at in positions]
+        if not gone:
+            return 0
+        if lane.due_at is not None and records[0].at in positions:
+            lane.due_at = None  # the retry that the lane waited for
+            self.ready.append(lane)
+            self.notify()
+        lane.records = deque(records[: lane.taken])
+        lane.records.extend(fetched for fetched in records[lane.taken :] if fetched.at not in positions)
+        self.size -= len(gone)
+        for fetched in gone:
+            dead(fetched)
+        if not lane.records and lane.holder is None:
+            self.lanes.pop(lane.key, None)
+        return len(gone)
+
+    def forget_settled_times(self) -> None:
+        """Times to live of messages that are not here any more are not kept until they run out."""
+        if len(self.expiring) > 2 * self.size + _MOMENT:
+            present = {fetched.at for lane in self.lanes.values() for fetched in lane.records}
+            self.expiring = [entry for entry in self.expiring if entry[1] in present]
+            heapify(self.expiring)
 
     def depth(self, dead: int) -> Depth:
         now = self._now()
