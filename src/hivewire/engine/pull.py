@@ -55,6 +55,7 @@ class Puller:
         finally:
             self._callers -= 1
             self._arm()
+            self._nobody_waits()
             if not self._callers and not self.inbox.core.features.store_lanes:
                 self._idle = loop.call_later(self.inbox.core.settings.lease_s, self._unused)
 
@@ -102,6 +103,10 @@ class Puller:
 
     def _arrived(self, batch: Sequence[Fetched]) -> None:
         self.inbox.take_in(batch)
+        self._nobody_waits()
+
+    def _nobody_waits(self) -> None:
+        """What was taken and is not handed out goes back, so that others can have it."""
         if not self._callers and self.inbox.core.features.store_lanes:
             for lane in self.inbox.lanes.take_back(VOLATILE_SHARD):
                 self.inbox.give_back(lane)
