@@ -91,13 +91,15 @@ _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 __all__ = sorted(_HOME_OF)  # noqa: PLE0605  # the names above, in one place
 
 
-def __getattr__(name: str) -> Any:
-    home = _HOME_OF.get(name)
-    if home is None:
-        raise AttributeError(f"module 'hivewire' has no attribute {name!r}")
-    value = getattr(import_module(f"hivewire.{home}"), name)
-    globals()[name] = value
-    return value
+if not TYPE_CHECKING:  # else a checker would take every misspelt name for Any
+
+    def __getattr__(name: str) -> Any:
+        home = _HOME_OF.get(name)
+        if home is None:
+            raise AttributeError(f"module 'hivewire' has no attribute {name!r}")
+        value = getattr(import_module(f"hivewire.{home}"), name)
+        globals()[name] = value
+        return value
 
 
 def __dir__() -> list[str]:

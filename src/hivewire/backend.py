@@ -186,8 +186,9 @@ class Consumer(ABC):
         self, limit: int, wait_s: float, *, lanes: int = 1_000, run: int = 1_000, starting: int = 0
     ) -> Sequence[Fetched]:
         """Take up to `limit` records of at most `lanes` keys, at most `run` of each key, each key's in
-        order; wait up to `wait_s` for the first. The first records of the first `starting` keys are marked as running in the same
-        step if they are not suspect. Cancelling loses nothing: what was taken is given by the next call."""
+        order; wait up to `wait_s` for the first. The first records of the first `starting` keys are marked
+        as running in the same step if they are not suspect. Cancelling loses nothing: what was taken is
+        given by the next call."""
 
     def holds(self, fetched: Fetched) -> bool:
         """Whether this member's lease is still good, by its own clock: asked before each start of a

@@ -174,7 +174,9 @@ class Protocol(ABC):
         """Dead letters back to their queues, attempts at zero: the ids in a list, or all of an agent."""
 
     @abstractmethod
-    async def purge_dead(self, what: str | Sequence[str] | None = None, *, older_than_s: float | None = None) -> int: ...
+    async def purge_dead(
+        self, what: str | Sequence[str] | None = None, *, older_than_s: float | None = None
+    ) -> int: ...
 
     @abstractmethod
     async def cleanup(self, older_than_s: float) -> int:

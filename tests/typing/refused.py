@@ -13,5 +13,5 @@ async def main(protocol: hw.Protocol, delivery: hw.Delivery) -> None:
     receipts: list[str] = await protocol.send_many([message])  # refused: assignment
     print(receipts)
     await delivery.reject()  # refused: call-arg
-    await delivery.nack(2)  # refused: call-arg misc
+    await delivery.nack("2")  # refused: arg-type
     hw.Worker("coder", mode="fastest")  # refused: arg-type

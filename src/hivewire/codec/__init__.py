@@ -5,4 +5,15 @@ from hivewire.codec.names import check_agent, check_group, check_type, split_add
 from hivewire.codec.values import MAX_DEPTH, shown
 from hivewire.codec.wire import decode, encode
 
-__all__ = ["MAX_DEPTH", "Kept", "check_agent", "check_group", "check_type", "decode", "encode", "keep", "shown", "split_address"]
+__all__ = [
+    "MAX_DEPTH",
+    "Kept",
+    "check_agent",
+    "check_group",
+    "check_type",
+    "decode",
+    "encode",
+    "keep",
+    "shown",
+    "split_address",
+]

@@ -273,7 +273,7 @@ class Worker:
 def run(*workers: Worker, target: Any = None, grace_s: float = 10.0, **settings: Any) -> None:
     """Serve the workers in this process until SIGTERM or SIGINT; then let what runs finish for `grace_s`.
     A second signal ends at once. Uses uvloop when it is installed."""
-    from hivewire.coordination.serving import run_until_signal  # noqa: PLC0415
-    from hivewire.factory import connect  # noqa: PLC0415
+    from hivewire.coordination.serving import run_until_signal
+    from hivewire.factory import connect
 
     run_until_signal(workers, lambda: connect(target, **settings), grace_s)

@@ -17,7 +17,6 @@ from hivewire.engine.subscriptions import Subscriptions
 from hivewire.engine.volatile import Volatile
 from hivewire.errors import BackendError
 
-
 log = logging.getLogger(__name__)
 
 

@@ -55,8 +55,9 @@ class Groups:
         body = encode(control, 1024)
         record = Record(control.id, group, body, type=control.type, sender=agent)
         await append(self._core, [Append(GROUP_QUEUE_PREFIX + group, [record], room=Room.ALWAYS)])
-        while not await self._subscriptions.is_in_force(group, agent, control.id, joined=joined):
-            await asyncio.sleep(_POLL_S)  # whoever holds the group's queue may be another process
+        # Whoever holds the group's queue may be another process: there is no event to wait for.
+        while not await self._subscriptions.is_in_force(group, agent, control.id, joined=joined):  # noqa: ASYNC110
+            await asyncio.sleep(_POLL_S)
 
     async def _fan_out(self, group: str, delivery: Delivery) -> None:
         assert isinstance(delivery, EngineDelivery)

@@ -14,7 +14,6 @@ from hivewire.record import Fetched
 from hivewire.rules.blame import runs_alone
 from hivewire.rules.lanes import Lane
 
-
 _RECOVER_S = 0.1
 
 
@@ -163,7 +162,7 @@ class Puller:
         assert self.inbox.core.incoming is not None
         try:
             passed: Message = await self.inbox.core.incoming(message, last)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001  # the user's middleware: what it raises is the outcome
             self.inbox.outcome_of(lane, error)
             return None
         return passed

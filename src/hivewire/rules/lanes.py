@@ -7,7 +7,6 @@ from collections.abc import Iterable
 
 from hivewire.record import Fetched
 
-
 LONG_LANE = 64
 """A blocked lane keeps so many bodies; of what comes behind them only the positions."""
 

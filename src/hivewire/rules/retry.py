@@ -7,7 +7,7 @@ import msgspec
 
 class Retry(msgspec.Struct, frozen=True, kw_only=True):
     """Exponential back-off with full jitter, as in "Exponential Backoff And Jitter" (AWS Architecture
-    Blog, 2015): the wait is uniform between 0 and `first_s` × `factor` ^ (failures - 1), at most `most_s`.
+    Blog, 2015): the wait is uniform between 0 and `first_s` * `factor` ** (failures - 1), at most `most_s`.
     """
 
     max_attempts: int = 5

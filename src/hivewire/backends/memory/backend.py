@@ -257,7 +257,7 @@ class MemoryBackend(Backend):
         self._unyielded = 0
         for _ in range(_MOST_TURNS):
             await asyncio.sleep(0)
-            if not any([queue.is_behind for entry in batch if (queue := self.store.queues.get(entry.queue))]):
+            if not any(queue.is_behind for entry in batch if (queue := self.store.queues.get(entry.queue))):
                 return
 
     def _unused(

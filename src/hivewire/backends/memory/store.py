@@ -13,7 +13,6 @@ import msgspec
 from hivewire.backend import DeadRecord, Depth, Entry, Fetched, Letter, QueueSpec, Record, life
 from hivewire.rules.dedup import Window
 
-
 _MOMENT = 64
 
 

@@ -109,7 +109,7 @@ class Clock:
     def _read(self, kind: str, text: bytes, zone: bytes) -> int | None:
         try:
             moment = self._moment(kind, text, zone)
-        except (ValueError, KeyError, IndexError, OverflowError):  # the 99th of a month, the year 0, other text of this shape
+        except (ValueError, KeyError, IndexError, OverflowError):  # the 99th of a month, the year 0
             return None
         minute = int(moment.timestamp()) // 60
         return minute if _EARLIEST <= minute * 60 < _LATEST else None
