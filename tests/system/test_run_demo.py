@@ -355,7 +355,7 @@ BAD = [
     (["--input", "ghost-*.log"], "there is no such file"),
     (["--out", "text.txt"], "cannot make the folder"),
     (["--protocol", "carrier-pigeon"], "neither a URL nor one of"),
-    (["--protocol", "kafka://localhost"], "no Kafka backend"),
+    (["--protocol", "redis://localhost:1"], "connect to localhost:1"),
     (["--processes", "0"], "not a whole number above 0"),
     (["--resume", "--new"], "not allowed with"),
 ]
@@ -377,7 +377,7 @@ def test_bad_input_gets_one_sentence_and_2(hive: Hive, journal: Journal, number:
     assert reason in ran.err
     assert "Traceback" not in ran.err
     assert ran.err.count("\n") == 1
-    assert (hive.folder / "hivewire-out").exists() == ("fly" in reason or "cannot start" in reason or "Redis" in reason)
+    assert (hive.folder / "hivewire-out").exists() == ("fly" in reason or "cannot start" in reason or "localhost:1" in reason)
 
 
 def test_the_team_of_the_guide_runs_in_a_fresh_folder(hive: Hive) -> None:
