@@ -27,6 +27,15 @@ class _Ordered:
         self._tail = "-" + os.urandom(6).hex()
         self._now: tuple[int, str, Iterator[int]] = (0, "", count())
 
+    @property
+    def state(self) -> tuple[str, tuple[int, str, Iterator[int]]]:
+        """For tests: what it takes to go on from here later."""
+        return self._tail, self._now
+
+    @state.setter
+    def state(self, state: tuple[str, tuple[int, str, Iterator[int]]]) -> None:
+        self._tail, self._now = state
+
     def new(self) -> str:
         millis, prefix, numbers = self._now
         if time_ns() // 1_000_000 > millis:

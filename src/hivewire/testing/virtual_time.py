@@ -320,12 +320,13 @@ def seeded_ids(seed: int) -> Generator[None]:
     chance = Random(seed)
     clock = patch.object(ids, "time_ns", lambda: int(EPOCH * 1e9))
     noise = patch.object(ids, "os", SimpleNamespace(urandom=chance.randbytes))
+    before = ids._ordered.state
     try:
         with clock, noise:
             ids._ordered.reseed()
             yield
     finally:
-        ids._ordered.reseed()
+        ids._ordered.state = before
 
 
 def is_repeatable() -> bool:
