@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Hashable
+from typing import Final
 
 import msgspec
 
 from hivewire.codec import Kept, decode
 from hivewire.message import Message
+
+VOLATILE_SHARD: Final = -1
+"""The shard of a message that no store holds."""
 
 
 class Record(msgspec.Struct, gc=False):

@@ -88,7 +88,7 @@ class Consumers:
     def handed_out(self, message_id: str) -> EngineDelivery | None:
         """The delivery of a message that `receive` has handed out in this process."""
         for puller in self._pullers.values():
-            for delivery in puller.inbox.open.values():
+            for delivery in puller.inbox.handed.open.values():
                 if delivery.message.id == message_id:
                     return delivery
         return None

@@ -320,6 +320,8 @@ class Crew:
     def _swept(self) -> None:
         """Mark handlers that last, cancel those that last too long. One timer for all."""
         self._sweep, self._sweep_at = None, inf
+        if self._core.tasks.closed:
+            return
         now = self._loop.time()
         unmarked: list[Fetched] = []
         again_at: float | None = None

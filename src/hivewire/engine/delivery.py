@@ -90,28 +90,28 @@ class EngineDelivery(Delivery):
 
     async def ack(self) -> None:
         self._claim("ack")
-        await self._inbox.ack(self)
+        await self._inbox.handed.ack(self)
 
     async def nack(self, delay_s: float | None = None, *, error: BaseException | None = None) -> None:
         if delay_s is not None:
             delay_s = duration_s(delay_s, "delay_s")
         self._claim("nack")
-        await self._inbox.nack(self, delay_s, error)
+        await self._inbox.handed.nack(self, delay_s, error)
 
     async def reject(self, reason: str) -> None:
         self._claim("reject")
-        await self._inbox.reject(self, reason)
+        await self._inbox.handed.reject(self, reason)
 
     async def extend(self) -> None:
         if self.state == SETTLED:
             raise AlreadySettled(f"extend {self._message.id}: it was settled before")
         if self.state == LOST or self.lane.lost:
             raise LeaseLost(f"extend {self._message.id}: the lease ended; it may be with another worker")
-        self._inbox.extend(self)
+        self._inbox.handed.extend(self)
 
     def _hold(self) -> None:
         self.held = True
-        self._inbox.extend(self)
+        self._inbox.handed.extend(self)
         self._handling = handling.set(self)
 
     @property
@@ -123,13 +123,13 @@ class EngineDelivery(Delivery):
         self.expires_at = inf
 
     def begin(self) -> None:
-        self._inbox.extend(self)
+        self._inbox.handed.extend(self)
 
     def give_up(self) -> None:
         """Taken ahead and never begun: it does not count."""
         if self.state == OPEN:
             self.state = LOST
-            self._inbox.give_up(self)
+            self._inbox.handed.give_up(self)
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

@@ -12,12 +12,13 @@ from itertools import count, islice
 from hivewire.backend import Again, Back, Consumer, Dead, Ownership, Unfinished
 from hivewire.codec import decode
 from hivewire.engine.core import Core
-from hivewire.engine.delivery import LOST, OPEN, EngineDelivery
+from hivewire.engine.handed import Handed
+from hivewire.engine.settling import Settling
 from hivewire.engine.shards import Shards
-from hivewire.errors import BackendError, Closed, LeaseLost, NoHandler, QueueFull, Reject, RetryAfter, Undecodable
+from hivewire.errors import BackendError, Closed, NoHandler, QueueFull, Reject, RetryAfter, Undecodable
 from hivewire.message import Message
 from hivewire.protocol import ProtocolMetrics
-from hivewire.record import Fetched, Record, message_of, names
+from hivewire.record import VOLATILE_SHARD, Fetched, Record, message_of, names
 from hivewire.rules.blame import judge
 from hivewire.rules.dedup import Window
 from hivewire.rules.lanes import LONG_LANE, Lane, Lanes
@@ -28,7 +29,6 @@ log = logging.getLogger(__name__)
 _QUEUE_FULL_DELAY_S = 0.2
 _SETTLE_RETRY_S = 0.05
 _ROUNDING_S = 1e-6
-VOLATILE_SHARD = -1
 _VOLATILE_KEY = "\x00volatile/"
 _MOST_VOLATILE = 10_000
 
@@ -54,8 +54,7 @@ class Inbox(Ownership):
         """Whether this agent takes a type, as far as is known here."""
         self.recheck: Callable[[str], Awaitable[bool]] | None = None
         self.retry_of: Callable[[str], Retry | None] | None = None
-        self.open: dict[int, EngineDelivery] = {}
-        """Deliveries that `receive` handed out, by the identity of what was fetched."""
+        self.handed = Handed(self)
         self._consumer: Consumer | None = None
         self._shards = None if core.features.store_lanes else Shards(per_record_ack=core.features.per_record_ack)
         """Lanes live here where the store leases whole shards."""
@@ -67,14 +66,9 @@ class Inbox(Ownership):
         self._freed = asyncio.Event()
         self._ties = count()
         self._settled = Window(core.settings.dedup_window_ids, core.settings.dedup_window_s)
-        self._done: list[Fetched] = []
-        self._rest: list[Unfinished] = []
-        self._waiting_acks: dict[int, asyncio.Future[bool]] = {}
-        self._flush_wanted = asyncio.Event()
-        self._flushed = asyncio.Event()
-        self._flushed.set()
+        self.settling = Settling(queue, self._store, self._stored)
         self._lost_listeners: list[Callable[[Lane], None]] = []
-        self._closed = False
+        self.closed = False
         self.arrived = asyncio.Event()
         """Something became ready, or ended."""
         self.on_push: Callable[[], None] | None = None
@@ -82,15 +76,15 @@ class Inbox(Ownership):
     async def start(self) -> None:
         """Raises `Closed`, and leaves nothing behind, when the protocol was closed meanwhile."""
         consumer = await self.core.backend.consume(self.queue, self.core.member(), self)
-        if self._closed or self.core.tasks.closed:
+        if self.closed or self.core.tasks.closed:
             await consumer.close()
             raise Closed(f"receive from {self.queue}: the protocol was closed")
         self._consumer = consumer
-        self.core.tasks.start(self._flush(), f"settle {self.queue}")
+        self.core.tasks.start(self.settling.run(), f"settle {self.queue}")
 
     @property
     def consumer(self) -> Consumer:
-        if self._consumer is None or self._closed:
+        if self._consumer is None or self.closed:
             raise Closed(f"receive from {self.queue}: the protocol was closed")
         return self._consumer
 
@@ -113,7 +107,7 @@ class Inbox(Ownership):
                 while any(lane.taken and not lane.lost for lane in taken):
                     self._freed.clear()
                     await self._freed.wait()
-                await self.flushed()
+                await self.settling.flushed()
         except TimeoutError:
             pass  # what still runs is lost with the shard
         states = {number: self._shards.state(number) for number in shards}
@@ -129,10 +123,7 @@ class Inbox(Ownership):
         for lane in self.lanes.lose(shards):
             for tell in self._lost_listeners:
                 tell(lane)
-        for delivery in list(self.open.values()):
-            if delivery.lane.lost:
-                delivery.state = LOST
-                self._ended(delivery)
+        self.handed.lost()
 
     def on_lost(self, listener: Callable[[Lane], None]) -> None:
         self._lost_listeners.append(listener)
@@ -150,7 +141,7 @@ class Inbox(Ownership):
         batch = await self.consumer.fetch(limit, wait_s, lanes=lanes, run=run, starting=starting)
         if batch:
             self._sample_latency(batch[0])
-        elif self._closed:
+        elif self.closed:
             raise Closed(f"receive from {self.queue}: the protocol was closed")
         return batch
 
@@ -242,7 +233,7 @@ class Inbox(Ownership):
                 self._refuse(lane, "crashed", f"its handler's process died {fetched.failures} times")
                 return None
         if any(name in self._dying for name in names(record)):
-            await self.flushed()  # a second one must not start before it is known whether the first is dead
+            await self.settling.flushed()  # a second one must not start before it is known whether the first is dead
             if lane.lost:
                 return None
         if fetched.seen or any(name in self._settled for name in names(record)):
@@ -310,9 +301,10 @@ class Inbox(Ownership):
             self._remember(fetched)
         else:
             self._settled.new[record.id] = None
-        if not self._done:
-            self._flush_wanted.set()
-        self._done.append(fetched)
+        settling = self.settling
+        if not settling.done:
+            settling.wanted.set()
+        settling.done.append(fetched)
         if len(waiting) > 1:
             waiting.popleft()
             return True
@@ -322,8 +314,7 @@ class Inbox(Ownership):
         fetched = lane.waiting[0]
         if fetched.shard != VOLATILE_SHARD:
             self._dying.update(names(fetched.record))
-            self._rest.append(Dead(fetched, self.core.letter(fetched, reason, error)))
-            self._flush_wanted.set()
+            self.settling.add(Dead(fetched, self.core.letter(fetched, reason, error)))
         return self._next(lane)
 
     def _remember(self, fetched: Fetched) -> None:
@@ -391,7 +382,7 @@ class Inbox(Ownership):
         if fetched.shard == VOLATILE_SHARD:
             self.lanes.remove(lane)
             return
-        self._rest.append(Again(fetched, delay_s))
+        self.settling.add(Again(fetched, delay_s))
         if self._shards is None:
             lane.waiting.popleft()
             self._give_back_rest(lane)
@@ -400,7 +391,6 @@ class Inbox(Ownership):
             fetched.marked = fetched.suspect = False
             self.lanes.block(lane)
             asyncio.get_running_loop().call_later(delay_s, self._again_now, lane)
-        self._flush_wanted.set()
         self._freed.set()
 
     def _again_now(self, lane: Lane) -> None:
@@ -419,12 +409,13 @@ class Inbox(Ownership):
             self.give_back(lane)
             return
         self._not_started(lane.waiting[0])
-        self._let_go(lane)
+        self.let_go(lane)
 
     def _give_back_rest(self, lane: Lane) -> None:
-        self._rest.extend(Back(fetched) for fetched in lane.waiting if fetched.shard != VOLATILE_SHARD)
+        for fetched in lane.waiting:
+            if fetched.shard != VOLATILE_SHARD:
+                self.settling.add(Back(fetched))
         lane.waiting.clear()
-        self._flush_wanted.set()
 
     def not_counted(self, lane: Lane, delay_s: float) -> None:
         """The attempt did not come to its end and is not the message's fault."""
@@ -449,39 +440,12 @@ class Inbox(Ownership):
 
     # -- storing outcomes
 
-    async def _flush(self) -> None:
-        """Stores what has come together while the last batch was on its way."""
-        while True:
-            await self._flush_wanted.wait()
-            self._flush_wanted.clear()
-            self._flushed.clear()
-            done, self._done = self._done, []
-            rest, self._rest = self._rest, []
-            if done or rest:
-                try:
-                    refused = await self._settle(done, rest)
-                except Closed:
-                    return  # abandoned
-                self._tell(done, rest, refused)
-            if not self._done and not self._rest:
-                self._flushed.set()
+    async def _store(self, done: Sequence[Fetched], rest: Sequence[Unfinished]) -> Sequence[Fetched]:
+        if self._shards is not None:
+            return await self._shards.settle(self.consumer, done, rest)
+        return await self.consumer.settle(done, rest)
 
-    async def _settle(self, done: Sequence[Fetched], rest: Sequence[Unfinished]) -> Sequence[Fetched]:
-        while True:
-            try:
-                if self._shards is not None:
-                    return await self._shards.settle(self.consumer, done, rest)
-                return await self.consumer.settle(done, rest)
-            except Closed:
-                raise
-            except BackendError as error:
-                # The outcomes are kept until the store is back. Repeating is safe: a settlement that got
-                # through is refused the second time.
-                log.warning("cannot store outcomes yet", extra={"queue": self.queue, "error": str(error)})
-                await asyncio.sleep(_SETTLE_RETRY_S)
-
-    def _tell(self, done: Sequence[Fetched], rest: Sequence[Unfinished], refused: Sequence[Fetched]) -> None:
-        lost = {id(fetched) for fetched in refused}
+    def _stored(self, done: Sequence[Fetched], rest: Sequence[Unfinished], lost: Set[int]) -> None:
         self.metrics.acked += len(done) - sum([fetched.seen for fetched in done])
         if lost:
             self.metrics.acked -= sum(id(fetched) in lost and not fetched.seen for fetched in done)
@@ -492,109 +456,15 @@ class Inbox(Ownership):
                 if id(outcome.fetched) not in lost:
                     self._remember(outcome.fetched)
                     self.metrics.dead += 1
-        if not self._waiting_acks:
-            return
-        for fetched in [*done, *(outcome.fetched for outcome in rest)]:
-            waiter = self._waiting_acks.pop(id(fetched), None)
-            if waiter is not None and not waiter.done():
-                waiter.set_result(id(fetched) not in lost)
 
-    async def flushed(self) -> None:
-        """Until everything noted so far is stored."""
-        while self._done or self._rest or not self._flushed.is_set():
-            self._flushed.clear()
-            self._flush_wanted.set()
-            await self._flushed.wait()
-
-    # -- settlements through a Delivery
-
-    async def ack(self, delivery: EngineDelivery) -> None:
-        await self._settle_delivery(delivery, "ack", lambda: self.done(delivery.lane))
-
-    async def nack(self, delivery: EngineDelivery, delay_s: float | None, error: BaseException | None) -> None:
-        lane = delivery.lane
-
-        def note() -> None:
-            task = asyncio.current_task()
-            if isinstance(error, asyncio.CancelledError) and (task is None or task.cancelling() or delay_s == 0):
-                self.not_counted(lane, 0.0)
-            elif isinstance(error, QueueFull) and delay_s is None:
-                self.outcome_of(lane, error)
-            else:
-                self.failed(lane, error, delay_s)
-
-        await self._settle_delivery(delivery, "nack", note)
-
-    async def reject(self, delivery: EngineDelivery, reason: str) -> None:
-        await self._settle_delivery(delivery, "reject", lambda: self.dead(delivery.lane, "rejected", reason))
-
-    async def _settle_delivery(self, delivery: EngineDelivery, doing: str, note: Callable[[], object]) -> None:
-        """Note the outcome now, return when it is stored. A caller that is cancelled while it waits does
-        not take it back."""
-        fetched = delivery.fetched
-        volatile = fetched.shard == VOLATILE_SHARD
-        stored: asyncio.Future[bool] | None = None
-        if self._closed:
-            delivery.state = LOST
-            raise LeaseLost(f"{doing} {delivery.message.id}: the protocol was closed; it is delivered again")
-        if not volatile:
-            stored = asyncio.get_running_loop().create_future()
-            self._waiting_acks[id(fetched)] = stored
-        pulled = self._ended(delivery)
-        note()
-        if pulled:
-            self._let_go(delivery.lane)
-        if stored is not None and not await stored:
-            delivery.state = LOST
-            raise LeaseLost(f"{doing} {delivery.message.id}: the lease ended; it may be with another worker")
-
-    def _let_go(self, lane: Lane) -> None:
+    def let_go(self, lane: Lane) -> None:
         """A lane that was handed out may be handed out again."""
         if lane.waiting and not lane.lost and not lane.blocked:
             self.lanes.resume(lane)
         self.arrived.set()
         self._freed.set()
 
-    def hand_out(self, delivery: EngineDelivery) -> None:
-        """To somebody outside, who settles it."""
-        self.open[id(delivery.fetched)] = delivery
-        self.core.floor.enter()
-        self.extend(delivery)
-        self.metrics.messages_received += 1
-        self.metrics.redelivered += delivery.attempt > 1
-
-    def _ended(self, delivery: EngineDelivery) -> bool:
-        """Whether it was with somebody outside; now it is not."""
-        if self.open.get(id(delivery.fetched)) is not delivery:
-            return False
-        del self.open[id(delivery.fetched)]
-        self.core.floor.leave()
-        return True
-
-    def give_up(self, delivery: EngineDelivery) -> None:
-        """It was handed out and nobody has begun with it."""
-        if self._ended(delivery) and not delivery.lane.lost:
-            self.hand_back(delivery.lane)
-
-    def overdue(self) -> float | None:
-        """Take back deliveries that were not settled in their time; the next time to look."""
-        now = asyncio.get_running_loop().time()
-        soonest: float | None = None
-        for delivery in list(self.open.values()):
-            if delivery.expires_at <= now:
-                delivery.state = LOST
-                self._ended(delivery)
-                self.failed(delivery.lane, TimeoutError("it was not settled within its lease"), 0.0)
-                self._let_go(delivery.lane)
-            elif soonest is None or delivery.expires_at < soonest:
-                soonest = delivery.expires_at
-        return soonest
-
-    def extend(self, delivery: EngineDelivery) -> None:
-        loop = asyncio.get_running_loop()
-        settings = self.core.settings
-        limit = settings.handler_timeout_s if delivery.held else settings.lease_s
-        delivery.expires_at = loop.time() + limit
+    # -- what no store holds
 
     def push_volatile(self, id: str, body: bytes, type: str) -> None:
         """A message that no store holds: handed out once, settled nowhere, dropped when too many wait."""
@@ -609,35 +479,25 @@ class Inbox(Ownership):
 
     def abandon(self) -> None:
         """As if the process was killed: nothing is stored any more."""
-        self._closed = True
-        self._nothing_stored()
-
-    def _nothing_stored(self) -> None:
-        for waiter in self._waiting_acks.values():
-            if not waiter.done():
-                waiter.set_result(False)
-        self._waiting_acks.clear()
+        self.closed = True
+        self.settling.give_up()
 
     async def close(self) -> None:
         """Give back what is held unstarted, store what is noted, leave. Deliveries that are open come
         again when the store frees them."""
-        if self._closed or self._consumer is None:
-            self._closed = True
+        if self.closed or self._consumer is None:
+            self.closed = True
             return
-        for delivery in list(self.open.values()):
-            if delivery.state == OPEN:
-                delivery.state = LOST
-                self.not_counted(delivery.lane, 0.0)
-            self._ended(delivery)
+        self.handed.close()
         for lane in self.lanes.take_back():
             self.give_back(lane)
         try:
             async with asyncio.timeout(5.0):
-                await self.flushed()
+                await self.settling.flushed()
         except TimeoutError:
             log.warning("closed with outcomes that are not stored", extra={"queue": self.queue})
-        consumer, self._closed = self._consumer, True
-        self._nothing_stored()
+        consumer, self.closed = self._consumer, True
+        self.settling.give_up()
         await consumer.close()
 
 

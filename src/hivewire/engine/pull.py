@@ -7,10 +7,10 @@ from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
 from hivewire.engine.delivery import EngineDelivery
-from hivewire.engine.inbox import VOLATILE_SHARD, Inbox
+from hivewire.engine.inbox import Inbox
 from hivewire.errors import BackendError, HivewireError
 from hivewire.message import Message
-from hivewire.record import Fetched
+from hivewire.record import VOLATILE_SHARD, Fetched
 from hivewire.rules.blame import runs_alone
 from hivewire.rules.lanes import Lane
 
@@ -136,7 +136,7 @@ class Puller:
         # Marks of later ones were awaited: the lease of the earlier ones may have ended meanwhile.
         handed = [delivery for delivery in handed if self.inbox.holds(delivery.lane)]
         for delivery in handed:
-            self.inbox.hand_out(delivery)
+            self.inbox.handed.hand_out(delivery)
         return handed
 
     async def _delivery(self, lane: Lane) -> EngineDelivery | None:
@@ -169,20 +169,20 @@ class Puller:
 
     def _arm(self) -> None:
         """See to deliveries that nobody settles in time."""
-        if self._sweep is None and self.inbox.open:
-            soonest = min(delivery.expires_at for delivery in self.inbox.open.values())
+        if self._sweep is None and self.inbox.handed.open:
+            soonest = min(delivery.expires_at for delivery in self.inbox.handed.open.values())
             self._sweep = asyncio.get_running_loop().call_at(soonest, self._swept)
 
     def _swept(self) -> None:
         self._sweep = None
-        self.inbox.overdue()
+        self.inbox.handed.overdue()
         self._arm()
 
     def _unused(self) -> None:
         """Owned shards are not kept from others by somebody who does not read."""
         self._idle = None
         loop = asyncio.get_running_loop()
-        if self._callers or self.inbox.open:
+        if self._callers or self.inbox.handed.open:
             self._idle = loop.call_later(self.inbox.core.settings.lease_s, self._unused)
         elif not self.inbox.core.tasks.closed:
             self.inbox.core.tasks.start(self._retire(self), f"retire {self.inbox.queue}")

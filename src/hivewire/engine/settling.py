@@ -1,0 +1,112 @@
+"""Storing outcomes: what comes together while one batch is on its way goes in the next."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Sequence, Set
+
+from hivewire.backend import Unfinished
+from hivewire.errors import BackendError, Closed
+from hivewire.record import Fetched
+
+log = logging.getLogger(__name__)
+
+_RETRY_S = 0.05
+
+Store = Callable[[Sequence[Fetched], Sequence[Unfinished]], Awaitable[Sequence[Fetched]]]
+"""Returns the records that were refused because the lease is lost."""
+Stored = Callable[[Sequence[Fetched], Sequence[Unfinished], Set[int]], None]
+"""Told after each batch, with the identities of those that were refused."""
+
+
+class Settling:
+    """The outcomes of one inbox on their way to the store, in the order in which they were noted: `done`
+    first, then `rest`, batch by batch."""
+
+    def __init__(self, queue: str, store: Store, stored: Stored) -> None:
+        self._queue = queue
+        self._store = store
+        self._stored = stored
+        self.done: list[Fetched] = []
+        self.rest: list[Unfinished] = []
+        self.wanted = asyncio.Event()
+        """Set by whoever adds the first of a batch."""
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._waiting: dict[int, asyncio.Future[bool]] = {}
+
+    def add(self, outcome: Unfinished) -> None:
+        self.rest.append(outcome)
+        self.wanted.set()
+
+    def expect(self, fetched: Fetched) -> asyncio.Future[bool]:
+        """Done when the outcome of this record is stored (True) or refused (False)."""
+        waiter = self._waiting[id(fetched)] = asyncio.get_running_loop().create_future()
+        return waiter
+
+    async def run(self) -> None:
+        """Until it is cancelled or the inbox is closed."""
+        while True:
+            await self.wanted.wait()
+            self.wanted.clear()
+            self._idle.clear()
+            done, self.done = self.done, []
+            rest, self.rest = self.rest, []
+            if done or rest:
+                try:
+                    refused = await self._keep_storing(done, rest)
+                except Closed:
+                    return
+                self._tell(done, rest, {id(fetched) for fetched in refused})
+            if not self.done and not self.rest:
+                self._idle.set()
+
+    async def _keep_storing(self, done: Sequence[Fetched], rest: Sequence[Unfinished]) -> Sequence[Fetched]:
+        while True:
+            try:
+                return await self._store(done, rest)
+            except BackendError as error:
+                # Kept until the store is back. Repeating is safe: what got through is refused the second time.
+                log.warning("cannot store outcomes yet", extra={"queue": self._queue, "error": str(error)})
+                await asyncio.sleep(_RETRY_S)
+            except Closed:
+                raise
+            except Exception as error:  # noqa: BLE001  # one outcome that cannot be stored must not stop all others
+                return await self._one_by_one(done, rest, error)
+
+    async def _one_by_one(
+        self, done: Sequence[Fetched], rest: Sequence[Unfinished], error: Exception
+    ) -> Sequence[Fetched]:
+        if len(done) + len(rest) == 1:
+            log.error("an outcome cannot be stored; the lease runs out", extra={"queue": self._queue}, exc_info=error)
+            return [*done, *(outcome.fetched for outcome in rest)]
+        refused: list[Fetched] = []
+        for fetched in done:
+            refused.extend(await self._keep_storing((fetched,), ()))
+        for outcome in rest:
+            refused.extend(await self._keep_storing((), (outcome,)))
+        return refused
+
+    def _tell(self, done: Sequence[Fetched], rest: Sequence[Unfinished], lost: Set[int]) -> None:
+        self._stored(done, rest, lost)
+        if not self._waiting:
+            return
+        for fetched in [*done, *(outcome.fetched for outcome in rest)]:
+            waiter = self._waiting.pop(id(fetched), None)
+            if waiter is not None and not waiter.done():
+                waiter.set_result(id(fetched) not in lost)
+
+    async def flushed(self) -> None:
+        """Until everything noted so far is stored."""
+        while self.done or self.rest or not self._idle.is_set():
+            self._idle.clear()
+            self.wanted.set()
+            await self._idle.wait()
+
+    def give_up(self) -> None:
+        """Nothing more is stored: whoever waits is told so."""
+        for waiter in self._waiting.values():
+            if not waiter.done():
+                waiter.set_result(False)
+        self._waiting.clear()

@@ -1,0 +1,189 @@
+"""What users do by mistake stops nobody else and loses nothing."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+
+from hivewire.coordination.worker import Context, Worker
+from hivewire.delivery import Delivery
+from hivewire.errors import AlreadySettled, Closed, MessageError, SettingsError, TimedOut
+from hivewire.message import Message
+from hivewire.protocol import Receipt
+from hivewire.rules.retry import Retry
+from hivewire.testing.conformance.fabric import Fabric
+from hivewire.testing.conformance.scenario import empty, number, one_letter, serving, take, take_one, task
+from hivewire.testing.conformance.waiting import until
+
+_QUICK = Retry(max_attempts=3, first_s=0.01, most_s=0.05)
+
+
+class _Fatal(BaseException):
+    """Not an `Exception`."""
+
+
+@pytest.mark.parametrize("error", [asyncio.CancelledError(), _Fatal("no")], ids=["cancelled", "base"])
+@pytest.mark.parametrize("concurrency", [1, 4])
+async def test_a_handler_that_raises_what_it_should_not_fails_like_others(
+    fabric: Fabric, error: BaseException, concurrency: int
+) -> None:
+    starts: list[int] = []
+
+    async def handle(delivery: Delivery) -> None:
+        starts.append(number(delivery))
+        if number(delivery) == 0:
+            raise error
+
+    await fabric.protocol.send_many([task("odd", n, key=f"k{n}") for n in range(5)])
+    async with serving(fabric.protocol, "odd", handle, concurrency=concurrency, retry=lambda _type: _QUICK):
+        await empty(fabric.protocol, "odd", dead=1)
+    assert starts.count(0) == 3
+    assert sorted(set(starts)) == [0, 1, 2, 3, 4]
+
+
+async def test_a_handler_that_is_a_plain_wrapper_of_an_async_one_is_awaited(fabric: Fabric) -> None:
+    ran: list[int] = []
+    worker = Worker("wrapped")
+
+    async def inner(message: Message, ctx: Context) -> None:
+        ran.append(message.content["n"])
+
+    def wrapper(message: Message, ctx: Context) -> Awaitable[None]:
+        return inner(message, ctx)
+
+    worker.on("task")(wrapper)
+    stop = asyncio.Event()
+    serve = asyncio.ensure_future(worker.serve(fabric.protocol, stop.wait()))
+    await fabric.protocol.send(task("wrapped", 7))
+    await empty(fabric.protocol, "wrapped")
+    stop.set()
+    await serve
+    assert ran == [7]
+
+
+async def test_odd_texts_and_delays_stop_no_other_settlement(fabric: Fabric) -> None:
+    first = await _sent_and_taken(fabric, 0)
+    second = await _sent_and_taken(fabric, 1)
+    third = await _sent_and_taken(fabric, 2)
+    for delay_s in ("5", float("nan"), -1.0):
+        with pytest.raises(MessageError):
+            await first.nack(delay_s)  # type: ignore[arg-type]  # on purpose
+    await first.reject("a lone surrogate: \ud800")
+    await second.nack(error=ValueError("another: \udcff"), delay_s=0)
+    await third.ack()
+    letter = await one_letter(fabric.protocol, "texts")
+    assert letter.reason == "rejected"
+    assert (await take_one(fabric.protocol, "texts")).attempt == 2
+
+
+async def _sent_and_taken(fabric: Fabric, n: int) -> Delivery:
+    await fabric.protocol.send(task("texts", n, key=f"k{n}"))
+    return await take_one(fabric.protocol, "texts")
+
+
+async def test_what_consume_has_taken_ahead_keeps_its_lease_and_does_not_count(fabric: Fabric) -> None:
+    member = await fabric.member(lease_s=1)
+    await member.send_many([task("ahead", n, key=f"k{n}") for n in range(4)])
+    seen: list[tuple[int, int]] = []
+    deliveries = member.consume("ahead", prefetch=4)
+    async for delivery in deliveries:
+        async with delivery:
+            await asyncio.sleep(0.7)  # the work; four times this is longer than the lease
+            seen.append((number(delivery), delivery.attempt))
+        if len(seen) == 3:
+            break
+    await deliveries.aclose()  # type: ignore[attr-defined]  # a generator
+    assert sorted(attempt for _, attempt in seen) == [1, 1, 1]
+    [last] = await take(member, "ahead", 1)
+    assert last.attempt == 1
+
+
+async def test_a_str_is_no_list_of_types_or_groups(fabric: Fabric) -> None:
+    protocol = fabric.protocol
+    bad: list[Callable[[], Awaitable[Any]]] = [
+        lambda: protocol.subscribe("letters", "task"),
+        lambda: protocol.subscribe("letters", groups="team"),
+        lambda: protocol.subscribe("letters", mode="competeing"),  # type: ignore[arg-type]  # on purpose
+        lambda: protocol.subscribe("letters", ["\x00"]),
+        lambda: protocol.receive("letters", limit=0),
+        lambda: protocol.receive("letters", wait_s=float("nan")),
+        lambda: protocol.send(task("letters"), delay_s=float("nan")),
+    ]
+    for call in bad:
+        with pytest.raises(MessageError):
+            await call()
+    with pytest.raises(SettingsError):
+        await protocol.serve("letters", lambda _delivery: asyncio.sleep(0), concurrency=0)
+
+
+async def test_unsubscribing_a_type_that_was_never_named_leaves_all(fabric: Fabric) -> None:
+    await fabric.protocol.unsubscribe("every", ["event"])
+    await fabric.protocol.send(task("every"))
+    assert number((await take(fabric.protocol, "every", 1))[0]) == 0
+
+
+async def test_a_worker_that_comes_to_handle_every_type_gets_them(fabric: Fabric) -> None:
+    await fabric.protocol.subscribe("grown", ["task"])
+    got: list[str] = []
+    worker = Worker("grown")
+
+    @worker.on("*")
+    async def handle(message: Message, ctx: Context) -> None:
+        got.append(message.type)
+
+    stop = asyncio.Event()
+    serve = asyncio.ensure_future(worker.serve(fabric.protocol, stop.wait()))
+    await until(lambda: worker._loop is not None, "the worker serves")
+    await fabric.protocol.send(task("grown").replace(type="query"))
+    await empty(fabric.protocol, "grown")
+    stop.set()
+    await serve
+    assert got == ["query"]
+
+
+async def test_a_full_member_that_is_away_holds_up_neither_broadcasts_nor_leaving(fabric: Fabric) -> None:
+    member = await fabric.member(queue_cap=3)
+    await member.subscribe("away", groups=["crowd"])
+    await member.subscribe("here", groups=["crowd"])
+    for n in range(8):
+        await member.broadcast(task("", n), "crowd")
+    assert [number(delivery) for delivery in await take(member, "here", 8)] == list(range(8))
+    await asyncio.wait_for(member.unsubscribe("away", groups=["crowd"]), 10)
+    assert [number(delivery) for delivery in await take(member, "away", 8)] == list(range(8))
+
+
+async def test_an_event_can_be_a_reply_and_one_request_is_asked_once_at_a_time(fabric: Fabric) -> None:
+    async def handle(delivery: Delivery) -> None:
+        await fabric.protocol.reply(delivery.message, "done", type="event")
+
+    async with serving(fabric.protocol, "asked", handle):
+        question = task("asked")
+        assert (await fabric.protocol.request(question, timeout_s=10)).content == "done"
+    waiting = asyncio.ensure_future(fabric.protocol.request(task("nobody").replace(id="same"), timeout_s=0.5))
+    await until(lambda: "same" in fabric.protocol._replies._waiting, "the request waits")
+    with pytest.raises(MessageError):
+        await fabric.protocol.request(task("nobody").replace(id="same"), timeout_s=0.5)
+    with pytest.raises(TimedOut):
+        await waiting
+
+
+async def test_closing_while_the_first_call_connects_leaves_nothing_behind(fabric: Fabric) -> None:
+    member = fabric.connect()
+    sending = asyncio.ensure_future(member.send(task("early")))
+    await asyncio.sleep(0)
+    await member.close(1)
+    [ended] = await asyncio.gather(sending, return_exceptions=True)
+    assert isinstance(ended, Receipt | Closed), ended  # stored before, or refused; the leak check sees the rest
+
+
+async def test_a_delivery_may_be_left_in_another_task(fabric: Fabric) -> None:
+    await fabric.protocol.send(task("moved"))
+    delivery = await take_one(fabric.protocol, "moved")
+    await asyncio.create_task(delivery.__aenter__())
+    await delivery.__aexit__(None, None, None)
+    await empty(fabric.protocol, "moved")
+    with pytest.raises(AlreadySettled):
+        await delivery.ack()
