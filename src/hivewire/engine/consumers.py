@@ -132,7 +132,10 @@ class Consumers:
         for puller in self._pullers.values():
             puller.stop()
         for inbox in tuple(self._inboxes):
-            await inbox.close()
+            try:
+                await inbox.close()
+            except BackendError as error:  # the others must be given back all the same
+                log.warning("left without the store", extra={"queue": inbox.queue, "error": str(error)})
         self._inboxes.clear()
 
     async def retire(self, puller: Puller) -> None:

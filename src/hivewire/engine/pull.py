@@ -32,6 +32,8 @@ class Puller:
     async def receive(self, limit: int, wait_s: float) -> list[EngineDelivery]:
         loop = asyncio.get_running_loop()
         deadline = loop.time() + wait_s
+        if not self._callers:
+            self._error = None  # of a call that nobody waited for
         self._callers += 1
         if self._idle is not None:
             self._idle.cancel()
@@ -46,7 +48,9 @@ class Puller:
                     # Ask once even when there is no time to wait.
                     if wait_s > 0:
                         return []
-                    await self._fetch(limit, 0.0)
+                    fetching = self._fetching = self._start_fetch(limit, 0.0)
+                    await asyncio.shield(fetching)
+                    self._raise_error()
                     return await self._hand_out(limit)
                 if left <= -0.05:
                     return []
@@ -60,16 +64,22 @@ class Puller:
 
     async def _arrival(self, limit: int, left: float) -> None:
         if self._fetching is None:
-            self._fetching = self.inbox.core.tasks.start(self._fetch(limit, left), f"receive {self.inbox.queue}")
+            self._fetching = self._start_fetch(limit, left)
         self.inbox.arrived.clear()
         try:
             async with asyncio.timeout(left + 0.05):
                 await self.inbox.arrived.wait()
         except TimeoutError:
             return
+        self._raise_error()
+
+    def _raise_error(self) -> None:
         if self._error is not None:
             error, self._error = self._error, None
             raise error
+
+    def _start_fetch(self, limit: int, wait_s: float) -> asyncio.Task[None]:
+        return self.inbox.core.tasks.start(self._fetch(limit, wait_s), f"receive {self.inbox.queue}")
 
     async def _fetch(self, limit: int, wait_s: float) -> None:
         """In a task of its own: a caller that is cancelled does not cancel what is on its way."""

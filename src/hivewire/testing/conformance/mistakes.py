@@ -187,3 +187,18 @@ async def test_a_delivery_may_be_left_in_another_task(fabric: Fabric) -> None:
     await empty(fabric.protocol, "moved")
     with pytest.raises(AlreadySettled):
         await delivery.ack()
+
+
+async def test_a_receive_that_does_not_wait_may_be_cancelled_anywhere(fabric: Fabric) -> None:
+    """What the store has taken for it goes back, although its member lives on and never asks again."""
+    other = await fabric.member()
+    for turns in range(20):
+        await fabric.protocol.send(task("hasty", turns, key=f"k{turns}"))
+        asking = asyncio.ensure_future(fabric.protocol.receive("hasty", wait_s=0))
+        await asyncio.sleep(turns * 0.0002)  # another moment of the call each time
+        asking.cancel()
+        [got] = await asyncio.gather(asking, return_exceptions=True)
+        if isinstance(got, list) and got:
+            await got[0].ack()
+        else:
+            assert number((await take(other, "hasty", 1, within_s=5))[0]) == turns
