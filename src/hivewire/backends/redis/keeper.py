@@ -1,23 +1,21 @@
-"""The thread that keeps leases: a connection of its own, so that neither a loop that stands still nor a long
-queue of writes delays a renewal."""
+"""The thread that keeps leases: an event loop and a connection of its own, so that neither a loop that stands
+still nor a long queue of writes delays a renewal."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import socket
 import threading
 import time
 from collections.abc import Callable, Sequence
 
-import hiredis
 import msgspec
 
 from hivewire.backends.redis import membership, scripts
-from hivewire.backends.redis.address import Address, Command, Reply, pack
+from hivewire.backends.redis.address import Address, Command, Reply
 from hivewire.backends.redis.keys import Names
-from hivewire.backends.redis.link import good
-from hivewire.errors import BackendError, ConnectionLost
+from hivewire.backends.redis.link import Link, good
+from hivewire.errors import BackendError
 
 log = logging.getLogger(__name__)
 
@@ -118,18 +116,17 @@ class Seat:
 
 
 class Keeper:
-    """Renews every seat in its time. Answers are told on the event loop."""
+    """Renews every seat in its time. Answers are told on the event loop that made it."""
 
     def __init__(self, address: Address) -> None:
         self._address = address
         self._loop = asyncio.get_running_loop()
-        self._wake = threading.Event()
+        self._inner: asyncio.AbstractEventLoop | None = None
+        self._wake = asyncio.Event()
         self._lock = threading.Lock()
         self._seats: set[Seat] = set()
         self._stopping = False
         self._ended = asyncio.Event()
-        self._socket: socket.socket | None = None
-        self._reader = hiredis.Reader()
         self._thread = threading.Thread(target=self._run, name="hivewire-redis-keeper", daemon=True)
         self._thread.start()
 
@@ -138,7 +135,7 @@ class Keeper:
     def add(self, seat: Seat) -> None:
         with self._lock:
             self._seats.add(seat)
-        self._wake.set()
+        self._rouse()
 
     def remove(self, seat: Seat) -> None:
         with self._lock:
@@ -147,7 +144,12 @@ class Keeper:
     def poke(self, seat: Seat) -> None:
         """Beat at once: something changed."""
         seat.poked = True
-        self._wake.set()
+        self._rouse()
+
+    def _rouse(self) -> None:
+        """The thread looks at its seats again. Before it has a loop it has not looked yet."""
+        if self._inner is not None:
+            _call_on(self._inner, self._wake.set)
 
     def _tell(self, told: Sequence[tuple[Seat, Shares]]) -> None:
         for seat, shares in told:
@@ -160,39 +162,59 @@ class Keeper:
 
     async def close(self) -> None:
         self._stopping = True
-        self._wake.set()
+        self._rouse()
         await self._ended.wait()
         self._thread.join()
 
     # -- in the thread
 
     def _run(self) -> None:
-        while not self._stopping:
-            self._wake.clear()
-            with self._lock:
-                seats = tuple(self._seats)
-            now = lease_clock()
-            due = [seat for seat in seats if seat.poked or seat.due_at <= now]
-            try:
-                for start in range(0, len(due), _MOST_A_WRITE):
-                    self._beat(due[start : start + _MOST_A_WRITE])
-            except (BackendError, OSError, hiredis.ProtocolError) as error:
-                log.debug("leases not renewed", extra={"error": str(error)})
-                self._hang_up()
-                for seat in due:
-                    seat.due_at = lease_clock() + _AGAIN_S
-            soonest = min((seat.due_at for seat in seats), default=now + 60.0)
-            self._wake.wait(min(max(soonest - lease_clock(), 0.001), 60.0))
-        self._hang_up()
-        _call_on(self._loop, self._ended.set)
+        try:
+            asyncio.run(self._keep())
+        finally:
+            _call_on(self._loop, self._ended.set)
 
-    def _beat(self, due: Sequence[Seat]) -> None:
+    async def _keep(self) -> None:
+        self._inner = asyncio.get_running_loop()
+        link = Link(self._address, scripts.load())
+        try:
+            while not self._stopping:
+                self._wake.clear()
+                soonest_s = await self._round(link)
+                try:
+                    async with asyncio.timeout(soonest_s):
+                        await self._wake.wait()
+                except TimeoutError:
+                    continue
+        finally:
+            await link.close()
+
+    async def _round(self, link: Link) -> float:
+        """Beat for all whose time it is; in how many seconds the next one is due."""
+        with self._lock:
+            seats = tuple(self._seats)
+        now = lease_clock()
+        due = [seat for seat in seats if seat.poked or seat.due_at <= now]
+        try:
+            for start in range(0, len(due), _MOST_A_WRITE):
+                await self._beat(link, due[start : start + _MOST_A_WRITE])
+        except (BackendError, TimeoutError) as error:
+            log.debug("leases not renewed", extra={"error": str(error)})
+            link.cut("a lease was not renewed in time")
+            for seat in due:
+                seat.due_at = lease_clock() + _AGAIN_S
+        soonest = min((seat.due_at for seat in seats), default=now + 60.0)
+        return min(max(soonest - lease_clock(), 0.001), 60.0)
+
+    async def _beat(self, link: Link, due: Sequence[Seat]) -> None:
         sent_at, wall = lease_clock(), time.time()
         for seat in due:
             seat.poked = False
             if seat.doubted or (not seat.begins and sent_at >= seat.until):
                 seat.lapse()
-        answers = self._ask([seat.question() for seat in due], min(seat.lease_s for seat in due))
+        limit_s = min(self._address.settings.read_timeout_s, max(min(seat.lease_s for seat in due) / 2, 0.5))
+        async with asyncio.timeout(limit_s):
+            answers = await link.post([seat.question() for seat in due])
         wall = (wall + time.time()) / 2
         told: list[tuple[Seat, Shares]] = []
         trouble: BackendError | None = None
@@ -209,51 +231,6 @@ class Keeper:
             _call_on(self._loop, self._tell, told)
         if trouble is not None:
             raise trouble
-
-    def _ask(self, commands: Sequence[Command], lease_s: float) -> list[Reply]:
-        limit_s = min(self._address.settings.read_timeout_s, max(lease_s / 2, 0.5))
-        deadline = time.monotonic() + limit_s
-        if self._socket is None:
-            self._dial(limit_s)
-        return self._exchange(commands, deadline)
-
-    def _dial(self, limit_s: float) -> None:
-        address = self._address
-        limit_s = min(limit_s, address.settings.dial_timeout_s)
-        plain = socket.create_connection((address.host, address.port), timeout=limit_s)
-        try:
-            plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            tls = address.tls()
-            self._socket = tls.wrap_socket(plain, server_hostname=address.host) if tls is not None else plain
-        except BaseException:
-            plain.close()
-            raise
-        self._reader = hiredis.Reader()
-        opening = [*address.greeting(), *scripts.load()]
-        for answer, command in zip(self._exchange(opening, time.monotonic() + limit_s), opening, strict=True):
-            good(answer, f"connect to {address}: {command[0]!s}")
-
-    def _exchange(self, commands: Sequence[Command], deadline: float) -> list[Reply]:
-        assert self._socket is not None
-        self._socket.settimeout(max(deadline - time.monotonic(), 0.01))
-        self._socket.sendall(b"".join([pack(command) for command in commands]))
-        answers: list[Reply] = []
-        while len(answers) < len(commands):
-            answer = self._reader.gets()
-            if answer is not False:
-                answers.append(answer)
-                continue
-            self._socket.settimeout(max(deadline - time.monotonic(), 0.01))
-            heard = self._socket.recv(65536)
-            if not heard:
-                raise ConnectionLost(f"the server at {self._address} closed the connection")
-            self._reader.feed(heard)
-        return answers
-
-    def _hang_up(self) -> None:
-        if self._socket is not None:
-            self._socket.close()
-            self._socket = None
 
 
 def _call_on(loop: asyncio.AbstractEventLoop, call: Callable[..., object], *arguments: object) -> None:

@@ -193,6 +193,11 @@ class Link:
         if self._wire is wire:
             self._wire = None
 
+    def cut(self, why: str) -> None:
+        """Break the connection, if there is one: what is under way is lost, the next call connects anew."""
+        if self._wire is not None:
+            self._wire.abort(why)
+
     async def close(self) -> None:
         self._closed = True
         if self._connecting is not None:
