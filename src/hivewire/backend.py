@@ -188,7 +188,7 @@ class Consumer(ABC):
         """Take up to `limit` records of at most `lanes` keys, at most `run` of each key, each key's in
         order; wait up to `wait_s` for the first. The first records of the first `starting` keys are marked
         as running in the same step if they are not suspect. Cancelling loses nothing: what was taken is
-        given by the next call."""
+        given by the next call. The engine has one call under way at a time."""
 
     def holds(self, fetched: Fetched) -> bool:
         """Whether this member's lease is still good, by its own clock: asked before each start of a

@@ -227,7 +227,7 @@ class Crew:
                 inbox.metrics.redelivered += redelivered
                 self._pace.observe(handled, max(time() - began, 1e-7))
             if waiting and lane.grip == grip:
-                inbox.lanes.resume(lane)
+                inbox.put_back(lane)
 
     async def _admit(self, lane: Lane) -> Message | None:
         try:
@@ -250,7 +250,7 @@ class Crew:
         may_start = False
         try:
             if not fetched.marked and not await self.inbox.mark(fetched):
-                self.inbox.lost({lane.shard})
+                self.inbox.refused(lane)
             may_start = self._may_go_on(lane)
         except BackendError as error:
             log.warning("cannot mark a start yet", extra={"queue": self.inbox.queue, "error": str(error)})

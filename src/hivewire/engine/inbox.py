@@ -125,6 +125,12 @@ class Inbox(Ownership):
                 tell(lane)
         self.handed.lost()
 
+    def refused(self, lane: Lane) -> None:
+        """The store says that the lane is somebody else's. If that is known here already, its shard may have
+        come back since, and stays."""
+        if not lane.lost:
+            self.lost({lane.shard})
+
     def on_lost(self, listener: Callable[[Lane], None]) -> None:
         self._lost_listeners.append(listener)
 
@@ -456,6 +462,12 @@ class Inbox(Ownership):
                 if id(outcome.fetched) not in lost:
                     self._remember(outcome.fetched)
                     self.metrics.dead += 1
+
+    def put_back(self, lane: Lane) -> None:
+        """A taker leaves the lane before its end."""
+        self.lanes.resume(lane)
+        if lane.ending:
+            self._freed.set()
 
     def let_go(self, lane: Lane) -> None:
         """A lane that was handed out may be handed out again."""

@@ -48,7 +48,7 @@ class Puller:
                     # Ask once even when there is no time to wait.
                     if wait_s > 0:
                         return []
-                    fetching = self._fetching = self._start_fetch(limit, 0.0)
+                    fetching = self._fetching = self._start_fetch(limit, 0.0, starting=limit)
                     await asyncio.shield(fetching)
                     self._raise_error()
                     return await self._hand_out(limit)
@@ -64,7 +64,7 @@ class Puller:
 
     async def _arrival(self, limit: int, left: float) -> None:
         if self._fetching is None:
-            self._fetching = self._start_fetch(limit, left)
+            self._fetching = self._start_fetch(limit, left, starting=limit)
         self.inbox.arrived.clear()
         try:
             async with asyncio.timeout(left + 0.05):
@@ -78,14 +78,15 @@ class Puller:
             error, self._error = self._error, None
             raise error
 
-    def _start_fetch(self, limit: int, wait_s: float) -> asyncio.Task[None]:
-        return self.inbox.core.tasks.start(self._fetch(limit, wait_s), f"receive {self.inbox.queue}")
+    def _start_fetch(self, limit: int, wait_s: float, *, starting: int) -> asyncio.Task[None]:
+        """One at a time: of two, the later one could bring its records first."""
+        return self.inbox.core.tasks.start(self._fetch(limit, wait_s, starting), f"receive {self.inbox.queue}")
 
-    async def _fetch(self, limit: int, wait_s: float) -> None:
+    async def _fetch(self, limit: int, wait_s: float, starting: int) -> None:
         """In a task of its own: a caller that is cancelled does not cancel what is on its way."""
         inbox = self.inbox
         try:
-            batch = await inbox.fetch(limit, wait_s, lanes=limit, run=1, starting=limit)
+            batch = await inbox.fetch(limit, wait_s, lanes=limit, run=1, starting=starting)
         except HivewireError as error:
             self._error = error
             batch = ()
@@ -104,10 +105,7 @@ class Puller:
             if self._fetching is not None:
                 return  # that fetch brings them
             if not self._callers:
-                try:
-                    self._arrived(await self.inbox.fetch(1, 0.0, lanes=1, run=1, starting=0))
-                except BackendError:
-                    continue
+                self._fetching = self._start_fetch(1, 0.0, starting=0)
                 return
 
     def _arrived(self, batch: Sequence[Fetched]) -> None:
@@ -160,7 +158,7 @@ class Puller:
             if not self.inbox.holds(lane):
                 return None
             if not fetched.marked and not await self.inbox.mark(fetched):
-                self.inbox.lost({lane.shard})
+                self.inbox.refused(lane)
                 return None
             return None if lane.lost else EngineDelivery(self.inbox, lane, fetched, message)
         return None

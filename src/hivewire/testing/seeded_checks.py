@@ -116,10 +116,10 @@ def _had_ended(starts: list[Started], at: float) -> bool:
 
 
 def _not_too_early(result: Result) -> Iterator[str]:
-    """A delayed message starts when it is due, not before."""
+    """A delayed message starts when it is due, not before; what was replayed has no delay any more."""
     for one in result.book.started:
         sent = result.book.sent.get(one.id)
-        if sent is not None and sent.delay_s:
+        if sent is not None and sent.delay_s and not one.replay:
             early = sent.began_at + sent.delay_s - _CLOCK_S - one.at
             if early > 0:
                 yield f"{one.id} of {one.agent} started {early:.3f} s before it was due"

@@ -39,7 +39,7 @@ from hivewire.testing.seeded_program import (
 from hivewire.testing.seeded_seat import RETURN_S, Died, Seat, Stage
 from hivewire.testing.virtual_time import VirtualLoop, run_virtual, seeded_ids
 
-DRAIN_S: Final = 120.0
+DRAIN_S: Final = 15.0
 """After the faults have stopped, everything must be settled within this time."""
 _SEND_TIMEOUT_S: Final = 20.0
 _MOST_STEPS: Final = 300_000
