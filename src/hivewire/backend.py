@@ -172,6 +172,15 @@ class Ownership(ABC):
         them."""
         return shards
 
+    def rest(self, shards: Set[int]) -> None:
+        """Start nothing more in these shards, but keep what is held: a busy shard comes to rest, and can then
+        be given up without stopping what runs. `go_on` takes it back. Only without `store_lanes`."""
+        raise NotImplementedError
+
+    def go_on(self, shards: Set[int]) -> None:
+        """These shards stay, after all. Only without `store_lanes`."""
+        raise NotImplementedError
+
     @abstractmethod
     def lost(self, shards: Set[int]) -> None:
         """The shards are with somebody else already: forget their records. With `store_lanes` there is

@@ -24,6 +24,7 @@ class LanesMachine(RuleBasedStateMachine):
         self.model: dict[str, list[int]] = {}
         self.with_taker: set[str] = set()
         self.waiting: set[str] = set()
+        self.resting: set[int] = set()
         self.count = 0
 
     @rule(keys=st.lists(st.sampled_from(_KEYS), min_size=1, max_size=6))
@@ -40,8 +41,10 @@ class LanesMachine(RuleBasedStateMachine):
     def take(self) -> object:
         lane = self.lanes.next_lane()
         if lane is None:
-            assert set(self.model) <= self.with_taker | self.waiting
+            asleep = {key for key in self.model if _KEYS.index(key) % 2 in self.resting}
+            assert set(self.model) <= self.with_taker | self.waiting | asleep
             return multiple()
+        assert lane.shard not in self.resting
         assert lane.key not in self.with_taker | self.waiting
         assert [fetched.at for fetched in lane.waiting] == self.model[lane.key]
         self.with_taker.add(lane.key)
@@ -81,6 +84,30 @@ class LanesMachine(RuleBasedStateMachine):
             self.waiting.discard(lane.key)
 
     @rule(shard=st.integers(0, 1))
+    def rest(self, shard: int) -> None:
+        self.resting.add(shard)
+        self.lanes.rest({shard})
+
+    @rule(shard=st.integers(0, 1))
+    def go_on(self, shard: int) -> None:
+        self.resting.discard(shard)
+        self.lanes.go_on({shard})
+
+    @rule(lane=consumes(taken))
+    def put_first(self, lane: Lane) -> None:
+        if not lane.lost:
+            self.with_taker.discard(lane.key)
+            self.lanes.put_first(lane)
+
+    @rule()
+    def take_all_back(self) -> None:
+        mine = {key for key in self.model if key not in self.with_taker | self.waiting}
+        self.resting.clear()
+        assert {lane.key for lane in self.lanes.take_back()} == mine
+        for key in mine:
+            del self.model[key]
+
+    @rule(shard=st.integers(0, 1))
     def lose(self, shard: int) -> None:
         gone = {key for key in self.model if _KEYS.index(key) % 2 == shard}
         assert {lane.key for lane in self.lanes.lose({shard})} == gone
@@ -88,12 +115,15 @@ class LanesMachine(RuleBasedStateMachine):
             del self.model[key]
         self.with_taker -= gone
         self.waiting -= gone
+        self.resting.discard(shard)
 
     @invariant()
     def holds_what_it_should(self) -> None:
         assert len(self.lanes) == len(self.model)
         assert self.lanes.held == sum(map(len, self.model.values()))
         assert self.lanes.active == sum(len(ids) for key, ids in self.model.items() if key not in self.waiting)
+        for key, lane in self.lanes._lanes.items():
+            assert lane.halted == (_KEYS.index(key) % 2 in self.resting)
         assert self.lanes.busy() == {_KEYS.index(key) % 2 for key in self.with_taker}
 
 

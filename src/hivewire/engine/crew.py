@@ -177,7 +177,7 @@ class Crew:
         grip, look_at = lane.grip, 0.0
         handled = redelivered = 0
         try:
-            while waiting and lane.grip == grip and not (lane.ending or self._stopping):
+            while waiting and lane.grip == grip and not (lane.halted or self._stopping):
                 fetched = waiting[0]
                 message = inbox.admit_now(fetched)
                 if message is None:
@@ -264,7 +264,7 @@ class Crew:
         return may_start
 
     def _may_go_on(self, lane: Lane) -> bool:
-        return not (lane.lost or lane.ending or self._stopping) and self.inbox.holds(lane)
+        return not (lane.lost or lane.halted or self._stopping) and self.inbox.holds(lane)
 
     def _watch(self, delivery: EngineDelivery, now: float) -> None:
         """See that the handler is marked when it lasts, and cancelled when it lasts too long."""

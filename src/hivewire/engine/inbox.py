@@ -117,6 +117,13 @@ class Inbox(Ownership):
     def busy(self, shards: Set[int]) -> Set[int]:
         return self.lanes.busy() & shards
 
+    def rest(self, shards: Set[int]) -> None:
+        self.lanes.rest(shards)
+
+    def go_on(self, shards: Set[int]) -> None:
+        self.lanes.go_on(shards)
+        self._woken()
+
     def lost(self, shards: Set[int]) -> None:
         if self._shards is not None:
             self._shards.lost(shards)

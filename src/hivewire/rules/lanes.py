@@ -15,12 +15,13 @@ class Lane:
     """The records of one key that this member holds, oldest first. The first may be running.
 
     `taken`: a taker has it. `blocked`: its first record waits for another attempt. `ending`: the shard is
-    being given up, nothing more may start. `lost`: somebody else owns the records by now; nothing here
-    counts any more. `parked`: positions of records whose bodies were dropped, all behind `waiting`.
+    being given up. `halted`: nothing more may start, because it is ending or its shard rests. `lost`:
+    somebody else owns the records by now; nothing here counts any more. `parked`: positions of records
+    whose bodies were dropped, all behind `waiting`.
     `grip` changes whenever the lane goes to a taker or from it: so a taker knows whether it still has it.
     """
 
-    __slots__ = ("blocked", "ending", "grip", "key", "lost", "parked", "shard", "taken", "waiting")
+    __slots__ = ("blocked", "ending", "grip", "halted", "key", "lost", "parked", "shard", "taken", "waiting")
 
     def __init__(self, key: str, shard: int) -> None:
         self.key = key
@@ -31,16 +32,18 @@ class Lane:
         self.taken = False
         self.blocked = False
         self.ending = False
+        self.halted = False
         self.lost = False
 
     @property
     def may_go_on(self) -> bool:
         """Whether its taker may start the first record."""
-        return bool(self.waiting) and not (self.lost or self.blocked or self.ending)
+        return bool(self.waiting) and not (self.lost or self.blocked or self.halted)
 
 
 class Lanes:
-    """A lane is here while it holds records. It is in `ready` while nobody works on it or waits for it.
+    """A lane is here while it holds records. It is in `ready` while nobody works on it or waits for it, unless
+    its shard rests: then it is put aside.
 
     One key, one lane, one at a time: `next_lane` hands a lane to exactly one taker, who gives it back
     with `finished` (its first record is done) or `remove`.
@@ -50,6 +53,8 @@ class Lanes:
         self.competing = competing
         self.ready: deque[Lane] = deque()
         self._lanes: dict[str, Lane] = {}
+        self._resting: set[int] = set()
+        self._aside: list[Lane] = []
 
     def __len__(self) -> int:
         return len(self._lanes)
@@ -72,11 +77,18 @@ class Lanes:
             lane = lanes.get(key)
             if lane is None:
                 lane = lanes[key] = Lane(key, fetched.shard)
-                self.ready.append(lane)
+                lane.halted = fetched.shard in self._resting
+                self._make_ready(lane)
             elif lane.parked or (lane.blocked and len(lane.waiting) >= LONG_LANE):
                 lane.parked.append(fetched.at)
                 continue
             lane.waiting.append(fetched)
+
+    def _make_ready(self, lane: Lane) -> None:
+        if lane.halted:
+            self._aside.append(lane)
+        else:
+            self.ready.append(lane)
 
     def next_lane(self) -> Lane | None:
         ready = self.ready
@@ -105,13 +117,16 @@ class Lanes:
         if lane.ending:
             self.remove(lane)
         elif not lane.lost and not lane.blocked:
-            self.ready.append(lane)
+            self._make_ready(lane)
 
     def put_first(self, lane: Lane) -> None:
         """The taker puts the lane back; it is the next."""
         lane.taken = False
         lane.grip += 1
-        self.ready.appendleft(lane)
+        if lane.halted:
+            self._aside.append(lane)
+        else:
+            self.ready.appendleft(lane)
 
     def block(self, lane: Lane) -> None:
         """Its first record waits for another attempt."""
@@ -126,17 +141,39 @@ class Lanes:
         lane.blocked = False
         if lane.lost or self._lanes.get(lane.key) is not lane:
             return False
-        self.ready.append(lane)
+        self._make_ready(lane)
         return True
+
+    def rest(self, shards: Iterable[int]) -> None:
+        """Start nothing more of these shards, but keep all: see `go_on` and `end`."""
+        self._resting.update(shards)
+        for lane in self._lanes.values():
+            if lane.shard in self._resting:
+                lane.halted = True
+        self._aside += [lane for lane in self.ready if lane.halted]
+        self.ready = deque(lane for lane in self.ready if not lane.halted)
+
+    def go_on(self, shards: Iterable[int]) -> None:
+        """These rest no longer."""
+        self._resting.difference_update(shards)
+        for lane in self._lanes.values():
+            lane.halted = lane.ending or lane.shard in self._resting
+        self.ready.extend(lane for lane in self._aside if not lane.halted)
+        self._aside = [lane for lane in self._aside if lane.halted]
+
+    def _forget_rest(self, shards: set[int]) -> None:
+        self._resting -= shards
+        self._aside = [lane for lane in self._aside if lane.shard not in shards]
 
     def end(self, shards: Iterable[int]) -> list[Lane]:
         """Start nothing more of these shards: forget their lanes but for those that are taken, which are
         returned."""
         gone = set(shards)
+        self._forget_rest(gone)
         taken = []
         for lane in [lane for lane in self._lanes.values() if lane.shard in gone]:
             if lane.taken:
-                lane.ending = True
+                lane.ending = lane.halted = True
                 taken.append(lane)
             else:
                 lane.lost = True
@@ -157,6 +194,7 @@ class Lanes:
     def lose(self, shards: Iterable[int]) -> list[Lane]:
         """The shards are with somebody else: forget their lanes."""
         gone = set(shards)
+        self._forget_rest(gone)
         lanes = [lane for lane in self._lanes.values() if lane.shard in gone]
         for lane in lanes:
             lane.lost = True
@@ -165,6 +203,7 @@ class Lanes:
 
     def take_back(self, keep_shard: int | None = None) -> list[Lane]:
         """Remove all lanes that nobody works on, to give them back; those of one shard may stay."""
+        self.go_on(set(self._resting))
         kept, lanes = [], []
         while (lane := self.next_lane()) is not None:
             if lane.shard == keep_shard:

@@ -16,6 +16,7 @@ from hivewire.backends.redis.link import good
 from hivewire.backends.redis.packing import unpack_settled, unpack_state
 from hivewire.backends.redis.reading import Held
 from hivewire.errors import BackendError
+from hivewire.rules.patience import Patience
 
 if TYPE_CHECKING:
     from hivewire.backends.redis.backend import RedisBackend
@@ -43,6 +44,10 @@ class Tenure:
         """Tokens of shards that were given up or lost: an answer that was on its way does not bring them back."""
         self._generation = 0
         self._surplus = 0
+        self._patience = Patience()
+        self._resting: set[int] = set()
+        """Busy shards that start nothing, so that they come to rest and can be given up."""
+        self._look: asyncio.TimerHandle | None = None
         self._answers: asyncio.Queue[Shares] = asyncio.Queue()
         self._applied = asyncio.Event()
         self._applying: asyncio.Task[None] | None = None
@@ -66,6 +71,8 @@ class Tenure:
         self._stopped = True
         self.seat.tell = None
         self._backend.keeper.remove(self.seat)
+        if self._look is not None:
+            self._look.cancel()
         tasks = [task for task in (self._applying, self._moving) if task is not None]
         for task in tasks:
             task.cancel()
@@ -178,21 +185,46 @@ class Tenure:
     # -- planned moves
 
     def give_up_some(self) -> None:
-        """Shards that others should have, as far as nothing runs in them."""
-        if self._surplus <= 0 or self._moving is not None or self._stopped:
+        """Shards that others should have: those in which nothing runs at once, busy ones when they have come
+        to rest."""
+        if self._moving is not None or self._stopped or (self._surplus <= 0 and not self._resting):
             return
+        now = asyncio.get_running_loop().time()
         busy = self._owner.busy(self.held.keys())
-        idle = sorted((n for n in self.held if n not in busy), key=lambda n: len(self.held[n].out))
-        if idle:
-            going = set(idle[: self._surplus])
+        idle = sorted(
+            (n for n in self.held if n not in busy), key=lambda n: (n not in self._resting, len(self.held[n].out))
+        )
+        going = set(idle[: max(self._surplus, 0)])
+        if going:
             self._surplus -= len(going)
+            self._resting -= going
+            self._owner.rest(going)  # nothing may begin there before the task does
+            self._patience.moved(goes_on=bool(self._resting))
             self._moving = asyncio.get_running_loop().create_task(self._move(going), name=f"give up {self.seat.name}")
+        self._resting &= self.held.keys()
+        if self._resting and (self._surplus <= 0 or self._patience.is_over(now)):
+            self._owner.go_on(self._resting)
+            self._resting = set()
+        wanted = self._surplus - len(self._resting)
+        if wanted > 0 and self._patience.may_begin(now, goes_on=bool(self._resting)):
+            chosen = sorted(busy - self._resting, key=lambda n: len(self.held[n].out))[:wanted]
+            self._owner.rest(set(chosen))
+            self._resting.update(chosen)
+        self._look_later(now)
+
+    def _look_later(self, now: float) -> None:
+        if self._look is not None:
+            self._look.cancel()
+            self._look = None
+        if self._resting or self._surplus > 0:
+            self._look = asyncio.get_running_loop().call_later(self._patience.left_s(now), self.give_up_some)
 
     async def _move(self, shards: set[int]) -> None:
         try:
             await self._hand_over(shards)
         finally:
             self._moving = None
+        self.give_up_some()
 
     async def _hand_over(self, shards: set[int]) -> None:
         going = {n: self.held[n] for n in shards}
