@@ -135,6 +135,37 @@ class Deadline(CoordinationError):
     code = "deadline"
 
 
+class ModelError(HivewireError):
+    """A language model gave no usable answer."""
+
+    code = "model"
+
+
+class ModelUnavailable(ModelError):
+    """Not now: the provider is overloaded, limits the rate, or could not be reached. `retry_after_s` is what it asks
+    for, in seconds; None when it did not say. `is_rate_limit`: it works, but not for so many requests."""
+
+    code = "model_unavailable"
+    retryable = True
+
+    def __init__(self, text: str, *, retry_after_s: float | None = None, is_rate_limit: bool = False) -> None:
+        super().__init__(text)
+        self.retry_after_s = retry_after_s
+        self.is_rate_limit = is_rate_limit
+
+
+class ModelRefused(ModelError):
+    """The provider will never answer this request: a bad key, an unknown model, a request that it does not take."""
+
+    code = "model_refused"
+
+
+class BadAnswer(ModelError):
+    """The model answered, but not in the form that was asked for."""
+
+    code = "bad_answer"
+
+
 class RetryAfter(Exception):
     """Raised by a handler: try this message again after `delay_s` seconds. Counts as an attempt."""
 

@@ -148,6 +148,24 @@ class KafkaSettings(msgspec.Struct, frozen=True, kw_only=True):
     max_attempts: Annotated[int, About("tries of one produce request", least=1)] = 3
 
 
+class LlmSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """The language model of planners and ready agents."""
+
+    model: Annotated[
+        str | None, About("`openai:NAME`, `anthropic:NAME`, or `recorded:PATH` for answers kept in a file")
+    ] = None
+    api_key: Annotated[
+        Secret, About("key of the provider; none: the variable that its client reads, such as `OPENAI_API_KEY`")
+    ] = Secret()
+    base_url: Annotated[
+        str | None, About("where the API is, for other providers and local servers; none: the provider's own")
+    ] = None
+    timeout_s: Annotated[float, About("time for one answer", least=0.001)] = 120.0
+    max_attempts: Annotated[
+        int, About("times that an answer is asked for while the provider is not available", least=1)
+    ] = 4
+
+
 ProtocolType = Literal["inmemory", "sqlite", "redis", "kafka", "hybrid"]
 
 
@@ -185,6 +203,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     inmemory: InMemorySettings = InMemorySettings()
     redis: RedisSettings = RedisSettings()
     kafka: KafkaSettings = KafkaSettings()
+    llm: LlmSettings = LlmSettings()
     origins: dict[str, str] = {}
     """Where each value that is not a default came from, by dotted name. See `sources`."""
 
@@ -222,6 +241,7 @@ SECTIONS: Final[dict[str, type[msgspec.Struct]]] = {
     "inmemory": InMemorySettings,
     "redis": RedisSettings,
     "kafka": KafkaSettings,
+    "llm": LlmSettings,
 }
 
 _found: list[Setting] = []

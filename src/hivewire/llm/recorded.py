@@ -1,0 +1,123 @@
+"""Answers of a model kept in a file, to be given again: for tests and for repeating a run without paying twice."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+from hivewire.errors import ModelRefused, SettingsError
+from hivewire.llm.contract import LLM, CompletionRequest, CompletionResponse, Piece
+
+
+class _Entry(msgspec.Struct):
+    key: str
+    request: CompletionRequest
+    response: CompletionResponse
+
+
+class Recorded(LLM):
+    """A model whose answers are in `path`, a file of JSON lines.
+
+    `replay` gives only what is there, and refuses the rest; `record` asks `llm` each time and adds its answer; `auto`
+    asks `llm` only for what is not there. The same request, asked again, gets the next of its answers, and after the
+    last one the last again. A request is the same when all its fields but `timeout_s` are. The file holds prompts and
+    answers as they are, and no keys.
+    """
+
+    def __init__(
+        self, path: str | Path, llm: LLM | None = None, *, mode: Literal["replay", "record", "auto"] = "replay"
+    ) -> None:
+        if mode != "replay" and llm is None:
+            raise SettingsError(f"recorded model {path}: mode {mode!r} needs a model to ask")
+        self._path = Path(path)
+        self._llm = llm
+        self._mode = mode
+        self._answers: dict[str, list[CompletionResponse]] | None = None
+        self._given: dict[str, int] = {}
+        self._turn = asyncio.Lock()
+
+    async def complete(self, request: CompletionRequest) -> CompletionResponse:
+        known = await self._known(request)
+        if known is not None:
+            return known
+        assert self._llm is not None
+        response = await self._llm.complete(request)
+        await self._keep(request, response)
+        return response
+
+    async def stream(self, request: CompletionRequest) -> AsyncGenerator[Piece]:
+        known = await self._known(request)
+        if known is not None:
+            for word in known.text.splitlines(keepends=True):
+                yield Piece(text=word)
+            yield Piece(response=known)
+            return
+        assert self._llm is not None
+        async with aclosing(self._llm.stream(request)) as pieces:
+            async for piece in pieces:
+                if piece.response is not None:
+                    await self._keep(request, piece.response)
+                yield piece
+
+    async def close(self) -> None:
+        if self._llm is not None:
+            await self._llm.close()
+
+    async def _known(self, request: CompletionRequest) -> CompletionResponse | None:
+        """The next recorded answer; None: ask the model."""
+        if self._mode == "record":
+            return None
+        async with self._turn:
+            if self._answers is None:
+                self._answers = await asyncio.to_thread(_read, self._path)
+        key = _key(request)
+        answers = self._answers.get(key, [])
+        given = self._given.get(key, 0)
+        if given < len(answers) or (answers and self._mode == "replay"):
+            self._given[key] = given + 1
+            return answers[min(given, len(answers) - 1)]
+        if self._mode == "auto":
+            return None
+        raise ModelRefused(f"{self._path} has no answer to this request: {request.user[:100]!r}; record it first")
+
+    async def _keep(self, request: CompletionRequest, response: CompletionResponse) -> None:
+        async with self._turn:
+            await asyncio.to_thread(_add, self._path, _Entry(_key(request), request, response))
+        key = _key(request)
+        if self._answers is not None:
+            self._answers.setdefault(key, []).append(response)
+        self._given[key] = self._given.get(key, 0) + 1
+
+
+def _key(request: CompletionRequest) -> str:
+    same = msgspec.structs.replace(request, timeout_s=None)
+    return hashlib.sha256(msgspec.json.encode(same, order="deterministic")).hexdigest()
+
+
+def _read(path: Path) -> dict[str, list[CompletionResponse]]:
+    answers: dict[str, list[CompletionResponse]] = {}
+    try:
+        lines = path.read_bytes().splitlines()
+    except FileNotFoundError:
+        return answers
+    except OSError as error:
+        raise SettingsError(f"recorded model {path}: {error}") from error
+    for number, line in enumerate(lines, 1):
+        try:
+            entry = msgspec.json.decode(line, type=_Entry)
+        except msgspec.MsgspecError as error:
+            raise SettingsError(f"recorded model {path}: line {number} is no recorded answer: {error}") from error
+        answers.setdefault(_key(entry.request), []).append(entry.response)
+    return answers
+
+
+def _add(path: Path, entry: _Entry) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("ab") as file:
+        file.write(msgspec.json.encode(entry) + b"\n")
