@@ -1,6 +1,6 @@
 """Runs every peer and workload in alternating rounds, a process each, and writes table, JSON and plot.
 
-python -m benchmarks [--rounds 7] [--scale 1.0] [--only memory|sqlite|promises] [--results FOLDER]
+python -m benchmarks [--rounds 7] [--scale 1.0] [--only memory|sqlite|redis|promises] [--results FOLDER]
 """
 
 from __future__ import annotations

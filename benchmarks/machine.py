@@ -5,10 +5,14 @@ from __future__ import annotations
 import os
 import platform
 import sqlite3
+import subprocess
 from importlib.metadata import version
 from pathlib import Path
+from typing import Final
 
 import msgspec
+
+from hivewire.testing.servers import ServerMissing, redis_program
 
 
 class Machine(msgspec.Struct, kw_only=True):
@@ -18,13 +22,14 @@ class Machine(msgspec.Struct, kw_only=True):
     system: str
     python: str
     sqlite: str
+    redis: str = ""
     packages: dict[str, str]
     load: tuple[float, float, float]
 
     def __str__(self) -> str:
         packages = ", ".join(f"{name} {number}" for name, number in self.packages.items())
         hardware = f"{self.cpu}, {self.cores} cores, {self.memory_gib:.0f} GiB"
-        return f"{hardware}; {self.system}; Python {self.python}, SQLite {self.sqlite}, {packages}"
+        return f"{hardware}; {self.system}; Python {self.python}, SQLite {self.sqlite}, {self.redis}, {packages}"
 
 
 def _cpu() -> str:
@@ -36,6 +41,21 @@ def _cpu() -> str:
     return names[0] if names else platform.machine()
 
 
+PACKAGES: Final = (
+    "msgspec", "uvloop", "hiredis", "litequeue", "persist-queue", "redis", "faststream", "taskiq-redis", "dramatiq"
+)  # fmt: skip
+
+
+def _redis() -> str:
+    """Name and version of the server, in its own words."""
+    try:
+        said = subprocess.run([redis_program(), "--version"], capture_output=True, text=True, check=True).stdout
+    except (ServerMissing, OSError):
+        return "no Redis server"
+    words = said.split()
+    return f"{words[0]} {next(word for word in words if word.startswith('v='))[2:]}"
+
+
 def machine() -> Machine:
     return Machine(
         cpu=_cpu(),
@@ -44,6 +64,7 @@ def machine() -> Machine:
         system=f"{platform.system()} {platform.release().split('-')[0]}",
         python=platform.python_version(),
         sqlite=sqlite3.sqlite_version,
-        packages={name: version(name) for name in ("msgspec", "uvloop", "litequeue", "persist-queue")},
+        redis=_redis(),
+        packages={name: version(name) for name in PACKAGES},
         load=os.getloadavg(),
     )

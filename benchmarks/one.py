@@ -15,7 +15,8 @@ from time import perf_counter, process_time
 
 import msgspec
 
-from benchmarks.workload import Figures, Peer, Tally, percentile, produce, rss_mb
+from benchmarks.plan import REDIS_PEERS
+from benchmarks.workload import QUEUES, Figures, Peer, Tally, percentile, produce, rss_mb
 
 WARM_UP = 500
 PATIENCE_S = 120.0
@@ -31,10 +32,24 @@ def _peers() -> dict[str, Callable[[], Peer]]:
     return {kind.name: kind for kind in raw}
 
 
-def _ours() -> dict[str, Callable[[], Peer]]:
-    from benchmarks.ours import OnMemory, OnSqlite, OnSqliteNormal
+def _on_redis() -> dict[str, Callable[[], Peer]]:
+    from benchmarks.frameworks import DramatiqRedis, FastStreamRedis, TaskiqRedis
+    from benchmarks.raw_redis import RedisAutopipe, RedisPyAsyncio
 
-    return {kind.name: kind for kind in (OnMemory, OnSqlite, OnSqliteNormal)}
+    raw: list[type[Peer]] = [RedisAutopipe, RedisPyAsyncio, FastStreamRedis, TaskiqRedis, DramatiqRedis]
+    return {kind.name: kind for kind in raw}
+
+
+def _ours() -> dict[str, Callable[[], Peer]]:
+    from benchmarks.ours import OnMemory, OnRedis, OnSqlite, OnSqliteNormal
+
+    return {kind.name: kind for kind in (OnMemory, OnRedis, OnSqlite, OnSqliteNormal)}
+
+
+def _make(name: str) -> Peer:
+    if name.startswith("hivewire"):
+        return _ours()[name]()
+    return (_on_redis() if name in REDIS_PEERS else _peers())[name]()
 
 
 async def _complete(tally: Tally, consumer: asyncio.Task[None]) -> bool:
@@ -47,21 +62,23 @@ async def _complete(tally: Tally, consumer: asyncio.Task[None]) -> bool:
 
 
 async def measure(peer: Peer, workload: str, count: int, folder: Path) -> Figures:
+    peer.queues = QUEUES.get(workload, 1)
     await peer.open(folder)
     tally, stop = Tally(), asyncio.Event()
-    consumer = asyncio.create_task(peer.consume(tally, stop))
+    consumer = asyncio.create_task(peer.answer(stop) if workload == "W6" else peer.consume(tally, stop))
     tally.expect(WARM_UP)
-    await produce(peer, workload, WARM_UP)
+    await produce(peer, workload, WARM_UP, tally)
     await _complete(tally, consumer)
 
     tally.expect(count)
-    cpu, start = process_time(), perf_counter()
-    await produce(peer, workload, count)
+    cpu, server_cpu, start = process_time(), peer.server_cpu_s(), perf_counter()
+    await produce(peer, workload, count, tally)
     if not await _complete(tally, consumer):
         print(f"{peer.name} {workload}: {tally.lost} of {count} are missing after {PATIENCE_S:g} s", file=sys.stderr)
     stop.set()
     await consumer
     seconds, spent = perf_counter() - start, process_time() - cpu
+    spent_there = peer.server_cpu_s() - server_cpu
     await peer.close()
     ordered = sorted(tally.latencies)
     return Figures(
@@ -70,6 +87,7 @@ async def measure(peer: Peer, workload: str, count: int, folder: Path) -> Figure
         count=count,
         rate=count / seconds,
         cpu_us=spent / count * 1e6,
+        server_us=spent_there / count * 1e6,
         p50_ms=percentile(ordered, 0.50) * 1e3,
         p99_ms=percentile(ordered, 0.99) * 1e3,
         lost=tally.lost,
@@ -80,7 +98,7 @@ async def measure(peer: Peer, workload: str, count: int, folder: Path) -> Figure
 
 
 def run(name: str, workload: str, count: int) -> Figures:
-    peer = (_ours() if name.startswith("hivewire") else _peers())[name]()
+    peer = _make(name)
     with tempfile.TemporaryDirectory(prefix="bench-") as folder, asyncio.Runner(loop_factory=loop_factory()) as runner:
         return runner.run(measure(peer, workload, count, Path(folder)))
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import hivewire as hw
+from benchmarks.served import ServedByRedis
 from benchmarks.workload import TRACE, Peer, Tally, content_of
 
 
@@ -25,17 +26,34 @@ class Hivewire(Peer):
         await self._protocol.__aenter__()
 
     async def send(self, number: int, sender: str) -> None:
-        await self._protocol.send(message(number, sender))
+        await self._protocol.send(message(number, sender, self.queue_of(number)))
 
     async def send_all(self, numbers: range, sender: str) -> None:
-        await self._protocol.send_many([message(number, sender) for number in numbers])
+        queue_of = self.queue_of
+        await self._protocol.send_many([message(number, sender, queue_of(number)) for number in numbers])
 
     async def consume(self, tally: Tally, stop: asyncio.Event) -> None:
+        async with asyncio.TaskGroup() as group:
+            for name in self.queue_names():
+                worker = hw.Worker(name)
+
+                @worker.on("task")
+                async def handle(message: hw.Message, ctx: hw.Context) -> None:
+                    tally.note(message.content)
+
+                group.create_task(worker.serve(self._protocol, stop=stop.wait()))
+
+    async def ask(self, number: int) -> dict[str, Any]:
+        reply = await self._protocol.request(message(number, "p0"), timeout_s=30)
+        content: dict[str, Any] = reply.content
+        return content
+
+    async def answer(self, stop: asyncio.Event) -> None:
         worker = hw.Worker("sink")
 
         @worker.on("task")
-        async def handle(message: hw.Message, ctx: hw.Context) -> None:
-            tally.note(message.content)
+        async def handle(message: hw.Message, ctx: hw.Context) -> Any:
+            return message.content
 
         await worker.serve(self._protocol, stop=stop.wait())
 
@@ -48,6 +66,21 @@ class OnMemory(Hivewire):
 
     def _target(self, folder: Path) -> str:
         return "memory://bench"
+
+
+class OnRedis(Hivewire, ServedByRedis):
+    name: ClassVar[str] = "hivewire redis"
+
+    async def open(self, folder: Path) -> None:
+        self.start_server(folder)
+        await super().open(folder)
+
+    def _target(self, folder: Path) -> str:
+        return self.server.url
+
+    async def close(self) -> None:
+        await super().close()
+        self.stop_server()
 
 
 class OnSqlite(Hivewire):

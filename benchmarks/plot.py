@@ -6,6 +6,7 @@ from html import escape
 from itertools import groupby
 from typing import Final
 
+from benchmarks.plan import REDIS_PEERS
 from benchmarks.report import Report
 from benchmarks.workload import Figures
 
@@ -16,6 +17,9 @@ TITLES: Final = {
     "W2": "W2: one producer, all the batching there is",
     "W3a": "W3a: 10 producers, each awaits its own sends",
     "W3b": "W3b: 100 producers, each awaits its own sends",
+    "W4": "W4: 1,000 a second, whether or not those before are stored",
+    "W5": "W5: 100 queues, all the batching there is",
+    "W6": "W6: requests, one after another",
 }
 STYLE: Final = """
 body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 60rem; padding: 0 1rem;
@@ -30,7 +34,7 @@ td { padding: .2rem .8rem .2rem 0; vertical-align: top; border-top: 1px solid #e
 
 def _panel(rows: list[Figures]) -> str:
     fastest = max(row.rate for row in rows)
-    room = WIDTH - LABEL - 260
+    room = WIDTH - LABEL - 340
     parts = [f'<svg viewBox="0 0 {WIDTH} {ROW * len(rows)}" role="img" aria-label="messages per second">']
     for index, row in enumerate(sorted(rows, key=lambda row: -row.rate)):
         top, length = index * ROW, max(row.rate / fastest * room, 1)
@@ -39,16 +43,21 @@ def _panel(rows: list[Figures]) -> str:
             f'<text x="0" y="{top + BAR}">{escape(row.peer)}</text>'
             f'<rect x="{LABEL}" y="{top + 3}" width="{length:.1f}" height="{BAR}" rx="2" fill="{colour}"/>'
             f'<text x="{LABEL + length + 8:.1f}" y="{top + BAR}">{row.rate:,.0f}/s'
-            f'<tspan class="soft" dx="8">{row.cpu_us:.1f} us CPU, p99 {row.p99_ms:.3g} ms</tspan></text>'
+            f'<tspan class="soft" dx="8">{_cost(row)}, p99 {row.p99_ms:.3g} ms</tspan></text>'
         )
     return "".join([*parts, "</svg>"])
 
 
+def _cost(row: Figures) -> str:
+    there = f" + {row.server_us:.1f} us server" if row.server_us else ""
+    return f"{row.cpu_us:.1f} us CPU{there}"
+
+
 def page(report: Report) -> str:
     panels = []
-    rows = sorted(report.medians, key=lambda row: (row.workload, not _is_memory(row)))
-    for (workload, is_memory), group in groupby(rows, key=lambda row: (row.workload, _is_memory(row))):
-        panels.append(f"<h2>{TITLES[workload]}, {'memory' if is_memory else 'SQLite'}</h2>{_panel(list(group))}")
+    rows = sorted(report.medians, key=lambda row: (row.workload, _store(row)))
+    for (workload, store), group in groupby(rows, key=lambda row: (row.workload, _store(row))):
+        panels.append(f"<h2>{TITLES[workload]}, {store}</h2>{_panel(list(group))}")
     verdicts = "".join(
         f'<tr><td class="{"pass" if verdict.is_met else "fail"}">{"PASS" if verdict.is_met else "FAIL"}</td>'
         f"<td>{escape(verdict.name)}</td><td>{escape(verdict.measured)}</td></tr>"
@@ -69,5 +78,7 @@ def page(report: Report) -> str:
     )
 
 
-def _is_memory(row: Figures) -> bool:
-    return row.peer in ("mem-deque", "asyncio.Queue", "hivewire memory")
+def _store(row: Figures) -> str:
+    if row.peer in ("mem-deque", "asyncio.Queue", "hivewire memory"):
+        return "memory"
+    return "Redis" if row.peer in (*REDIS_PEERS, "hivewire redis") else "SQLite"

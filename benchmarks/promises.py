@@ -10,6 +10,7 @@ import signal
 import sys
 import tempfile
 from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from statistics import median
 from time import monotonic, perf_counter, process_time
@@ -20,7 +21,9 @@ import msgspec
 import hivewire as hw
 from benchmarks.one import loop_factory
 from benchmarks.ours import message
+from benchmarks.served import REDIS_OPTIONS
 from benchmarks.workload import BATCH, Tally
+from hivewire.testing.servers import RedisServer
 
 KEYS: Final = 10
 WAIT_S: Final = 120.0
@@ -32,8 +35,18 @@ class Proof(msgspec.Struct):
     is_met: bool
 
 
+servers: Final = ExitStack()
+"""Those that were started for this proof."""
+
+
 def target_of(backend: str, folder: Path) -> str:
+    if backend == "redis":
+        return _redis(folder).url
     return "memory://proof" if backend == "memory" else f"sqlite:///{folder / 'proof.db'}"
+
+
+def _redis(folder: Path) -> RedisServer:
+    return servers.enter_context(RedisServer(folder / "redis", *REDIS_OPTIONS))
 
 
 def tallying(agent: str, tally: Tally) -> hw.Worker:
@@ -193,23 +206,51 @@ async def takeover(backend: str, scale: float, folder: Path) -> Proof:
     return Proof(f"{backend}: takeover after kill -9 <= lease + 2 s", "; ".join(texts), is_met)
 
 
+async def resume(backend: str, scale: float, folder: Path) -> Proof:
+    """From the moment when a server that was killed answers again until the same objects have sent and handled."""
+    server, worst, times = _redis(folder), 0.0, 5
+    tally, stop = Tally(), asyncio.Event()
+    tally.expect(1)
+    async with hw.connect(server.url) as protocol, asyncio.TaskGroup() as group:
+        group.create_task(tallying("sink", tally).serve(protocol, stop=stop.wait()))
+        for _ in range(times):
+            await protocol.send(message(0, "p0"))
+            await asyncio.wait_for(tally.done.wait(), WAIT_S)
+            server.kill()
+            tally.expect(1)
+            sending = asyncio.create_task(protocol.send(message(0, "p0")))
+            await asyncio.sleep(1.0)  # an outage that is noticed
+            server.start()
+            is_back = monotonic()
+            await sending
+            await asyncio.wait_for(tally.done.wait(), WAIT_S)
+            worst = max(worst, monotonic() - is_back)
+            tally.expect(1)
+        stop.set()
+    text = f"{worst:.2f} s (worst of {times})"
+    return Proof(f"{backend}: sent and handled <= 2 s after the server is back", text, worst <= 2)
+
+
 PROOFS: Final[dict[str, Callable[[str, float, Path], Awaitable[Proof]]]] = {
     "before_the_first_reader": before_the_first_reader,
     "thousand_queues": thousand_queues,
     "backlog_cost": backlog_cost,
     "takeover": takeover,
+    "resume": resume,
 }
+ON: Final = {"takeover": ("sqlite", "redis"), "resume": ("redis",)}
+"""A queue in memory dies with its process; a file has no server that could be started again."""
 
 
 def names(backends: Sequence[str]) -> Iterator[tuple[str, str]]:
     for name in PROOFS:
         for backend in backends:
-            if name != "takeover" or backend != "memory":  # a memory queue dies with its process
+            if backend in ON.get(name, backends):
                 yield name, backend
 
 
 async def _prove(name: str, backend: str, scale: float) -> Proof:
-    with tempfile.TemporaryDirectory(prefix="bench-") as folder:
+    with tempfile.TemporaryDirectory(prefix="bench-") as folder, servers:
         return await PROOFS[name](backend, scale, Path(folder))
 
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 from statistics import median
-from typing import Final, NamedTuple
+from typing import Final, Literal, NamedTuple
 
 import msgspec
 
 from benchmarks.machine import Machine
+from benchmarks.plan import FRAMEWORKS
 from benchmarks.promises import Proof
 from benchmarks.workload import Figures
 
@@ -42,6 +43,18 @@ class Floor(NamedTuple):
     share: float
 
 
+class Ceiling(NamedTuple):
+    """At most so many times what the reference has, and so much more."""
+
+    name: str
+    workload: str
+    figure: Literal["cpu_us", "p50_ms", "p99_ms"]
+    times: float
+    plus: float = 0.0
+    peer: str = "hivewire redis"
+    reference: str = "redis-autopipe"
+
+
 FLOORS: Final = (
     Floor("P5", "W1", "hivewire memory", "asyncio.Queue", 0.70),
     Floor("P5", "W2", "hivewire memory", "mem-deque", 0.45),
@@ -53,6 +66,15 @@ FLOORS: Final = (
     Floor("P6", "W2", "hivewire sqlite NORMAL", "sqlite-wal NORMAL", 0.65),
     Floor("P6", "W2", "hivewire sqlite", "litequeue", 10),
     Floor("P6", "W2", "hivewire sqlite", "persist-queue", 25),
+    *(Floor("P1", workload, "hivewire redis", "redis-autopipe", 0.60) for workload in ("W2", "W3a", "W3b", "W5")),
+    Floor("P2", "W1", "hivewire redis", "redis-autopipe", 0.85),
+    *(Floor("P7", "W3b", "hivewire redis", peer, 10) for peer in FRAMEWORKS),
+)
+CEILINGS: Final = (
+    *(Ceiling("P1", workload, "cpu_us", 2) for workload in ("W2", "W3a", "W3b", "W5")),
+    Ceiling("P2", "W4", "p50_ms", 1.5),
+    Ceiling("P2", "W4", "p99_ms", 1.5, 2.0),
+    Ceiling("P2", "W6", "p50_ms", 1.5),
 )
 CONDITIONS: Final = (
     Floor("condition", "W1", "mem-deque", "asyncio.Queue", 1),
@@ -60,6 +82,7 @@ CONDITIONS: Final = (
     Floor("condition", "W3a", "mem-deque", "asyncio.Queue", 1),
     Floor("condition", "W3b", "mem-deque", "asyncio.Queue", 1),
     Floor("condition", "W2", "sqlite-wal", "litequeue", 15),
+    Floor("condition", "W3b", "redis-autopipe", "redis-py asyncio", 4),
 )
 
 
@@ -75,6 +98,7 @@ def medians(runs: Sequence[Figures]) -> list[Figures]:
             count=group[0].count,
             rate=median(run.rate for run in group),
             cpu_us=median(run.cpu_us for run in group),
+            server_us=median(run.server_us for run in group),
             p50_ms=median(run.p50_ms for run in group),
             p99_ms=median(run.p99_ms for run in group),
             lost=sum(run.lost for run in group),
@@ -101,6 +125,10 @@ def judge(of: Sequence[Figures], runs: Sequence[Figures], proofs: Sequence[Proof
                 ratio >= floor.share,
             )
         )
+    for ceiling in CEILINGS:
+        mine, other = by_key.get((ceiling.workload, ceiling.peer)), by_key.get((ceiling.workload, ceiling.reference))
+        if mine is not None and other is not None:
+            verdicts.append(_under(ceiling, getattr(mine, ceiling.figure), getattr(other, ceiling.figure)))
     if runs:
         ours = [run for run in runs if run.peer.startswith("hivewire")]
         lost, doubled = sum(run.lost for run in ours), sum(run.duplicates for run in ours)
@@ -116,6 +144,16 @@ def judge(of: Sequence[Figures], runs: Sequence[Figures], proofs: Sequence[Proof
     return verdicts
 
 
+def _under(ceiling: Ceiling, mine: float, other: float) -> Verdict:
+    what, unit = {"cpu_us": ("client CPU", "us"), "p50_ms": ("p50", "ms"), "p99_ms": ("p99", "ms")}[ceiling.figure]
+    plus = f" + {ceiling.plus:g} {unit}" if ceiling.plus else ""
+    return Verdict(
+        f"{ceiling.name} {ceiling.workload}: {what} of {ceiling.peer} <= {ceiling.times:g} x {ceiling.reference}{plus}",
+        f"{mine / other:.2f} x, {mine:.3g} {unit} against {other:.3g}",
+        mine <= ceiling.times * other + ceiling.plus,
+    )
+
+
 def table(report: Report) -> str:
     lines = [
         f"machine: {report.machine}",
@@ -123,7 +161,7 @@ def table(report: Report) -> str:
         f"command: {report.command}   ({report.started_at}, {report.seconds} s)",
         "",
         (
-            f"{'':4} {'peer':24} {'messages/s':>12} {'CPU us':>8} {'p50 ms':>9}"
+            f"{'':4} {'peer':24} {'messages/s':>12} {'CPU us':>8} {'server':>8} {'p50 ms':>9}"
             f" {'p99 ms':>9} {'RSS MB':>7} {'lost':>5} {'dup':>5}"
         ),
     ]
@@ -133,8 +171,8 @@ def table(report: Report) -> str:
             lines.append("")
         last = row.workload
         lines.append(
-            f"{row.workload:4} {row.peer:24} {row.rate:>12,.0f} {row.cpu_us:>8.2f} {row.p50_ms:>9.3f}"
-            f" {row.p99_ms:>9.3f} {row.rss_mb:>7.0f} {row.lost:>5} {row.duplicates:>5}"
+            f"{row.workload:4} {row.peer:24} {row.rate:>12,.0f} {row.cpu_us:>8.2f} {row.server_us:>8.2f}"
+            f" {row.p50_ms:>9.3f} {row.p99_ms:>9.3f} {row.rss_mb:>7.0f} {row.lost:>5} {row.duplicates:>5}"
         )
     lines.append("")
     lines += [

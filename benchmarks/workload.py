@@ -19,8 +19,14 @@ TEXT: Final = "A report of what was found, what it means and what should be done
 
 TRACE: Final = "4bf92f3577b34da6a3ce929d"
 
-PRODUCERS: Final = {"W1": 1, "W2": 1, "W3a": 10, "W3b": 100}
-"""W1: each send awaited. W2: one producer, all the batching there is. W3: each producer awaits its own sends."""
+PRODUCERS: Final = {"W1": 1, "W3a": 10, "W3b": 100}
+"""Each producer awaits its own sends."""
+
+RATE: Final = 1_000
+"""Messages a second in W4, sent at their time whether or not those before are stored."""
+
+QUEUES: Final = {"W5": 100}
+"""In W5 one process reads so many queues; sent as in W2, to each in turn."""
 
 BATCH: Final = 1_000
 """Messages a call in W2."""
@@ -71,6 +77,10 @@ class Tally:
         """Begin anew with the numbers below `count`."""
         self._seen = bytearray(count)
         self._left = count
+        self.sample = 15
+        """A mask: latency is taken of the numbers that have none of these bits."""
+        self.began_at: float | None = None
+        """When number 0 was to be sent, at `RATE` a second; None: the content says when each was."""
         self.duplicates = 0
         self.latencies: list[float] = []
         self.done.clear()
@@ -82,8 +92,9 @@ class Tally:
             self.duplicates += 1
             return
         self._seen[number] = 1
-        if not number & 15:
-            self.latencies.append(perf_counter() - content["t"])
+        if not number & self.sample:
+            meant = content["t"] if self.began_at is None else self.began_at + number / RATE
+            self.latencies.append(perf_counter() - meant)
         if len(content["text"]) != len(TEXT):
             raise ValueError(f"message {number} arrived changed")
         self._left -= 1
@@ -96,13 +107,15 @@ class Tally:
 
 
 class Figures(msgspec.Struct, kw_only=True):
-    """One run of one peer. Rates are of messages handled and acknowledged; CPU is user + system, all threads."""
+    """One run of one peer. Rates are of messages handled and acknowledged; CPU is user + system, all threads, of
+    the client's process (producer and consumer) and, where there is one, of the server's."""
 
     peer: str
     workload: str
     count: int
     rate: float
     cpu_us: float
+    server_us: float = 0.0
     p50_ms: float
     p99_ms: float
     lost: int
@@ -112,9 +125,17 @@ class Figures(msgspec.Struct, kw_only=True):
 
 
 class Peer(ABC):
-    """Something that carries messages within one process."""
+    """Something that carries messages within one process, perhaps by way of a server."""
 
     name: ClassVar[str]
+    queues = 1
+    """How many it serves; set before `open`."""
+
+    def queue_of(self, number: int) -> str:
+        return "sink" if self.queues == 1 else f"sink-{number % self.queues}"
+
+    def queue_names(self) -> list[str]:
+        return [self.queue_of(number) for number in range(self.queues)]
 
     @abstractmethod
     async def open(self, folder: Path) -> None: ...
@@ -131,25 +152,54 @@ class Peer(ABC):
     async def consume(self, tally: Tally, stop: asyncio.Event) -> None:
         """Handle and acknowledge until `stop`; return when every acknowledgement is stored."""
 
+    async def ask(self, number: int) -> dict[str, Any]:
+        """Send a request and return the content of its reply (W6)."""
+        raise NotImplementedError(f"{self.name} has no requests here")
+
+    async def answer(self, stop: asyncio.Event) -> None:
+        """Answer each request with its own content until `stop`."""
+        raise NotImplementedError(f"{self.name} has no requests here")
+
+    def server_cpu_s(self) -> float:
+        """What the server has used so far, where there is one."""
+        return 0.0
+
     async def close(self) -> None:
         return None
 
 
-async def produce(peer: Peer, workload: str, count: int) -> None:
+async def produce(peer: Peer, workload: str, count: int, tally: Tally) -> None:
     """Send the numbers below `count` in the way of the workload."""
-    if workload == "W2":
+    if workload in ("W2", "W5"):
         for first in range(0, count, BATCH):
             await peer.send_all(range(first, min(first + BATCH, count)), "p0")
-        return
-    producers = PRODUCERS[workload]
+    elif workload == "W4":
+        await _at_their_time(peer, count, tally)
+    elif workload == "W6":
+        tally.sample = 0
+        for number in range(count):
+            tally.note(await peer.ask(number))
+    else:
+        producers = PRODUCERS[workload]
 
-    async def one(own: range, sender: str) -> None:
-        for number in own:
-            await peer.send(number, sender)
+        async def one(own: range, sender: str) -> None:
+            for number in own:
+                await peer.send(number, sender)
 
+        async with asyncio.TaskGroup() as group:
+            for index in range(producers):
+                group.create_task(one(range(index, count, producers), f"p{index}"))
+
+
+async def _at_their_time(peer: Peer, count: int, tally: Tally) -> None:
+    """An open loop: a send that takes long delays no other."""
+    tally.sample, tally.began_at = 0, perf_counter()
     async with asyncio.TaskGroup() as group:
-        for index in range(producers):
-            group.create_task(one(range(index, count, producers), f"p{index}"))
+        for number in range(count):
+            early_s = tally.began_at + number / RATE - perf_counter()
+            if early_s > 0:
+                await asyncio.sleep(early_s)
+            group.create_task(peer.send(number, "p0"))
 
 
 def percentile(ordered: list[float], share: float) -> float:

@@ -66,3 +66,10 @@ def test_the_table_and_the_page_hold_everything_and_the_page_loads_nothing() -> 
     assert "a &lt;promise&gt;" in html
     assert html.count("<svg") == 1
     assert not re.search(r"(src|href)=|url\(|@import|https?://", html)
+
+
+def test_a_ceiling_is_a_multiple_of_the_reference() -> None:
+    for cpu_us, is_met in ((20.0, True), (20.1, False)):
+        runs = [run("redis-autopipe", rate=1e5), run("hivewire redis", rate=1e6 / cpu_us)]
+        (ceiling,) = [verdict for verdict in judge(medians(runs), runs, []) if "client CPU" in verdict.name]
+        assert ceiling.is_met is is_met

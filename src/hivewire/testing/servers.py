@@ -80,6 +80,11 @@ class RedisServer:
                 raise RuntimeError(f"the server did not start:\n{said[-2000:]}")
             time.sleep(0.005)
 
+    @property
+    def pid(self) -> int | None:
+        """None while it does not run."""
+        return None if self._process is None else self._process.pid
+
     def is_ready(self) -> bool:
         return self.ask("PING") in (b"+PONG", b"-NOAUTH Authentication required.")
 

@@ -1,0 +1,148 @@
+"""Frameworks on Redis as their guides show them, each with its acknowledgement after the handler."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+from pathlib import Path
+from typing import Any, ClassVar
+
+from benchmarks.served import ServedByRedis
+from benchmarks.workload import Tally, content_of
+
+
+class FastStreamRedis(ServedByRedis):
+    """A stream with a consumer group."""
+
+    name: ClassVar[str] = "FastStream"
+
+    async def open(self, folder: Path) -> None:
+        from faststream.redis import RedisBroker
+
+        self.start_server(folder)
+        self._broker = RedisBroker(self.server.url, logger=None, max_connections=500)
+        await self._broker.connect()
+
+    async def send(self, number: int, sender: str) -> None:
+        await self._broker.publish(content_of(number), stream=self.queue_of(number), headers={"from": sender})
+
+    async def send_all(self, numbers: range, sender: str) -> None:
+        """It has no batches for streams."""
+        for number in numbers:
+            await self.send(number, sender)
+
+    async def consume(self, tally: Tally, stop: asyncio.Event) -> None:
+        from faststream import AckPolicy
+        from faststream.redis import StreamSub
+
+        stream = StreamSub("sink", group="g", consumer="c")
+
+        async def handle(content: dict[str, Any]) -> None:
+            tally.note(content)
+
+        self._broker.subscriber(stream=stream, ack_policy=AckPolicy.NACK_ON_ERROR)(handle)
+        await self._broker.start()
+        await stop.wait()
+
+    async def close(self) -> None:
+        await self._broker.stop()
+        self.stop_server()
+
+
+class TaskiqRedis(ServedByRedis):
+    """Its broker on streams."""
+
+    name: ClassVar[str] = "Taskiq"
+
+    async def open(self, folder: Path) -> None:
+        from taskiq_redis import RedisStreamBroker
+
+        logging.getLogger("taskiq").setLevel(logging.ERROR)
+        self.start_server(folder)
+        self._broker = RedisStreamBroker(self.server.url, queue_name="sink", consumer_id="0")
+        self._tally = Tally()
+
+        async def handle(content: dict[str, Any]) -> None:
+            self._tally.note(content)
+
+        self._task = self._broker.task(task_name="task")(handle)
+        await self._broker.startup()
+
+    async def send(self, number: int, sender: str) -> None:
+        await self._task.kiq(content_of(number))
+
+    async def send_all(self, numbers: range, sender: str) -> None:
+        """It has no batches."""
+        for number in numbers:
+            await self.send(number, sender)
+
+    async def consume(self, tally: Tally, stop: asyncio.Event) -> None:
+        from taskiq.api import run_receiver_task
+
+        self._tally = tally
+        receiving = asyncio.create_task(run_receiver_task(self._broker))
+        await stop.wait()
+        receiving.cancel()
+        await asyncio.gather(receiving, return_exceptions=True)
+
+    async def close(self) -> None:
+        await self._broker.shutdown()
+        self.stop_server()
+
+
+class DramatiqRedis(ServedByRedis):
+    """Its worker with the default eight threads; it is not for asyncio, so each sender has a thread."""
+
+    name: ClassVar[str] = "Dramatiq"
+
+    async def open(self, folder: Path) -> None:
+        import dramatiq
+        from dramatiq.brokers.redis import RedisBroker
+
+        self.start_server(folder)
+        self._broker = RedisBroker(url=self.server.url)
+        self._tally = Tally()
+        loop, lock = asyncio.get_running_loop(), threading.Lock()
+        arrived: list[dict[str, Any]] = []
+
+        def note_all() -> None:
+            with lock:
+                taken = arrived[:]
+                arrived.clear()
+            for content in taken:
+                self._tally.note(content)
+
+        def handle(content: dict[str, Any]) -> None:
+            with lock:
+                arrived.append(content)
+                is_first = len(arrived) == 1
+            if is_first:
+                loop.call_soon_threadsafe(note_all)
+
+        self._actor = dramatiq.actor(handle, actor_name="task", broker=self._broker, queue_name="sink")
+
+    async def send(self, number: int, sender: str) -> None:
+        await asyncio.to_thread(self._actor.send, content_of(number))
+
+    async def send_all(self, numbers: range, sender: str) -> None:
+        """It has no batches."""
+
+        def send() -> None:
+            for number in numbers:
+                self._actor.send(content_of(number))
+
+        await asyncio.to_thread(send)
+
+    async def consume(self, tally: Tally, stop: asyncio.Event) -> None:
+        from dramatiq import Worker
+
+        self._tally = tally
+        worker = Worker(self._broker, worker_threads=8)
+        worker.start()
+        await stop.wait()
+        await asyncio.to_thread(worker.stop)
+
+    async def close(self) -> None:
+        self._broker.close()
+        self.stop_server()
