@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Hashable, Mapping, Sequence, Set
 from enum import IntEnum
 from typing import Literal
+from uuid import uuid4
 
 import msgspec
 
@@ -16,6 +17,8 @@ from hivewire.record import life as life
 
 Durability = Literal["volatile", "process", "disk"]
 Mode = Literal["ordered", "competing"]
+
+TRAIL_PREFIX = "trail/"
 
 
 class Features(msgspec.Struct, frozen=True, kw_only=True):
@@ -131,6 +134,19 @@ class DeadRecord(msgspec.Struct, kw_only=True):
     record: Record
     letter: Letter
     dead_at: float
+
+
+class Waiting(msgspec.Struct, kw_only=True):
+    """One message that a queue holds, seen without taking it. `cursor` is its place in the listing."""
+
+    cursor: str
+    record: Record
+    state: Literal["ready", "in_flight", "scheduled"]
+    """`scheduled`: not due before `due_at`, for the first time or for another attempt."""
+    stored_at: float
+    due_at: float = 0.0
+    starts: int = 0
+    failures: int = 0
 
 
 class BackendHealth(msgspec.Struct, frozen=True, kw_only=True):
@@ -267,6 +283,16 @@ class Backend(ABC):
     @abstractmethod
     async def depth(self, queue: str) -> Depth: ...
 
+    async def peek(self, queue: str, limit: int, after: str | None, *, delayed_only: bool = False) -> Sequence[Waiting]:
+        """What the queue holds, without taking it: first what waits or runs, then the delayed messages; with
+        `delayed_only` these alone. Slow: for people who look."""
+        raise Unsupported(f"look into {queue}: this store cannot be looked through without taking")
+
+    async def withdraw(self, queue: str, cursors: Sequence[str]) -> Sequence[str]:
+        """Remove delayed messages, named by their cursors in `peek(delayed_only=True)`. Returns the cursors of
+        those that were still there: they are never handed out, and nobody else is told that he removed them."""
+        raise Unsupported(f"cancel delayed messages of {queue}: this store cannot remove them")
+
     @abstractmethod
     async def dead(self, queue: str | None, limit: int, after: str | None) -> Sequence[DeadRecord]:
         """Dead letters, oldest first."""
@@ -298,6 +324,20 @@ class Backend(ABC):
 
     @abstractmethod
     async def scan(self, prefix: str) -> Mapping[str, Entry]: ...
+
+    async def add_to_trail(self, chunk: bytes, keep_s: float) -> None:
+        """Store what happened to some messages, to be forgotten after `keep_s`. Kept in the catalogue, unless
+        the store has a better place."""
+        await self.put(f"{TRAIL_PREFIX}{self.now():017.6f}-{uuid4().hex[:12]}", chunk, 0, ttl_s=keep_s)
+
+    async def trail(self) -> Mapping[str, Entry]:
+        """All chunks that `add_to_trail` stored and nobody has forgotten, oldest first."""
+        return dict(sorted((await self.scan(TRAIL_PREFIX)).items()))
+
+    async def forget_trail(self, chunks: Mapping[str, Entry]) -> None:
+        """Drop these chunks. Somebody else may have dropped them before."""
+        for key, entry in chunks.items():
+            await self.put(key, b"", entry.version, ttl_s=0.001)
 
     @abstractmethod
     async def drop_queue(self, queue: str) -> None:

@@ -13,6 +13,7 @@ from hivewire.backend import Depth, Mode
 from hivewire.delivery import Delivery
 from hivewire.message import Message
 from hivewire.rules.retry import Retry
+from hivewire.rules.trail import Explanation as Explanation
 
 
 class Receipt(msgspec.Struct, frozen=True, gc=False):
@@ -68,6 +69,8 @@ class ProtocolMetrics(msgspec.Struct, kw_only=True):
     expired: int = 0
     duplicates: int = 0
     late_replies: int = 0
+    trail_dropped: int = 0
+    """Events that came too fast for the trail and were not kept."""
     in_flight: int = 0
 
 
@@ -181,6 +184,10 @@ class Protocol(ABC):
     @abstractmethod
     async def cleanup(self, older_than_s: float) -> int:
         """Forget settled ids and idempotency keys older than that; never a message or a dead letter."""
+
+    @abstractmethod
+    async def explain(self, id: str) -> Explanation:
+        """The life of a message, and of its copies for a group's members. Looks through all queues: slow."""
 
     @abstractmethod
     def metrics(self) -> ProtocolMetrics: ...

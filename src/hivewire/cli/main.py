@@ -25,6 +25,7 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "tail": ("hivewire.cli.tail", "watch an agent's queue, or take messages from it"),
     "queues": ("hivewire.cli.queues", "list the agents and how much waits for each"),
     "dead": ("hivewire.cli.dead", "list, show, replay or purge dead letters"),
+    "explain": ("hivewire.cli.explain", "tell the life of one message, and where it is now"),
     "loadtest": ("hivewire.cli.loadtest", "send at a fixed rate; count what is lost, doubled, out of order"),
     "doctor": ("hivewire.cli.doctor", "check what is reachable, durable, misconfigured"),
     "config": ("hivewire.cli.config", "print the settings in force, and where each comes from"),

@@ -15,6 +15,7 @@ from hivewire.backend import Backend, Features, Letter, Member, Mode, QueueSpec
 from hivewire.delivery import Delivery
 from hivewire.engine.middleware import Middleware, chain
 from hivewire.engine.tasks import Tasks
+from hivewire.engine.trail import Notes, Trail
 from hivewire.message import UNORDERED, Message
 from hivewire.protocol import ProtocolMetrics
 from hivewire.record import Fetched
@@ -56,6 +57,7 @@ class Core:
         self.tasks = Tasks()
         self.floor = Floor()
         self.worker = settings.worker_name or f"{socket.gethostname()}:{os.getpid()}"
+        self.trail = Trail(backend, settings, self.worker)
         self.retry = Retry(
             max_attempts=settings.max_attempts, first_s=settings.retry_first_s, most_s=settings.retry_most_s
         )
@@ -69,6 +71,9 @@ class Core:
         spec = QueueSpec(name=queue, mode=mode, shards=self.settings.shards)
         cap = self.settings.queue_cap
         return spec if cap is None else msgspec.structs.replace(spec, cap=cap)
+
+    def notes(self, queue: str) -> Notes | None:
+        return Notes(self.trail, queue) if self.trail.on and not queue.startswith("~") else None
 
     def member(self) -> Member:
         return Member(name=self.worker, lease_s=self.settings.lease_s)

@@ -173,6 +173,8 @@ class Crew:
         The loop that every message goes through: what is rare is in methods of its own.
         """
         waiting, inbox, floor, time = lane.waiting, self.inbox, self._core.floor, self._loop.time
+        notes = inbox.notes
+        notes_all = notes is not None and notes.all
         began = now = time()
         grip, look_at = lane.grip, 0.0
         handled = redelivered = 0
@@ -199,8 +201,10 @@ class Crew:
                 slot.started_at = now
                 slot.why = ""
                 handled += 1
-                if fetched.starts > 1:
-                    redelivered += 1
+                if fetched.starts > 1 or notes_all:
+                    redelivered += fetched.starts > 1
+                    if notes is not None:
+                        notes.started(fetched)
                 if self._sweep_at > now + _MARK_AFTER_S or self._timeout_of is not None:
                     self._watch(delivery, now)
                 floor.running += 1
@@ -261,6 +265,8 @@ class Crew:
         if not may_start and not lane.lost and fetched.marked:
             fetched.starts -= 1
             fetched.marked = False
+        if may_start and self.inbox.notes is not None:
+            self.inbox.notes.taken_over(fetched)
         return may_start
 
     def _may_go_on(self, lane: Lane) -> bool:
@@ -367,6 +373,8 @@ class Crew:
         for slot in self._slots:
             if slot.delivery is not None and slot.delivery.lane is lane:
                 slot.delivery.state = LOST
+                if self.inbox.notes is not None:
+                    self.inbox.notes.note("lost", slot.delivery.fetched, "the lease ended while its handler ran")
                 self._cancel(slot, "lost")
 
     # -- ending

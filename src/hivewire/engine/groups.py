@@ -84,6 +84,12 @@ class Groups:
             copies.append(Append(member, [record], room=Room.ALWAYS))
         # Never refused: one member that is away for long must not hold up the others.
         await append(self._core, copies)
+        if self._core.trail.all:
+            members = ", ".join(entry.queue for entry in copies) or "nobody: the group is empty"
+            self._core.trail.note("copied", group, message.id, replay=delivery.replay, text=f"to {members}")
+            for entry in copies:
+                text = f"as a member of group {group}"
+                self._core.trail.note("stored", entry.queue, entry.records[0].id, replay=delivery.replay, text=text)
 
     async def close(self) -> None:
         for inbox in self._inboxes.values():

@@ -68,6 +68,12 @@ class Handed:
         self.extend(delivery)
         self._inbox.metrics.messages_received += 1
         self._inbox.metrics.redelivered += delivery.attempt > 1
+        notes = self._inbox.notes
+        if notes is not None:
+            if delivery.fetched.suspect:
+                notes.taken_over(delivery.fetched)
+            if notes.all or delivery.attempt > 1:
+                notes.started(delivery.fetched)
 
     def _ended(self, delivery: EngineDelivery) -> bool:
         """Whether it was with somebody outside; now it is not."""
@@ -107,6 +113,8 @@ class Handed:
         for delivery in list(self.open.values()):
             if delivery.lane.lost:
                 delivery.state = LOST
+                if self._inbox.notes is not None:
+                    self._inbox.notes.note("lost", delivery.fetched, "the lease ended before it was settled")
                 self._ended(delivery)
 
     def close(self) -> None:

@@ -15,6 +15,7 @@ from hivewire.engine.core import Core
 from hivewire.engine.handed import Handed
 from hivewire.engine.settling import Settling
 from hivewire.engine.shards import Shards
+from hivewire.engine.trail import said
 from hivewire.errors import BackendError, Closed, NoHandler, QueueFull, Reject, RetryAfter, Undecodable
 from hivewire.message import Message
 from hivewire.protocol import ProtocolMetrics
@@ -49,6 +50,7 @@ class Inbox(Ownership):
         self._internal = queue.startswith("~")
         self.metrics = ProtocolMetrics() if self._internal else core.metrics
         """Internal queues are not counted as the user's messages."""
+        self.notes = core.notes(queue)
         self.lanes = Lanes(competing=competing)
         self.accepts = accepts
         """Whether this agent takes a type, as far as is known here."""
@@ -251,6 +253,8 @@ class Inbox(Ownership):
                 return None
         if fetched.seen or any(name in self._settled for name in names(record)):
             self.metrics.duplicates += 1
+            if self.notes is not None:
+                self.notes.note("duplicate", fetched, "stored twice and handled before: dropped")
             fetched.seen = True
             self.done(lane)
             return None
@@ -381,10 +385,14 @@ class Inbox(Ownership):
         fetched.failures += 1
         policy = self._policy(fetched.record.type)
         if fetched.failures >= policy.max_attempts:
+            if self.notes is not None:
+                self.notes.note("failed", fetched, said(error))
             self.dead(lane, "no_handler" if isinstance(error, NoHandler) else "max_attempts", _describe(error))
             return
         if delay_s is None:
             delay_s = policy.delay_s(fetched.failures, self.core.rng.random())
+        if self.notes is not None:
+            self.notes.note("failed", fetched, f"{said(error)}; again in {delay_s:.1f} s")
         self.metrics.nacked += 1
         self.again(lane, delay_s)
 
@@ -432,6 +440,8 @@ class Inbox(Ownership):
 
     def not_counted(self, lane: Lane, delay_s: float) -> None:
         """The attempt did not come to its end and is not the message's fault."""
+        if self.notes is not None:
+            self.notes.note("returned", lane.waiting[0], "its attempt did not come to its end and does not count")
         self.metrics.nacked += 1
         self.again(lane, delay_s)
 
@@ -469,6 +479,8 @@ class Inbox(Ownership):
                 if id(outcome.fetched) not in lost:
                     self._remember(outcome.fetched)
                     self.metrics.dead += 1
+        if self.notes is not None:
+            self.notes.settled(done, rest, lost)
 
     def put_back(self, lane: Lane) -> None:
         """A taker leaves the lane before its end."""

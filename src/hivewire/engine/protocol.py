@@ -21,6 +21,7 @@ from hivewire.engine.consumers import Consumers
 from hivewire.engine.core import Core, handling
 from hivewire.engine.crew import Crew
 from hivewire.engine.delivery import OPEN, EngineDelivery
+from hivewire.engine.explain import explain, note_letters
 from hivewire.engine.groups import GROUP_QUEUE_PREFIX, JOIN, LEAVE, Groups
 from hivewire.engine.middleware import Middleware, chain
 from hivewire.engine.once import once
@@ -40,7 +41,7 @@ from hivewire.errors import (
 )
 from hivewire.ids import derived_id
 from hivewire.message import UNORDERED, Message
-from hivewire.protocol import DeadLetter, Handle, Health, Protocol, ProtocolMetrics, Receipt, Subscription
+from hivewire.protocol import DeadLetter, Explanation, Handle, Health, Protocol, ProtocolMetrics, Receipt, Subscription
 from hivewire.record import message_of
 from hivewire.rules.retry import Retry
 from hivewire.settings import Settings
@@ -135,6 +136,7 @@ class Engine(Protocol):
             self._groups.close,
             self._volatile.close,
             self._replies.close,
+            self._core.trail.flush,
             self._core.tasks.close,
             self.backend.close,
         )
@@ -162,9 +164,11 @@ class Engine(Protocol):
         for turn in count(1):
             await asyncio.sleep(_MAINTENANCE_S)
             try:
+                await self._core.trail.flush()
                 await self._bury_expired()
                 if turn % _CLEANUP_EACH == 0:
                     await self.backend.cleanup(self.settings.dedup_window_s)
+                    await self._core.trail.trim()
             except (BackendError, OSError):
                 continue  # `health` tells; the next round tries again
 
@@ -188,7 +192,7 @@ class Engine(Protocol):
             return receipt
         if delay_s:
             delay_s = duration_s(delay_s, "delay_s")
-        if delay_s > 0 or idempotency_key is not None or self._sender.has_lines:
+        if delay_s > 0 or idempotency_key is not None or self._sender.has_lines or self._core.trail.all:
             return await self._send(message, delay_s, idempotency_key, timeout_s)
         queue, record = self._record(message)
         room = Room.RESERVE if handling.get() is not None else Room.CAP
@@ -433,24 +437,32 @@ class Engine(Protocol):
 
     async def replay(self, what: str | Sequence[str]) -> int:
         await self._ready()
-        if isinstance(what, str):
-            return await self.backend.revive(what, None)
-        return await self.backend.revive(None, list(what))
+        queue, ids = (what, None) if isinstance(what, str) else (None, list(what))
+        if self._core.trail.on:
+            await note_letters(self.backend, self._core.trail, "replayed", queue, ids)
+        return await self.backend.revive(queue, ids)
 
     async def purge_dead(self, what: str | Sequence[str] | None = None, *, older_than_s: float | None = None) -> int:
         await self._ready()
-        if what is None or isinstance(what, str):
-            return await self.backend.purge_dead(what, None, older_than_s)
-        return await self.backend.purge_dead(None, list(what), older_than_s)
+        queue, ids = (what, None) if what is None or isinstance(what, str) else (None, list(what))
+        if self._core.trail.on:
+            await note_letters(self.backend, self._core.trail, "purged", queue, ids, older_than_s)
+        return await self.backend.purge_dead(queue, ids, older_than_s)
 
     async def cleanup(self, older_than_s: float) -> int:
         await self._ready()
         return await self.backend.cleanup(older_than_s)
 
+    async def explain(self, id: str) -> Explanation:
+        await self._ready()
+        await self._bury_expired()
+        return await explain(self.backend, self._core.trail, id)
+
     def metrics(self) -> ProtocolMetrics:
         if not hasattr(self, "_core"):
             return ProtocolMetrics()
         self._core.metrics.in_flight = self._core.floor.running
+        self._core.metrics.trail_dropped = self._core.trail.dropped
         return msgspec.structs.replace(self._core.metrics)
 
     async def health(self) -> Health:

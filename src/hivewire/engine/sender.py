@@ -10,7 +10,8 @@ from itertools import count
 
 from hivewire.backend import Append, Duplicate, Room
 from hivewire.engine.core import Core
-from hivewire.errors import BackendError, ConnectionLost, TimedOut
+from hivewire.engine.trail import said
+from hivewire.errors import BackendError, ConnectionLost, HivewireError, TimedOut
 
 _FIRST_WAIT_S = 0.002
 _MOST_WAIT_S = 0.1
@@ -52,6 +53,8 @@ class Sender:
         """Idempotency keys: only in a batch of one record. Returns the duplicates by running number."""
         self._under_way += 1
         size, number = _size(batch), next(self._numbers)
+        trail = self._core.trail
+        began = self._core.backend.now() if trail.all else 0.0
         try:
             if self._lines and any((entry.queue, entry.room) in self._lines for entry in batch):
                 problems: Mapping[int, Duplicate | Exception] = await self._in_line(number, batch, None, timeout_s)
@@ -65,12 +68,37 @@ class Sender:
                         asyncio.get_running_loop().call_soon(self._go_on)
                 if problems and not all(isinstance(problem, Duplicate) for problem in problems.values()):
                     problems = await self._in_line(number, batch, problems, timeout_s)
+        except HivewireError as error:
+            if trail.on:
+                for entry in batch:
+                    for record in entry.records:
+                        trail.note("refused", entry.queue, record.id, text=said(error))
+            raise
         finally:
             self._under_way -= 1
             if not self._under_way:
                 self._idle.set()
         self._core.metrics.messages_sent += size - len(problems)
+        if trail.all or (problems and trail.on):
+            self._note(batch, problems, began)
         return problems
+
+    def _note(self, batch: Sequence[Append], problems: Mapping[int, Duplicate | Exception], began: float) -> None:
+        trail, number = self._core.trail, 0
+        for entry in batch:
+            for record in entry.records:
+                first = problems.get(number)
+                number += 1
+                if isinstance(first, Duplicate):
+                    key = f"the idempotency key {entry.idempotency_key!r}"
+                    trail.note("duplicate", entry.queue, record.id, text=f"not stored: {key} belongs to {first.id}")
+                    if first.id != record.id:
+                        text = f"sent again as {record.id} with {key}; that one was not stored"
+                        trail.note("duplicate", entry.queue, first.id, text=text)
+                elif trail.all:
+                    due = max(entry.delay_s, record.due_at and record.due_at - began)
+                    trail.note("sent", entry.queue, record.id, at=began, text=f"by {record.sender}")
+                    trail.note("stored", entry.queue, record.id, text=f"due in {due:.1f} s" if due > 0 else "")
 
     async def _try(self, batch: Sequence[Append]) -> Mapping[int, Duplicate | Exception]:
         try:

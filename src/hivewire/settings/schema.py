@@ -196,6 +196,12 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     message_ttl_s: Annotated[float | None, About("time to live of messages that name none", least=0.001)] = None
     require_durable: Annotated[bool, About("refuse to start on a store that loses messages with its process")] = False
     worker_name: Annotated[str | None, About("name of this process in leases and dead letters; none: made up")] = None
+    trail: Annotated[
+        Literal["off", "trouble", "all"],
+        About("what `hivewire explain` can tell: nothing recorded, all but the plain good path, or everything"),
+    ] = "trouble"
+    trail_keep_s: Annotated[float, About("how long the trail is kept", least=1)] = 604_800.0
+    trail_bytes: Annotated[int, About("most that the trail may hold; the oldest goes first", least=1)] = 16 * Mib
     sqlite_synchronous: Annotated[
         Literal["full", "normal"],
         About("`full`: on the disk when `send` returns; `normal`: survives the process, not the power"),

@@ -29,8 +29,10 @@ from hivewire.backend import (
     Record,
     Room,
     Unfinished,
+    Waiting,
     life,
 )
+from hivewire.backends.memory import looking
 from hivewire.backends.memory.store import Holder, Listener, Queue, Store
 from hivewire.errors import Closed, QueueFull, QueueMissing
 from hivewire.settings import Settings
@@ -295,6 +297,20 @@ class MemoryBackend(Backend):
             return Depth(dead=dead)
         found.advance(self.store.now())
         return found.depth(dead)
+
+    async def peek(self, queue: str, limit: int, after: str | None, *, delayed_only: bool = False) -> Sequence[Waiting]:
+        found = self.store.queues.get(queue)
+        if found is None:
+            return ()
+        found.advance(self.store.now())
+        return looking.peek(found, limit, after, delayed_only=delayed_only)
+
+    async def withdraw(self, queue: str, cursors: Sequence[str]) -> Sequence[str]:
+        found = self.store.queues.get(queue)
+        if found is None:
+            return ()
+        found.advance(self.store.now())
+        return looking.withdraw(found, cursors)
 
     async def dead(self, queue: str | None, limit: int, after: str | None) -> Sequence[DeadRecord]:
         found = [dead for dead in self.store.dead.values() if queue is None or dead.queue == queue]

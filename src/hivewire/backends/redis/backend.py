@@ -25,8 +25,9 @@ from hivewire.backend import (
     Member,
     Ownership,
     QueueSpec,
+    Waiting,
 )
-from hivewire.backends.redis import catalogue, durability, expiry, letters, scripts
+from hivewire.backends.redis import catalogue, durability, expiry, letters, looking, scripts
 from hivewire.backends.redis.address import Address
 from hivewire.backends.redis.consumer import RedisConsumer
 from hivewire.backends.redis.ears import Ears
@@ -223,6 +224,15 @@ class RedisBackend(Backend):
             dead=dead,
             oldest_age_s=age_ms / 1000,
         )
+
+    async def peek(self, queue: str, limit: int, after: str | None, *, delayed_only: bool = False) -> Sequence[Waiting]:
+        out = {
+            f"{shard}:".encode() + id for each in self.consumers if each.queue == queue for shard, id in each.taken()
+        }
+        return await looking.peek(self.link, queue, out, limit, after, delayed_only=delayed_only)
+
+    async def withdraw(self, queue: str, cursors: Sequence[str]) -> Sequence[str]:
+        return await looking.withdraw(self.link, queue, cursors) if cursors else ()
 
     # -- consuming
 

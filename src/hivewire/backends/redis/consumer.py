@@ -282,6 +282,10 @@ class RedisConsumer(Consumer):
         """Taken by this member, and not marked in the store."""
         return sum(held.unmarked() for held in self.held.values())
 
+    def taken(self) -> list[tuple[int, bytes]]:
+        """Shard and id of what runs here or is about to."""
+        return [(shard, id) for shard, held in self.held.items() for id in held.out - held.paused]
+
     async def save(self, shard: int, watermark: int | None, state: bytes) -> None:
         raise LeaseLost(f"save shard {shard} of {self.queue}: this store acknowledges each record")
 

@@ -14,6 +14,8 @@ from hashlib import sha1
 from typing import Final
 
 from hivewire.backends.redis.address import Command
+from hivewire.backends.redis.delayed import LATE as LATE
+from hivewire.backends.redis.delayed import WITHDRAW as WITHDRAW
 from hivewire.backends.redis.fragments import ALIVE, CLOCK, DECLARE_IT, INTER
 from hivewire.backends.redis.membership import BEAT, LEAVE, RELEASE
 
@@ -268,7 +270,24 @@ return buried
 """
 )
 
-ALL: Final = (BURY, DECLARE, APPEND, MOVE, BEAT, RELEASE, LEAVE, START, SETTLE, DEPTH, REVIVE, PURGE, DROP, PUT)
+ALL: Final = (
+    BURY,
+    DECLARE,
+    APPEND,
+    MOVE,
+    BEAT,
+    RELEASE,
+    LEAVE,
+    START,
+    SETTLE,
+    DEPTH,
+    REVIVE,
+    PURGE,
+    DROP,
+    PUT,
+    LATE,
+    WITHDRAW,
+)
 _HASHES: Final = {script: sha1(script.encode(), usedforsecurity=False).hexdigest() for script in ALL}
 
 

@@ -23,8 +23,9 @@ from hivewire.backend import (
     Member,
     Ownership,
     QueueSpec,
+    Waiting,
 )
-from hivewire.backends.sqlite import catalogue, letters, members, reading, storing, tidying
+from hivewire.backends.sqlite import catalogue, letters, looking, members, reading, storing, tidying
 from hivewire.backends.sqlite.consumer import SQLiteConsumer
 from hivewire.backends.sqlite.keeper import Keeper
 from hivewire.backends.sqlite.members import Membership
@@ -158,6 +159,14 @@ class SQLiteBackend(Backend):
     async def depth(self, queue: str) -> Depth:
         found: Depth = await self._read(reading.depth, queue)
         return found
+
+    async def peek(self, queue: str, limit: int, after: str | None, *, delayed_only: bool = False) -> Sequence[Waiting]:
+        found: Sequence[Waiting] = await self._read(looking.peek, queue, limit, after, delayed_only)
+        return found
+
+    async def withdraw(self, queue: str, cursors: Sequence[str]) -> Sequence[str]:
+        gone: Sequence[str] = await self.writer.submit(looking.withdraw, queue, cursors)
+        return gone
 
     # -- consuming
 
