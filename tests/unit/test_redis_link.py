@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from typing import Any
 
 import pytest
 
-from hivewire.backends.redis.address import Address
 from hivewire.backends.redis.link import Link, good
+from hivewire.backends.redis.opening import new_link
 from hivewire.errors import BackendError, Closed, ConnectionLost
 from hivewire.settings import RedisSettings
 
@@ -50,10 +51,11 @@ class Scripted:
 
 
 @asynccontextmanager
-async def linked(scripted: Scripted, **settings: float) -> AsyncIterator[Link]:
+async def linked(scripted: Scripted, **settings: Any) -> AsyncIterator[Link]:
     server = await asyncio.start_server(scripted, "127.0.0.1", 0)
     port = server.sockets[0].getsockname()[1]
-    link = Link(Address.of(RedisSettings(addr=f"127.0.0.1:{port}", **settings)))  # type: ignore[arg-type]  # numbers only
+    made = RedisSettings(**{"min_idle_conns": 0, "max_retries": 0, "addr": f"127.0.0.1:{port}", **settings})
+    link = new_link(made)
     try:
         yield link
     finally:

@@ -139,10 +139,10 @@ def test_the_names_of_the_reference_are_all_there() -> None:
 
 def test_the_defaults_of_the_reference() -> None:
     redis, kafka = RedisSettings(), KafkaSettings()
-    assert (redis.addr, redis.password.reveal(), redis.db, redis.pool_size) == ("localhost:6379", "", 0, 10)
+    assert (redis.addr, redis.password.reveal(), redis.db) == ("localhost:6379", "", 0)
     assert (redis.min_idle_conns, redis.max_retries, redis.dial_timeout_s) == (5, 3, 5)
     assert (redis.read_timeout_s, redis.write_timeout_s, redis.block_timeout_s) == (3, 3, 5)
-    assert (redis.consumer_group, redis.pipeline_size, redis.flush_interval_s) == ("multiagent", 100, 0.1)
+    assert redis.consumer_group == "multiagent"
     assert (kafka.brokers, kafka.group_id, kafka.topic_prefix) == (
         ("localhost:9092",),
         "multiagent-group",
@@ -159,7 +159,8 @@ def test_the_defaults_of_the_reference() -> None:
 def test_each_default_that_differs_from_the_reference_says_why() -> None:
     differs = {setting.name for setting in EVERY if setting.about.reference}
     assert differs == {
-        "inmemory.max_queue_size", "redis.message_ttl_s", "redis.stream_max_len", "kafka.message_ttl_s",
+        "inmemory.max_queue_size", "redis.message_ttl_s", "redis.stream_max_len", "redis.pool_size",
+        "redis.pipeline_size", "redis.flush_interval_s", "kafka.message_ttl_s",
         "kafka.require_acks", "kafka.batch_timeout_s",
     }  # fmt: skip
     assert all(bool(setting.about.reference) == bool(setting.about.why) for setting in EVERY)
@@ -280,6 +281,13 @@ def test_a_folder_in_place_of_the_file_is_refused() -> None:
         ("redis://", {"protocol": "redis", "redis.addr": "localhost:6379"}),
         ("redis://h", {"redis.addr": "h:6379", "redis.db": 0, "redis.tls": False}),
         ("redis://h:1/5?pool_size=2", {"redis.addr": "h:1", "redis.db": 5, "redis.pool_size": 2}),
+        ("redis://a,b:1,[::1]", {"redis.addr": "a:6379,b:1,[::1]:6379", "url": "redis://a:6379,b:1,[::1]:6379"}),
+        ("redis://h?cluster=true", {"redis.addr": "h:6379", "redis.cluster": True}),
+        ("redis://s1:1,s2/2?sentinel_master=m", {"redis.sentinel_master": "m", "redis.db": 2}),
+        (
+            "rediss://h?tls_ca_file=/ca.pem&tls_check_host=no",
+            {"redis.tls_ca_file": "/ca.pem", "redis.tls_check_host": False},
+        ),
         ("rediss://[::1]:7", {"redis.addr": "[::1]:7", "redis.tls": True}),
         ("redis://bob:p%40ss@h", {"redis.username": "bob", "redis.password": Secret("p@ss"), "url": "redis://h:6379"}),
         ("redis://:pw@h/1?message_ttl=1h", {"redis.password": Secret("pw"), "message_ttl_s": 3600}),
@@ -302,7 +310,8 @@ def test_what_a_url_says(url: str, expected: dict[str, Any]) -> None:
      "redis://h:99999", "redis://h:x", "redis://a b", "redis://h#1", "redis://h/1/2", "kafka://h/topic", "kafka://h:1:2",
      "kafka://u:p@h", "kafka://a b", "memory://?leese=1", "memory://?lease_s=0", "memory://?lease_s=1&lease_s=2",
      "memory://?lease_s", "memory://?url=x", "memory://?protocol=kafka", "memory://?lease_s=%ff", "redis://?db=1&redis.db=2",
-     "redis://h/1?db=2", "memory://?kafka.group_id=x"],
+     "redis://h/1?db=2", "redis://a,/", "redis://a,b/1", "redis://a/1?cluster=yes", "redis://a?cluster=yes&sentinel_master=m",
+     "memory://?kafka.group_id=x"],
 )  # fmt: skip
 def test_urls_that_are_refused(url: str) -> None:
     with pytest.raises(SettingsError):

@@ -11,7 +11,7 @@ from typing import Any, Final
 from hivewire.codec import shown
 from hivewire.errors import SettingsError
 from hivewire.settings.schema import SECTIONS, Secret, Setting, Settings, every_setting
-from hivewire.settings.targets import Target, checked_address
+from hivewire.settings.targets import Target, checked_address, checked_addresses
 from hivewire.settings.values import accepted, parse_value
 
 FILE_NAME: Final = "hivewire.toml"
@@ -267,11 +267,22 @@ def _check_together(values: dict[str, Any], origins: dict[str, str]) -> None:
     for name, port in (("redis.addr", 6379), ("kafka.brokers", 9092)):
         try:
             if isinstance(values.get(name), str):
-                values[name] = checked_address(values[name], port)
+                values[name] = checked_addresses(values[name], port)
             elif name in values:
                 values[name] = tuple(checked_address(broker, port) for broker in values[name])
         except SettingsError as error:
             raise SettingsError(f"the setting {name} in {origins[name]}: {error}") from None
+    _check_redis(values, origins)
     if values.get("retry_first_s", 1.0) > values.get("retry_most_s", 60.0):
         where = origins.get("retry_first_s") or origins["retry_most_s"]
         raise SettingsError(f"the setting retry_first_s in {where}: accepted is at most retry_most_s")
+
+
+def _check_redis(values: dict[str, Any], origins: dict[str, str]) -> None:
+    several = "," in values.get("redis.addr", "")
+    master = values.get("redis.sentinel_master") is not None
+    if values.get("redis.cluster") and master:
+        where = origins["redis.sentinel_master"]
+        raise SettingsError(f"the setting redis.sentinel_master in {where}: a cluster (redis.cluster) has no sentinels")
+    if values.get("redis.db") and not master and (several or values.get("redis.cluster")):
+        raise SettingsError(f"the setting redis.db in {origins['redis.db']}: accepted is 0; a cluster has no other")

@@ -73,17 +73,47 @@ class InMemorySettings(msgspec.Struct, frozen=True, kw_only=True):
 class RedisSettings(msgspec.Struct, frozen=True, kw_only=True):
     """`redis://`, names of `RedisProtocolConfig`."""
 
-    addr: Annotated[str, About("host:port of the server", env="REDIS_ADDR")] = "localhost:6379"
+    addr: Annotated[
+        str,
+        About("host:port of the server; several with commas are nodes of a cluster, or sentinels", env="REDIS_ADDR"),
+    ] = "localhost:6379"
+    cluster: Annotated[bool, About("the server is a cluster; several addresses say so, too")] = False
+    sentinel_master: Annotated[
+        str | None, About("name of the master; the addresses are those of the sentinels that watch it")
+    ] = None
+    sentinel_username: Annotated[str | None, About("user of the sentinels' access list")] = None
+    sentinel_password: Annotated[Secret, About("password of the sentinels")] = Secret()
     username: Annotated[str | None, About("user of the server's access list")] = None
     password: Annotated[Secret, About("password", env="REDIS_PASSWORD")] = Secret()
-    db: Annotated[int, About("number of the database", env="REDIS_DB", least=0)] = 0
+    db: Annotated[int, About("number of the database; a cluster has only 0", env="REDIS_DB", least=0)] = 0
     tls: Annotated[bool, About("encrypt the connection; `rediss://` sets it")] = False
-    pool_size: Annotated[int, About("most connections", env="REDIS_POOL_SIZE", least=1)] = 10
-    min_idle_conns: Annotated[int, About("connections kept open", least=0)] = 5
-    max_retries: Annotated[int, About("tries of one command", least=0)] = 3
+    tls_ca_file: Annotated[
+        str | None, About("PEM file of the authorities that are trusted; none: those of the system")
+    ] = None
+    tls_cert_file: Annotated[str | None, About("PEM file of our own certificate, if the server asks for one")] = None
+    tls_key_file: Annotated[str | None, About("PEM file of its key, if that is not in the same file")] = None
+    tls_check_host: Annotated[bool, About("the server's certificate must name the host that we connect to")] = True
+    pool_size: Annotated[
+        int,
+        About("connections for messages, to each server; all of one queue goes over one of them", env="REDIS_POOL_SIZE",
+              least=1, most=1000, reference="10", why="a connection is shared by all senders, and full batches on one "
+              "are faster than small ones on many"),
+    ] = 1  # fmt: skip
+    min_idle_conns: Annotated[int, About("of these, how many are opened at the start and kept open", least=0)] = 5
+    max_retries: Annotated[
+        int,
+        About("repetitions of a command that only asks or that names what it changes, when the connection breaks; "
+              "sends are repeated until `timeout_s`", least=0),
+    ] = 3  # fmt: skip
     dial_timeout_s: Annotated[float, About("time to connect", least=0.001)] = 5.0
-    read_timeout_s: Annotated[float, About("time to wait for an answer", least=0.001)] = 3.0
-    write_timeout_s: Annotated[float, About("time to send a command", least=0.001)] = 3.0
+    read_timeout_s: Annotated[float, About("longest silence while an answer is due", least=0.001)] = 3.0
+    write_timeout_s: Annotated[
+        float, About("longest time that the network takes nothing of what is sent", least=0.001)
+    ] = 3.0
+    wait_replicas: Annotated[
+        int, About("replicas that must have a message before `send` returns (`WAIT`)", least=0)
+    ] = 0
+    wait_timeout_s: Annotated[float, About("time for them to have it; then the send is repeated", least=0.001)] = 1.0
     message_ttl_s: Annotated[
         float | None,
         About("time to live of each message", env="REDIS_MESSAGE_TTL", least=0.001, reference="24h", why=_NO_EXPIRY,
@@ -99,8 +129,17 @@ class RedisSettings(msgspec.Struct, frozen=True, kw_only=True):
     consumer_group: Annotated[str, About("name of the consumer group", env="REDIS_CONSUMER_GROUP")] = "multiagent"
     consumer_name: Annotated[str | None, About("name of this consumer; none: a random one", sets="worker_name")] = None
     block_timeout_s: Annotated[float, About("time of one blocking read", least=0.001)] = 5.0
-    pipeline_size: Annotated[int, About("most commands in one round trip", least=1)] = 100
-    flush_interval_s: Annotated[float, About("longest time that an acknowledgement waits for others", least=0)] = 0.1
+    pipeline_size: Annotated[
+        int | None,
+        About("most commands under way on one connection; none: no limit", least=1, reference="100",
+              why="a limit makes full batches wait for answers that they do not need"),
+    ] = None  # fmt: skip
+    flush_interval_s: Annotated[
+        float,
+        About("longest time that commands wait for others, or for `pipeline_size` of them, before they are sent",
+              least=0, reference="100ms", why="what is sent in one turn of the loop leaves together; waiting on an "
+              "idle line only adds latency"),
+    ] = 0.0  # fmt: skip
 
 
 class KafkaSettings(msgspec.Struct, frozen=True, kw_only=True):

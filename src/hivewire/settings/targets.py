@@ -74,7 +74,7 @@ class Target:
             self.values["redis.db"] = int(db)
         if scheme == "rediss":
             self.values["redis.tls"] = True
-        addr = self.values["redis.addr"] = checked_address(host or "localhost", 6379)
+        addr = self.values["redis.addr"] = checked_addresses(host or "localhost", 6379)
         self.url = f"{scheme}://{addr}" + (f"/{db}" if db else "")
 
     def _kafka(self, text: str, place: str) -> None:
@@ -92,6 +92,11 @@ def checked_address(text: str, port: int) -> str:
     if matched is None or not 0 < number < 65536:
         raise SettingsError(f"{text!r} is not the address of a server; write host:{port}, the port from 1 to 65535")
     return f"{matched[1]}:{number}"
+
+
+def checked_addresses(text: str, port: int) -> str:
+    """One or several, with commas."""
+    return ",".join(checked_address(part.strip(), port) for part in text.split(","))
 
 
 def hidden(text: str) -> str:

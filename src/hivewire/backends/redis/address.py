@@ -8,6 +8,8 @@ from typing import Any
 import hiredis
 import msgspec
 
+from hivewire.backends.redis import tls
+from hivewire.errors import BackendError
 from hivewire.settings import RedisSettings
 
 Command = tuple[str | bytes | int | float, ...]
@@ -28,17 +30,33 @@ class Address(msgspec.Struct, frozen=True):
 
     @classmethod
     def of(cls, settings: RedisSettings) -> Address:
-        host, _, port = settings.addr.rpartition(":")
-        return cls(host.strip("[]"), int(port), settings)
+        """The first one that the settings name."""
+        return cls.all_of(settings)[0]
+
+    @classmethod
+    def all_of(cls, settings: RedisSettings) -> list[Address]:
+        found = []
+        for each in settings.addr.split(","):
+            host, _, port = each.strip().rpartition(":")
+            found.append(cls(host.strip("[]"), int(port), settings))
+        return found
+
+    def at(self, host: str, port: int) -> Address:
+        """Another server, entered in the same way."""
+        return Address(host, port, self.settings)
 
     def __str__(self) -> str:
-        return f"{self.settings.addr}/{self.settings.db}"
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{host}:{self.port}/{self.settings.db}"
 
     def __repr__(self) -> str:
         return f"Address({self})"
 
     def tls(self) -> ssl.SSLContext | None:
-        return ssl.create_default_context() if self.settings.tls else None
+        return tls.context(self.settings)
+
+    def distrust(self, error: ssl.SSLError) -> BackendError:
+        return tls.distrust(error, str(self))
 
     def greeting(self) -> list[Command]:
         """The commands that open a connection."""

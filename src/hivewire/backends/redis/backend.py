@@ -34,6 +34,7 @@ from hivewire.backends.redis.ears import Ears
 from hivewire.backends.redis.keeper import Keeper, Seat
 from hivewire.backends.redis.keys import CHANNEL, QUEUES, REPLY_PREFIX, Names, base
 from hivewire.backends.redis.link import Link, good
+from hivewire.backends.redis.opening import new_link, place_to_listen
 from hivewire.backends.redis.sending import Sending
 from hivewire.errors import BackendError, Closed
 from hivewire.settings import Settings
@@ -82,7 +83,8 @@ class RedisBackend(Backend):
         if self._link is not None:
             return
         self._pid = os.getpid()
-        link = Link(self.address, scripts.load())
+        self.address.tls()  # its files are there and can be read
+        link = new_link(self.settings.redis, scripts.load())
         try:
             before = time.time()
             seconds, micros = await link.call("TIME")
@@ -93,14 +95,16 @@ class RedisBackend(Backend):
             raise
         self._link = link
         link.on_return = self._returned
-        self._ears = Ears(self.address)
-        self._keeper = Keeper(self.address)
+        self._ears = Ears(self.settings.redis, place_to_listen(self.settings.redis, link))
+        self._keeper = Keeper(self.settings.redis)
         self._sending = Sending(link, self.settings.shards, self._cap)
 
     def _returned(self) -> None:
         self.sending.forget()
         for consumer in self.consumers:
             consumer.rewind()
+        if self._ears is not None and self.settings.redis.sentinel_master is not None:
+            self._ears.move()
 
     async def _learn_durability(self, link: Link) -> durability.Kept:
         kept = await durability.ask(link)
@@ -190,7 +194,7 @@ class RedisBackend(Backend):
         shards = defaults.shards if spec.name.startswith("~") else spec.shards
         cap = defaults.cap if self.settings.queue_cap is not None else spec.cap
         script = scripts.run(scripts.DECLARE, base(spec.name), shards, cap, spec.mode or "")
-        listed, found = await self.link.post([("SADD", QUEUES, spec.name), script])
+        listed, found = await self.link.ask([("SADD", QUEUES, spec.name), script])
         good(listed, f"declare {spec.name}")
         self.sending.forget(spec.name)
         return _spec(spec.name, good(found, f"declare {spec.name}"))
@@ -199,7 +203,7 @@ class RedisBackend(Backend):
         names = sorted([name.decode() for name in await self.link.call("SMEMBERS", QUEUES)])
         if not names:
             return []
-        answers = await self.link.post([("HMGET", f"{base(name)}spec", "shards", "cap", "mode") for name in names])
+        answers = await self.link.ask([("HMGET", f"{base(name)}spec", "shards", "cap", "mode") for name in names])
         found = [(name, good(answer, f"look at {name}")) for name, answer in zip(names, answers, strict=True)]
         return [_spec(name, stored) for name, stored in found if stored[0] is not None]
 
@@ -207,14 +211,14 @@ class RedisBackend(Backend):
         return await self.sending.append(batch)
 
     async def drop_queue(self, queue: str) -> None:
-        listed, dropped = await self.link.post([("SREM", QUEUES, queue), scripts.run(scripts.DROP, base(queue), 0)])
+        listed, dropped = await self.link.ask([("SREM", QUEUES, queue), scripts.run(scripts.DROP, base(queue), 0)])
         good(listed, f"drop {queue}")
         good(dropped, f"drop {queue}")
         self.sending.forget(queue)
 
     async def depth(self, queue: str) -> Depth:
         taken = sum([consumer.out() for consumer in self.consumers if consumer.queue == queue])
-        (answer,) = await self.link.post([scripts.run(scripts.DEPTH, base(queue))])
+        (answer,) = await self.link.ask([scripts.run(scripts.DEPTH, base(queue))])
         held, runs, waits, scheduled, dead, age_ms = good(answer, f"look at {queue}")
         in_flight = min(runs + taken, held - waits)
         return Depth(
@@ -276,7 +280,7 @@ class RedisBackend(Backend):
         dropped = 0
         for spec in await self.queues():
             if spec.name.startswith(REPLY_PREFIX):
-                (answer,) = await self.link.post([scripts.run(scripts.DROP, base(spec.name), 1)])
+                (answer,) = await self.link.ask([scripts.run(scripts.DROP, base(spec.name), 1)])
                 if good(answer, f"drop {spec.name}"):
                     await self.link.call("SREM", QUEUES, spec.name)
                     dropped += 1
@@ -297,7 +301,8 @@ class RedisBackend(Backend):
         return await catalogue.scan(self.link, prefix)
 
     async def publish(self, channel: str, body: bytes) -> None:
-        await self.link.call("PUBLISH", CHANNEL + channel, body)
+        (answer,) = await self.link.post([("PUBLISH", CHANNEL + channel, body)])
+        good(answer, f"publish on {channel}")
 
     async def listen(self, channel: str, wait_s: float) -> Sequence[bytes]:
         self.check_usable()

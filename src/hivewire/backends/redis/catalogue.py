@@ -21,7 +21,7 @@ def _entry(stored: bytes | None) -> Entry:
 
 
 async def get(link: Link, key: str) -> Entry:
-    kept, note = await link.post([("HGET", CATALOGUE, key), ("GET", NOTE + key)])
+    kept, note = await link.ask([("HGET", CATALOGUE, key), ("GET", NOTE + key)])
     kept, note = good(kept, f"read {key}"), good(note, f"read {key}")
     return _entry(kept if note is None else note)
 
@@ -30,14 +30,14 @@ async def put(link: Link, key: str, value: bytes, version: int, ttl_s: float | N
     ttl_ms = 0 if ttl_s is None else max(1, round(ttl_s * 1000))
     counted = int(key.startswith(_COUNTED))
     command = scripts.run_on(scripts.PUT, (CATALOGUE, EPOCH, NOTE + key), key, value, version, ttl_ms, counted)
-    (answer,) = await link.post([command])
+    (answer,) = await link.ask([command])
     stored = good(answer, f"store {key}")
     return Entry(value, stored) if stored else None
 
 
 async def scan(link: Link, prefix: str) -> Mapping[str, Entry]:
     found: dict[str, Entry] = {}
-    (flat,) = await link.post([("HGETALL", CATALOGUE)])
+    (flat,) = await link.ask([("HGETALL", CATALOGUE)])
     flat = good(flat, f"read what begins with {prefix}")
     for at in range(0, len(flat), 2):
         key = flat[at].decode()

@@ -115,6 +115,7 @@ class RedisConsumer(Consumer):
         count = min(limit, max(16, limit // len(hot)))
         streams = [self.names.stream(held.shard) for held in hot]
         command: Command = ("XREAD", "COUNT", count, "STREAMS", *streams, *(held.cursor for held in hot))
+        rewinds = [held.rewinds for held in hot]
         for held in hot:
             held.is_hot = False
         try:
@@ -125,10 +126,11 @@ class RedisConsumer(Consumer):
             for held in hot:
                 held.is_hot = True
             raise
-        by_name = dict(zip(streams, hot, strict=True))
+        by_name = {name: (held, known) for name, held, known in zip(streams, hot, rewinds, strict=True)}
         for name, entries in found or ():
-            held = by_name[name.decode()]
-            if self.held.get(held.shard) is held:
+            held, known = by_name[name.decode()]
+            # What was asked for before a rewind lies behind a cursor that counts no more.
+            if self.held.get(held.shard) is held and held.rewinds == known:
                 self.backend.not_before(held.take(entries))
                 held.is_hot = len(entries) >= count
 

@@ -8,9 +8,11 @@ from collections.abc import Callable
 
 import hiredis
 
-from hivewire.backends.redis.address import Address, Reply, pack
+from hivewire.backends.redis.address import Reply, pack
+from hivewire.backends.redis.line import Where
 from hivewire.backends.redis.link import good
-from hivewire.errors import BackendError, Closed, ConnectionLost
+from hivewire.errors import Closed, ConnectionLost, HivewireError
+from hivewire.settings import RedisSettings
 
 log = logging.getLogger(__name__)
 
@@ -58,19 +60,21 @@ class _Stream(asyncio.Protocol):
 class Ears:
     """Subscriptions that outlive the connection."""
 
-    def __init__(self, address: Address) -> None:
-        self._address = address
+    def __init__(self, settings: RedisSettings, where: Where) -> None:
+        self._settings = settings
+        self._where = where
         self._heard: dict[bytes, list[Heard]] = {}
         self._greeted: list[Reply] = []
         self._confirmed: dict[bytes, asyncio.Future[None]] = {}
         self._stream: _Stream | None = None
+        self._trouble = ""
         self._task: asyncio.Task[None] | None = None
         self._closed = False
 
     async def subscribe(self, channel: str, heard: Heard) -> None:
         """From now on, when this returns."""
         if self._closed:
-            raise Closed(f"listen at {self._address}: it was closed")
+            raise Closed(f"listen at {self._settings.addr}: it was closed")
         name = channel.encode()
         listeners = self._heard.setdefault(name, [])
         listeners.append(heard)
@@ -82,11 +86,11 @@ class Ears:
             if self._stream is not None:
                 self._stream.write("SUBSCRIBE", channel)
         try:
-            async with asyncio.timeout(self._address.settings.dial_timeout_s):
+            async with asyncio.timeout(self._settings.dial_timeout_s):
                 await asyncio.shield(confirmed)
         except TimeoutError:
             self.unsubscribe(channel, heard)
-            raise ConnectionLost(f"listen at {self._address}: no answer") from None
+            raise ConnectionLost(f"listen at {self._settings.addr}: {self._trouble or 'no answer'}") from None
 
     def unsubscribe(self, channel: str, heard: Heard) -> None:
         name = channel.encode()
@@ -103,27 +107,28 @@ class Ears:
         while True:
             try:
                 await self._listen()
-            except (BackendError, OSError, TimeoutError) as error:
+            except (HivewireError, OSError, TimeoutError) as error:
+                self._trouble = str(error)
                 log.debug("cannot listen yet", extra={"error": str(error)})
             await asyncio.sleep(_AGAIN_S)
 
     async def _listen(self) -> None:
-        settings, loop = self._address.settings, asyncio.get_running_loop()
+        loop = asyncio.get_running_loop()
         opening: asyncio.Queue[Reply] = asyncio.Queue()
-        greeting = self._address.greeting()
         stream: _Stream | None = None
         try:
-            async with asyncio.timeout(settings.dial_timeout_s):
+            async with asyncio.timeout(self._settings.dial_timeout_s):
+                address = await self._where()
                 said = self._said
                 _, stream = await loop.create_connection(
                     lambda: _Stream(lambda reply: said(reply, opening)),
-                    self._address.host,
-                    self._address.port,
-                    ssl=self._address.tls(),
+                    address.host,
+                    address.port,
+                    ssl=address.tls(),
                 )
-                for command in greeting:
+                for command in address.greeting():
                     stream.write(*map(str, command))
-                    good(await opening.get(), f"listen at {self._address}")
+                    good(await opening.get(), f"listen at {address}")
             self._stream = stream
             for name, confirmed in list(self._confirmed.items()):
                 if confirmed.done():
@@ -137,7 +142,7 @@ class Ears:
 
     async def _watch(self, stream: _Stream) -> None:
         """Until the connection ends. A server that says nothing to a probe ends it, too."""
-        limit_s = self._address.settings.read_timeout_s + 2 * _PROBE_EACH_S
+        limit_s = self._settings.read_timeout_s + 2 * _PROBE_EACH_S
         while not stream.ended.is_set():
             stream.write("PING")
             try:
@@ -152,6 +157,8 @@ class Ears:
         if not isinstance(said, list) or len(said) < 3:
             if self._stream is None:
                 opening.put_nowait(said)
+            elif isinstance(said, Exception):
+                self._trouble = str(said)
             return
         kind, name, what = said
         if kind == b"message":
@@ -163,6 +170,11 @@ class Ears:
                 confirmed.set_result(None)
             for heard in tuple(self._heard.get(name, ())):
                 heard(None)
+
+    def move(self) -> None:
+        """Listen on a new connection: the server may be another one now."""
+        if self._stream is not None:
+            self._stream.abort()
 
     async def close(self) -> None:
         self._closed = True

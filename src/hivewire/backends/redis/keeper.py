@@ -12,10 +12,12 @@ from collections.abc import Callable, Sequence
 import msgspec
 
 from hivewire.backends.redis import membership, scripts
-from hivewire.backends.redis.address import Address, Command, Reply
+from hivewire.backends.redis.address import Command, Reply
 from hivewire.backends.redis.keys import Names
 from hivewire.backends.redis.link import Link, good
+from hivewire.backends.redis.opening import lean_link
 from hivewire.errors import BackendError
+from hivewire.settings import RedisSettings
 
 log = logging.getLogger(__name__)
 
@@ -118,8 +120,8 @@ class Seat:
 class Keeper:
     """Renews every seat in its time. Answers are told on the event loop that made it."""
 
-    def __init__(self, address: Address) -> None:
-        self._address = address
+    def __init__(self, settings: RedisSettings) -> None:
+        self._settings = settings
         self._loop = asyncio.get_running_loop()
         self._inner: asyncio.AbstractEventLoop | None = None
         self._wake = asyncio.Event()
@@ -176,7 +178,7 @@ class Keeper:
 
     async def _keep(self) -> None:
         self._inner = asyncio.get_running_loop()
-        link = Link(self._address, scripts.load())
+        link = lean_link(self._settings, scripts.load())
         try:
             while not self._stopping:
                 self._wake.clear()
@@ -212,7 +214,7 @@ class Keeper:
             seat.poked = False
             if seat.doubted or (not seat.begins and sent_at >= seat.until):
                 seat.lapse()
-        limit_s = min(self._address.settings.read_timeout_s, max(min(seat.lease_s for seat in due) / 2, 0.5))
+        limit_s = min(self._settings.read_timeout_s, max(min(seat.lease_s for seat in due) / 2, 0.5))
         async with asyncio.timeout(limit_s):
             answers = await link.post([seat.question() for seat in due])
         wall = (wall + time.time()) / 2

@@ -22,7 +22,7 @@ async def listed(link: Link, queues: Sequence[str], limit: int, after: str | Non
     ]
     found: list[tuple[str, str]] = []
     if ask:
-        for queue, answer in zip(queues, await link.post(ask), strict=True):
+        for queue, answer in zip(queues, await link.ask(ask), strict=True):
             found += [(cursor.decode(), queue) for cursor in good(answer, f"list the dead letters of {queue}")]
     return await _read(link, sorted(found)[:limit])
 
@@ -32,7 +32,7 @@ async def _read(link: Link, places: Sequence[tuple[str, str]]) -> list[DeadRecor
         return []
     ask: list[Command] = [("HGET", f"{base(queue)}dead", cursor) for cursor, queue in places]
     letters = []
-    for (cursor, queue), packed in zip(places, await link.post(ask), strict=True):
+    for (cursor, queue), packed in zip(places, await link.ask(ask), strict=True):
         if good(packed, f"read a dead letter of {queue}") is not None:
             letters.append(unpack_dead(queue, cursor, packed))
     return letters
@@ -52,7 +52,7 @@ async def chosen(link: Link, queues: Sequence[str], ids: Sequence[str] | None) -
             asked.append(queue)
     found: list[tuple[str, str]] = []
     if ask:
-        for queue, answer in zip(asked, await link.post(ask), strict=True):
+        for queue, answer in zip(asked, await link.ask(ask), strict=True):
             entries = good(answer, f"list the dead letters of {queue}")
             found.extend([(entry.rpartition(b"\0")[2].decode(), queue) for entry in entries])
     return sorted(found)

@@ -25,7 +25,7 @@ class Held:
 
     __slots__ = (
         "_again_to",
-        "buffer", "cursor", "is_hot", "is_leaving", "marked", "out", "paused", "shard", "states", "stored",
+        "buffer", "cursor", "is_hot", "is_leaving", "marked", "out", "paused", "rewinds", "shard", "states", "stored",
         "suspect_to", "token",
     )  # fmt: skip
 
@@ -34,6 +34,7 @@ class Held:
         self.token = token
         self.suspect_to = suspect_to
         self.cursor: bytes = b"0-0"
+        self.rewinds = 0
         self.is_hot = True
         """There may be something to read."""
         self.is_leaving = False
@@ -64,6 +65,7 @@ class Held:
         """Read all of the shard again: a server that came back may have undone the last settlements."""
         self._again_to = max(self._again_to, position(self.cursor))
         self.cursor = b"0-0"
+        self.rewinds += 1
         self.is_hot = True
 
     def read(self, entry: Any) -> Fetched:

@@ -86,7 +86,7 @@ class Sending:
             commands.append(("SADD", QUEUES, *dict.fromkeys(listed)))
         if expiring:
             commands.append(("SADD", EXPIRING, *dict.fromkeys(expiring)))
-        stored = self._link.post(commands)
+        stored = self._link.post(commands, firm=True)
         for names, shard in rung:
             self._link.ring(names.bell, shard)
         answers = await stored

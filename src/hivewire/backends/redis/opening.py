@@ -1,0 +1,67 @@
+"""From the settings to the link that they mean."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import msgspec
+
+from hivewire.backends.redis.address import Address, Command
+from hivewire.backends.redis.line import Line, Where
+from hivewire.backends.redis.link import Link
+from hivewire.backends.redis.routing import Router
+from hivewire.backends.redis.sentinels import Sentinels
+from hivewire.errors import BackendError
+from hivewire.settings import RedisSettings
+
+
+def new_link(settings: RedisSettings, prepare: Sequence[Command] = ()) -> Link:
+    """For messages: as many connections as the settings say."""
+    where = _one_place(settings)
+    if where is not None and settings.pool_size == 1:
+        name, stays = str(Address.of(settings)), settings.min_idle_conns > 0
+        return Line(where, name, prepare, retries=settings.max_retries, stays=stays, on_trouble=_expect_no_cluster)
+    return Router(settings, prepare, fixed=where, lanes=settings.pool_size)
+
+
+def lean_link(settings: RedisSettings, prepare: Sequence[Command] = ()) -> Link:
+    """For leases: no more connections than are needed, and nothing waits for others."""
+    lean = msgspec.structs.replace(
+        settings, pool_size=1, min_idle_conns=0, max_retries=0, pipeline_size=None, flush_interval_s=0.0
+    )
+    return new_link(lean, prepare)
+
+
+def place_to_listen(settings: RedisSettings, link: Link) -> Where:
+    """Where to hear what is published: any node of a cluster will do, so each time it is the next one."""
+    where = _one_place(settings)
+    if where is not None:
+        return where
+    turn = 0
+
+    async def next_node() -> Address:
+        nonlocal turn
+        turn += 1
+        addresses = link.addresses() if isinstance(link, Router) else Address.all_of(settings)
+        return addresses[turn % len(addresses)]
+
+    return next_node
+
+
+def _one_place(settings: RedisSettings) -> Where | None:
+    """None: a cluster."""
+    if settings.sentinel_master is not None:
+        return Sentinels(settings)
+    if settings.cluster or "," in settings.addr:
+        return None
+    address = Address.of(settings)
+
+    async def there() -> Address:
+        return address
+
+    return there
+
+
+def _expect_no_cluster(line: Line, text: str) -> None:
+    if text.startswith("MOVED"):
+        line.refuse(BackendError(f"use {line.name}: it is a node of a cluster; set redis.cluster, or ?cluster=true"))
