@@ -12,7 +12,7 @@ import pytest
 from hivewire.backends.redis import RedisBackend
 from hivewire.delivery import Delivery
 from hivewire.engine.protocol import Engine
-from hivewire.errors import BackendError, ConnectionLost, SettingsError
+from hivewire.errors import BackendError, SettingsError
 from hivewire.factory import connect
 from hivewire.testing.conformance.journal import first_seen, overlapping
 from hivewire.testing.conformance.scenario import counts, empty, number, send_numbered, serving, take, task
