@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Collection, Sequence
 from typing import TYPE_CHECKING
 
 from hivewire.backend import Again, Consumer, Dead, Fetched, Ownership, QueueSpec, Unfinished
@@ -142,10 +142,9 @@ class RedisConsumer(Consumer):
             return []
         found: list[Fetched] = []
         for (held, _), answer in zip(wanted, await self.backend.link.post(commands), strict=True):
-            for entry in good(answer, f"read {self.queue}"):
-                fetched = held.read(entry)
-                held.out.add(entry[0])
-                found.append(fetched)
+            again = held.read(good(answer, f"read {self.queue}"))
+            held.out.update([fetched.id for fetched in again])
+            found += again
         return found
 
     @contextlib.asynccontextmanager
@@ -208,28 +207,23 @@ class RedisConsumer(Consumer):
 
     async def settle(self, done: Sequence[Fetched], rest: Sequence[Unfinished] = ()) -> Sequence[Fetched]:
         self.backend.check_usable()
-        parts: dict[tuple[int, int], tuple[list[Fetched], list[Unfinished]]] = {}
-        for fetched in done:
-            parts.setdefault((fetched.shard, fetched.token), ([], []))[0].append(fetched)
-        for outcome in rest:
-            key = (outcome.fetched.shard, outcome.fetched.token)
-            parts.setdefault(key, ([], []))[1].append(outcome)
         commands: list[Command] = []
         asked: list[list[Fetched]] = []
+        told: list[tuple[Held, list[bytes]]] = []
         refused: list[Fetched] = []
-        for finished, left in parts.values():
-            everything = [*finished, *(outcome.fetched for outcome in left)]
+        for finished, left in _by_tenure(done, rest):
+            everything = [*finished, *(outcome.fetched for outcome in left)] if left else finished
             held = self.tenure.holding(everything[0])
             if held is None:
                 refused += everything
                 continue
             commands.append(self._settlement(held, finished, left))
             asked.append(everything)
+            if held.stored:
+                told.append((held, [reading.entry_id(fetched) for fetched in _gone(finished, left)]))
         await self._fenced(commands, asked, refused, "settle messages")
-        for fetched in (*done, *(outcome.fetched for outcome in rest if isinstance(outcome, Dead))):
-            held = self.tenure.holding(fetched)
-            if held is not None and held.stored:
-                held.stored.discard(reading.entry_id(fetched))
+        for held, ids in told:
+            held.stored.difference_update(ids)
         self.tenure.give_up_some()
         return refused
 
@@ -237,7 +231,7 @@ class RedisConsumer(Consumer):
         ids = [reading.entry_id(fetched) for fetched in done]
         dead = [outcome for outcome in rest if isinstance(outcome, Dead)]
         states: list[str | bytes] = []
-        dropped = [id for id in ids if id in held.stored]
+        dropped = [id for id in ids if id in held.stored] if held.stored else []
         now = self.backend.now()
         for outcome in rest:
             if isinstance(outcome, Dead):
@@ -253,12 +247,11 @@ class RedisConsumer(Consumer):
         for burial in dead:
             id = reading.entry_id(burial.fetched)
             letters += [id, burial.fetched.record.id, pack_dead(burial.fetched.record, burial.letter)]
-            held.forget(id)
-        for id in ids:
-            held.forget(id)
+            held.forget((id,))
+        held.forget(ids)
         timed = [id for id, fetched in zip(ids, done, strict=True) if fetched.record.ttl_s is not None]
         timed += [reading.entry_id(burial.fetched) for burial in dead if burial.fetched.record.ttl_s is not None]
-        lives = [fetched.record for fetched in done] + [burial.fetched.record for burial in dead]
+        lives = [fetched.record for fetched in _gone(done, rest)]
         return scripts.run(
             scripts.SETTLE,
             self.names.base,
@@ -317,3 +310,25 @@ class RedisConsumer(Consumer):
             good(answer, f"leave {self.queue}")
         except BackendError as error:
             log.warning("what was held could not be given back; it is free when the lease ends: %s", error)
+
+
+def _by_tenure(
+    done: Sequence[Fetched], rest: Sequence[Unfinished]
+) -> Collection[tuple[list[Fetched], list[Unfinished]]]:
+    """Outcomes of one shard and one ownership together, each kind in its order."""
+    parts: dict[tuple[int, int], tuple[list[Fetched], list[Unfinished]]] = {}
+    shard = token = -1
+    finished: list[Fetched] = []
+    for fetched in done:
+        if fetched.shard != shard or fetched.token != token:
+            shard, token = fetched.shard, fetched.token
+            finished = parts.setdefault((shard, token), ([], []))[0]
+        finished.append(fetched)
+    for outcome in rest:
+        parts.setdefault((outcome.fetched.shard, outcome.fetched.token), ([], []))[1].append(outcome)
+    return parts.values()
+
+
+def _gone(done: Sequence[Fetched], rest: Sequence[Unfinished]) -> list[Fetched]:
+    """Those that are in the stream no more."""
+    return [*done, *(outcome.fetched for outcome in rest if isinstance(outcome, Dead))]

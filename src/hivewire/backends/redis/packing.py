@@ -95,7 +95,7 @@ def unpack_dead(queue: str, cursor: str, packed: bytes) -> DeadRecord:
 
 
 def pack_settled(now: float, records: Sequence[Record]) -> bytes:
-    return _encoder.encode((now, [life(record) for record in records]))
+    return _encoder.encode((now, [life(record) if record.replay else record.id for record in records]))
 
 
 def unpack_settled(packed: Sequence[bytes], since: float) -> list[Hashable]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -15,9 +15,16 @@ def position(id: bytes) -> tuple[int, int]:
     return int(ms), int(number)
 
 
+class Read(Fetched, gc=False):
+    """A record with its id in the stream. Its position is that, a dash, and the shard."""
+
+    id: bytes = b""
+
+
 def entry_id(fetched: Fetched) -> bytes:
-    """The stream's id of a record: its position is that, a dash, and the shard."""
-    return str(fetched.at).rpartition("-")[0].encode()
+    """The stream's id of a record that this driver has handed out."""
+    assert isinstance(fetched, Read)
+    return fetched.id
 
 
 class Held:
@@ -38,7 +45,7 @@ class Held:
         self.is_hot = True
         """There may be something to read."""
         self.is_leaving = False
-        self.buffer: deque[Fetched] = deque()
+        self.buffer: deque[Read] = deque()
         """Read and not handed out yet."""
         self.out: set[bytes] = set()
         """Handed out and not settled."""
@@ -53,12 +60,11 @@ class Held:
 
     def take(self, entries: Sequence[Any]) -> float:
         """What was read behind the cursor. The server's clock is past the time that this returns."""
-        if position(entries[0][0]) <= self._again_to:
-            known = self.out | {entry_id(fetched) for fetched in self.buffer}
-            self.buffer.extend([self.read(entry) for entry in entries if entry[0] not in known])
-        else:
-            self.buffer.extend([self.read(entry) for entry in entries])
         self.cursor = entries[-1][0]
+        if position(entries[0][0]) <= self._again_to:
+            known = self.out | {fetched.id for fetched in self.buffer}
+            entries = [entry for entry in entries if entry[0] not in known]
+        self.buffer.extend(self.read(entries))
         return (position(self.cursor)[0] + 1) / 1000
 
     def rewind(self) -> None:
@@ -68,25 +74,33 @@ class Held:
         self.rewinds += 1
         self.is_hot = True
 
-    def read(self, entry: Any) -> Fetched:
-        id, fields = entry
-        # By place, as the scripts and `append` write them: h, b and, for what was delayed, t.
-        record = unpack(fields[1], fields[3])
-        stored_at = int(fields[5] if len(fields) > 5 else id.partition(b"-")[0]) / 1000
-        fetched = Fetched(self.shard, f"{id.decode()}-{self.shard}", self.token, record, stored_at)
-        state = self.states.pop(id, None)
+    def read(self, entries: Sequence[Any]) -> list[Read]:
+        shard, token, ending = self.shard, self.token, f"-{self.shard}"
+        found = []
+        for id, fields in entries:
+            # By place, as the scripts and `append` write them: h, b and, for what was delayed, t.
+            stored_ms = int(fields[5] if len(fields) > 5 else id.partition(b"-")[0])
+            record = unpack(fields[1], fields[3])
+            found.append(Read(shard, id.decode() + ending, token, record, stored_ms / 1000, id=id))
+        if self.states or (found and position(found[0].id) <= self.suspect_to):
+            for fetched in found:
+                self._remember(fetched)
+        return found
+
+    def _remember(self, fetched: Read) -> None:
+        """What earlier owners have left of it."""
+        state = self.states.pop(fetched.id, None)
         if state is not None:
             fetched.starts, fetched.failures, fetched.crashes = state.starts, state.failures, state.crashes
             fetched.died = state.died
-        fetched.suspect = position(id) <= self.suspect_to
-        return fetched
+        fetched.suspect = position(fetched.id) <= self.suspect_to
 
     def take_back(self, id: bytes) -> bool:
         """Whether nobody has had this record; if it was read already, it is forgotten."""
         if id not in self.out and position(id) > max(position(self.cursor), self._again_to):
             return True
         for fetched in self.buffer:
-            if entry_id(fetched) == id:
+            if fetched.id == id:
                 self.buffer.remove(fetched)
                 return True
         return False
@@ -96,11 +110,13 @@ class Held:
         self.marked.discard(id)
         self.paused.add(id)
 
-    def forget(self, id: bytes) -> None:
-        """Its outcome is on its way to the server."""
-        self.out.discard(id)
-        self.marked.discard(id)
-        self.paused.discard(id)
+    def forget(self, ids: Sequence[bytes]) -> None:
+        """Their outcomes are on their way to the server."""
+        self.out.difference_update(ids)
+        if self.marked:
+            self.marked.difference_update(ids)
+        if self.paused:
+            self.paused.difference_update(ids)
 
     def unmarked(self) -> int:
         return len(self.out) - len(self.marked) - len(self.paused - self.marked)
@@ -110,19 +126,30 @@ def hand_out(shards: Iterable[Held], limit: int, lanes: int, run: int) -> list[F
     """Take from what was read. A shard's records go in their order; the key of the more urgent record goes
     first where there is a choice."""
     taken: list[Fetched] = []
-    keys: dict[str, int] = {}
+    keys: Counter[str] | None = None
+    """Counted only when a limit may come into play."""
+    least = min(limit, lanes, run)
     for held in shards:
         buffer, out = held.buffer, held.out
-        while buffer and not held.is_leaving:
-            fetched = buffer[0]
-            key = fetched.record.key
+        if held.is_leaving or not buffer:
+            continue
+        if len(taken) + len(buffer) <= least:
+            taken += buffer
+            out.update([fetched.id for fetched in buffer])
+            buffer.clear()
+            continue
+        if keys is None:
+            keys = Counter([fetched.record.key for fetched in taken])
+        while buffer:
+            first = buffer[0]
+            key = first.record.key
             count = keys.get(key, 0)
             if len(taken) >= limit or count >= run or (not count and len(keys) >= lanes):
                 break  # a cursor cannot leave one out
             keys[key] = count + 1
             buffer.popleft()
-            out.add(entry_id(fetched))
-            taken.append(fetched)
+            out.add(first.id)
+            taken.append(first)
     if len({fetched.record.priority for fetched in taken}) > 1:
         urgency: dict[str, int] = {}
         for fetched in taken:
