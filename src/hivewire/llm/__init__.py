@@ -11,6 +11,7 @@ from hivewire.llm.contract import ToolCall as ToolCall
 from hivewire.llm.contract import Turn as Turn
 from hivewire.llm.contract import Usage as Usage
 from hivewire.llm.models import connect_model as connect_model
+from hivewire.llm.models import model_from as model_from
 from hivewire.llm.openai_client import OpenAI as OpenAI
 from hivewire.llm.recorded import Recorded as Recorded
 from hivewire.llm.resilient import Resilient as Resilient

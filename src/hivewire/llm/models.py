@@ -9,6 +9,7 @@ from hivewire.llm.openai_client import OpenAI
 from hivewire.llm.recorded import Recorded
 from hivewire.llm.resilient import Resilient
 from hivewire.rules.retry import Retry
+from hivewire.settings import Settings
 
 _ACCEPTED = "openai:NAME, anthropic:NAME or recorded:PATH"
 
@@ -36,3 +37,17 @@ def connect_model(
         raise SettingsError(f"llm.model is {_ACCEPTED}; got {model!r}")
     client = makers[kind](name, api_key=api_key, base_url=base_url, timeout_s=timeout_s)
     return Resilient(client, retry=Retry(max_attempts=max_attempts, first_s=1.0, most_s=30.0))
+
+
+def model_from(settings: Settings) -> LLM:
+    """The model that the settings `llm.*` name. Raises `SettingsError` when they name none."""
+    llm = settings.llm
+    if llm.model is None:
+        raise SettingsError(f"no model is set: llm.model (HIVEWIRE_LLM_MODEL) is {_ACCEPTED}")
+    return connect_model(
+        llm.model,
+        api_key=llm.api_key.reveal() or None,
+        base_url=llm.base_url,
+        timeout_s=llm.timeout_s,
+        max_attempts=llm.max_attempts,
+    )
