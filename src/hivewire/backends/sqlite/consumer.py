@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from hivewire.backend import Consumer, Fetched, Ownership, QueueSpec, Unfinished
 from hivewire.backends.sqlite import settling
@@ -25,6 +25,7 @@ class Claim:
     """A fetch that waits with the writer. What it gets after it was given up is kept for the next fetch."""
 
     __slots__ = ("consumer", "dead", "epoch", "future", "lanes", "limit", "queue", "run", "starting")
+    hands_out: ClassVar[bool] = True
 
     def __init__(self, consumer: SQLiteConsumer, limit: int, lanes: int, run: int, starting: int) -> None:
         self.consumer = consumer
@@ -68,6 +69,7 @@ class ClaimNow(Operation):
     """A fetch that does not wait."""
 
     __slots__ = ("claim",)
+    hands_out: ClassVar[bool] = True
 
     def __init__(self, claim: Claim) -> None:
         super().__init__(claim.future, claim.once, (), durable=False)

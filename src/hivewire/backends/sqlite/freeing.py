@@ -8,7 +8,10 @@ from hivewire.backends.sqlite.schema import BLOCKED, RANK, READY
 from hivewire.backends.sqlite.taking import Hold
 from hivewire.backends.sqlite.transaction import Transaction
 
-_HEAD = "UPDATE lanes SET head = ?, taken = ?, taken_to = ?, due_at = max(due_at, ?) WHERE queue = ? AND key = ?"
+_HEAD = (
+    "UPDATE lanes SET data = iif(head = ?1, data, NULL), head = ?1, taken = ?2, taken_to = ?3, due_at = max(due_at, ?4)"
+    " WHERE queue = ?5 AND key = ?6"
+)
 _DROP_PACKS = "DELETE FROM packs WHERE lane = ? AND first < ? AND last < ?"
 _DROP_LANE = (
     "DELETE FROM lanes WHERE queue = ? AND key = ? AND NOT EXISTS (SELECT 1 FROM packs p WHERE p.lane = lanes.id)"
@@ -17,7 +20,8 @@ _LANE_IS_THERE = "SELECT 1 FROM lanes WHERE queue = ? AND key = ?"
 _PACKS_FROM = "SELECT first, last FROM packs WHERE lane = ? AND last >= ? ORDER BY first"
 _FREE = (
     f"UPDATE lanes SET state = CASE WHEN max(due_at, :due) > :now THEN {BLOCKED} ELSE {READY} END,"
-    f" due_at = max(due_at, :due), head = :head, rank = {RANK.format(':head')}, owner = NULL, taken = 0,"
+    f" due_at = max(due_at, :due), data = iif(head = :head, data, NULL), head = :head, rank = {RANK.format(':head')},"
+    " owner = NULL, taken = 0,"
     " taken_to = 0, running = 0 WHERE queue = :queue AND key = :key"
 )
 _DIG = "INSERT OR IGNORE INTO holes(lane, seq) VALUES (?, ?)"
@@ -108,14 +112,18 @@ def _free_all(transaction: Transaction, queue: int, holds: Sequence[Hold]) -> No
             _free(transaction, queue, hold.key, hold.seqs[hold.place], max(hold.kept.values(), default=0.0))
         elif hold.has_holes:
             free_from(transaction, queue, hold.key, hold.lane, end)
-        elif hold.lasts[-1] >= end:
+        elif hold.lasts and hold.lasts[-1] >= end:
             _free(transaction, queue, hold.key, end)
         else:
             empty.append(hold)
-    if empty and db.executemany(_DROP_LANE, [(queue, hold.key) for hold in empty]).rowcount < len(empty):
-        for hold in empty:
-            if db.execute(_LANE_IS_THERE, (queue, hold.key)).fetchone():
-                free_from(transaction, queue, hold.key, hold.lane, hold.seqs[-1] + 1)
+    if not empty:
+        return
+    if db.executemany(_DROP_LANE, [(queue, hold.key) for hold in empty]).rowcount == len(empty):
+        transaction.lanes_gone(queue, [hold.key for hold in empty])
+        return
+    for hold in empty:
+        if db.execute(_LANE_IS_THERE, (queue, hold.key)).fetchone():
+            free_from(transaction, queue, hold.key, hold.lane, hold.seqs[-1] + 1)
 
 
 def _free(transaction: Transaction, queue: int, key: str, head: int, due_at: float = 0.0) -> None:

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from collections import OrderedDict, deque
 
-import msgspec
-
 from hivewire.backend import Record
 from hivewire.backends.sqlite.storing import unpack
-from hivewire.backends.sqlite.transaction import Life, Transaction
+from hivewire.backends.sqlite.transaction import Life, Queue, Transaction, blocks_in
 
-_SETTLED_SINCE = "SELECT block, at, ids FROM settled WHERE queue = ? AND block > ? ORDER BY block"
-_decoder = msgspec.msgpack.Decoder(list[Life])
+_SETTLED_SINCE = "SELECT ids FROM settled WHERE queue = ? AND block > ? ORDER BY block"
 _MOST_PACKS = 32
 
 
@@ -27,11 +24,12 @@ class Settled:
         self._lives: set[Life] = set()
         self._blocks: deque[tuple[float, list[Life]]] = deque()
 
-    def refresh(self, transaction: Transaction, newest: int) -> set[Life]:
-        """All lives that ended in committed transactions. `newest` is the last block."""
-        if newest != self._read_to:
-            for block, at, ids in transaction.db.execute(_SETTLED_SINCE, (self._queue, self._read_to)):
-                self._add(block, at, _decoder.decode(ids))
+    def refresh(self, transaction: Transaction, queue: Queue) -> set[Life]:
+        """All lives that ended in committed transactions."""
+        if queue.blocks != self._read_to:
+            for (ids,) in transaction.db.execute(_SETTLED_SINCE, (self._queue, self._read_to)):
+                self._add_all(ids)
+            self._add_all(queue.recent)
         self._forget(transaction.now - self._window_s)
         return self._lives
 
@@ -39,6 +37,11 @@ class Settled:
         """This process has committed this block."""
         if block == self._read_to + 1:
             self._add(block, at, lives)
+
+    def _add_all(self, data: bytes) -> None:
+        for block, at, lives in blocks_in(data):
+            if block > self._read_to:
+                self._add(block, at, lives)
 
     def _add(self, block: int, at: float, lives: list[Life]) -> None:
         self._lives.update(lives)

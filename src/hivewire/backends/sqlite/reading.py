@@ -14,7 +14,7 @@ from typing import TypeVar
 from hivewire.backend import Depth, QueueSpec
 from hivewire.backends.sqlite import trouble
 from hivewire.backends.sqlite.file import File
-from hivewire.backends.sqlite.schema import BLOCKED, READY
+from hivewire.backends.sqlite.schema import BLOCKED, IS_LONE, READY
 
 _Result = TypeVar("_Result")
 
@@ -28,12 +28,12 @@ WITH RECURSIVE ranks(rank) AS (
   SELECT min(rank) FROM lanes WHERE queue = :queue AND state = {READY}
   UNION ALL SELECT (SELECT min(rank) FROM lanes WHERE queue = :queue AND state = {READY} AND rank > ranks.rank)
   FROM ranks WHERE ranks.rank NOT NULL)
-SELECT min(p.stored_at) FROM (
-  SELECT (SELECT id FROM lanes
-    WHERE queue = :queue AND state = {READY} AND rank = ranks.rank ORDER BY head LIMIT 1) AS id
+SELECT min(iif({IS_LONE}, l.stored_at, (SELECT p.stored_at FROM packs p WHERE p.lane = l.id ORDER BY p.first LIMIT 1)))
+FROM lanes l WHERE l.queue = :queue AND l.key IN (
+  SELECT (SELECT key FROM lanes
+    WHERE queue = :queue AND state = {READY} AND rank = ranks.rank ORDER BY head LIMIT 1)
   FROM ranks
-  UNION ALL SELECT * FROM (SELECT id FROM lanes WHERE queue = :queue AND state <> {READY} LIMIT {_LOOKED_THROUGH})
-) l JOIN packs p ON p.lane = l.id AND p.first = (SELECT min(first) FROM packs m WHERE m.lane = l.id)"""
+  UNION ALL SELECT * FROM (SELECT key FROM lanes WHERE queue = :queue AND state <> {READY} LIMIT {_LOOKED_THROUGH}))"""
 _QUEUES = "SELECT name, mode, shards, cap FROM queues ORDER BY name"
 _PROBE = "UPDATE state SET beat = beat + 1"
 

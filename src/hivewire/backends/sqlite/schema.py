@@ -5,6 +5,9 @@ settling a run of messages costs a few rows, not one each. `lanes.head` is the f
 that is not settled, `lanes.rank` its priority with the sign turned; packs wholly below it are deleted.
 A record settled out of turn is noted in `holes`.
 
+A lone record that begins a lane needs no pack: it is in `lanes.data`, and counts as long as the lane's head
+is its place (`IS_LONE`). The ids settled last are in `queues.recent`, until they are a block of `settled`.
+
 A commit costs what it dirties, one page of each table or index. So lanes have no index of their owners:
 when a member dies, all lanes are looked through once.
 """
@@ -19,11 +22,14 @@ from urllib.parse import unquote
 
 from hivewire.errors import BackendError, SettingsError
 
-RANK = "(SELECT -p.priority FROM packs p WHERE p.lane = lanes.id AND p.first <= {} ORDER BY p.first DESC LIMIT 1)"
-"""SQL: the rank of a lane with that head."""
+RANK = (
+    "coalesce((SELECT -p.priority FROM packs p WHERE p.lane = lanes.id AND p.first <= {} ORDER BY p.first DESC LIMIT 1),"
+    " rank)"
+)
+"""SQL: the rank of a lane with that head; a lone record that stays at the head keeps its own."""
 
 APPLICATION_ID = 0x48574952  # "HWIR"
-VERSION = 1
+VERSION = 2
 
 _BOOTTIME: int | None = getattr(time, "CLOCK_BOOTTIME", None)  # Linux only
 
@@ -35,6 +41,9 @@ READY, OWNED, BLOCKED = 1, 2, 3
 LANE_BITS = 40
 """The id of a lane is that of its queue, shifted by so many bits, plus the place of its first record."""
 
+IS_LONE = f"(l.data NOT NULL AND l.head = l.id & {(1 << LANE_BITS) - 1})"
+"""SQL: the first record of the lane `l` is in its own row."""
+
 _TABLES = """
 CREATE TABLE state(one INTEGER PRIMARY KEY CHECK (one = 1), epoch INTEGER NOT NULL, beat INTEGER NOT NULL);
 INSERT INTO state VALUES (1, 0, 0);
@@ -42,7 +51,7 @@ CREATE TABLE queues(
   id INTEGER PRIMARY KEY AUTOINCREMENT, name TEXT NOT NULL UNIQUE, mode TEXT, shards INTEGER NOT NULL,
   cap INTEGER NOT NULL, seq INTEGER NOT NULL DEFAULT 0, held INTEGER NOT NULL DEFAULT 0,
   in_flight INTEGER NOT NULL DEFAULT 0, scheduled INTEGER NOT NULL DEFAULT 0, dead INTEGER NOT NULL DEFAULT 0,
-  settled INTEGER NOT NULL DEFAULT 0, owner INTEGER, made_at REAL NOT NULL);
+  settled INTEGER NOT NULL DEFAULT 0, recent BLOB NOT NULL DEFAULT x'', owner INTEGER, made_at REAL NOT NULL);
 CREATE INDEX queues_owned ON queues(owner) WHERE owner IS NOT NULL;
 CREATE TABLE lanes(
   queue INTEGER NOT NULL, key TEXT NOT NULL, id INTEGER NOT NULL, state INTEGER NOT NULL,
@@ -51,7 +60,8 @@ CREATE TABLE lanes(
   counted INTEGER NOT NULL DEFAULT 0, starts INTEGER NOT NULL DEFAULT 0, failures INTEGER NOT NULL DEFAULT 0,
   crashes INTEGER NOT NULL DEFAULT 0, died INTEGER NOT NULL DEFAULT 0, running INTEGER NOT NULL DEFAULT 0,
   suspect_from INTEGER NOT NULL DEFAULT 0, suspect_to INTEGER NOT NULL DEFAULT 0,
-  holes INTEGER NOT NULL DEFAULT 0, PRIMARY KEY(queue, key)) WITHOUT ROWID;
+  holes INTEGER NOT NULL DEFAULT 0, stored_at REAL NOT NULL DEFAULT 0, data BLOB,
+  PRIMARY KEY(queue, key)) WITHOUT ROWID;
 CREATE INDEX lanes_ready ON lanes(queue, rank, head) WHERE state = 1;
 CREATE INDEX lanes_due ON lanes(due_at, queue) WHERE state = 3;
 CREATE TABLE packs(

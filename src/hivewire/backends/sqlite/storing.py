@@ -15,8 +15,12 @@ REPLY_PREFIX = "~reply/"
 
 _MOST_IN_PACK = 128
 _MOST_BYTES_IN_PACK = 128 * 1024
+_MOST_BYTES_IN_LANE = 900  # more than about a thousand would need a page of its own
 _FIND_LANE = "SELECT id FROM lanes WHERE queue = ? AND key = ?"
-_MAKE_LANE = f"INSERT OR IGNORE INTO lanes(queue, key, id, state, rank, head) VALUES (?, ?, ?, {READY}, ?, ?)"
+_MAKE_LANE = (
+    "INSERT OR IGNORE INTO lanes(queue, key, id, state, rank, head, stored_at, data)"
+    f" VALUES (?, ?, ?, {READY}, ?, ?, ?, ?)"
+)
 _MAKE_PACK = "INSERT INTO packs(lane, first, last, stored_at, expires_at, priority, data) VALUES (?, ?, ?, ?, ?, ?, ?)"
 _FIND_KEY = "SELECT id FROM idempotent WHERE queue = ? AND key = ? AND until > ?"
 _SAVE_KEY = "INSERT OR REPLACE INTO idempotent(queue, key, id, used_at, until) VALUES (?, ?, ?, ?, ?)"
@@ -27,6 +31,7 @@ _SET_MODE = "UPDATE queues SET mode = ? WHERE id = ?"
 
 _Row = tuple[str, str, bytes, str, str, float | None, int, int]
 _Pack = tuple[int, int, int, float, float | None, int, bytes]
+_Lane = tuple[int, str, int, int, int, float, bytes | None]
 _NO_ATTEMPTS = (0,) * 8
 _MOST_FRESH = 64
 _encoder = msgspec.msgpack.Encoder()
@@ -135,8 +140,7 @@ def write_fresh(transaction: Transaction) -> None:
     """Write the new lanes that nobody took."""
     for queue in transaction.touched():
         if queue.fresh:
-            rows = [(queue.id, row[1], lane, rank, row[2]) for lane, (row, rank) in queue.fresh.items()]
-            transaction.db.executemany(_MAKE_LANE, rows)
+            transaction.db.executemany(_MAKE_LANE, [lane for lane, _, _ in queue.fresh.values()])
 
 
 def _flush_queue(transaction: Transaction, queue: Queue, is_waited_for: bool) -> None:
@@ -151,39 +155,71 @@ def _flush_queue(transaction: Transaction, queue: Queue, is_waited_for: bool) ->
         else:
             lane.append(item)
     seq = queue.seq + 1
-    made = []
-    firsts = []
+    made: list[tuple[_Lane, list[_Pack]]] = []
     for key, items in lanes.items():
-        made.append((queue.id, key, (queue.id << LANE_BITS) + seq, -items[0][0].priority, seq))
-        firsts.append(seq)
+        id_ = (queue.id << LANE_BITS) + seq
+        packs = _packs(id_, seq, items)
+        head = packs[0]
+        fits = len(items) == 1 and head[4] is None and len(head[6]) <= _MOST_BYTES_IN_LANE
+        made.append(((queue.id, key, id_, -head[5], seq, head[3], head[6] if fits else None), packs))
         seq += len(items)
     queue.seq = seq - 1
     queue.dirty = True
-    keeps_back = is_waited_for and len(made) <= _MOST_FRESH
-    ids = _find(transaction, made) if keeps_back else _find_or_make(transaction, made)
-    packs: list[_Pack] = []
-    for id_, row, first, items in zip(ids, made, firsts, lanes.values(), strict=True):
-        rows = _packs(id_ or row[2], first, items)
-        packs += rows
-        if id_ is None:
-            records = [record for record, _ in items[: rows[0][2] - first + 1]]
-            queue.fresh[row[2]] = ((row[2], row[1], first, *_NO_ATTEMPTS, *rows[0][1:4], records), row[3])
-    transaction.db.executemany(_MAKE_PACK, packs)
-    (transaction.filled if keeps_back else transaction.woken).add(queue.id)
+    if is_waited_for and len(made) <= _MOST_FRESH:
+        rows = _keep_back(transaction, queue, made, list(lanes.values()))
+        transaction.filled.add(queue.id)
+    else:
+        rows = _make_lanes(transaction, made)
+        transaction.woken.add(queue.id)
+    if rows:
+        transaction.db.executemany(_MAKE_PACK, rows)
+    queue.gone.clear()
 
 
-def _find(transaction: Transaction, made: list[tuple[int, str, int, int, int]]) -> list[int | None]:
-    """The ids of the lanes that are there already."""
-    rows = (transaction.db.execute(_FIND_LANE, row[:2]).fetchone() for row in made)
-    return [None if row is None else row[0] for row in rows]
+def _keep_back(
+    transaction: Transaction,
+    queue: Queue,
+    made: list[tuple[_Lane, list[_Pack]]],
+    contents: list[list[tuple[Record, float]]],
+) -> list[_Pack]:
+    """Note new lanes, to be written when it is known who takes them. Returns the packs to be written."""
+    rows: list[_Pack] = []
+    for (lane, packs), items in zip(made, contents, strict=True):
+        found = None
+        if lane[1] not in queue.gone:
+            found = transaction.db.execute(_FIND_LANE, lane[:2]).fetchone()
+        if found is not None:
+            rows += _of_lane(found[0], packs)
+            continue
+        is_lone = lane[6] is not None
+        _, first, last, stored_at, *_ = packs[0]
+        records = [record for record, _ in items[: last - first + 1]]
+        row = (lane[2], lane[1], first, *_NO_ATTEMPTS, first, last, stored_at, records, len(packs) > 1, is_lone)
+        queue.fresh[lane[2]] = (lane, row, len(items))
+        queue.kept_back += len(items)
+        if not is_lone:
+            rows += packs
+    return rows
 
 
-def _find_or_make(transaction: Transaction, made: list[tuple[int, str, int, int, int]]) -> list[int | None]:
-    """The lanes' ids. A lane that is there already is not written."""
+def _make_lanes(transaction: Transaction, made: list[tuple[_Lane, list[_Pack]]]) -> list[_Pack]:
+    """Write the lanes that are not there yet. Returns the packs to be written."""
     db = transaction.db
-    if db.executemany(_MAKE_LANE, made).rowcount == len(made):
-        return [row[2] for row in made]
-    return [db.execute(_FIND_LANE, row[:2]).fetchone()[0] for row in made]
+    if db.executemany(_MAKE_LANE, [lane for lane, _ in made]).rowcount == len(made):
+        return [pack for lane, packs in made if lane[6] is None for pack in packs]
+    rows: list[_Pack] = []
+    for lane, packs in made:
+        (id_,) = db.execute(_FIND_LANE, lane[:2]).fetchone()
+        if id_ != lane[2]:
+            rows += _of_lane(id_, packs)
+        elif lane[6] is None:
+            rows += packs
+    return rows
+
+
+def _of_lane(id_: int, packs: list[_Pack]) -> list[_Pack]:
+    """These packs for a lane that was there already."""
+    return [(id_, *pack[1:]) for pack in packs]
 
 
 def _packs(lane: int, first: int, items: list[tuple[Record, float]]) -> list[_Pack]:

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 from hivewire.backend import Fetched, Record
 from hivewire.backends.sqlite.memory import Packs, Settled
-from hivewire.backends.sqlite.schema import OWNED, READY
+from hivewire.backends.sqlite.schema import IS_LONE, OWNED, READY
 from hivewire.backends.sqlite.transaction import Life, Queue, Transaction, name_of
 
 _MOST_BYTES = 8 * 1024 * 1024
 # Each ready lane with its first pack; there is no statement a lane unless more than that is taken of it.
 _READY = f"""
 SELECT l.id, l.key, l.head, l.counted, l.starts, l.failures, l.crashes, l.died, l.suspect_from, l.suspect_to, l.holes,
-  p.first, p.last, p.stored_at, p.data
-FROM lanes l JOIN packs p ON p.lane = l.id AND p.first = (SELECT min(m.first) FROM packs m WHERE m.lane = l.id)
-WHERE l.queue = ? AND l.state = {READY} ORDER BY l.rank, l.head LIMIT ?"""
+  coalesce(p.first, l.head), coalesce(p.last, l.head), coalesce(p.stored_at, l.stored_at), coalesce(p.data, l.data),
+  1, p.lane IS NULL
+FROM lanes l LEFT JOIN packs p ON NOT {IS_LONE} AND p.lane = l.id
+  AND p.first = (SELECT min(m.first) FROM packs m WHERE m.lane = l.id)
+WHERE l.queue = ? AND l.state = {READY} AND (p.lane NOT NULL OR {IS_LONE}) ORDER BY l.rank, l.head LIMIT ?"""
 _MORE = "SELECT first, last, stored_at, data FROM packs WHERE lane = ? AND first > ? ORDER BY first"
 _HOLES = "SELECT seq FROM holes WHERE lane = ?"
 _TAKE = f"UPDATE lanes SET state = {OWNED}, owner = ?, taken = ?, taken_to = ?, due_at = 0 WHERE queue = ? AND key = ?"
@@ -25,8 +28,8 @@ _TAKE_RUNNING = (
     " starts = ?, failures = ?, crashes = ?, died = ? WHERE queue = ? AND key = ?"
 )
 _TAKE_FRESH = (
-    "INSERT INTO lanes(queue, key, id, state, rank, owner, taken, taken_to, head, counted, starts, running)"
-    f" VALUES (?, ?, ?, {OWNED}, ?, ?, ?, ?, ?, ?, ?, ?)"
+    "INSERT INTO lanes(queue, key, id, state, rank, head, stored_at, data, owner, taken, taken_to, counted, starts,"
+    f" running) VALUES (?, ?, ?, {OWNED}, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 )
 
 
@@ -43,7 +46,7 @@ class Hold:
         self.marked = False
         self.seqs: list[int] = []
         self.lasts: list[int] = []
-        """The last record of each pack that the run touches."""
+        """The last record of each pack that the run touches; a lone record has none."""
         self.place = 0
         """Where in `seqs` the first record is that stays in the lane."""
         self.kept: dict[int, float] = {}
@@ -66,7 +69,10 @@ class Wanted:
         self.taken: list[Fetched] = []
 
 
-_Row = tuple[int, str, int, int, int, int, int, int, int, int, int, int, int, float, bytes | list[Record]]
+_Row = tuple[
+    int, str, int, int, int, int, int, int, int, int, int, int, int, float, bytes | list[Record], bool, bool
+]
+"""A ready lane: its row, its first pack, whether there may be more packs, whether that pack is a lone record."""
 _Pack = tuple[int, int, float, bytes | list[Record]]
 
 
@@ -78,7 +84,7 @@ def take(
     holds: list[Hold] = []
     plain: list[tuple[int | str, ...]] = []
     running: list[tuple[int | str, ...]] = []
-    fresh: list[tuple[int | str, ...]] = []
+    fresh: list[tuple[Any, ...]] = []
     for row in _lanes(transaction, queue, min(lanes, wanted.limit)):
         hold = Hold(row[0], row[1], row[3], bool(row[10]))
         start = len(wanted.taken)
@@ -92,10 +98,9 @@ def take(
         if hold.lane in queue.fresh:
             if wanted.starting > 0:
                 _mark(head, hold)
-            rank = queue.fresh.pop(hold.lane)[1]
-            fresh.append(
-                (queue.id, hold.key, hold.lane, rank, *owned, hold.seqs[0], hold.counted, head.starts, head.starts)
-            )
+            lane, _, number = queue.fresh.pop(hold.lane)
+            queue.kept_back -= number
+            fresh.append((*lane, *owned, hold.counted, head.starts, head.starts))
         elif wanted.starting > 0 and not head.suspect:
             _mark(head, hold)
             counters = (head.starts, head.failures, head.crashes, head.died)
@@ -114,14 +119,14 @@ def take(
     if wanted.taken:
         queue.in_flight += len(wanted.taken)
         queue.dirty = True
-        _see(wanted.taken, settled.refresh(transaction, queue.blocks), set(queue.settled))
+        _see(wanted.taken, settled.refresh(transaction, queue), set(queue.settled))
     return holds
 
 
 def _lanes(transaction: Transaction, queue: Queue, limit: int) -> Iterator[_Row]:
-    if queue.id not in transaction.only_filled:
+    if queue.has_waiting and queue.id not in transaction.only_filled:
         yield from transaction.db.execute(_READY, (queue.id, limit))
-    for row, _ in tuple(queue.fresh.values()):
+    for _, row, _ in tuple(queue.fresh.values()):
         yield row
 
 
@@ -143,13 +148,16 @@ def _take_lane(transaction: Transaction, hold: Hold, row: _Row, wanted: Wanted, 
         records = packs.records(hold.lane, first, data)
         seqs = range(max(first, row[2]), last + 1)
         taken_to = _take_records(hold, [seq for seq in seqs if seq not in holes], first, records, stored_at, wanted)
-        hold.lasts.append(last)
+        if more is not None or not row[16]:
+            hold.lasts.append(last)
         if taken_to < last:
             packs.keep(hold.lane, first, records)
             transaction.undo.append(packs.forget)  # a pack that was not committed may come to be another one
         if wanted.left <= 0 or wanted.bytes <= 0:
             break
         if more is None:
+            if not row[15]:
+                break
             more = db.execute(_MORE, (hold.lane, first))
         pack = more.fetchone()
 

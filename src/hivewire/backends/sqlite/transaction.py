@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
@@ -13,18 +13,38 @@ from hivewire.backend import Mode, QueueSpec, Record
 from hivewire.backends.sqlite.schema import lease_clock
 
 _QUEUE = (
-    "SELECT id, name, mode, shards, cap, seq, held, in_flight, scheduled, dead, settled, (SELECT epoch FROM state)"
+    "SELECT id, name, mode, shards, cap, seq, held, in_flight, scheduled, dead, settled, recent, (SELECT epoch FROM state)"
     " FROM queues WHERE {} = ?"
 )
 _QUEUE_BY_ID = _QUEUE.format("id")
 _QUEUE_BY_NAME = _QUEUE.format("name")
-_SAVE_QUEUE = "UPDATE queues SET seq = ?, held = ?, in_flight = ?, scheduled = ?, dead = ?, settled = ? WHERE id = ?"
+_SAVE_QUEUE = (
+    "UPDATE queues SET seq = ?, held = ?, in_flight = ?, scheduled = ?, dead = ?, settled = ?, recent = ? WHERE id = ?"
+)
 _MAKE_QUEUE = "INSERT INTO queues(name, mode, shards, cap, made_at) VALUES (?, ?, ?, ?, ?)"
 _SETTLED = "INSERT INTO settled(queue, block, at, number, ids) VALUES (?, ?, ?, ?, ?)"
 _LEASE = "SELECT lease_until FROM members WHERE id = ?"
 
+_MOST_RECENT_BYTES = 1_000
+
 Life = str | tuple[str, int]
 """As `record.life` names them."""
+
+Block = tuple[int, float, list[Life]]
+"""The lives that one transaction has settled, with its number and its time."""
+
+_encoder = msgspec.msgpack.Encoder()
+_decoder = msgspec.msgpack.Decoder(list[Block])
+
+
+def blocks_in(data: bytes) -> list[Block]:
+    return _decoder.decode(data) if data else []
+
+
+def with_block(data: bytes, block: Block) -> bytes:
+    """One more block in what `blocks_in` reads: an array of MessagePack, whose length has two bytes."""
+    number = int.from_bytes(data[1:3], "big") + 1
+    return b"".join((b"\xdc", number.to_bytes(2, "big"), data[3:], _encoder.encode(block)))
 
 
 def name_of(record: Record) -> Life:
@@ -45,12 +65,24 @@ class Queue(msgspec.Struct):
     scheduled: int
     dead: int
     blocks: int
-    """The number of the last block in `settled`."""
+    """The number of the last block of settled ids."""
+    recent: bytes
+    """The blocks that are not in `settled` yet."""
     dirty: bool = False
     pending: list[tuple[Record, float]] = []
     settled: list[Life] = []
-    fresh: dict[int, tuple[Any, int]] = {}
-    """New lanes that may be taken before they are written: by id, the row as a claim reads it, and the rank."""
+    fresh: dict[int, tuple[Any, Any, int]] = {}
+    """New lanes that may be taken before they are written: by id, the row to be written, the one that a claim
+    reads, and how many records there are."""
+    kept_back: int = 0
+    """How many records are in `fresh`."""
+    gone: set[str] = set()
+    """Keys whose lanes have ended in this transaction, and are not there again."""
+
+    @property
+    def has_waiting(self) -> bool:
+        """Whether lanes that are written hold records that nobody has taken, and that are due or wait for a retry."""
+        return self.held - self.in_flight - self.scheduled > self.kept_back
 
     def spec(self) -> QueueSpec:
         return QueueSpec(name=self.name, mode=self.mode, shards=self.shards, cap=self.cap)
@@ -95,21 +127,26 @@ class Transaction:
             if isinstance(by, int):
                 self._by_id[by] = None
             return None
-        self.epoch = row[11]
-        queue = Queue(*row[:11])
+        self.epoch = row[12]
+        queue = Queue(*row[:12])
         self._by_id[queue.id] = self._by_name[queue.name] = queue
         return queue
 
     def make_queue(self, spec: QueueSpec) -> Queue:
         row = (spec.name, spec.mode, spec.shards, spec.cap, self.now)
         id_ = self.db.execute(_MAKE_QUEUE, row).lastrowid or 0
-        queue = Queue(id_, spec.name, spec.mode, spec.shards, spec.cap, 0, 0, 0, 0, 0, 0)
+        queue = Queue(id_, spec.name, spec.mode, spec.shards, spec.cap, 0, 0, 0, 0, 0, 0, b"")
         self._by_id[id_] = self._by_name[spec.name] = queue
         return queue
 
     def forget_queue(self, queue: Queue) -> None:
         self._by_id[queue.id] = None
         self._by_name.pop(queue.name, None)
+
+    def lanes_gone(self, id_: int, keys: Sequence[str]) -> None:
+        queue = self.queue(id_)
+        if queue is not None:
+            queue.gone.update(keys)
 
     def touched(self) -> list[Queue]:
         return [queue for queue in self._by_id.values() if queue is not None]
@@ -138,12 +175,15 @@ class Transaction:
         for queue in self.touched():
             if queue.settled:
                 queue.blocks += 1
-                ids = msgspec.msgpack.encode(queue.settled)
-                self.db.execute(_SETTLED, (queue.id, queue.blocks, self.now, len(queue.settled), ids))
+                queue.recent = with_block(queue.recent, (queue.blocks, self.now, queue.settled))
                 self.settled.append((queue.id, queue.blocks, queue.settled))
+                if len(queue.recent) > _MOST_RECENT_BYTES:
+                    number = sum(len(lives) for _, _, lives in blocks_in(queue.recent))
+                    self.db.execute(_SETTLED, (queue.id, queue.blocks, self.now, number, queue.recent))
+                    queue.recent = b""
             if queue.dirty:
-                counts = (queue.seq, queue.held, queue.in_flight, queue.scheduled, queue.dead, queue.blocks, queue.id)
-                self.db.execute(_SAVE_QUEUE, counts)
+                counts = (queue.seq, queue.held, queue.in_flight, queue.scheduled, queue.dead, queue.blocks)
+                self.db.execute(_SAVE_QUEUE, (*counts, queue.recent, queue.id))
 
     def roll_back(self) -> None:
         for undo in reversed(self.undo):

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 from hivewire.backends.sqlite import file, storing, trouble
 from hivewire.backends.sqlite.transaction import Transaction
@@ -21,12 +21,14 @@ log = logging.getLogger(__name__)
 
 _PATIENCE_IN_TROUBLE_S = 0.25
 _MOST_AT_ONCE = 4_096
+_TURNS_TO_SETTLE = 3
 
 
 class Operation:
     """Something to do inside a transaction; its result goes to `future`."""
 
     __slots__ = ("arguments", "durable", "function", "future")
+    hands_out: ClassVar[bool] = False
 
     def __init__(
         self, future: asyncio.Future[Any], function: Callable[..., Any], arguments: tuple[Any, ...], durable: bool
@@ -50,6 +52,7 @@ class Waiting(Protocol):
 
     queue: int
     dead: bool
+    hands_out: ClassVar[bool]
 
     def attempt(self, transaction: Transaction) -> Sequence[Any]: ...
     def deliver(self, value: Any, error: BaseException | None) -> None: ...
@@ -76,6 +79,9 @@ class Writer:
         self._loop = asyncio.get_running_loop()
         self._queue: SimpleQueue[list[Any] | None] = SimpleQueue()
         self._turn: list[Any] = []
+        self._turns_left = 0
+        self._has_handed_out = False
+        """Records were given to somebody lately: if their handlers are quick, they are settled soon."""
         self._parked: dict[int, list[Waiting]] = {}
         self._attempting: Waiting | None = None
         self._file = file.File(path)
@@ -100,14 +106,24 @@ class Writer:
         self._queue.put([(function, arguments)])
 
     def put(self, what: Any) -> None:
-        """What one turn of the loop puts here goes to the thread together, and so into one commit."""
+        """What one turn of the loop puts here goes to the thread together, and so into one commit; with what
+        the next few turns put here, when records were handed out that may be settled in these turns."""
         if self._stopping:
             raise Closed(f"use {self.path}: it was closed")
         self._turn.append(what)
         if len(self._turn) == 1:
+            self._turns_left = _TURNS_TO_SETTLE if self._has_handed_out else 1
+            self._has_handed_out = False
             self._loop.call_soon(self._end_turn)
 
     def _end_turn(self) -> None:
+        self._turns_left -= 1
+        if self._turns_left > 0:
+            self._loop.call_soon(self._end_turn)
+        elif self._turn:
+            self._send_turn()
+
+    def _send_turn(self) -> None:
         turn, self._turn = self._turn, []
         self._queue.put(turn)
 
@@ -119,7 +135,7 @@ class Writer:
         if self._stopping:
             return
         self._stopping = True
-        self._end_turn()
+        self._send_turn()
         self._queue.put(None)
         await self._ended.wait()
         self._thread.join()
@@ -140,7 +156,18 @@ class Writer:
 
     def _hand_over(self, outcomes: list[Outcome]) -> None:
         if outcomes:
-            call_on(self._loop, _deliver, outcomes)
+            call_on(self._loop, self._deliver, outcomes)
+
+    def _deliver(self, outcomes: list[Outcome]) -> None:
+        """On the event loop."""
+        for target, value, error in outcomes:
+            if isinstance(target, tuple):
+                continue
+            if callable(target):
+                target()
+            else:
+                target.deliver(value, error)
+                self._has_handed_out = self._has_handed_out or target.hands_out
 
     def _take_in(self, burst: list[Any]) -> list[Outcome]:
         operations: list[Any] = []
@@ -242,13 +269,3 @@ class Writer:
         if level != self._level:
             db.execute(f"PRAGMA synchronous = {level}")
             self._level = level
-
-
-def _deliver(outcomes: list[Outcome]) -> None:
-    for target, value, error in outcomes:
-        if isinstance(target, tuple):
-            continue
-        if callable(target):
-            target()
-        else:
-            target.deliver(value, error)
