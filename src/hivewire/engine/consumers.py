@@ -99,6 +99,8 @@ class Consumers:
         ending: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._stops[ending] = None
         self._none_serves.clear()
+        if self._closed:  # it began while this one was still connecting
+            _resolve(ending)
         asked = None if stop is None else asyncio.ensure_future(stop)
         if asked is not None:
             asked.add_done_callback(lambda _: _resolve(ending))
@@ -122,6 +124,7 @@ class Consumers:
 
     async def close(self, drain_s: float) -> None:
         """Stop all; each `serve` drains by its own time or this one, whichever is shorter."""
+        self._closed = True
         for ending in tuple(self._stops):
             _resolve(ending)
         try:
@@ -129,6 +132,7 @@ class Consumers:
                 await self._none_serves.wait()
         except TimeoutError:
             pass  # their tasks are cancelled with all others
+        self._core.takes_no_more = True
         for puller in self._pullers.values():
             puller.stop()
         for inbox in tuple(self._inboxes):

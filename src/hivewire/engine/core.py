@@ -62,6 +62,8 @@ class Core:
             max_attempts=settings.max_attempts, first_s=settings.retry_first_s, most_s=settings.retry_most_s
         )
         self.incoming = chain(incoming) if incoming else None
+        self.takes_no_more = False
+        """The protocol is closing and has drained: nobody begins to consume."""
 
     @property
     def features(self) -> Features:

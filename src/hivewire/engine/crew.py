@@ -136,7 +136,7 @@ class Crew:
             if not sleeper.done():
                 sleeper.set_result(None)
                 return
-        if len(self._slots) < self._concurrency and not self._stopping:
+        if len(self._slots) < self._concurrency and not (self._stopping or self._core.tasks.closed):
             self._add_slot()
 
     def _add_slot(self) -> None:

@@ -77,12 +77,18 @@ class Inbox(Ownership):
 
     async def start(self) -> None:
         """Raises `Closed`, and leaves nothing behind, when the protocol was closed meanwhile."""
+        closed = f"receive from {self.queue}: the protocol was closed"
+        if self._is_over():
+            raise Closed(closed)
         consumer = await self.core.backend.consume(self.queue, self.core.member(), self)
-        if self.closed or self.core.tasks.closed:
+        if self._is_over():
             await consumer.close()
-            raise Closed(f"receive from {self.queue}: the protocol was closed")
+            raise Closed(closed)
         self._consumer = consumer
         self.core.tasks.start(self.settling.run(), f"settle {self.queue}")
+
+    def _is_over(self) -> bool:
+        return self.closed or self.core.takes_no_more or self.core.tasks.closed
 
     @property
     def consumer(self) -> Consumer:
@@ -482,11 +488,15 @@ class Inbox(Ownership):
         if self.notes is not None:
             self.notes.settled(done, rest, lost)
 
-    def put_back(self, lane: Lane) -> None:
-        """A taker leaves the lane before its end."""
-        self.lanes.resume(lane)
+    def put_back(self, lane: Lane, *, first: bool = False) -> None:
+        """A taker leaves the lane before its end; `first`: it is the next."""
         if lane.ending:
+            self.lanes.resume(lane)
             self._freed.set()
+        elif first:
+            self.lanes.put_first(lane)
+        else:
+            self.lanes.resume(lane)
 
     def let_go(self, lane: Lane) -> None:
         """A lane that was handed out may be handed out again."""

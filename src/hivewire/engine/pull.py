@@ -15,6 +15,7 @@ from hivewire.rules.blame import runs_alone
 from hivewire.rules.lanes import Lane
 
 _RECOVER_S = 0.1
+_MOST_RECOVERED = 1_000
 
 
 class Puller:
@@ -48,7 +49,7 @@ class Puller:
                     # Ask once even when there is no time to wait.
                     if wait_s > 0:
                         return []
-                    fetching = self._fetching = self._start_fetch(limit, 0.0, starting=limit)
+                    fetching = self._fetching = self._start_fetch(limit, 0.0, lanes=limit)
                     await asyncio.shield(fetching)
                     self._raise_error()
                     return await self._hand_out(limit)
@@ -64,7 +65,7 @@ class Puller:
 
     async def _arrival(self, limit: int, left: float) -> None:
         if self._fetching is None:
-            self._fetching = self._start_fetch(limit, left, starting=limit)
+            self._fetching = self._start_fetch(limit, left, lanes=limit)
         self.inbox.arrived.clear()
         try:
             async with asyncio.timeout(left + 0.05):
@@ -78,15 +79,16 @@ class Puller:
             error, self._error = self._error, None
             raise error
 
-    def _start_fetch(self, limit: int, wait_s: float, *, starting: int) -> asyncio.Task[None]:
-        """One at a time: of two, the later one could bring its records first."""
-        return self.inbox.core.tasks.start(self._fetch(limit, wait_s, starting), f"receive {self.inbox.queue}")
+    def _start_fetch(self, limit: int, wait_s: float, *, lanes: int) -> asyncio.Task[None]:
+        """One at a time: of two, the later one could bring its records first. `lanes` 0: only to get what an
+        earlier call has taken."""
+        return self.inbox.core.tasks.start(self._fetch(limit, wait_s, lanes), f"receive {self.inbox.queue}")
 
-    async def _fetch(self, limit: int, wait_s: float, starting: int) -> None:
+    async def _fetch(self, limit: int, wait_s: float, lanes: int) -> None:
         """In a task of its own: a caller that is cancelled does not cancel what is on its way."""
         inbox = self.inbox
         try:
-            batch = await inbox.fetch(limit, wait_s, lanes=limit, run=1, starting=starting)
+            batch = await inbox.fetch(limit, wait_s, lanes=max(lanes, 1), run=1, starting=lanes)
         except HivewireError as error:
             self._error = error
             batch = ()
@@ -105,7 +107,7 @@ class Puller:
             if self._fetching is not None:
                 return  # that fetch brings them
             if not self._callers:
-                self._fetching = self._start_fetch(1, 0.0, starting=0)
+                self._fetching = self._start_fetch(_MOST_RECOVERED, 0.0, lanes=0)
                 return
 
     def _arrived(self, batch: Sequence[Fetched]) -> None:
@@ -127,13 +129,13 @@ class Puller:
             while len(handed) < limit and not floor.alone and (lane := self.inbox.lanes.next_lane()) is not None:
                 alone = runs_alone(lane.waiting[0])
                 if alone and (handed or floor.running):
-                    self.inbox.lanes.put_first(lane)  # by itself, when all others are settled
+                    self.inbox.put_back(lane, first=True)  # by itself, when all others are settled
                     break
                 delivery = await self._delivery(lane)
                 if delivery is not None:
                     handed.append(delivery)
                 elif lane.waiting and not lane.lost:
-                    self.inbox.lanes.resume(lane)
+                    self.inbox.put_back(lane)
                 if alone:
                     break
         except BaseException:

@@ -234,6 +234,8 @@ class ShardConsumer(ProfileConsumer[_W]):
         self._tokens: dict[int, int] = {}
         self._cursors: dict[int, int] = {}
         self._leaving: set[int] = set()
+        self._released: dict[int, int] = {}
+        """The last token of each shard that was given up: an answer that is older than that still names it."""
         self._handovers: dict[asyncio.Task[None], set[int]] = {}
 
     # Ownership
@@ -258,7 +260,7 @@ class ShardConsumer(ProfileConsumer[_W]):
             }
         )
         for number, (token, saved, watermark) in shares.held.items():
-            if number not in self._tokens:
+            if number not in self._tokens and token > self._released.get(number, -1):
                 self._tokens[number] = token
                 self._cursors[number] = watermark - 1
                 await self.owner.gained(number, token, saved, self.world.settled_lately(self.queue, number))
@@ -281,6 +283,7 @@ class ShardConsumer(ProfileConsumer[_W]):
             except ConnectionLost:
                 await asyncio.sleep(self.member.lease_s / 4)
         for number, token in tokens.items():
+            self._released[number] = token
             if self._tokens.get(number) == token:
                 del self._tokens[number]
             self._leaving.discard(number)

@@ -110,7 +110,8 @@ def _had_ended(starts: list[Started], at: float) -> bool:
     for one in starts:
         if one.ended_at is not None and one.ended_at <= at:
             failures += one.outcome not in _TERMINAL
-            if one.outcome in _TERMINAL or failures >= MAX_ATTEMPTS:
+            # Attempts that a crash cut off have left no start here, but are counted in the next one's number.
+            if one.outcome in _TERMINAL or max(failures, one.attempt) >= MAX_ATTEMPTS:
                 return True
     return False
 
@@ -227,7 +228,7 @@ def _attempts(result: Result) -> Iterator[str]:
         excuses = sum(outages[process] for process in {one.process for one in starts}) + outages["*"]
         if failures > MAX_ATTEMPTS * (1 + excuses):  # what failed during an outage may not have been stored
             yield f"{id} of {agent} (life {replay}) failed {failures} times; {MAX_ATTEMPTS} are allowed"
-        if not outages:
+        if not outages and not any(fault.kind == "lose" and fault.place == "start" for fault in result.struck):
             for number, one in enumerate(starts, 1):
                 if one.attempt != number:
                     yield f"start {number} of {id} of {agent} (life {replay}) was called attempt {one.attempt}"

@@ -11,6 +11,8 @@ from unittest.mock import patch
 import msgspec
 
 from hivewire.engine import inbox
+from hivewire.engine.groups import GROUP_QUEUE_PREFIX
+from hivewire.engine.subscriptions import GROUP_PREFIX
 from hivewire.errors import BackendError, Closed, HivewireError
 from hivewire.message import Message
 from hivewire.protocol import Protocol, ProtocolMetrics
@@ -150,9 +152,15 @@ class Runner:
         until = self.loop.time() + DRAIN_S
         while True:
             left = {name: held for name in self.stage.world.specs if (held := self._held(name))}
+            if not self._has_members():
+                left.pop(GROUP_QUEUE_PREFIX + GROUP, None)  # nobody takes part in a group that is empty
             if not left or self.loop.time() >= until:
                 return left
             await asyncio.sleep(0.25)
+
+    def _has_members(self) -> bool:
+        entry = self.stage.world.get(GROUP_PREFIX + GROUP)
+        return bool(entry.value and msgspec.json.decode(entry.value)["members"])
 
     def _held(self, queue: str) -> int:
         depth = self.stage.world.depth(queue)

@@ -23,8 +23,8 @@ from urllib.parse import unquote
 from hivewire.errors import BackendError, SettingsError
 
 RANK = (
-    "coalesce((SELECT -p.priority FROM packs p WHERE p.lane = lanes.id AND p.first <= {} ORDER BY p.first DESC LIMIT 1),"
-    " rank)"
+    "coalesce((SELECT -p.priority FROM packs p WHERE p.lane = lanes.id AND p.first <= {}"
+    " ORDER BY p.first DESC LIMIT 1), rank)"
 )
 """SQL: the rank of a lane with that head; a lone record that stays at the head keeps its own."""
 

@@ -69,9 +69,7 @@ class Wanted:
         self.taken: list[Fetched] = []
 
 
-_Row = tuple[
-    int, str, int, int, int, int, int, int, int, int, int, int, int, float, bytes | list[Record], bool, bool
-]
+_Row = tuple[int, str, int, int, int, int, int, int, int, int, int, int, int, float, bytes | list[Record], bool, bool]
 """A ready lane: its row, its first pack, whether there may be more packs, whether that pack is a lone record."""
 _Pack = tuple[int, int, float, bytes | list[Record]]
 

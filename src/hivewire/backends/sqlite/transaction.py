@@ -13,8 +13,8 @@ from hivewire.backend import Mode, QueueSpec, Record
 from hivewire.backends.sqlite.schema import lease_clock
 
 _QUEUE = (
-    "SELECT id, name, mode, shards, cap, seq, held, in_flight, scheduled, dead, settled, recent, (SELECT epoch FROM state)"
-    " FROM queues WHERE {} = ?"
+    "SELECT id, name, mode, shards, cap, seq, held, in_flight, scheduled, dead, settled, recent,"
+    " (SELECT epoch FROM state) FROM queues WHERE {} = ?"
 )
 _QUEUE_BY_ID = _QUEUE.format("id")
 _QUEUE_BY_NAME = _QUEUE.format("name")
