@@ -28,6 +28,9 @@ class Features(msgspec.Struct, frozen=True, kw_only=True):
     store_lanes: bool
     """True: the store leases keys (lanes) and hands out runs of them; a lane that waits for a retry waits
     in the store. False: a member owns whole shards, and lanes live in the engine."""
+    store_competes: bool = False
+    """Without `store_lanes`: the store hands out the records of `competing` queues one by one all the same. Not
+    of internal queues, whose names begin with `~`."""
     per_record_ack: bool = True
     """False: only a watermark and a small saved state can be stored (`Consumer.save`)."""
     delayed_append: bool = True
@@ -41,6 +44,10 @@ class Features(msgspec.Struct, frozen=True, kw_only=True):
     """Records never leave this process: `Record.kept` may stand for the body."""
     shared: bool = True
     """Other processes can reach the same store."""
+
+    def leases_lanes(self, queue: str, *, competing: bool) -> bool:
+        """Whether the store leases lanes of this queue, or records, rather than whole shards."""
+        return self.store_lanes or (self.store_competes and competing and not queue.startswith("~"))
 
 
 class Room(IntEnum):

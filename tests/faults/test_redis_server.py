@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from hivewire.backends.redis import RedisBackend
+from hivewire.backends.redis.consumer import RedisConsumer
 from hivewire.delivery import Delivery
 from hivewire.engine.protocol import Engine
 from hivewire.errors import BackendError, SettingsError
@@ -188,7 +189,7 @@ async def test_three_members_share_and_a_dead_one_s_part_is_taken_over(redis: Re
         owned = []
         for backend in backends:
             assert isinstance(backend, RedisBackend)
-            owned.append(sum(len(consumer.held) for consumer in backend.consumers))
+            owned.append(sum(len(part.held) for part in backend.consumers if isinstance(part, RedisConsumer)))
         return sorted(owned)
 
     async def shared() -> list[int]:

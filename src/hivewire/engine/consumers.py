@@ -48,6 +48,8 @@ class Consumers:
 
     async def inbox(self, agent: str) -> Inbox:
         spec = await self._subscriptions.declare(self._core.spec(agent))
+        if spec.mode is None:  # who reads a queue that nobody subscribed decides it
+            spec = await self._core.backend.declare(self._core.spec(agent, "ordered"))
         subscriptions = self._subscriptions
         inbox = Inbox(
             self._core,

@@ -13,7 +13,7 @@ from hivewire.engine.inbox import Inbox
 from hivewire.errors import BackendError, Closed
 from hivewire.message import Message
 from hivewire.protocol import Handle
-from hivewire.record import Fetched
+from hivewire.record import VOLATILE_SHARD, Fetched
 from hivewire.rules.blame import runs_alone
 from hivewire.rules.lanes import Lane
 from hivewire.rules.pace import Pace
@@ -21,6 +21,7 @@ from hivewire.rules.pace import Pace
 log = logging.getLogger(__name__)
 
 _MARK_AFTER_S = 0.02
+_KEEP_AHEAD_S = 0.2
 _SLICE_S = 0.005
 _LOOK_EVERY_S = 0.001
 _FETCH_LIMIT = 1_000
@@ -67,6 +68,8 @@ class Crew:
         self._sleepers: list[asyncio.Future[None]] = []
         self._hungry: asyncio.Future[None] | None = None
         self._stopping = False
+        self._is_kept = False
+        """Every slot is with a handler that lasts: nothing is taken ahead."""
         self._sweep: asyncio.TimerHandle | None = None
         self._sweep_at = inf
         self._loop = asyncio.get_running_loop()
@@ -115,15 +118,20 @@ class Crew:
             if batch:
                 self.inbox.take_in(batch)
                 self._wake_one()
+                if self.inbox.store_lanes and len(self.inbox.lanes.ready) > free:
+                    self._look_by(self._loop.time() + _KEEP_AHEAD_S)
 
     def _wanted(self, free: int, ready: int) -> int:
-        if self._core.features.store_lanes:
+        if self._is_kept:
+            return 0
+        if self.inbox.store_lanes:
             return self._pace.lanes(self._concurrency, free) - ready
         # Owned shards keep nothing from others: only memory bounds what is taken ahead.
         return _FETCH_LIMIT if self.inbox.lanes.active < _FETCH_LIMIT else 0
 
     def _fed_up_to(self) -> None:
         """A slot has taken a lane: see whether the feeder should go on."""
+        self._is_kept = False
         hungry = self._hungry
         if hungry is not None and not hungry.done():
             hungry.set_result(None)
@@ -276,9 +284,7 @@ class Crew:
         """See that the handler is marked when it lasts, and cancelled when it lasts too long."""
         if self._timeout_of is not None:
             delivery.timeout_s = self._timeout_of(delivery.message.type)
-        due = now + (self._limit(delivery) if delivery.fetched.marked else _MARK_AFTER_S)
-        if due < self._sweep_at:
-            self._arm(due)
+        self._look_by(now + (self._limit(delivery) if delivery.fetched.marked else _MARK_AFTER_S))
 
     async def _through_middleware(self, delivery: EngineDelivery) -> None:
         async def last(message: Message) -> None:
@@ -347,10 +353,30 @@ class Crew:
                 else:
                     due = min(due, mark_at)
             again_at = due if again_at is None else min(again_at, due)
+        keep_until = self._let_others_have(now)
+        if keep_until is not None:
+            again_at = keep_until if again_at is None else min(again_at, keep_until)
         if unmarked:
             self._core.tasks.start(self._mark(unmarked), f"mark {self.inbox.queue}")
         if again_at is not None:
             self._arm(again_at)
+
+    def _let_others_have(self, now: float) -> float | None:
+        """What was taken ahead goes back when every slot is kept by a handler that lasts, so that an idle member
+        can take it. When to look again."""
+        if not self.inbox.store_lanes or not self.inbox.lanes.ready or len(self._slots) < self._concurrency:
+            return None
+        latest = max((slot.started_at if slot.delivery is not None else now for slot in self._slots), default=now)
+        if latest + _KEEP_AHEAD_S > now:
+            return latest + _KEEP_AHEAD_S
+        self._is_kept = True
+        for lane in self.inbox.lanes.take_back(VOLATILE_SHARD):
+            self.inbox.give_back(lane)
+        return None
+
+    def _look_by(self, at: float) -> None:
+        if at < self._sweep_at:
+            self._arm(at)
 
     def _arm(self, at: float) -> None:
         if self._sweep is not None:

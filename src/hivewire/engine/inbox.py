@@ -58,7 +58,8 @@ class Inbox(Ownership):
         self.retry_of: Callable[[str], Retry | None] | None = None
         self.handed = Handed(self)
         self._consumer: Consumer | None = None
-        self._shards = None if core.features.store_lanes else Shards(per_record_ack=core.features.per_record_ack)
+        self.store_lanes = core.features.leases_lanes(queue, competing=competing)
+        self._shards = None if self.store_lanes else Shards(per_record_ack=core.features.per_record_ack)
         """Lanes live here where the store leases whole shards."""
         self._dying: set[Hashable] = set()
         """Names of records whose way to the dead letters is not stored yet."""

@@ -60,7 +60,7 @@ class Puller:
             self._callers -= 1
             self._arm()
             self._nobody_waits()
-            if not self._callers and not self.inbox.core.features.store_lanes:
+            if not self._callers and not self.inbox.store_lanes:
                 self._idle = loop.call_later(self.inbox.core.settings.lease_s, self._unused)
 
     async def _arrival(self, limit: int, left: float) -> None:
@@ -116,7 +116,7 @@ class Puller:
 
     def _nobody_waits(self) -> None:
         """What was taken and is not handed out goes back, so that others can have it."""
-        if not self._callers and self.inbox.core.features.store_lanes:
+        if not self._callers and self.inbox.store_lanes:
             for lane in self.inbox.lanes.take_back(VOLATILE_SHARD):
                 self.inbox.give_back(lane)
 

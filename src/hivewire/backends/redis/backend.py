@@ -27,7 +27,7 @@ from hivewire.backend import (
     QueueSpec,
     Waiting,
 )
-from hivewire.backends.redis import catalogue, durability, expiry, letters, looking, scripts
+from hivewire.backends.redis import catalogue, competing, durability, expiry, letters, looking, scripts
 from hivewire.backends.redis.address import Address
 from hivewire.backends.redis.consumer import RedisConsumer
 from hivewire.backends.redis.ears import Ears
@@ -35,6 +35,7 @@ from hivewire.backends.redis.keeper import Keeper, Seat
 from hivewire.backends.redis.keys import CHANNEL, QUEUES, REPLY_PREFIX, Names, base
 from hivewire.backends.redis.link import Link, good
 from hivewire.backends.redis.opening import new_link, place_to_listen
+from hivewire.backends.redis.pool import PoolConsumer
 from hivewire.backends.redis.sending import Sending
 from hivewire.errors import BackendError, Closed
 from hivewire.settings import Settings
@@ -64,7 +65,7 @@ class RedisBackend(Backend):
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.address = Address.of(settings.redis)
-        self.features = Features(durability="process", store_lanes=False)
+        self.features = Features(durability="process", store_lanes=False, store_competes=True)
         self._cap = settings.queue_cap or _CAP
         self._pid = os.getpid()
         self._link: Link | None = None
@@ -72,7 +73,7 @@ class RedisBackend(Backend):
         self._keeper: Keeper | None = None
         self._sending: Sending | None = None
         self._clock_offset_s = 0.0
-        self.consumers: set[RedisConsumer] = set()
+        self.consumers: set[RedisConsumer | PoolConsumer] = set()
         self._channels: dict[str, Channel] = {}
         self._closing = asyncio.Lock()
         self._abandoned = False
@@ -242,8 +243,12 @@ class RedisBackend(Backend):
 
     async def consume(self, queue: str, member: Member, owner: Ownership) -> Consumer:
         spec = await self.declare(self.sending.defaults(queue))
-        seat = Seat(f"{member.name}#{uuid4().hex[:12]}", Names(queue), member.lease_s, spec.shards, spec.cap)
-        consumer = RedisConsumer(self, spec, seat, owner)
+        name, names = f"{member.name}#{uuid4().hex[:12]}", Names(queue)
+        consumer: RedisConsumer | PoolConsumer
+        if self.features.leases_lanes(queue, competing=spec.mode == "competing"):
+            consumer = PoolConsumer(self, spec, Seat(name, names, member.lease_s, spec, competing.BEAT), owner)
+        else:
+            consumer = RedisConsumer(self, spec, Seat(name, names, member.lease_s, spec), owner)
         self.consumers.add(consumer)
         try:
             await consumer.begin()
@@ -253,7 +258,7 @@ class RedisBackend(Backend):
             raise
         return consumer
 
-    def forget(self, consumer: RedisConsumer) -> None:
+    def forget(self, consumer: RedisConsumer | PoolConsumer) -> None:
         self.consumers.discard(consumer)
 
     # -- dead letters

@@ -11,11 +11,12 @@ from hivewire.backend import Letter
 from hivewire.backends.redis import scripts
 from hivewire.backends.redis.keys import EXPIRING, base
 from hivewire.backends.redis.link import Link, good
-from hivewire.backends.redis.packing import pack_dead, unpack, unpack_state
+from hivewire.backends.redis.packing import life_of, pack_dead, unpack, unpack_state
 
 if TYPE_CHECKING:
     from hivewire.backends.redis.backend import RedisBackend
     from hivewire.backends.redis.consumer import RedisConsumer
+    from hivewire.backends.redis.pool import PoolConsumer
 
 _PAGE = 100
 
@@ -23,7 +24,7 @@ Place = tuple[int, bytes]
 """Shard and id in its stream."""
 
 
-async def bury(backend: RedisBackend, consumers: Collection[RedisConsumer]) -> int:
+async def bury(backend: RedisBackend, consumers: Collection[RedisConsumer | PoolConsumer]) -> int:
     link = backend.link
     queues = [name.decode() for name in await link.call("SMEMBERS", EXPIRING)]
     if not queues:
@@ -43,7 +44,9 @@ async def bury(backend: RedisBackend, consumers: Collection[RedisConsumer]) -> i
     return buried
 
 
-async def _bury(link: Link, queue: str, places: Sequence[Place], consumers: Sequence[RedisConsumer]) -> int:
+async def _bury(
+    link: Link, queue: str, places: Sequence[Place], consumers: Sequence[RedisConsumer | PoolConsumer]
+) -> int:
     name = base(queue)
     async with AsyncExitStack() as stack:
         for consumer in consumers:
@@ -70,7 +73,7 @@ async def _bury(link: Link, queue: str, places: Sequence[Place], consumers: Sequ
                 first_at=stored_ms / 1000,
                 worker="store",
             )
-            arguments += [shard, owner, token, id, record.id, pack_dead(record, letter)]
+            arguments += [shard, owner, token, id, record.id, pack_dead(record, letter), life_of(record)]
         if gone:
             await link.call("ZREM", f"{name}ttl", *gone)
         if not arguments:
@@ -79,7 +82,7 @@ async def _bury(link: Link, queue: str, places: Sequence[Place], consumers: Sequ
         return int(good(answer, f"bury what has expired of {queue}"))
 
 
-def _ours(consumers: Sequence[RedisConsumer], shard: int, id: bytes) -> tuple[str, int]:
+def _ours(consumers: Sequence[RedisConsumer | PoolConsumer], shard: int, id: bytes) -> tuple[str, int]:
     """The member of this process that owns the shard and has not given the record to its engine."""
     for consumer in consumers:
         held = consumer.unread(shard, id)

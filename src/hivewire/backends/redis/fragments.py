@@ -60,3 +60,11 @@ local function inter(id, letter)
   redis.call('ZADD', base .. 'deadid', 0, id .. '\\0' .. cursor)
 end
 """
+
+SHARD_OF: Final = """
+-- In a competing queue shards are levels: the most urgent first.
+local function shard_of(mode, shards, hashed, level)
+  if mode == 'competing' then return math.floor(level * shards / 10) end
+  return hashed % shards
+end
+"""

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 
 import msgspec
 
+from hivewire.backend import QueueSpec
 from hivewire.backends.redis import membership, scripts
 from hivewire.backends.redis.address import Command, Reply
 from hivewire.backends.redis.keys import Names
@@ -51,12 +52,13 @@ class Shares(msgspec.Struct, frozen=True):
 class Seat:
     """One member of one queue, as the thread sees it. `generation` changes when its lease has run out."""
 
-    def __init__(self, name: str, names: Names, lease_s: float, shards: int, cap: int) -> None:
+    def __init__(self, name: str, names: Names, lease_s: float, spec: QueueSpec, beat: str = membership.BEAT) -> None:
         self.name = name
+        self._beat = beat
         self.names = names
         self.lease_s = lease_s
-        self.shards = shards
-        self.cap = cap
+        self.shards = spec.shards
+        self.cap = spec.cap
         self.takes = True
         self.generation = 0
         self.until = 0.0
@@ -75,7 +77,7 @@ class Seat:
         self.was_held_back = not self.told
         lease_ms = int(self.lease_s * 1000)
         return scripts.run(
-            membership.BEAT,
+            self._beat,
             self.names.base,
             self.name,
             lease_ms,

@@ -39,6 +39,12 @@ class Late:
         if seconds is not None and not self._stopped:
             self._timer = asyncio.get_running_loop().call_later(min(seconds, _MOST_WAIT_S) + 0.001, self._due)
 
+    def due_by(self, seconds: float) -> None:
+        """Look then at the latest."""
+        loop = asyncio.get_running_loop()
+        if self._timer is None or self._timer.when() > loop.time() + seconds + 0.001:
+            self.due_in(seconds)
+
     def _due(self) -> None:
         self._timer = None
         if self._moving is None:

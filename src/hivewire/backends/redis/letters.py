@@ -9,7 +9,7 @@ from hivewire.backends.redis import scripts
 from hivewire.backends.redis.address import Command
 from hivewire.backends.redis.keys import base
 from hivewire.backends.redis.link import Link, good
-from hivewire.backends.redis.packing import hashed, pack_head, ttl_ms, unpack_dead
+from hivewire.backends.redis.packing import hashed, level, pack_head, ttl_ms, unpack_dead
 
 _PAGE = 500
 
@@ -68,7 +68,7 @@ async def revive(link: Link, specs: Sequence[QueueSpec], ids: Sequence[str] | No
             record = letter.record
             head = pack_head(record, record.replay + 1)
             parts.setdefault(letter.queue, []).extend(
-                [letter.cursor, hashed(record.key), hashed(record.id), record.id, head, record.body, ttl_ms(record)]
+                [letter.cursor, hashed(record.key), level(record), record.id, head, record.body, ttl_ms(record)]
             )
         ask = [
             scripts.run(scripts.REVIVE, base(queue), by_name[queue].shards, by_name[queue].cap, *arguments)

@@ -69,6 +69,16 @@ def hashed(text: str) -> int:
     return crc32(text.encode("utf-8", "surrogatepass"))
 
 
+def level(record: Record) -> int:
+    """Where a competing queue's shards are levels, in tenths: 0 is the most urgent."""
+    return max(0, min(9, 10 - record.priority))
+
+
+def life_of(record: Record) -> str:
+    """One life of a message, as competing queues name it."""
+    return f"{record.id}\0{record.replay}" if record.replay else record.id
+
+
 def ttl_ms(record: Record) -> int:
     """0: none."""
     return 0 if record.ttl_s is None else max(1, round(record.ttl_s * 1000))

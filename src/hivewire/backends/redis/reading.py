@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from hivewire.backend import Fetched
-from hivewire.backends.redis.packing import State, unpack
+from hivewire.backends.redis.packing import unpack, unpack_state
 
 
 def position(id: bytes) -> tuple[int, int]:
@@ -25,6 +25,26 @@ def entry_id(fetched: Fetched) -> bytes:
     """The stream's id of a record that this driver has handed out."""
     assert isinstance(fetched, Read)
     return fetched.id
+
+
+def read(entries: Sequence[Any], shard: int, token: int) -> list[Read]:
+    """What stands in a stream."""
+    ending = f"-{shard}"
+    found = []
+    for id, fields in entries:
+        # By place, as the scripts and `append` write them: h, b and, for what was delayed, t.
+        stored_ms = int(fields[5] if len(fields) > 5 else id.partition(b"-")[0])
+        record = unpack(fields[1], fields[3])
+        found.append(Read(shard, id.decode() + ending, token, record, stored_ms / 1000, id=id))
+    return found
+
+
+def remember(fetched: Fetched, counters: bytes | None) -> None:
+    """What earlier owners have left of it."""
+    if counters is not None:
+        state = unpack_state(counters)
+        fetched.starts, fetched.failures, fetched.crashes = state.starts, state.failures, state.crashes
+        fetched.died = state.died
 
 
 class Held:
@@ -53,7 +73,7 @@ class Held:
         """What lies up to here may be known already."""
         self.marked: set[bytes] = set()
         self.paused: set[bytes] = set()
-        self.states: dict[bytes, State] = {}
+        self.states: dict[bytes, bytes] = {}
         """Counters that earlier owners left."""
         self.stored: set[bytes] = set()
         """Records that the server may have counters of."""
@@ -75,25 +95,12 @@ class Held:
         self.is_hot = True
 
     def read(self, entries: Sequence[Any]) -> list[Read]:
-        shard, token, ending = self.shard, self.token, f"-{self.shard}"
-        found = []
-        for id, fields in entries:
-            # By place, as the scripts and `append` write them: h, b and, for what was delayed, t.
-            stored_ms = int(fields[5] if len(fields) > 5 else id.partition(b"-")[0])
-            record = unpack(fields[1], fields[3])
-            found.append(Read(shard, id.decode() + ending, token, record, stored_ms / 1000, id=id))
+        found = read(entries, self.shard, self.token)
         if self.states or (found and position(found[0].id) <= self.suspect_to):
             for fetched in found:
-                self._remember(fetched)
+                remember(fetched, self.states.pop(fetched.id, None))
+                fetched.suspect = position(fetched.id) <= self.suspect_to
         return found
-
-    def _remember(self, fetched: Read) -> None:
-        """What earlier owners have left of it."""
-        state = self.states.pop(fetched.id, None)
-        if state is not None:
-            fetched.starts, fetched.failures, fetched.crashes = state.starts, state.failures, state.crashes
-            fetched.died = state.died
-        fetched.suspect = position(fetched.id) <= self.suspect_to
 
     def take_back(self, id: bytes) -> bool:
         """Whether nobody has had this record; if it was read already, it is forgotten."""

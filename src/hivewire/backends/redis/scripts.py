@@ -5,7 +5,7 @@ Of one queue: `spec` its declaration; `s0`, `s1` … a stream for each shard; `s
 records that have any, as `starts,failures,crashes,running,died,due`; `done0` … lives settled lately, in
 chunks; `m` members by the end of their lease, `a` those of them that take; `o` owners, fencing tokens and how
 far a dead owner may have read; `late` delayed messages; `ttl` when
-messages expire; `dead`, `deadz`, `deadid` dead letters.
+messages expire; `dead`, `deadz`, `deadid` dead letters. What competing queues have beside: see `competing`.
 """
 
 from __future__ import annotations
@@ -13,10 +13,11 @@ from __future__ import annotations
 from hashlib import sha1
 from typing import Final
 
+from hivewire.backends.redis import competing
 from hivewire.backends.redis.address import Command
 from hivewire.backends.redis.delayed import LATE as LATE
 from hivewire.backends.redis.delayed import WITHDRAW as WITHDRAW
-from hivewire.backends.redis.fragments import ALIVE, CLOCK, DECLARE_IT, INTER
+from hivewire.backends.redis.fragments import ALIVE, CLOCK, DECLARE_IT, INTER, SHARD_OF
 from hivewire.backends.redis.membership import BEAT, LEAVE, RELEASE
 
 DECLARE: Final = (
@@ -29,10 +30,11 @@ return {shards, cap, mode}
 )
 
 # ARGV: room, delay ms, window ms of the idempotency key, the key, shards, cap, is a reply, first id;
-# then of each record: hash of its key, hash of its id, head, body, time to live in ms or 0.
+# then of each record: hash of its key, its level, head, body, time to live in ms or 0.
 APPEND: Final = (
     CLOCK
     + DECLARE_IT
+    + SHARD_OF
     + """
 if ARGV[7] == '1' then
   if redis.call('EXISTS', base .. 'spec') == 0 then return {'missing'} end
@@ -56,7 +58,7 @@ if room == 0 and count > 0 then return {'stored', shards, cap, mode, held, 0} en
 if ARGV[3] ~= '0' then redis.call('SET', idem, ARGV[8], 'PX', ARGV[3]) end
 local rung = {}
 for i = 9, 8 + room * 5, 5 do
-  local shard = ARGV[mode == 'competing' and i + 1 or i] % shards
+  local shard = shard_of(mode, shards, ARGV[i], ARGV[i + 1])
   if ARGV[2] ~= '0' then
     local number = string.format('%016d', redis.call('HINCRBY', base .. 'spec', 'late', 1))
     local entry = cmsgpack.pack({shard, string.format('%.0f', now), ARGV[i + 2], ARGV[i + 3], ARGV[i + 4]})
@@ -75,7 +77,8 @@ return {'stored', shards, cap, mode, held + room, room}
 """
 )
 
-# ARGV: most. Turns delayed messages that are due into plain ones; when the next one is due, or -1.
+# ARGV: most. Turns delayed messages that are due into plain ones, and rings for attempts that are due in a competing
+# queue; when the next of either is due, or -1.
 MOVE: Final = (
     CLOCK
     + """
@@ -89,9 +92,12 @@ for _, member in ipairs(due) do
   redis.call('ZREM', late, member)
   said[#said + 1] = entry[1]
 end
+if redis.call('ZCOUNT', base .. 'w', '-inf', now) > 0 then said[#said + 1] = 'w' end
 if #said > 0 then redis.call('PUBLISH', base .. 'bell', table.concat(said, ',')) end
 local next = redis.call('ZRANGE', late, 0, 0, 'WITHSCORES')
-return next[2] and math.max(0, tonumber(next[2]) - now) or -1
+local again = redis.call('ZRANGEBYSCORE', base .. 'w', '(' .. now, '+inf', 'WITHSCORES', 'LIMIT', 0, 1)
+local soonest = math.min(tonumber(next[2]) or math.huge, tonumber(again[2]) or math.huge)
+return soonest < math.huge and math.max(0, soonest - now) or -1
 """
 )
 
@@ -125,17 +131,22 @@ local function each(count, width, call)
     count = count - some
   end
 end
-each(tonumber(ARGV[7]), 1, function(from, to) redis.call('XDEL', base .. 's' .. shard, unpack(ARGV, from, to)) end)
+local gone = 0
+each(tonumber(ARGV[7]), 1, function(from, to)
+  gone = gone + redis.call('XDEL', base .. 's' .. shard, unpack(ARGV, from, to))
+end)
 each(tonumber(ARGV[8]), 1, function(from, to) redis.call('HDEL', base .. 'st' .. shard, unpack(ARGV, from, to)) end)
 each(tonumber(ARGV[9]), 2, function(from, to) redis.call('HSET', base .. 'st' .. shard, unpack(ARGV, from, to)) end)
 for _ = 1, tonumber(ARGV[10]) do
   -- A settlement that is repeated after its answer was lost must not bury twice.
   if redis.call('XDEL', base .. 's' .. shard, ARGV[at]) == 1 then
     inter(ARGV[at + 1], ARGV[at + 2])
+    gone = gone + 1
   end
   redis.call('HDEL', base .. 'st' .. shard, ARGV[at])
   at = at + 3
 end
+if gone > 0 then redis.call('HINCRBY', base .. 'done', 'g' .. shard, gone) end
 for i = at, at + ARGV[11] - 1 do redis.call('ZREM', base .. 'ttl', shard .. ':' .. ARGV[i]) end
 local lives = tonumber(ARGV[5])
 if lives > 0 then
@@ -157,9 +168,10 @@ return 1
 
 DEPTH: Final = (
     CLOCK
+    + competing.NAMES
     + """
-local shards = tonumber(redis.call('HGET', base .. 'spec', 'shards') or '0')
-local late = base .. 'late'
+local spec = redis.call('HMGET', base .. 'spec', 'shards', 'mode')
+local shards, late = tonumber(spec[1] or '0'), base .. 'late'
 local scheduled = redis.call('ZCOUNT', late, '(' .. now, '+inf')
 local held = redis.call('ZCARD', late) - scheduled
 local runs, waits, oldest = 0, 0, now
@@ -173,14 +185,23 @@ for shard = 0, shards - 1 do
   local first = redis.call('XRANGE', base .. 's' .. shard, '-', '+', 'COUNT', 1)
   if first[1] then oldest = math.min(oldest, tonumber(first[1][2][6] or string.match(first[1][1], '^%d+'))) end
 end
+if spec[2] == 'competing' and redis.call('EXISTS', base .. 'k') == 1 then
+  runs = -redis.call('ZCARD', base .. 'w')
+  waits = redis.call('ZCOUNT', base .. 'w', '(' .. now, '+inf')
+  for shard = 0, shards - 1 do
+    local pending = redis.pcall('XPENDING', base .. 's' .. shard, GROUP)
+    if not pending.err then runs = runs + pending[1] end
+  end
+end
 return {held, runs, waits, scheduled, redis.call('HLEN', base .. 'dead'), now - oldest}
 """
 )
 
-# ARGV: shards, cap; of each letter its cursor, hash of key, hash of id, id, new head, body, time to live.
+# ARGV: shards, cap; of each letter its cursor, hash of key, level, id, new head, body, time to live.
 REVIVE: Final = (
     CLOCK
     + DECLARE_IT
+    + SHARD_OF
     + """
 local shards, _, mode = declare(ARGV[1], ARGV[2], '')
 local revived, said = 0, {}
@@ -188,7 +209,7 @@ for i = 3, #ARGV, 7 do
   if redis.call('HDEL', base .. 'dead', ARGV[i]) == 1 then
     redis.call('ZREM', base .. 'deadz', ARGV[i])
     redis.call('ZREM', base .. 'deadid', ARGV[i + 3] .. '\\0' .. ARGV[i])
-    local shard = ARGV[mode == 'competing' and i + 2 or i + 1] % shards
+    local shard = shard_of(mode, shards, ARGV[i + 1], ARGV[i + 2])
     local id = redis.call('XADD', base .. 's' .. shard, '*', 'h', ARGV[i + 4], 'b', ARGV[i + 5])
     if ARGV[i + 6] ~= '0' then redis.call('ZADD', base .. 'ttl', now + ARGV[i + 6], shard .. ':' .. id) end
     said[#said + 1] = shard
@@ -223,7 +244,8 @@ local shards = tonumber(redis.call('HGET', base .. 'spec', 'shards') or '0')
 for shard = 0, shards - 1 do
   redis.call('DEL', base .. 's' .. shard, base .. 'st' .. shard, base .. 'done' .. shard, base .. 'donen' .. shard)
 end
-for _, name in ipairs({'spec', 'm', 'a', 'o', 'done', 'late', 'ttl', 'dead', 'deadz', 'deadid'}) do
+for _, name in ipairs({'spec', 'm', 'a', 'o', 'done', 'late', 'ttl', 'dead', 'deadz', 'deadid',
+                      'k', 'w', 'live', 'past', 'x'}) do
   redis.call('DEL', base .. name)
 end
 return 1
@@ -243,23 +265,38 @@ if ARGV[5] == '1' then redis.call('HSET', KEYS[2], 'epoch', next) end
 return next
 """
 
-# ARGV: of each expired record: shard, owner it may have or nothing, token, its id in the stream, its own id, letter.
+# ARGV: of each expired record: shard, owner it may have or nothing, token, its id in the stream, its own id, letter,
+# its life.
 BURY: Final = (
     CLOCK
     + INTER
+    + competing.NAMES
     + """
 local buried = 0
-for i = 1, #ARGV, 6 do
+local competing = redis.call('HGET', base .. 'spec', 'mode') == 'competing'
+for i = 1, #ARGV, 7 do
   local shard, at = ARGV[i], ARGV[i + 3]
   local found = redis.call('HMGET', base .. 'o', 'o' .. shard, 't' .. shard)
   local owner = found[1] or ''
   local free = owner == '' or tonumber(redis.call('ZSCORE', base .. 'm', owner) or '0') <= now
+  if free and competing then
+    local pending = redis.pcall('XPENDING', base .. 's' .. shard, GROUP, at, at, 1)
+    free = pending.err or not pending[1] or pending[1][2] == FREE
+  end
   if free or (owner == ARGV[i + 1] and found[2] == ARGV[i + 2]) then
     local state = redis.call('HGET', base .. 'st' .. shard, at)
     if not (state and string.match(state, '^%d+,%d+,%d+,1,')) then
       if redis.call('XDEL', base .. 's' .. shard, at) == 1 then
         inter(ARGV[i + 4], ARGV[i + 5])
         buried = buried + 1
+        redis.call('HINCRBY', base .. 'done', 'g' .. shard, 1)
+      end
+      if competing then
+        redis.pcall('XACK', base .. 's' .. shard, GROUP, at)
+        redis.call('ZREM', base .. 'w', shard .. ':' .. at)
+        if redis.call('HGET', base .. 'live', ARGV[i + 6]) == shard .. ':' .. at then
+          redis.call('HDEL', base .. 'live', ARGV[i + 6])
+        end
       end
       redis.call('HDEL', base .. 'st' .. shard, at)
       redis.call('ZREM', base .. 'ttl', shard .. ':' .. at)
@@ -271,22 +308,9 @@ return buried
 )
 
 ALL: Final = (
-    BURY,
-    DECLARE,
-    APPEND,
-    MOVE,
-    BEAT,
-    RELEASE,
-    LEAVE,
-    START,
-    SETTLE,
-    DEPTH,
-    REVIVE,
-    PURGE,
-    DROP,
-    PUT,
-    LATE,
-    WITHDRAW,
+    *(BURY, DECLARE, APPEND, MOVE, BEAT, RELEASE, LEAVE, START, SETTLE, DEPTH, REVIVE, PURGE, DROP, PUT),
+    *(competing.BEAT, competing.LEAVE, competing.TAKE, competing.START, competing.SETTLE, competing.MINE),
+    *(LATE, WITHDRAW),
 )
 _HASHES: Final = {script: sha1(script.encode(), usedforsecurity=False).hexdigest() for script in ALL}
 

@@ -13,7 +13,7 @@ from hivewire.backends.redis import scripts
 from hivewire.backends.redis.address import Command, Reply
 from hivewire.backends.redis.keys import EXPIRING, INTERNAL_PREFIX, QUEUES, REPLY_PREFIX, Names
 from hivewire.backends.redis.link import Link, good
-from hivewire.backends.redis.packing import hashed, pack_head, ttl_ms
+from hivewire.backends.redis.packing import hashed, level, pack_head, ttl_ms
 from hivewire.errors import BackendError, QueueFull, QueueMissing
 
 log = logging.getLogger(__name__)
@@ -70,7 +70,8 @@ class Sending:
                     self._known[entry.queue] = known
             if self._is_plain(entry, known):
                 for record in entry.records:
-                    shard = hashed(record.id if known.competing else record.key) % known.shards
+                    spread = known.shards
+                    shard = level(record) * spread // 10 if known.competing else hashed(record.key) % spread
                     plain.append((len(commands), number))
                     commands.append(("XADD", known.names.stream(shard), "*", "h", pack_head(record), "b", record.body))
                     rung.append((known.names, shard))
@@ -113,7 +114,7 @@ class Sending:
         spec = self.defaults(entry.queue)
         arguments: list[str | bytes | int] = []
         for record in records:
-            arguments += [hashed(record.key), hashed(record.id), pack_head(record), record.body, ttl_ms(record)]
+            arguments += [hashed(record.key), level(record), pack_head(record), record.body, ttl_ms(record)]
         return scripts.run(
             scripts.APPEND,
             names.base,

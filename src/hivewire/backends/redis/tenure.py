@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING
 from hivewire.backend import Fetched, Ownership
 from hivewire.backends.redis import membership, reading, scripts
 from hivewire.backends.redis.address import Command
-from hivewire.backends.redis.keeper import Seat, Shares, lease_clock
+from hivewire.backends.redis.keeper import Seat, Shares
 from hivewire.backends.redis.link import good
-from hivewire.backends.redis.packing import unpack_settled, unpack_state
+from hivewire.backends.redis.packing import unpack_settled
 from hivewire.backends.redis.reading import Held
+from hivewire.backends.redis.standing import Standing
 from hivewire.errors import BackendError
 from hivewire.rules.patience import Patience
 
@@ -28,89 +29,45 @@ _RETRY_S = 0.05
 _AWAKE_S = 1.0
 
 
-class Tenure:
-    """`news` is called when there may be something to read."""
+class Tenure(Standing):
+    """The shards of one member of an ordered queue."""
 
     def __init__(
         self, backend: RedisBackend, queue: str, seat: Seat, owner: Ownership, news: Callable[[], None]
     ) -> None:
-        self._backend = backend
-        self.queue = queue
-        self.seat = seat
-        self._owner = owner
-        self._news = news
+        super().__init__(backend, queue, seat, owner, news)
         self.held: dict[int, Held] = {}
         self._gone: dict[int, int] = {}
         """Tokens of shards that were given up or lost: an answer that was on its way does not bring them back."""
-        self._generation = 0
         self._surplus = 0
         self._patience = Patience()
         self._resting: set[int] = set()
         """Busy shards that start nothing, so that they come to rest and can be given up."""
         self._look: asyncio.TimerHandle | None = None
-        self._answers: asyncio.Queue[Shares] = asyncio.Queue()
-        self._applied = asyncio.Event()
-        self._applying: asyncio.Task[None] | None = None
         self._moving: asyncio.Task[None] | None = None
         self._fetches = 0
         self._last_fetch = asyncio.get_running_loop().time()
-        self._stopped = False
-        self.on_late: Callable[[float | None], None] | None = None
-
-    async def begin(self) -> None:
-        """Returns when the first answer is in force, or the server is too slow to wait for."""
-        self.seat.tell = self._answers.put_nowait
-        self._applying = asyncio.get_running_loop().create_task(self._apply_all(), name=f"own {self.seat.name}")
-        self._backend.keeper.add(self.seat)
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(self._backend.address.settings.dial_timeout_s):
-                await self._applied.wait()
 
     async def stop(self) -> None:
-        """Say nothing to the server."""
         self._stopped = True
-        self.seat.tell = None
-        self._backend.keeper.remove(self.seat)
         if self._look is not None:
             self._look.cancel()
-        tasks = [task for task in (self._applying, self._moving) if task is not None]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-
-    def poke(self) -> None:
-        self._backend.keeper.poke(self.seat)
+        if self._moving is not None:
+            self._moving.cancel()
+            await asyncio.gather(self._moving, return_exceptions=True)
+        await super().stop()
 
     # -- what the heartbeat says
 
-    async def _apply_all(self) -> None:
-        while True:
-            shares = await self._answers.get()
-            while True:
-                try:
-                    await self._apply(shares)
-                    break
-                except BackendError as error:
-                    log.debug("cannot take over shards yet", extra={"member": self.seat.name, "error": str(error)})
-                    await asyncio.sleep(_RETRY_S)
-                    if not self._answers.empty():
-                        break
-            self._applied.set()
+    def lapsed(self) -> None:
+        self.lose(set(self.held))
 
     async def _apply(self, shares: Shares) -> None:
-        self._backend.set_clock(shares.store_now - shares.asked_at)
-        if shares.generation != self._generation:
-            self.lose(set(self.held))
-            self._generation = shares.generation
-        if shares.is_new:
-            await self._backend.declare(self._backend.sending.defaults(self.queue))
         self.lose({n for n, held in self.held.items() if shares.held.get(n) != held.token})
         gained = {n: token for n, token in shares.held.items() if n not in self.held and self._gone.get(n) != token}
         if gained:
             await self._take_over(gained)
         self._surplus = shares.surplus
-        if self.on_late is not None:
-            self.on_late(shares.next_late_s)
         self._rest_or_wake()
         self.give_up_some()
 
@@ -129,7 +86,7 @@ class Tenure:
             suspect_to, states, chunks = answers[3 * place : 3 * place + 3]
             held = Held(n, gained[n], reading.position(suspect_to) if suspect_to else (0, 0))
             for at in range(0, len(states), 2):
-                held.states[states[at]] = unpack_state(states[at + 1])
+                held.states[states[at]] = states[at + 1]
                 held.stored.add(states[at])
             await self._owner.gained(n, held.token, b"", unpack_settled(chunks, since))
             self.held[n] = held
@@ -148,11 +105,7 @@ class Tenure:
 
     def holds(self, fetched: Fetched) -> bool:
         """By our own clock, too."""
-        seat = self.seat
-        if seat.until <= lease_clock():
-            seat.doubted = True
-            return False
-        return self.holding(fetched) is not None and seat.generation == self._generation
+        return self.in_time() and self.holding(fetched) is not None
 
     # -- taking part
 
