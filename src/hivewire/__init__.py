@@ -41,10 +41,13 @@ if TYPE_CHECKING:
     from hivewire.message import MessageType as MessageType
     from hivewire.message import Priority as Priority
     from hivewire.protocol import DeadLetter as DeadLetter
+    from hivewire.protocol import Delayed as Delayed
+    from hivewire.protocol import Explanation as Explanation
     from hivewire.protocol import Health as Health
     from hivewire.protocol import Protocol as Protocol
     from hivewire.protocol import ProtocolMetrics as ProtocolMetrics
     from hivewire.protocol import Receipt as Receipt
+    from hivewire.protocol import Schedule as Schedule
     from hivewire.protocol import Subscription as Subscription
     from hivewire.rules.retry import Retry as Retry
     from hivewire.settings import Settings as Settings
@@ -82,7 +85,17 @@ _HOMES = {
     ],
     "factory": ["ProtocolFactory", "connect"],
     "message": ["UNORDERED", "Message", "MessageType", "Priority"],
-    "protocol": ["DeadLetter", "Health", "Protocol", "ProtocolMetrics", "Receipt", "Subscription"],
+    "protocol": [
+        "DeadLetter",
+        "Delayed",
+        "Explanation",
+        "Health",
+        "Protocol",
+        "ProtocolMetrics",
+        "Receipt",
+        "Schedule",
+        "Subscription",
+    ],
     "rules.retry": ["Retry"],
     "settings": ["Settings"],
     "version": ["__version__"],

@@ -13,6 +13,7 @@ from hivewire.backend import Depth, Mode
 from hivewire.delivery import Delivery
 from hivewire.message import Message
 from hivewire.rules.retry import Retry
+from hivewire.rules.schedule import CatchUp as CatchUp
 from hivewire.rules.trail import Explanation as Explanation
 
 
@@ -39,6 +40,31 @@ class DeadLetter(msgspec.Struct, frozen=True, kw_only=True):
     dead_at: float
     worker: str
     cursor: str
+
+
+class Delayed(msgspec.Struct, frozen=True, kw_only=True):
+    """A message that is not due yet. `message` is None when it cannot be read. `cursor` continues a listing."""
+
+    id: str
+    agent: str
+    message: Message | None
+    stored_at: float
+    due_at: float
+    cursor: str
+
+
+class Schedule(msgspec.Struct, frozen=True, kw_only=True):
+    """A message that is sent again and again. `when`: a cron expression, or a duration. `next_at` is its first time
+    that was not fired yet, `last_at` the last one that was (0: none), in seconds since the epoch."""
+
+    name: str
+    when: str
+    timezone: str
+    catch_up: CatchUp
+    message: Message
+    next_at: float
+    last_at: float
+    fired: int
 
 
 class Health(msgspec.Struct, frozen=True, kw_only=True):
@@ -69,6 +95,8 @@ class ProtocolMetrics(msgspec.Struct, kw_only=True):
     expired: int = 0
     duplicates: int = 0
     late_replies: int = 0
+    fired: int = 0
+    """Times of schedules for which this process sent the message."""
     trail_dropped: int = 0
     """Events that came too fast for the trail and were not kept."""
     in_flight: int = 0
@@ -180,6 +208,33 @@ class Protocol(ABC):
     async def purge_dead(
         self, what: str | Sequence[str] | None = None, *, older_than_s: float | None = None
     ) -> int: ...
+
+    @abstractmethod
+    async def delayed(self, agent: str, *, limit: int = 100, after: str | None = None) -> list[Delayed]:
+        """Messages that are not due yet, the soonest first."""
+
+    @abstractmethod
+    async def cancel_delayed(self, ids: Sequence[str], *, agent: str | None = None) -> int:
+        """Remove messages that are not due yet, of one agent or wherever they are; how many were still there.
+        A message that has fallen due is never removed."""
+
+    @abstractmethod
+    async def schedule(
+        self, name: str, when: str | float, message: Message, *, timezone: str = "UTC", catch_up: CatchUp = "one"
+    ) -> None:
+        """Send the message at each time of `when`: a cron expression (in `timezone`), or seconds between two
+        (`90`, `"5m"`). Fired once however many processes are there, by one of them; kept over restarts until
+        `unschedule`. Times at which nobody was there: `one` sends the latest of them, `all` each, `none`
+        nothing that is more than a minute late. Made again as it is, it stays as it is: each process may call this when
+        it starts. `metadata` tells the handler `schedule`, `due_at` and how many were `missed`."""
+
+    @abstractmethod
+    async def unschedule(self, name: str) -> bool:
+        """End a schedule; whether there was one. What it has sent stays sent."""
+
+    @abstractmethod
+    async def schedules(self) -> list[Schedule]:
+        """All schedules of this store, by name."""
 
     @abstractmethod
     async def cleanup(self, older_than_s: float) -> int:

@@ -25,6 +25,8 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "tail": ("hivewire.cli.tail", "watch an agent's queue, or take messages from it"),
     "queues": ("hivewire.cli.queues", "list the agents and how much waits for each"),
     "dead": ("hivewire.cli.dead", "list, show, replay or purge dead letters"),
+    "schedules": ("hivewire.cli.schedules", "list, add or remove messages that are sent again and again"),
+    "delayed": ("hivewire.cli.delayed", "list or cancel messages that are not due yet"),
     "explain": ("hivewire.cli.explain", "tell the life of one message, and where it is now"),
     "loadtest": ("hivewire.cli.loadtest", "send at a fixed rate; count what is lost, doubled, out of order"),
     "doctor": ("hivewire.cli.doctor", "check what is reachable, durable, misconfigured"),

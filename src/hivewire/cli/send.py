@@ -39,8 +39,8 @@ def _pair(text: str) -> tuple[str, str]:
     return name, value
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("to", metavar="TO", help="an agent, or agent/instance; with --group: the name of a group")
+def add_message_options(parser: argparse.ArgumentParser) -> None:
+    """All of a message but whom it is for."""
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--content", metavar="JSON|@FILE|-", help="JSON, a file that holds it, or - for standard input")
     what.add_argument("--text", metavar="TEXT", help="a string, as it is")
@@ -49,9 +49,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--from", dest="sender", default="cli", metavar="NAME", help="the sender (cli)")
     parser.add_argument("--key", help="messages of one key are handled in order (without it: the sender's)")
     parser.add_argument("--metadata", type=_pair, action="append", default=[], metavar="NAME=VALUE", help="repeatable")
-    parser.add_argument("--delay", type=duration_s, default=0.0, metavar="TIME", help="deliver no sooner than this")
     parser.add_argument("--ttl", type=duration_s, metavar="TIME", help="unhandled for so long: to the dead letters")
     parser.add_argument("--priority", type=_priority, default=5, metavar="1-10", help="or low, normal, high, critical")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("to", metavar="TO", help="an agent, or agent/instance; with --group: the name of a group")
+    add_message_options(parser)
+    parser.add_argument("--delay", type=duration_s, default=0.0, metavar="TIME", help="deliver no sooner than this")
     parser.add_argument("--idempotency-key", metavar="KEY", help="a second send with this key stores nothing")
     parser.add_argument("--group", action="store_true", help="broadcast: TO is a group")
     parser.add_argument("--wait", type=duration_s, metavar="TIME", help="ask for a reply, wait for it, print it")
@@ -94,13 +99,14 @@ def _content(args: argparse.Namespace) -> Any:
         raise UsageError(f"--content is not JSON: {error}{hint}") from error
 
 
-def _message(args: argparse.Namespace) -> Message:
+def message_from(args: argparse.Namespace, to: str) -> Message:
+    """The message that the options of `add_message_options` describe."""
     from hivewire.message import Message
 
     return Message(
         type=args.type,
         sender=args.sender,
-        to="" if args.group else args.to,
+        to=to,
         content=_content(args),
         key=args.key,
         metadata=dict(args.metadata),
@@ -110,7 +116,7 @@ def _message(args: argparse.Namespace) -> Message:
 
 
 async def _send(args: argparse.Namespace) -> int:
-    message = _message(args)
+    message = message_from(args, "" if args.group else args.to)
     note_if_memory(args)
     async with connect_from(args) as protocol:
         if args.wait is not None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from functools import partial
@@ -17,6 +16,7 @@ import msgspec
 from hivewire.backend import Append, Backend, Depth, Duplicate, Mode, Record, Room
 from hivewire.codec import check_agent, check_group, check_type, encode, keep, split_address
 from hivewire.delivery import Delivery
+from hivewire.engine import looking
 from hivewire.engine.consumers import Consumers
 from hivewire.engine.core import Core, handling
 from hivewire.engine.crew import Crew
@@ -26,6 +26,7 @@ from hivewire.engine.groups import GROUP_QUEUE_PREFIX, JOIN, LEAVE, Groups
 from hivewire.engine.middleware import Middleware, chain
 from hivewire.engine.once import once
 from hivewire.engine.replies import REPLY_PREFIX, Replies
+from hivewire.engine.schedules import Schedules
 from hivewire.engine.sender import Sender
 from hivewire.engine.subscriptions import ANY_TYPE, Subscriptions
 from hivewire.engine.volatile import Volatile
@@ -36,13 +37,23 @@ from hivewire.errors import (
     MessageError,
     QueueMissing,
     SettingsError,
-    Undecodable,
     duration_s,
 )
 from hivewire.ids import derived_id
 from hivewire.message import UNORDERED, Message
-from hivewire.protocol import DeadLetter, Explanation, Handle, Health, Protocol, ProtocolMetrics, Receipt, Subscription
-from hivewire.record import message_of
+from hivewire.protocol import (
+    CatchUp,
+    DeadLetter,
+    Delayed,
+    Explanation,
+    Handle,
+    Health,
+    Protocol,
+    ProtocolMetrics,
+    Receipt,
+    Schedule,
+    Subscription,
+)
 from hivewire.rules.retry import Retry
 from hivewire.settings import Settings
 
@@ -109,7 +120,9 @@ class Engine(Protocol):
             self._volatile = Volatile(core, self._subscriptions)
             self._consumers = Consumers(core, self._subscriptions, self._groups, self._volatile)
             self._replies = Replies(core)
+            self._schedules = Schedules(core, self.send)
             core.tasks.start(self._maintain(), "maintenance")
+            core.tasks.start(self._schedules.run(), "schedules")
             self._open = True
 
     async def _check_durability(self) -> None:
@@ -410,30 +423,7 @@ class Engine(Protocol):
     ) -> list[DeadLetter]:
         await self._ready()
         await self._bury_expired()
-        letters = []
-        for dead in await self.backend.dead(agent, limit, after):
-            try:
-                message: Message | None = message_of(dead.record)
-                raw = dead.record.body or encode(message_of(dead.record), sys.maxsize)
-            except Undecodable:
-                message, raw = None, dead.record.body
-            letter = dead.letter
-            letters.append(
-                DeadLetter(
-                    id=dead.record.id,
-                    agent=dead.queue,
-                    message=message,
-                    raw=raw,
-                    reason=letter.reason,
-                    error=letter.error,
-                    attempts=letter.attempts,
-                    first_at=letter.first_at,
-                    dead_at=dead.dead_at,
-                    worker=letter.worker,
-                    cursor=dead.cursor,
-                )
-            )
-        return letters
+        return await looking.dead_letters(self.backend, agent, limit, after)
 
     async def replay(self, what: str | Sequence[str]) -> int:
         await self._ready()
@@ -449,9 +439,34 @@ class Engine(Protocol):
             await note_letters(self.backend, self._core.trail, "purged", queue, ids, older_than_s)
         return await self.backend.purge_dead(queue, ids, older_than_s)
 
+    async def delayed(self, agent: str, *, limit: int = 100, after: str | None = None) -> list[Delayed]:
+        await self._ready()
+        check_agent(agent)
+        return await looking.delayed(self.backend, agent, limit, after)
+
+    async def cancel_delayed(self, ids: Sequence[str], *, agent: str | None = None) -> int:
+        await self._ready()
+        if isinstance(ids, str):
+            raise MessageError(f"cancel {ids}: ids are a list, not one str")
+        return await looking.cancel_delayed(self.backend, self._core.trail, ids, agent)
+
+    async def schedule(
+        self, name: str, when: str | float, message: Message, *, timezone: str = "UTC", catch_up: CatchUp = "one"
+    ) -> None:
+        await self._ready()
+        await self._schedules.put(name, when, message, timezone, catch_up)
+
+    async def unschedule(self, name: str) -> bool:
+        await self._ready()
+        return await self._schedules.remove(name)
+
+    async def schedules(self) -> list[Schedule]:
+        await self._ready()
+        return await self._schedules.listed()
+
     async def cleanup(self, older_than_s: float) -> int:
         await self._ready()
-        return await self.backend.cleanup(older_than_s)
+        return await self.backend.cleanup(older_than_s) + await self._core.trail.forget(older_than_s)
 
     async def explain(self, id: str) -> Explanation:
         await self._ready()

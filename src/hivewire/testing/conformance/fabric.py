@@ -74,6 +74,11 @@ class Fabric:
         return self.features.durability != "volatile"
 
     @property
+    def can_look(self) -> bool:
+        """Whether this store's queues can be looked through without taking."""
+        return type(self.backend).peek is not Backend.peek
+
+    @property
     def takeover_s(self) -> float:
         """In how many seconds the work of a dead member must be with another one."""
         return self.lease_s + 2.0

@@ -1,0 +1,84 @@
+"""What people look at and put right: dead letters, delayed messages, the life of one message."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import AsyncIterator, Sequence
+
+from hivewire.backend import Backend, Waiting
+from hivewire.codec import encode
+from hivewire.engine.trail import Trail
+from hivewire.errors import Undecodable
+from hivewire.message import Message
+from hivewire.protocol import DeadLetter, Delayed
+from hivewire.record import Record, message_of
+
+_PAGE = 500
+
+
+def _readable(record: Record) -> Message | None:
+    try:
+        return message_of(record)
+    except Undecodable:
+        return None
+
+
+async def dead_letters(backend: Backend, agent: str | None, limit: int, after: str | None) -> list[DeadLetter]:
+    letters = []
+    for dead in await backend.dead(agent, limit, after):
+        record, letter = dead.record, dead.letter
+        message = _readable(record)
+        raw = record.body or (encode(message, sys.maxsize) if message is not None else b"")
+        letters.append(
+            DeadLetter(
+                id=record.id,
+                agent=dead.queue,
+                message=message,
+                raw=raw,
+                reason=letter.reason,
+                error=letter.error,
+                attempts=letter.attempts,
+                first_at=letter.first_at,
+                dead_at=dead.dead_at,
+                worker=letter.worker,
+                cursor=dead.cursor,
+            )
+        )
+    return letters
+
+
+async def delayed(backend: Backend, agent: str, limit: int, after: str | None) -> list[Delayed]:
+    return [
+        Delayed(
+            id=waiting.record.id,
+            agent=agent,
+            message=_readable(waiting.record),
+            stored_at=waiting.stored_at,
+            due_at=waiting.due_at,
+            cursor=waiting.cursor,
+        )
+        for waiting in await backend.peek(agent, limit, after, delayed_only=True)
+    ]
+
+
+async def cancel_delayed(backend: Backend, trail: Trail, ids: Sequence[str], agent: str | None) -> int:
+    wanted = set(ids)
+    queues = [spec.name for spec in await backend.queues() if agent is None or spec.name == agent]
+    cancelled = 0
+    for queue in queues:
+        found = [waiting async for waiting in _every_delayed(backend, queue) if waiting.record.id in wanted]
+        gone = set(await backend.withdraw(queue, [waiting.cursor for waiting in found])) if found else set()
+        cancelled += len(gone)
+        if trail.on:
+            for waiting in found:
+                if waiting.cursor in gone:
+                    trail.note("cancelled", queue, waiting.record.id, replay=waiting.record.replay)
+    return cancelled
+
+
+async def _every_delayed(backend: Backend, queue: str) -> AsyncIterator[Waiting]:
+    after: str | None = None
+    while page := await backend.peek(queue, _PAGE, after, delayed_only=True):
+        for waiting in page:
+            yield waiting
+        after = page[-1].cursor
