@@ -123,6 +123,19 @@ class Back(msgspec.Struct):
 Unfinished = Again | Dead | Back
 
 
+class Saved(msgspec.Struct, frozen=True):
+    """What is stored of a shard beside its records. `state` is the engine's; the numbers are for `depth`."""
+
+    watermark: int
+    state: bytes
+    finished: int = 0
+    """Records above the watermark that are finished."""
+    running: int = 0
+    """Records that are marked as running."""
+    due_at: Sequence[float] = ()
+    """When those that wait for another attempt may be tried, by the store's clock."""
+
+
 class Depth(msgspec.Struct, frozen=True, kw_only=True):
     """How much a queue holds. `ready` waits, `in_flight` is with a member, `scheduled` is not due yet."""
 
@@ -187,8 +200,9 @@ class Ownership(ABC):
         lives (`record.life`) that were settled lately, where the store itself does not remember them."""
 
     @abstractmethod
-    async def losing(self, shards: Set[int], within_s: float) -> Mapping[int, bytes]:
-        """The shards must be given up soon: finish what runs, start nothing. Returns what to save."""
+    async def losing(self, shards: Set[int], within_s: float) -> Mapping[int, Saved]:
+        """The shards must be given up soon: finish what runs, start nothing. Returns what to save, without
+        `per_record_ack`."""
 
     def busy(self, shards: Set[int]) -> Set[int]:
         """Those of the shards in which something runs or is handed out: a move that is not forced waits for
@@ -227,8 +241,8 @@ class Consumer(ABC):
         handler, so that a process that was frozen starts nothing that is somebody else's by now."""
         return True
 
-    async def refetch(self, at: Sequence[int | str]) -> Sequence[Fetched]:
-        """The records at these positions again (a parked lane). Only without `store_lanes`."""
+    async def refetch(self, shard: int, at: Sequence[int | str]) -> Sequence[Fetched]:
+        """The records at these positions of a shard again (a parked lane). Only without `store_lanes`."""
         raise NotImplementedError
 
     @abstractmethod
@@ -241,8 +255,9 @@ class Consumer(ABC):
         the lease was lost; for them nothing was changed. A lane whose taken records are all settled is
         free again."""
 
-    async def save(self, shard: int, watermark: int | None, state: bytes) -> None:
-        """Store the shard's state, fenced. Only without `store_lanes`."""
+    async def save(self, shards: Mapping[int, Saved]) -> Set[int]:
+        """Store how far shards are, fenced, in one round trip. Returns those that are somebody else's by now.
+        Only without `per_record_ack`."""
         raise NotImplementedError
 
     @abstractmethod

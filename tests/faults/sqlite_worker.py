@@ -15,7 +15,7 @@ import time
 from collections.abc import Mapping, Sequence, Set
 from typing import Any
 
-from hivewire.backend import Again, Append, Back, Dead, Fetched, Letter, Member, Ownership, Record, Unfinished
+from hivewire.backend import Again, Append, Back, Dead, Fetched, Letter, Member, Ownership, Record, Unfinished, Saved
 from hivewire.backends.sqlite import SQLiteBackend
 from hivewire.errors import BackendError
 from hivewire.settings import Settings
@@ -28,7 +28,7 @@ LETTER = Letter(reason="rejected", error="", attempts=1, first_at=0.0, worker="w
 class Owner(Ownership):
     async def gained(self, shard: int, token: int, saved: bytes, settled: Sequence[Any] = ()) -> None: ...
 
-    async def losing(self, shards: Set[int], within_s: float) -> Mapping[int, bytes]:
+    async def losing(self, shards: Set[int], within_s: float) -> Mapping[int, Saved]:
         return {}
 
     def lost(self, shards: Set[int]) -> None: ...

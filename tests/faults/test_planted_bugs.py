@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from hivewire.backend import Append, Back, Dead, Unfinished
+from hivewire.backend import Append, Back, Dead, Saved, Unfinished
 from hivewire.delivery import Delivery
 from hivewire.engine import inbox as engine_inbox
 from hivewire.engine import sender as engine_sender
@@ -206,9 +206,9 @@ def settled_ids_forgotten_at_takeover(patch: pytest.MonkeyPatch) -> None:
 
 @planted("redis", "kafka", caught_by="one_at_a_time")
 def shard_given_up_while_its_handlers_run(patch: pytest.MonkeyPatch) -> None:
-    async def losing(self: Inbox, shards: Set[int], within_s: float) -> dict[int, bytes]:
+    async def losing(self: Inbox, shards: Set[int], within_s: float) -> dict[int, Saved]:
         assert self._shards is not None
-        states = {number: self._shards.state(number) for number in shards}
+        states = self._shards.states(shards)
         self._shards.close(shards)
         return states
 

@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-from hivewire.backend import Append, Backend, Fetched, Letter, Member, Ownership, Record
+from hivewire.backend import Append, Backend, Fetched, Letter, Member, Ownership, Record, Saved
 from hivewire.backends.sqlite import SQLiteBackend
 from hivewire.ids import new_id
 from hivewire.settings import Settings
@@ -19,7 +19,7 @@ class Owner(Ownership):
 
     async def gained(self, shard: int, token: int, saved: bytes, settled: Sequence[Any] = ()) -> None: ...
 
-    async def losing(self, shards: Set[int], within_s: float) -> Mapping[int, bytes]:
+    async def losing(self, shards: Set[int], within_s: float) -> Mapping[int, Saved]:
         return {}
 
     def lost(self, shards: Set[int]) -> None:

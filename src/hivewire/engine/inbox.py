@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable, Hashable, Mapping, Sequence, Se
 from heapq import heappop, heappush
 from itertools import count, islice
 
-from hivewire.backend import Again, Back, Consumer, Dead, Ownership, Unfinished
+from hivewire.backend import Again, Back, Consumer, Dead, Ownership, Saved, Unfinished
 from hivewire.codec import decode
 from hivewire.engine.core import Core
 from hivewire.engine.handed import Handed
@@ -106,7 +106,7 @@ class Inbox(Ownership):
         for one in settled:
             self._settled.add(one, now)
 
-    async def losing(self, shards: Set[int], within_s: float) -> Mapping[int, bytes]:
+    async def losing(self, shards: Set[int], within_s: float) -> Mapping[int, Saved]:
         if self._shards is None:
             return {}
         self._shards.close(shards)
@@ -119,7 +119,7 @@ class Inbox(Ownership):
                 await self.settling.flushed()
         except TimeoutError:
             pass  # what still runs is lost with the shard
-        states = {number: self._shards.state(number) for number in shards}
+        states = self._shards.states(shards)
         self.lost(shards)
         return states
 
@@ -359,14 +359,13 @@ class Inbox(Ownership):
         positions = list(islice(lane.parked, LONG_LANE))
         while not lane.lost:
             try:
-                batch = await self.consumer.refetch(positions)
+                batch = await self.consumer.refetch(lane.shard, positions)
             except BackendError as error:
                 log.warning("cannot take parked messages yet", extra={"queue": self.queue, "error": str(error)})
                 await asyncio.sleep(_SETTLE_RETRY_S)
                 continue
             for _ in positions:
                 lane.parked.popleft()
-            batch = [fetched for fetched in batch if fetched.shard == lane.shard]
             if self._shards is not None:
                 batch = self._shards.accept(batch)[0]
             lane.waiting.extend(batch)
@@ -472,7 +471,7 @@ class Inbox(Ownership):
 
     async def _store(self, done: Sequence[Fetched], rest: Sequence[Unfinished]) -> Sequence[Fetched]:
         if self._shards is not None:
-            return await self._shards.settle(self.consumer, done, rest)
+            return await self._shards.settle(self.consumer, done, rest, self.core.backend.now())
         return await self.consumer.settle(done, rest)
 
     def _stored(self, done: Sequence[Fetched], rest: Sequence[Unfinished], lost: Set[int]) -> None:

@@ -5,40 +5,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterable, Sequence
 
-import msgspec
-
-from hivewire.backend import Again, Consumer, Dead, Unfinished
-from hivewire.errors import LeaseLost
+from hivewire.backend import Again, Consumer, Dead, Saved, Unfinished
 from hivewire.record import Fetched
+from hivewire.rules.progress import History, Progress, decode, encode
 from hivewire.rules.watermark import Watermark
 
-_VERSION = 1
-
-
-class _History(msgspec.Struct, array_like=True):
-    """What is known of one unfinished record: its offset from the watermark and its counters."""
-
-    distance: int
-    starts: int
-    failures: int
-    crashes: int
-    running: bool
-
-
-class _Saved(msgspec.Struct, array_like=True):
-    """The state of a shard beside its watermark."""
-
-    version: int
-    watermark: int
-    ahead: list[int]
-    """Finished above the watermark: pairs of distance from the end of the last run, and length."""
-    history: list[_History]
-    taken_to: int
-    """Records below were with the owner that saved this; above, nobody has had them."""
-
-
-_decoder = msgspec.msgpack.Decoder(_Saved)
-_encoder = msgspec.msgpack.Encoder()
+_MOST_STATE_BYTES = 2_400
+"""What a store must be able to keep of a shard."""
+_MOST_DUE = 20
 
 
 class Shard:
@@ -48,16 +22,17 @@ class Shard:
         self.token = token
         self.closing = False
         self._open: dict[int, Fetched] = {}
-        self._before: dict[int, _History] = {}
+        self._before: dict[int, History] = {}
+        self._due: dict[int, float] = {}
         self._died = 0
         self._suspect_to = 0
         self.mark: Watermark | None = None
         if per_record_ack:
             return
-        state = _decoder.decode(saved) if saved else _Saved(_VERSION, 0, [], [], 0)
-        self.mark = Watermark(state.watermark, _positions(state.watermark, state.ahead))
-        self._before = {state.watermark + entry.distance: entry for entry in state.history}
-        self._died = sum(entry.running for entry in state.history)
+        state = decode(saved)
+        self.mark = Watermark(state.watermark, state.ahead)
+        self._before = {entry.at: entry for entry in state.history}
+        self._died = state.running
         self._suspect_to = state.taken_to
 
     def take(self, fetched: Fetched) -> bool:
@@ -80,27 +55,33 @@ class Shard:
 
     def finish(self, fetched: Fetched) -> None:
         assert self.mark is not None
-        self._open.pop(int(fetched.at), None)
-        self.mark.finish(int(fetched.at))
+        at = int(fetched.at)
+        self._open.pop(at, None)
+        self._due.pop(at, None)
+        self.mark.finish(at)
 
-    def state(self, *, handed_over: bool) -> tuple[int, bytes]:
+    def wait(self, fetched: Fetched, due_at: float) -> None:
+        """It is tried again then."""
+        self._due[int(fetched.at)] = due_at
+
+    def state(self, *, handed_over: bool) -> Saved:
         """The watermark and what belongs to it. `handed_over`: nothing of this member runs any more."""
         assert self.mark is not None
         low = self.mark.at
         history = [
-            _History(at - low, f.starts, f.failures, f.crashes, f.marked and not handed_over)
-            for at, f in sorted(self._open.items())
+            History(at, f.starts, f.failures, f.crashes, f.marked and not handed_over)
+            for at, f in self._open.items()
             if f.starts or f.failures or f.crashes
         ]
+        running = sum([entry.running for entry in history])
         # What an earlier owner left and nobody has taken yet keeps its history.
-        history += [
-            _History(at - low, entry.starts, entry.failures, entry.crashes, entry.running)
-            for at, entry in sorted(self._before.items())
-            if at >= low
-        ]
+        history += [entry for at, entry in self._before.items() if at >= low]
+        history.sort(key=lambda entry: entry.at)
         taken_to = low if handed_over else max([at + 1 for at in self._open] + [low, self._suspect_to])
-        saved = _Saved(_VERSION, low, _runs(low, self.mark.ahead), history, taken_to)
-        return low, _encoder.encode(saved)
+        ahead = self.mark.ahead
+        state = encode(Progress(low, ahead, history, taken_to), _MOST_STATE_BYTES)
+        due = () if handed_over else tuple(self._due.values())[:_MOST_DUE]
+        return Saved(low, state, len(ahead), running, due)
 
 
 class Shards:
@@ -142,13 +123,13 @@ class Shards:
         shard = self._shards.get(fetched.shard)
         return shard is not None and shard.token == fetched.token
 
-    def state(self, number: int) -> bytes:
-        """To hand over."""
-        shard = self._shards.get(number)
-        return b"" if shard is None or shard.mark is None else shard.state(handed_over=True)[1]
+    def states(self, numbers: Iterable[int]) -> dict[int, Saved]:
+        """To hand over. Nothing where the store takes an acknowledgement of each record."""
+        owned = {number: shard for number in numbers if (shard := self._shards.get(number)) is not None}
+        return {n: shard.state(handed_over=True) for n, shard in owned.items() if shard.mark is not None}
 
     async def settle(
-        self, consumer: Consumer, done: Sequence[Fetched], rest: Sequence[Unfinished]
+        self, consumer: Consumer, done: Sequence[Fetched], rest: Sequence[Unfinished], now: float
     ) -> Sequence[Fetched]:
         """Store outcomes; returns those refused."""
         if self._per_record_ack:
@@ -165,7 +146,11 @@ class Shards:
                 continue
             shard.finish(fetched)
             touched.add(fetched.shard)
-        touched.update(outcome.fetched.shard for outcome in rest if isinstance(outcome, Again))
+        for outcome in rest:
+            shard = self._shards.get(outcome.fetched.shard)
+            if isinstance(outcome, Again) and shard is not None and shard.token == outcome.fetched.token:
+                shard.wait(outcome.fetched, now + outcome.delay_s)
+                touched.add(outcome.fetched.shard)
         lost = await self.save(consumer, touched)
         refused.extend(fetched for fetched in finished if fetched.shard in lost)
         return refused
@@ -180,38 +165,7 @@ class Shards:
     async def save(self, consumer: Consumer, numbers: Iterable[int]) -> set[int]:
         """Commit, one at a time: an older state must not overtake a newer one. Returns the shards that are
         somebody else's."""
-        lost = set()
         async with self._saving:
-            for number in numbers:
-                shard = self._shards.get(number)
-                if shard is None or shard.mark is None:
-                    continue
-                watermark, state = shard.state(handed_over=False)
-                try:
-                    await consumer.save(number, watermark, state)
-                except LeaseLost:
-                    lost.add(number)
-        return lost
-
-
-def _runs(low: int, positions: Sequence[int]) -> list[int]:
-    """Rising positions as pairs (distance, length): a long run costs two numbers."""
-    runs: list[int] = []
-    end = low
-    for at in positions:
-        if runs and at == end:
-            runs[-1] += 1
-        else:
-            runs += [at - end, 1]
-        end = at + 1
-    return runs
-
-
-def _positions(low: int, runs: Sequence[int]) -> list[int]:
-    positions: list[int] = []
-    end = low
-    for distance, length in zip(runs[::2], runs[1::2], strict=True):
-        start = end + distance
-        positions.extend(range(start, start + length))
-        end = start + length
-    return positions
+            owned = {number: shard for number in numbers if (shard := self._shards.get(number)) is not None}
+            states = {n: shard.state(handed_over=False) for n, shard in owned.items() if shard.mark is not None}
+            return set(await consumer.save(states)) if states else set()

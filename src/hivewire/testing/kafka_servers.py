@@ -1,4 +1,4 @@
-"""Real Kafka brokers for tests: Apache Kafka's own jars, fetched once by Maven into a cache folder, no root, no containers."""
+"""Real Kafka brokers for tests: Apache Kafka's own jars, fetched once by Maven; no root, no containers."""
 
 from __future__ import annotations
 
@@ -223,7 +223,7 @@ class Broker:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                preexec_fn=_end_with_parent if sys.platform == "linux" else None,
+                preexec_fn=_end_with_parent if sys.platform == "linux" else None,  # noqa: PLW1509 -- one C call
             )
 
     def ready(self) -> None:

@@ -8,7 +8,7 @@ from typing import ClassVar, Final
 
 import msgspec
 
-from hivewire.backend import Dead, Depth, Features, Fetched, Member, Ownership, Record, Unfinished
+from hivewire.backend import Dead, Depth, Features, Fetched, Member, Ownership, Record, Saved, Unfinished
 from hivewire.errors import BackendError
 from hivewire.record import names
 from hivewire.testing.profiles_driver import ProfileBackend
@@ -62,10 +62,11 @@ class KafkaWorld(ShardWorld):
     def inherited(self, queue: str, number: int) -> None:
         """The committed watermark and state are all that the next owner gets."""
 
-    def save(self, queue: str, process: str, number: int, token: int, watermark: int | None, state: bytes) -> bool:
-        if len(state) > METADATA_BYTES:
-            raise BackendError(f"commit of {queue} {number}: {len(state)} bytes of metadata, {METADATA_BYTES} allowed")
-        return super().save(queue, process, number, token, watermark, state)
+    def save(self, queue: str, process: str, number: int, token: int, saved: Saved) -> bool:
+        size = len(saved.state)
+        if size > METADATA_BYTES:
+            raise BackendError(f"commit of {queue} {number}: {size} bytes of metadata, {METADATA_BYTES} allowed")
+        return super().save(queue, process, number, token, saved)
 
     def committed(self, queue: str, process: str, number: int, watermark: int) -> None:
         shard, log = self.group(queue).shards[number], self._topic(queue)[number]

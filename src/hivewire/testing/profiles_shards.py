@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from abc import abstractmethod
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence, Set
 from random import Random
 from typing import Final, TypeVar
 
 import msgspec
 
-from hivewire.backend import Depth, Fetched, Member, Ownership, Unfinished
-from hivewire.errors import ConnectionLost, LeaseLost
+from hivewire.backend import Depth, Fetched, Member, Ownership, Saved, Unfinished
+from hivewire.errors import ConnectionLost
 from hivewire.testing.profiles_driver import ProfileBackend, ProfileConsumer, process_of
 from hivewire.testing.profiles_faults import Faults
 from hivewire.testing.profiles_world import World
@@ -165,13 +165,12 @@ class ShardWorld(World):
         shard = self.group(queue).shards[number]
         return shard.owner != process or shard.token != token
 
-    def save(self, queue: str, process: str, number: int, token: int, watermark: int | None, state: bytes) -> bool:
+    def save(self, queue: str, process: str, number: int, token: int, saved: Saved) -> bool:
         """Store the shard's state. False: refused by the fence."""
         if self.is_fenced_out(queue, process, number, token):
             return False
-        self.group(queue).shards[number].saved = state
-        if watermark is not None:
-            self.committed(queue, process, number, watermark)
+        self.group(queue).shards[number].saved = saved.state
+        self.committed(queue, process, number, saved.watermark)
         return True
 
     def settled_lately(self, queue: str, number: int) -> Sequence[Hashable]:
@@ -275,7 +274,9 @@ class ShardConsumer(ProfileConsumer[_W]):
     async def _hand_over(self, shards: set[int]) -> None:
         tokens = {number: self._tokens[number] for number in shards}
         states = await self.owner.losing(shards, HANDOVER_S)
-        saved = {number: (token, states.get(number)) for number, token in tokens.items()}
+        saved = {
+            number: (token, states[number].state if number in states else None) for number, token in tokens.items()
+        }
         while True:
             try:
                 await self.wire.call(None, lambda: self.world.release(self.queue, self.name, saved))
@@ -326,9 +327,9 @@ class ShardConsumer(ProfileConsumer[_W]):
             taken.extend(found)
         return taken
 
-    async def refetch(self, at: Sequence[int | str]) -> Sequence[Fetched]:
-        # A position alone does not name a shard, so the driver looks into each that it owns.
-        wanted = [(number, token, int(place)) for place in at for number, token in self._tokens.items()]
+    async def refetch(self, shard: int, at: Sequence[int | str]) -> Sequence[Fetched]:
+        token = self._tokens.get(shard)
+        wanted = [] if token is None else [(shard, token, int(place)) for place in at]
         return await self.wire.call(None, lambda: self.world.again(self.queue, wanted))
 
     async def start(self, batch: Sequence[Fetched]) -> Sequence[Fetched]:
@@ -341,17 +342,19 @@ class ShardConsumer(ProfileConsumer[_W]):
             weight=len(done) + len(rest),
         )
 
-    async def save(self, shard: int, watermark: int | None, state: bytes) -> None:
-        token = self._tokens.get(shard, -1)
-        accepted = await self.wire.call(
+    async def save(self, shards: Mapping[int, Saved]) -> Set[int]:
+        sent = {number: (self._tokens.get(number, -1), saved) for number, saved in shards.items()}
+        refused = await self.wire.call(
             "save",
-            lambda: self.world.save(self.queue, self.name, shard, token, watermark, state),
-            weight=1,
+            lambda: {
+                number
+                for number, (token, saved) in sent.items()
+                if not self.world.save(self.queue, self.name, number, token, saved)
+            },
+            weight=len(sent),
         )
-        if not accepted:
-            if self._tokens.get(shard) == token:
-                self._forget({shard})
-            raise LeaseLost(f"save shard {shard} of {self.queue}: it belongs to somebody else now")
+        self._forget({number for number in refused if self._tokens.get(number) == sent[number][0]})
+        return refused
 
     async def _leave(self) -> None:
         if self._handovers:

@@ -18,7 +18,7 @@ from hivewire.backends.redis.link import good
 from hivewire.backends.redis.packing import pack_dead, pack_settled, pack_state
 from hivewire.backends.redis.reading import Held
 from hivewire.backends.redis.tenure import Tenure
-from hivewire.errors import BackendError, LeaseLost
+from hivewire.errors import BackendError
 
 if TYPE_CHECKING:
     from hivewire.backends.redis.backend import RedisBackend
@@ -134,7 +134,7 @@ class RedisConsumer(Consumer):
                 self.backend.not_before(held.take(entries))
                 held.is_hot = len(entries) >= count
 
-    async def refetch(self, at: Sequence[int | str]) -> Sequence[Fetched]:
+    async def refetch(self, shard: int, at: Sequence[int | str]) -> Sequence[Fetched]:
         places = [str(place).rpartition("-") for place in at]
         wanted = [(held, id) for id, _, n in places if (held := self.held.get(int(n))) is not None]
         commands: list[Command] = [("XRANGE", self.names.stream(held.shard), id, id) for held, id in wanted]
@@ -280,9 +280,6 @@ class RedisConsumer(Consumer):
     def taken(self) -> list[tuple[int, bytes]]:
         """Shard and id of what runs here or is about to."""
         return [(shard, id) for shard, held in self.held.items() for id in held.out - held.paused]
-
-    async def save(self, shard: int, watermark: int | None, state: bytes) -> None:
-        raise LeaseLost(f"save shard {shard} of {self.queue}: this store acknowledges each record")
 
     # -- ending
 
