@@ -15,7 +15,7 @@ import time
 from collections.abc import Mapping, Sequence, Set
 from typing import Any
 
-from hivewire.backend import Again, Append, Back, Dead, Fetched, Letter, Member, Ownership, Record, Unfinished, Saved
+from hivewire.backend import Again, Append, Back, Dead, Fetched, Letter, Member, Ownership, Record, Saved, Unfinished
 from hivewire.backends.sqlite import SQLiteBackend
 from hivewire.errors import BackendError
 from hivewire.settings import Settings
