@@ -15,7 +15,8 @@ from hivewire.record import Fetched as Fetched
 from hivewire.record import Record as Record
 from hivewire.record import life as life
 
-Durability = Literal["volatile", "process", "disk"]
+Durability = Literal["volatile", "unknown", "process", "disk"]
+"""`unknown`: the store does not tell; taken for volatile."""
 Mode = Literal["ordered", "competing"]
 
 TRAIL_PREFIX = "trail/"

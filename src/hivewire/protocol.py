@@ -68,7 +68,8 @@ class Schedule(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Health(msgspec.Struct, frozen=True, kw_only=True):
-    """`durability`: `volatile`, `process` (survives a process kill) or `disk` (fsync)."""
+    """`durability`: `volatile`, `process` (survives a process kill) `disk` (fsync), or `unknown`: the
+    store does not tell."""
 
     ok: bool
     backend: str

@@ -13,6 +13,7 @@ from uuid import uuid4
 import pytest
 
 from hivewire.testing.conformance.fabric import Fabric
+from hivewire.testing.redis_groups import Group
 from hivewire.testing.servers import RedisServer, ServerMissing, free_port
 
 
@@ -68,7 +69,7 @@ class RedisFabric(Fabric):
             self.server.start()
 
 
-def start(server: RedisServer) -> None:
+def start(server: RedisServer | Group) -> None:
     """Without a server on this machine the test is skipped; where CI is set it fails."""
     try:
         server.start()

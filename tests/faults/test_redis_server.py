@@ -4,25 +4,21 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
 
 from hivewire.backends.redis import RedisBackend
 from hivewire.backends.redis.consumer import RedisConsumer
-from hivewire.delivery import Delivery
-from hivewire.engine.protocol import Engine
 from hivewire.errors import BackendError, SettingsError
 from hivewire.factory import connect
 from hivewire.testing.conformance.journal import first_seen, overlapping
-from hivewire.testing.conformance.scenario import counts, empty, number, send_numbered, serving, take, task
+from hivewire.testing.conformance.scenario import counts, empty, send_numbered, serving, take, task
 from hivewire.testing.conformance.waiting import count, eventually, until
 from hivewire.testing.leaks import Census, no_unhandled_errors
 from hivewire.testing.servers import RedisServer
 from tests.conformance.backends import RedisFabric, start
-
-KEYS = [f"k{n}" for n in range(8)]
+from tests.faults.load import KEYS, Load, Seen
 
 
 @pytest.fixture
@@ -32,60 +28,6 @@ async def redis(tmp_path: Path) -> AsyncIterator[RedisFabric]:
         async with RedisFabric(tmp_path) as made:
             yield made
     await before.check()
-
-
-class Load:
-    """Sends numbered messages of several keys, one after another each, until it is stopped."""
-
-    def __init__(self, protocol: Engine, agent: str) -> None:
-        self._protocol = protocol
-        self._agent = agent
-        self._stopping = False
-        self.confirmed: dict[str, list[int]] = {key: [] for key in KEYS}
-
-    async def _send(self, key: str) -> None:
-        n = 0
-        while not self._stopping:
-            await self._protocol.send(task(self._agent, n, key=key), timeout_s=20)
-            self.confirmed[key].append(n)
-            n += 1
-            await asyncio.sleep(0.001)
-
-    @asynccontextmanager
-    async def running(self) -> AsyncIterator[None]:
-        async with asyncio.TaskGroup() as group:
-            for key in KEYS:
-                group.create_task(self._send(key))
-            try:
-                yield
-            finally:
-                self._stopping = True
-
-    @property
-    def total(self) -> int:
-        return sum(map(len, self.confirmed.values()))
-
-
-class Seen:
-    """What a handler got, by key, in its order."""
-
-    def __init__(self) -> None:
-        self.numbers: dict[str, list[int]] = {key: [] for key in KEYS}
-
-    async def __call__(self, delivery: Delivery) -> None:
-        await asyncio.sleep(0.001)
-        self.numbers[str(delivery.message.key)].append(number(delivery))
-
-    @property
-    def total(self) -> int:
-        return sum(map(len, self.numbers.values()))
-
-    def check(self, load: Load) -> None:
-        """All that was confirmed was handled, each key's first times in the order sent."""
-        for key, confirmed in load.confirmed.items():
-            first = list(dict.fromkeys(self.numbers[key]))
-            assert first == sorted(first), key
-            assert set(confirmed) <= set(first), key
 
 
 async def _killed(server: RedisServer) -> None:

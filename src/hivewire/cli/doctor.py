@@ -201,9 +201,10 @@ async def _store(protocol: Protocol, settings: Settings) -> AsyncIterator[Findin
         "ok" if health.ok else "bad",
         f"{health.backend} answered in {health.latency_s * 1000:.1f} ms" if health.ok else health.detail,
     )
-    volatile = health.durability == "volatile"
+    volatile = health.durability in ("volatile", "unknown")
     lasting = {
         "volatile": "messages vanish with this process or server",
+        "unknown": "the server does not tell what it keeps; assume nothing",
         "process": "messages survive the death of every process, not of the machine",
         "disk": "a sent message is on the disk",
     }

@@ -126,9 +126,14 @@ class Engine(Protocol):
             self._open = True
 
     async def _check_durability(self) -> None:
-        if self.settings.require_durable and self.backend.features.durability == "volatile":
+        durability = self.backend.features.durability
+        if self.settings.require_durable and durability in ("volatile", "unknown"):
+            found = (
+                "does not tell whether it keeps messages" if durability == "unknown" else "keeps them in memory only"
+            )
             raise SettingsError(
-                "require_durable is set, but this backend keeps messages in memory only; use sqlite:// or another store"
+                f"require_durable is set, but this store {found}; use sqlite://, or a server that keeps what it"
+                " is sent (Redis: --appendonly yes)"
             )
 
     async def close(self, drain_s: float = 10) -> None:

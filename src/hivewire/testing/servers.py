@@ -61,14 +61,9 @@ class RedisServer:
     def start(self) -> None:
         """Returns when it answers and has read its file."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        durable = [] if "--appendonly" in self.options else ["--appendonly", "yes"]
         with (self.folder / "server.log").open("ab") as log:
             self._process = subprocess.Popen(
-                [
-                    redis_program(),
-                    *("--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(self.folder), "--save", ""),
-                    *("--daemonize", "no", *durable, *self.options),
-                ],
+                [redis_program(), *self.arguments()],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -79,6 +74,14 @@ class RedisServer:
                 said = (self.folder / "server.log").read_text(errors="replace")
                 raise RuntimeError(f"the server did not start:\n{said[-2000:]}")
             time.sleep(0.005)
+
+    def arguments(self) -> list[str]:
+        """Of its command line."""
+        durable = [] if "--appendonly" in self.options else ["--appendonly", "yes"]
+        return [
+            *("--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(self.folder), "--save", ""),
+            *("--daemonize", "no", *durable, *self.options),
+        ]
 
     @property
     def pid(self) -> int | None:

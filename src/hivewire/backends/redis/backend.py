@@ -111,9 +111,10 @@ class RedisBackend(Backend):
         kept = await durability.ask(link)
         if self.features.durability != kept.durability:
             self.features = msgspec.structs.replace(self.features, durability=kept.durability)
-        if kept.durability == "volatile" and self._link is None:
-            for warning in kept.warnings:
-                log.warning("THIS REDIS LOSES MESSAGES: %s", warning, extra={"server": str(self.address)})
+        if self._link is None:
+            loud = {"volatile": "THIS REDIS LOSES MESSAGES: ", "unknown": "THIS REDIS MAY LOSE MESSAGES: "}
+            for warning in kept.warnings if kept.durability in loud else ():
+                log.warning("%s%s", loud[kept.durability], warning, extra={"server": str(self.address)})
         return kept
 
     def check_usable(self) -> None:

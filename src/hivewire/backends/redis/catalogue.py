@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from hivewire.backend import Entry
 from hivewire.backends.redis import scripts
-from hivewire.backends.redis.keys import CATALOGUE, EPOCH, NOTE
+from hivewire.backends.redis.keys import CATALOGUE, EPOCH, NOTE, NOTES
 from hivewire.backends.redis.link import Link, good
 
 _COUNTED = ("agent/", "group/")
@@ -29,7 +29,7 @@ async def get(link: Link, key: str) -> Entry:
 async def put(link: Link, key: str, value: bytes, version: int, ttl_s: float | None) -> Entry | None:
     ttl_ms = 0 if ttl_s is None else max(1, round(ttl_s * 1000))
     counted = int(key.startswith(_COUNTED))
-    command = scripts.run_on(scripts.PUT, (CATALOGUE, EPOCH, NOTE + key), key, value, version, ttl_ms, counted)
+    command = scripts.run_on(scripts.PUT, (CATALOGUE, EPOCH, NOTE + key, NOTES), key, value, version, ttl_ms, counted)
     (answer,) = await link.ask([command])
     stored = good(answer, f"store {key}")
     return Entry(value, stored) if stored else None
@@ -37,27 +37,14 @@ async def put(link: Link, key: str, value: bytes, version: int, ttl_s: float | N
 
 async def scan(link: Link, prefix: str) -> Mapping[str, Entry]:
     found: dict[str, Entry] = {}
-    (flat,) = await link.ask([("HGETALL", CATALOGUE)])
-    flat = good(flat, f"read what begins with {prefix}")
+    flat, notes = await link.ask([("HGETALL", CATALOGUE), ("ZRANGE", NOTES, 0, -1)])
+    flat, notes = good(flat, f"read what begins with {prefix}"), good(notes, f"read what begins with {prefix}")
     for at in range(0, len(flat), 2):
         key = flat[at].decode()
         if key.startswith(prefix):
             found[key] = _entry(flat[at + 1])
-    notes = await _notes(link, prefix)
-    if notes:
-        values = await link.call("MGET", *notes)
-        found.update(
-            {name.removeprefix(NOTE): _entry(value) for name, value in zip(notes, values, strict=True) if value}
-        )
+    names = [name.decode() for name in notes if name.startswith(prefix.encode())]
+    if names:
+        values = await link.call("MGET", *[NOTE + name for name in names])
+        found.update({name: _entry(value) for name, value in zip(names, values, strict=True) if value})
     return dict(sorted(found.items()))
-
-
-async def _notes(link: Link, prefix: str) -> list[str]:
-    cursor, names = "0", []
-    escaped = "".join(f"\\{letter}" if letter in "*?[]\\^" else letter for letter in NOTE + prefix)
-    while True:
-        answer, found = await link.call("SCAN", cursor, "MATCH", f"{escaped}*", "COUNT", 1000)
-        names += [name.decode() for name in found]
-        cursor = answer.decode()
-        if cursor == "0":
-            return names

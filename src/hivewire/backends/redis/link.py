@@ -6,7 +6,7 @@ import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 
-from hivewire.backends.redis.address import Command, Reply
+from hivewire.backends.redis.address import Address, Command, Reply
 from hivewire.errors import BackendError, ConnectionLost, HivewireError
 
 
@@ -34,6 +34,10 @@ class Link(ABC):
     @abstractmethod
     async def each(self, commands: Sequence[Command]) -> list[tuple[str, list[Reply]]]:
         """Ask every server that holds messages; their answers by the server's name."""
+
+    def addresses(self) -> list[Address]:
+        """Every server that can be asked."""
+        return []
 
     @abstractmethod
     def cut(self, why: str) -> None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 
 import msgspec
 
-from hivewire.backends.redis.address import Address, Command
+from hivewire.backends.redis.address import Address, Command, Reply
 from hivewire.backends.redis.line import Line, Where
 from hivewire.backends.redis.link import Link
 from hivewire.backends.redis.routing import Router
@@ -15,8 +16,51 @@ from hivewire.errors import BackendError
 from hivewire.settings import RedisSettings
 
 
+class Apart(Link):
+    """What waits for replicas goes by a connection of its own: `WAIT` holds up all that comes behind it."""
+
+    def __init__(self, firm: Link, rest: Link) -> None:
+        self._firm = firm
+        self._rest = rest
+        self.retries = rest.retries
+        for link in (firm, rest):
+            link.on_return = self._returned
+
+    def _returned(self) -> None:
+        if self.on_return is not None:
+            self.on_return()
+
+    def post(
+        self, commands: Sequence[Command], *, firm: bool = False, beyond_s: float = 0.0
+    ) -> asyncio.Future[list[Reply]]:
+        return (self._firm if firm else self._rest).post(commands, firm=firm, beyond_s=beyond_s)
+
+    def ring(self, channel: str, what: int | str) -> None:
+        self._firm.ring(channel, what)
+
+    async def each(self, commands: Sequence[Command]) -> list[tuple[str, list[Reply]]]:
+        return await self._rest.each(commands)
+
+    def addresses(self) -> list[Address]:
+        return self._rest.addresses()
+
+    def cut(self, why: str) -> None:
+        self._firm.cut(why)
+        self._rest.cut(why)
+
+    async def close(self) -> None:
+        await self._firm.close()
+        await self._rest.close()
+
+
 def new_link(settings: RedisSettings, prepare: Sequence[Command] = ()) -> Link:
     """For messages: as many connections as the settings say."""
+    if settings.wait_replicas:
+        return Apart(_link(settings, prepare), _link(settings, prepare))
+    return _link(settings, prepare)
+
+
+def _link(settings: RedisSettings, prepare: Sequence[Command]) -> Link:
     where = _one_place(settings)
     if where is not None and settings.pool_size == 1:
         name, stays = str(Address.of(settings)), settings.min_idle_conns > 0
@@ -29,7 +73,7 @@ def lean_link(settings: RedisSettings, prepare: Sequence[Command] = ()) -> Link:
     lean = msgspec.structs.replace(
         settings, pool_size=1, min_idle_conns=0, max_retries=0, pipeline_size=None, flush_interval_s=0.0
     )
-    return new_link(lean, prepare)
+    return _link(lean, prepare)
 
 
 def place_to_listen(settings: RedisSettings, link: Link) -> Where:
@@ -42,7 +86,7 @@ def place_to_listen(settings: RedisSettings, link: Link) -> Where:
     async def next_node() -> Address:
         nonlocal turn
         turn += 1
-        addresses = link.addresses() if isinstance(link, Router) else Address.all_of(settings)
+        addresses = link.addresses()
         return addresses[turn % len(addresses)]
 
     return next_node

@@ -252,18 +252,24 @@ return 1
 """
 )
 
-# KEYS: values, epoch, note. ARGV: key, value, version, ttl ms or 0, counts for the epoch.
-PUT: Final = """
+# KEYS: values, epoch, note, all notes by their end. ARGV: key, value, version, ttl ms or 0, counts for the epoch.
+PUT: Final = (
+    CLOCK
+    + """
 local kept = ARGV[4] ~= '0' and redis.call('GET', KEYS[3]) or redis.call('HGET', KEYS[1], ARGV[1])
 local version = kept and string.match(kept, '^(%d+) ') or '0'
 if version ~= ARGV[3] then return 0 end
 local next = redis.call('HINCRBY', KEYS[2], 'versions', 1)
 local entry = next .. ' ' .. ARGV[2]
-if ARGV[4] ~= '0' then redis.call('SET', KEYS[3], entry, 'PX', ARGV[4])
+if ARGV[4] ~= '0' then
+  redis.call('SET', KEYS[3], entry, 'PX', ARGV[4])
+  redis.call('ZREMRANGEBYSCORE', KEYS[4], '-inf', now)
+  redis.call('ZADD', KEYS[4], now + ARGV[4], ARGV[1])
 else redis.call('HSET', KEYS[1], ARGV[1], entry) end
 if ARGV[5] == '1' then redis.call('HSET', KEYS[2], 'epoch', next) end
 return next
 """
+)
 
 # ARGV: of each expired record: shard, owner it may have or nothing, token, its id in the stream, its own id, letter,
 # its life.

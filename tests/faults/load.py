@@ -1,0 +1,73 @@
+"""Numbered messages under a load that goes on while a store is in trouble."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from hivewire.delivery import Delivery
+from hivewire.engine.protocol import Engine
+from hivewire.testing.conformance.scenario import number, task
+
+KEYS = [f"k{n}" for n in range(8)]
+
+
+class Load:
+    """Sends numbered messages of several keys, one after another each, until it is stopped."""
+
+    def __init__(self, protocol: Engine, agent: str) -> None:
+        self._protocol = protocol
+        self._agent = agent
+        self._stopping = False
+        self.confirmed: dict[str, list[int]] = {key: [] for key in KEYS}
+
+    async def _send(self, key: str) -> None:
+        n = 0
+        while not self._stopping:
+            await self._protocol.send(task(self._agent, n, key=key), timeout_s=20)
+            self.confirmed[key].append(n)
+            n += 1
+            await asyncio.sleep(0.001)
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        async with asyncio.TaskGroup() as group:
+            for key in KEYS:
+                group.create_task(self._send(key))
+            try:
+                yield
+            finally:
+                self._stopping = True
+
+    @property
+    def total(self) -> int:
+        return sum(map(len, self.confirmed.values()))
+
+
+class Seen:
+    """What a handler got, by key, in its order."""
+
+    def __init__(self) -> None:
+        self.numbers: dict[str, list[int]] = {key: [] for key in KEYS}
+
+    async def __call__(self, delivery: Delivery) -> None:
+        await asyncio.sleep(0.001)
+        self.numbers[str(delivery.message.key)].append(number(delivery))
+
+    @property
+    def total(self) -> int:
+        return sum(map(len, self.numbers.values()))
+
+    def check(self, load: Load) -> None:
+        """All that was confirmed was handled, each key's first times in the order sent."""
+        assert self.lost(load) == []
+
+    def lost(self, load: Load) -> list[tuple[str, int]]:
+        """What was confirmed and never handled. Each key's first times are in the order sent."""
+        missing = []
+        for key, confirmed in load.confirmed.items():
+            first = list(dict.fromkeys(self.numbers[key]))
+            assert first == sorted(first), key
+            missing += [(key, n) for n in confirmed if n not in set(first)]
+        return missing

@@ -1,0 +1,232 @@
+"""A real cluster under load: slots that move, masters that are killed or frozen. Nothing hangs, order holds, and what
+the servers kept is delivered."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hivewire.backends.redis.keys import base
+from hivewire.backends.redis.slots import slot_of
+from hivewire.engine.protocol import Engine
+from hivewire.errors import BackendError, SettingsError
+from hivewire.factory import connect
+from hivewire.testing.conformance.scenario import counts, empty, serving, take, task
+from hivewire.testing.conformance.waiting import count, eventually, until, until_true
+from hivewire.testing.leaks import Census, no_unhandled_errors
+from hivewire.testing.redis_groups import RedisCluster, say
+from hivewire.testing.servers import RedisServer
+from tests.conformance.backends import start
+from tests.faults.load import Load, Seen
+
+SETTINGS: dict[str, Any] = {"lease_s": 2.0, "retry_first_s": 0.05, "retry_most_s": 1.0}
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisCluster]:
+    made = RedisCluster(tmp_path_factory.mktemp("cluster"))
+    try:
+        start(made)
+        yield made
+    finally:
+        made.kill()
+
+
+@pytest.fixture(autouse=True)
+async def tidy(cluster: RedisCluster) -> AsyncIterator[None]:
+    before = Census.take()
+    with no_unhandled_errors():
+        yield
+    await before.check()
+    for server in cluster.servers:
+        if server.pid is None:
+            server.start()
+    await until(lambda: all(map(cluster.is_well, cluster.servers)), "the cluster is well again", 30)
+
+
+def agents_on(cluster: RedisCluster, server: RedisServer, test: str, how_many: int = 1) -> list[str]:
+    """Names of queues that live there."""
+    names = (f"{test}-{n}" for n in range(1000))
+    return [name for name in names if cluster.owner(slot_of(base(name))) is server][:how_many]
+
+
+def masters(cluster: RedisCluster) -> list[RedisServer]:
+    return list(dict.fromkeys(cluster.owner(slot) for slot in (0, 8000, 16000)))
+
+
+@asynccontextmanager
+async def under_load(
+    cluster: RedisCluster, agents: list[str], **settings: Any
+) -> AsyncIterator[dict[str, tuple[Load, Seen]]]:
+    """Each agent has its senders in one process and its handlers in another one's object."""
+    async with AsyncExitStack() as stack:
+        sender = await stack.enter_async_context(connect(cluster.url, **SETTINGS, **settings))
+        receiver = await stack.enter_async_context(connect(cluster.url, **SETTINGS))
+        assert isinstance(sender, Engine)
+        loads = {agent: (Load(sender, agent), Seen()) for agent in agents}
+        for agent, (load, seen) in loads.items():
+            await stack.enter_async_context(serving(receiver, agent, seen, concurrency=8))
+            await stack.enter_async_context(load.running())
+        yield loads
+
+
+async def goes_on(loads: dict[str, tuple[Load, Seen]], more: int = 100, within_s: float = 20) -> None:
+    """All senders and all handlers."""
+    before = {agent: (load.total, seen.total) for agent, (load, seen) in loads.items()}
+    await until(
+        lambda: all(
+            load.total > before[agent][0] + more and seen.total > before[agent][1] + more
+            for agent, (load, seen) in loads.items()
+        ),
+        "messages are sent and handled",
+        within_s,
+    )
+
+
+async def test_queues_spread_over_the_nodes_and_work(cluster: RedisCluster) -> None:
+    async with connect(cluster.url, **SETTINGS) as protocol:
+        agents = [f"spread-{n}" for n in range(12)]
+        for agent in agents:
+            await protocol.send(task(agent, 1))
+            await protocol.send(task(agent, 2), delay_s=0.05)
+        for agent in agents:
+            await take(protocol, agent, 2)
+            await empty(protocol, agent)
+        health = await protocol.health()
+        assert health.ok
+        assert len({cluster.owner(slot_of(base(agent))).port for agent in agents}) == 3
+        assert set(agents) <= set(await protocol.agents())
+
+
+async def test_one_address_is_enough_when_the_setting_says_so(cluster: RedisCluster) -> None:
+    one = f"redis://127.0.0.1:{cluster.servers[0].port}"
+    async with connect(f"{one}?cluster=true") as protocol:
+        for n in range(6):
+            await protocol.send(task(f"one-{n}", n))
+            await take(protocol, f"one-{n}", 1)
+    async with connect(one, redis={"max_retries": 0}) as protocol:
+        elsewhere = agents_on(cluster, cluster.servers[1], "one")
+        with pytest.raises(BackendError, match="node of a cluster; set redis"):
+            await protocol.send(task(elsewhere[0], 1), timeout_s=5)
+
+
+async def test_a_lone_server_is_no_cluster(tmp_path: Path) -> None:
+    server = RedisServer(tmp_path / "lone")
+    start(server)
+    try:
+        with pytest.raises(BackendError, match="no node of a cluster: give one address"):
+            await connect(f"{server.url}?cluster=true").send(task("x", 1))
+    finally:
+        server.kill()
+
+
+def test_a_cluster_has_one_database() -> None:
+    with pytest.raises(SettingsError, match=r"redis\.db"):
+        connect("redis://a:1,b:2/3")
+
+
+@pytest.mark.processes
+@pytest.mark.slow
+async def test_a_slot_moves_under_load(cluster: RedisCluster) -> None:
+    """There and back, key by key, more than once."""
+    source, target, _ = masters(cluster)
+    (agent,) = agents_on(cluster, source, "moves")
+    (other,) = agents_on(cluster, target, "stays")
+    slot = slot_of(base(agent))
+    async with under_load(cluster, [agent, other]) as loads:
+        await goes_on(loads)
+        for to in (target, source) * count(1, 10):
+            moved = await asyncio.to_thread(cluster.move, slot, to, 0.02)
+            assert moved > 5
+            await goes_on(loads)
+    await _all_is_there(cluster, loads, may_lose=False)
+
+
+@pytest.mark.processes
+@pytest.mark.slow
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("wait_replicas", [0, 1])
+async def test_a_master_is_killed_and_its_replica_takes_over(cluster: RedisCluster, wait_replicas: int) -> None:
+    """What one replica had confirmed is not lost; without `WAIT` no more than what was on its way to it."""
+    for _ in range(count(1, 10)):
+        victim = masters(cluster)[0]
+        agents = agents_on(cluster, victim, f"killed-{wait_replicas}", 2)
+        agents += agents_on(cluster, masters(cluster)[1], f"spared-{wait_replicas}")
+        async with under_load(cluster, agents, redis={"wait_replicas": wait_replicas}) as loads:
+            await goes_on(loads)
+            victim.kill()
+            await until_true(partial(_elsewhere, cluster, victim, agents[0]), "a replica is promoted", 30)
+            if wait_replicas:
+                victim.start()  # the only one that can be a replica now
+            await goes_on(loads)
+        await _all_is_there(cluster, loads, may_lose=not wait_replicas)
+        if victim.pid is None:
+            victim.start()
+        await until(lambda: all(map(cluster.is_well, cluster.servers)), "the old master follows", 30)
+
+
+@pytest.mark.processes
+@pytest.mark.slow
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("wait_replicas", [0, 1])
+async def test_a_master_is_frozen_and_thawed_after_its_replica_took_over(
+    cluster: RedisCluster, wait_replicas: int
+) -> None:
+    """What it takes in the moment when it wakes up is confirmed by no replica."""
+    victim = masters(cluster)[0]
+    agents = agents_on(cluster, victim, f"frozen-{wait_replicas}", 2)
+    settings = {"wait_replicas": wait_replicas, "read_timeout_s": 1.0}
+    async with under_load(cluster, agents, redis=settings) as loads:
+        await goes_on(loads)
+        victim.freeze()
+        try:
+            await until_true(partial(_elsewhere, cluster, victim, agents[0]), "a replica is promoted", 30)
+            if not wait_replicas:
+                await goes_on(loads)
+        finally:
+            victim.thaw()
+        await until(lambda: say(victim, "ROLE")[0] == "slave", "the old master follows", 30)
+        await goes_on(loads)
+    await _all_is_there(cluster, loads, may_lose=not wait_replicas)
+
+
+async def _all_is_there(cluster: RedisCluster, loads: dict[str, tuple[Load, Seen]], *, may_lose: bool) -> None:
+    """The servers hold nothing any more, so what they kept was handled; `lost` they did not keep."""
+    lost = 0
+    async with connect(cluster.url, **SETTINGS) as protocol:
+        for agent, (load, seen) in loads.items():
+            async with serving(protocol, agent, seen):
+                await empty(protocol, agent)
+            lost += len(seen.lost(load))
+    print(f"confirmed {sum(load.total for load, _ in loads.values())}, lost {lost}")
+    assert may_lose or not lost
+
+
+async def _elsewhere(cluster: RedisCluster, victim: RedisServer, agent: str) -> bool:
+    owner = await asyncio.to_thread(cluster.owner, slot_of(base(agent)))
+    return owner is not victim
+
+
+@pytest.mark.processes
+@pytest.mark.slow
+@pytest.mark.timeout(120)
+async def test_health_is_red_while_a_part_of_the_slots_has_no_master(cluster: RedisCluster) -> None:
+    async with connect(cluster.url, **SETTINGS) as protocol:
+
+        async def ok() -> bool:
+            return (await protocol.health()).ok
+
+        assert await ok()
+        masters(cluster)[2].kill()
+        await eventually(ok, False, 5)
+        await eventually(ok, True, 30)
+        agent = "after-health"
+        await protocol.send(task(agent, 1))
+        await take(protocol, agent, 1)
+        assert counts(await protocol.depth(agent)) == (0, 0, 0, 0)
