@@ -10,7 +10,11 @@ from pathlib import Path
 import pytest
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
+LINE = "A queue of words, in order kept"
 SAYS = {
+    "from_langgraph": LINE,
+    "from_openai_agents": LINE,
+    "from_pydantic_ai": LINE,
     "llm_worker": "rating 7 of 10; 274 tokens",
     "sql_worker": "north: 38\nsouth: 12\nrefused: SQLite: attempt to write a readonly database",
 }
