@@ -1,0 +1,9 @@
+"""For all tests."""
+
+from __future__ import annotations
+
+from hypothesis import HealthCheck, settings
+
+# Time is not what a property is about: a loaded machine must not fail one.
+settings.register_profile("hivewire", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("hivewire")
