@@ -7,6 +7,15 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from hivewire.backend import Depth as Depth
+    from hivewire.coordination.ledger import Guard as Guard
+    from hivewire.coordination.ledger import Lease as Lease
+    from hivewire.coordination.ledger import Ledger as Ledger
+    from hivewire.coordination.ledger import ProgressEntry as ProgressEntry
+    from hivewire.coordination.ledger import Task as Task
+    from hivewire.coordination.ledger import TaskChange as TaskChange
+    from hivewire.coordination.ledger import TaskFilter as TaskFilter
+    from hivewire.coordination.ledger import TaskStatus as TaskStatus
+    from hivewire.coordination.ledger import open_ledger as open_ledger
     from hivewire.coordination.worker import Context as Context
     from hivewire.coordination.worker import Worker as Worker
     from hivewire.coordination.worker import run as run
@@ -21,8 +30,11 @@ if TYPE_CHECKING:
     from hivewire.errors import Expired as Expired
     from hivewire.errors import HivewireError as HivewireError
     from hivewire.errors import InvalidPlan as InvalidPlan
+    from hivewire.errors import InvalidTransition as InvalidTransition
     from hivewire.errors import LeaseLost as LeaseLost
+    from hivewire.errors import LedgerError as LedgerError
     from hivewire.errors import MessageError as MessageError
+    from hivewire.errors import MigrationNeeded as MigrationNeeded
     from hivewire.errors import NoCapableWorker as NoCapableWorker
     from hivewire.errors import NoHandler as NoHandler
     from hivewire.errors import QueueFull as QueueFull
@@ -30,10 +42,13 @@ if TYPE_CHECKING:
     from hivewire.errors import Reject as Reject
     from hivewire.errors import RetryAfter as RetryAfter
     from hivewire.errors import SettingsError as SettingsError
+    from hivewire.errors import TaskExists as TaskExists
+    from hivewire.errors import TaskMissing as TaskMissing
     from hivewire.errors import TimedOut as TimedOut
     from hivewire.errors import TooLarge as TooLarge
     from hivewire.errors import Undecodable as Undecodable
     from hivewire.errors import Unsupported as Unsupported
+    from hivewire.errors import VersionConflict as VersionConflict
     from hivewire.factory import ProtocolFactory as ProtocolFactory
     from hivewire.factory import connect as connect
     from hivewire.message import UNORDERED as UNORDERED
@@ -56,6 +71,17 @@ if TYPE_CHECKING:
 # Loaded when they are first asked for: `import hivewire` is part of every command's start.
 _HOMES = {
     "backend": ["Depth"],
+    "coordination.ledger": [
+        "Guard",
+        "Lease",
+        "Ledger",
+        "ProgressEntry",
+        "Task",
+        "TaskChange",
+        "TaskFilter",
+        "TaskStatus",
+        "open_ledger",
+    ],
     "coordination.worker": ["Context", "Worker", "run"],
     "delivery": ["Delivery"],
     "errors": [
@@ -69,8 +95,11 @@ _HOMES = {
         "Expired",
         "HivewireError",
         "InvalidPlan",
+        "InvalidTransition",
         "LeaseLost",
+        "LedgerError",
         "MessageError",
+        "MigrationNeeded",
         "NoCapableWorker",
         "NoHandler",
         "QueueFull",
@@ -78,10 +107,13 @@ _HOMES = {
         "Reject",
         "RetryAfter",
         "SettingsError",
+        "TaskExists",
+        "TaskMissing",
         "TimedOut",
         "TooLarge",
         "Undecodable",
         "Unsupported",
+        "VersionConflict",
     ],
     "factory": ["ProtocolFactory", "connect"],
     "message": ["UNORDERED", "Message", "MessageType", "Priority"],

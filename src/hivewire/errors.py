@@ -166,6 +166,42 @@ class BadAnswer(ModelError):
     code = "bad_answer"
 
 
+class LedgerError(HivewireError):
+    """The ledger refused; nothing was changed."""
+
+    code = "ledger"
+
+
+class TaskMissing(LedgerError):
+    """The ledger has no task of this id."""
+
+    code = "task_missing"
+
+
+class TaskExists(LedgerError):
+    """The ledger has a task of this id already."""
+
+    code = "task_exists"
+
+
+class InvalidTransition(LedgerError):
+    """A task in this status cannot get that one, or cannot be changed any more."""
+
+    code = "invalid_transition"
+
+
+class VersionConflict(LedgerError):
+    """Somebody has changed the task since the version that was named; read it again."""
+
+    code = "version_conflict"
+
+
+class MigrationNeeded(LedgerError):
+    """The tables are older or newer than this version's, or damaged; `hivewire ledger status` shows how."""
+
+    code = "migration_needed"
+
+
 class RetryAfter(Exception):
     """Raised by a handler: try this message again after `delay_s` seconds. Counts as an attempt."""
 

@@ -20,7 +20,10 @@ IDS = [setting.name for setting in EVERY]
 REFERENCE_ENV = {
     "PROTOCOL_TYPE", "REDIS_ADDR", "REDIS_PASSWORD", "REDIS_DB", "REDIS_POOL_SIZE", "REDIS_MESSAGE_TTL",
     "REDIS_CONSUMER_GROUP", "KAFKA_BROKERS", "KAFKA_GROUP_ID", "KAFKA_CLIENT_ID", "KAFKA_TOPIC_PREFIX",
-    "KAFKA_NUM_PARTITIONS", "KAFKA_REPLICATION_FACTOR", "KAFKA_MESSAGE_TTL",
+    "KAFKA_NUM_PARTITIONS", "KAFKA_REPLICATION_FACTOR", "KAFKA_MESSAGE_TTL", "LEDGER_TYPE", "LEDGER_ENABLE_CACHE",
+    "LEDGER_CACHE_TTL", "LEDGER_AUTO_PURGE", "LEDGER_PURGE_INTERVAL", "LEDGER_RETAIN_DURATION", "POSTGRES_HOST",
+    "POSTGRES_PORT", "POSTGRES_DB", "POSTGRES_USER", "POSTGRES_PASSWORD", "POSTGRES_SSL_MODE", "POSTGRES_MAX_CONNS",
+    "POSTGRES_IDLE_CONNS", "POSTGRES_STATEMENT_TIMEOUT",
 }  # fmt: skip
 
 
@@ -28,7 +31,7 @@ REFERENCE_ENV = {
 def _alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """No setting from outside the test."""
     for variable in os.environ:
-        if variable.startswith(("HIVEWIRE_", "REDIS_", "KAFKA_", "PROTOCOL_")):
+        if variable.startswith(("HIVEWIRE_", "REDIS_", "KAFKA_", "PROTOCOL_", "LEDGER_", "POSTGRES_")):
             monkeypatch.delenv(variable)
     monkeypatch.chdir(tmp_path)
 
@@ -194,7 +197,7 @@ def test_an_empty_variable_is_an_unset_one(monkeypatch: pytest.MonkeyPatch) -> N
     assert load().origins == {}
 
 
-@pytest.mark.parametrize("file", ["lease = 5", "[redis]\npol_size = 1", "[ledger]\ntype = 'x'", "redis_db = 1"])
+@pytest.mark.parametrize("file", ["lease = 5", "[redis]\npol_size = 1", "[ledger]\nkind = 'x'", "redis_db = 1"])
 def test_unknown_names_in_the_file_are_refused(file: str) -> None:
     if file.startswith("lease"):
         write_file(file)

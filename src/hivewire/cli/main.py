@@ -28,6 +28,7 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "schedules": ("hivewire.cli.schedules", "list, add or remove messages that are sent again and again"),
     "delayed": ("hivewire.cli.delayed", "list or cancel messages that are not due yet"),
     "explain": ("hivewire.cli.explain", "tell the life of one message, and where it is now"),
+    "ledger": ("hivewire.cli.ledger", "the ledger's tables: status, upgrade, downgrade, purge"),
     "loadtest": ("hivewire.cli.loadtest", "send at a fixed rate; count what is lost, doubled, out of order"),
     "doctor": ("hivewire.cli.doctor", "check what is reachable, durable, misconfigured"),
     "config": ("hivewire.cli.config", "print the settings in force, and where each comes from"),

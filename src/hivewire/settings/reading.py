@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -273,6 +274,10 @@ def _check_together(values: dict[str, Any], origins: dict[str, str]) -> None:
         except SettingsError as error:
             raise SettingsError(f"the setting {name} in {origins[name]}: {error}") from None
     _check_redis(values, origins)
+    schema = values.get("postgres.schema", "public")
+    if not re.fullmatch(r"[a-z_][a-z0-9_]{0,62}", schema):
+        where = origins["postgres.schema"]
+        raise SettingsError(f"the setting postgres.schema in {where}: accepted is a name of a-z, 0-9 and _")
     if values.get("retry_first_s", 1.0) > values.get("retry_most_s", 60.0):
         where = origins.get("retry_first_s") or origins["retry_most_s"]
         raise SettingsError(f"the setting retry_first_s in {where}: accepted is at most retry_most_s")

@@ -9,47 +9,9 @@ from typing import Annotated, Any, Final, Literal
 
 import msgspec
 
-
-class Secret:
-    """Text that is never shown by accident: `reveal` is the only way to it."""
-
-    __slots__ = ("_text",)
-
-    def __init__(self, text: str = "") -> None:
-        self._text = text
-
-    def reveal(self) -> str:
-        return self._text
-
-    def __bool__(self) -> bool:
-        return bool(self._text)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Secret) and self._text == other._text
-
-    def __hash__(self) -> int:
-        return hash(self._text)
-
-    def __repr__(self) -> str:
-        return "Secret('***')" if self._text else "Secret('')"
-
-    def __str__(self) -> str:
-        return "***" if self._text else ""
-
-
-class About(msgspec.Struct, frozen=True):
-    """What is known of a setting beside its type. `why` says why the default is not the reference's."""
-
-    text: str
-    env: str | None = None
-    least: float | None = None
-    most: float | None = None
-    reference: str | None = None
-    """The default in the reference, where ours differs; `why` is the reason."""
-    why: str = ""
-    sets: str | None = None
-    """The general setting that gets this value when this protocol is the one in use."""
-
+from hivewire.settings.about import About as About
+from hivewire.settings.about import Secret as Secret
+from hivewire.settings.ledger import LedgerSettings, PostgresSettings
 
 Mib: Final = 1_048_576
 
@@ -249,6 +211,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     redis: RedisSettings = RedisSettings()
     kafka: KafkaSettings = KafkaSettings()
     llm: LlmSettings = LlmSettings()
+    ledger: LedgerSettings = LedgerSettings()
+    postgres: PostgresSettings = PostgresSettings()
     origins: dict[str, str] = {}
     """Where each value that is not a default came from, by dotted name. See `sources`."""
 
@@ -287,6 +251,8 @@ SECTIONS: Final[dict[str, type[msgspec.Struct]]] = {
     "redis": RedisSettings,
     "kafka": KafkaSettings,
     "llm": LlmSettings,
+    "ledger": LedgerSettings,
+    "postgres": PostgresSettings,
 }
 
 _found: list[Setting] = []

@@ -1,0 +1,1 @@
+"""Numbered SQL for each dialect, up and down."""

@@ -1,0 +1,14 @@
+DROP INDEX tasks_by_updated;
+DROP INDEX tasks_by_priority;
+DROP INDEX tasks_by_status_priority;
+DROP INDEX tasks_by_assigned;
+DROP INDEX tasks_by_creator;
+DROP INDEX tasks_by_parent;
+DROP INDEX tasks_by_completed;
+DROP TABLE leases;
+DROP TRIGGER tasks_history_of_changed;
+DROP TRIGGER tasks_history_of_new;
+DROP TABLE task_history;
+ALTER TABLE tasks DROP COLUMN change;
+ALTER TABLE tasks DROP COLUMN version;
+ALTER TABLE tasks DROP COLUMN parent_id;

@@ -1,0 +1,79 @@
+"""What keeps a ledger's rows. A store runs scripts and knows nothing of tasks.
+
+A script is a generator: it yields statements and is sent their rows, so that each operation is written once, for
+stores that block (SQLite, in a thread) and stores that do not (PostgreSQL). Statements are in the SQL that both
+speak, with `$1` for the first argument; `hivewire_now()` and `hivewire_begun()` are the store's clock (now, and when
+the statement began), `FOR UPDATE` and `FOR SHARE` are left out where there is one writer.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Generator, Sequence
+from typing import Any, Literal, NamedTuple, TypeAlias, TypeVar
+
+T = TypeVar("T")
+
+Dialect = Literal["sqlite", "postgres"]
+Row: TypeAlias = Sequence[Any]
+
+
+class Query(NamedTuple):
+    """One statement and its arguments."""
+
+    sql: str
+    arguments: Sequence[Any] = ()
+
+
+class Many(NamedTuple):
+    """One statement for many rows of arguments; no rows come back."""
+
+    sql: str
+    rows: Sequence[Sequence[Any]]
+
+
+class Ddl(NamedTuple):
+    """Statements of the store's own dialect, with semicolons."""
+
+    text: str
+
+
+Statement: TypeAlias = Query | Many | Ddl
+Script: TypeAlias = Generator[Statement, Sequence[Row], T]
+
+
+class Store(ABC):
+    """Runs scripts. Raises `ConnectionLost` while it is away."""
+
+    kind: str
+    dialect: Dialect
+    durability: str
+    schema: str | None = None
+    """Where the tables are, if the store has more than one place for them."""
+    rows_at_once: int = 100
+    """How many rows one statement inserts."""
+
+    @abstractmethod
+    async def open(self) -> None:
+        """Idempotent."""
+
+    @abstractmethod
+    async def read(self, make: Callable[[], Script[T]]) -> T:
+        """Run a script that changes nothing."""
+
+    @abstractmethod
+    async def write(self, make: Callable[[], Script[T]], *, single: bool = False) -> T:
+        """Run a script as one transaction; nothing is kept when it raises.
+
+        `single`: at most one of its statements changes anything, so that no transaction is needed around them.
+        A store that was lost half-way may run a new script from `make`, though the first one was committed: the
+        script must find that out.
+        """
+
+    @abstractmethod
+    async def storage_size_bytes(self) -> int:
+        """What the ledger's tables take."""
+
+    @abstractmethod
+    async def close(self) -> None:
+        """Idempotent."""

@@ -1,0 +1,3 @@
+"""Statistics, purging, retention, health, closing."""
+
+from hivewire.testing.ledgers.keeping import *  # noqa: F403

@@ -1,0 +1,3 @@
+"""Progress: numbered steps of a task."""
+
+from hivewire.testing.ledgers.steps import *  # noqa: F403
