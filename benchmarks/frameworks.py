@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-from pathlib import Path
 from typing import Any, ClassVar
 
 from benchmarks.served import ServedByRedis
@@ -16,12 +15,12 @@ class FastStreamRedis(ServedByRedis):
     """A stream with a consumer group."""
 
     name: ClassVar[str] = "FastStream"
+    group = "g"
 
-    async def open(self, folder: Path) -> None:
+    async def connect(self, url: str) -> None:
         from faststream.redis import RedisBroker
 
-        self.start_server(folder)
-        self._broker = RedisBroker(self.server.url, logger=None, max_connections=500)
+        self._broker = RedisBroker(url, logger=None, max_connections=500)
         await self._broker.connect()
 
     async def send(self, number: int, sender: str) -> None:
@@ -45,9 +44,8 @@ class FastStreamRedis(ServedByRedis):
         await self._broker.start()
         await stop.wait()
 
-    async def close(self) -> None:
+    async def disconnect(self) -> None:
         await self._broker.stop()
-        self.stop_server()
 
 
 class TaskiqRedis(ServedByRedis):
@@ -55,12 +53,11 @@ class TaskiqRedis(ServedByRedis):
 
     name: ClassVar[str] = "Taskiq"
 
-    async def open(self, folder: Path) -> None:
+    async def connect(self, url: str) -> None:
         from taskiq_redis import RedisStreamBroker
 
         logging.getLogger("taskiq").setLevel(logging.ERROR)
-        self.start_server(folder)
-        self._broker = RedisStreamBroker(self.server.url, queue_name="sink", consumer_id="0")
+        self._broker = RedisStreamBroker(url, queue_name="sink", consumer_id="0")
         self._tally = Tally()
 
         async def handle(content: dict[str, Any]) -> None:
@@ -86,9 +83,8 @@ class TaskiqRedis(ServedByRedis):
         receiving.cancel()
         await asyncio.gather(receiving, return_exceptions=True)
 
-    async def close(self) -> None:
+    async def disconnect(self) -> None:
         await self._broker.shutdown()
-        self.stop_server()
 
 
 class DramatiqRedis(ServedByRedis):
@@ -96,12 +92,11 @@ class DramatiqRedis(ServedByRedis):
 
     name: ClassVar[str] = "Dramatiq"
 
-    async def open(self, folder: Path) -> None:
+    async def connect(self, url: str) -> None:
         import dramatiq
         from dramatiq.brokers.redis import RedisBroker
 
-        self.start_server(folder)
-        self._broker = RedisBroker(url=self.server.url)
+        self._broker = RedisBroker(url=url)
         self._tally = Tally()
         loop, lock = asyncio.get_running_loop(), threading.Lock()
         arrived: list[dict[str, Any]] = []
@@ -143,6 +138,5 @@ class DramatiqRedis(ServedByRedis):
         await stop.wait()
         await asyncio.to_thread(worker.stop)
 
-    async def close(self) -> None:
+    async def disconnect(self) -> None:
         self._broker.close()
-        self.stop_server()

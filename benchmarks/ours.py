@@ -18,12 +18,12 @@ def message(number: int, sender: str, to: str = "sink") -> hw.Message:
 class Hivewire(Peer):
     settings: ClassVar[dict[str, Any]] = {}
 
-    def _target(self, folder: Path) -> str:
-        raise NotImplementedError
-
-    async def open(self, folder: Path) -> None:
-        self._protocol = hw.connect(self._target(folder), **self.settings)
+    async def connect(self, url: str) -> None:
+        self._protocol = hw.connect(url, **self.settings)
         await self._protocol.__aenter__()
+
+    async def disconnect(self) -> None:
+        await self._protocol.close()
 
     async def send(self, number: int, sender: str) -> None:
         await self._protocol.send(message(number, sender, self.queue_of(number)))
@@ -57,37 +57,29 @@ class Hivewire(Peer):
 
         await worker.serve(self._protocol, stop=stop.wait())
 
-    async def close(self) -> None:
-        await self._protocol.close()
-
 
 class OnMemory(Hivewire):
     name: ClassVar[str] = "hivewire memory"
 
-    def _target(self, folder: Path) -> str:
-        return "memory://bench"
+    async def open(self, folder: Path) -> None:
+        await self.connect("memory://bench")
+
+    async def close(self) -> None:
+        await self.disconnect()
 
 
 class OnRedis(Hivewire, ServedByRedis):
     name: ClassVar[str] = "hivewire redis"
 
-    async def open(self, folder: Path) -> None:
-        self.start_server(folder)
-        await super().open(folder)
-
-    def _target(self, folder: Path) -> str:
-        return self.server.url
-
-    async def close(self) -> None:
-        await super().close()
-        self.stop_server()
-
 
 class OnSqlite(Hivewire):
     name: ClassVar[str] = "hivewire sqlite"
 
-    def _target(self, folder: Path) -> str:
-        return f"sqlite:///{folder / 'ours.db'}"
+    async def open(self, folder: Path) -> None:
+        await self.connect(f"sqlite:///{folder / 'ours.db'}")
+
+    async def close(self) -> None:
+        await self.disconnect()
 
 
 class OnSqliteNormal(OnSqlite):

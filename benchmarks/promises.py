@@ -19,8 +19,8 @@ from typing import Final
 import msgspec
 
 import hivewire as hw
-from benchmarks.one import loop_factory
 from benchmarks.ours import message
+from benchmarks.peers import loop_factory
 from benchmarks.served import REDIS_OPTIONS
 from benchmarks.workload import BATCH, Tally
 from hivewire.testing.servers import RedisServer

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from abc import abstractmethod
 from collections import deque
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, ClassVar
+from urllib.parse import urlsplit
 
 import hiredis
 import msgspec
@@ -68,20 +67,7 @@ class Connection(asyncio.Protocol):
 class StreamPeer(ServedByRedis):
     """One stream a queue, one group."""
 
-    async def open(self, folder: Path) -> None:
-        self.start_server(folder)
-        await self._connect()
-        for name in self.queue_names():
-            await self._command("XGROUP", "CREATE", name, "g", "0", "MKSTREAM")
-
-    @abstractmethod
-    async def _connect(self) -> None: ...
-
-    @abstractmethod
-    async def _command(self, *command: str) -> None: ...
-
-    async def close(self) -> None:
-        self.stop_server()
+    group = "g"
 
 
 class RedisAutopipe(StreamPeer):
@@ -89,7 +75,8 @@ class RedisAutopipe(StreamPeer):
 
     name: ClassVar[str] = "redis-autopipe"
 
-    async def _connect(self) -> None:
+    async def connect(self, url: str) -> None:
+        self._port = urlsplit(url).port or 6379
         self._writes = await self._dial()
         self._reads = await self._dial()
         self._replies: dict[str, asyncio.Future[dict[str, Any]]] = {}
@@ -97,10 +84,7 @@ class RedisAutopipe(StreamPeer):
 
     async def _dial(self) -> Connection:
         loop = asyncio.get_running_loop()
-        return (await loop.create_connection(Connection, "127.0.0.1", self.server.port))[1]
-
-    async def _command(self, *command: str) -> None:
-        await self._writes.call(*command)
+        return (await loop.create_connection(Connection, "127.0.0.1", self._port))[1]
 
     async def send(self, number: int, sender: str) -> None:
         await self._writes.call("XADD", self.queue_of(number), "*", "b", _encode(build(number, sender)))
@@ -167,13 +151,12 @@ class RedisAutopipe(StreamPeer):
                     reply = {**build(0, "sink"), "in_reply_to": asked.id, "content": asked.content}
                     self._writes.call("XADD", REPLIES, "*", "b", _encode(reply))
                     self._writes.call("XACK", name, "g", id)
+
+    async def disconnect(self) -> None:
         if self._listener is not None:
             self._listener.cancel()
-
-    async def close(self) -> None:
         self._writes.close()
         self._reads.close()
-        await super().close()
 
 
 class RedisPyAsyncio(StreamPeer):
@@ -181,13 +164,10 @@ class RedisPyAsyncio(StreamPeer):
 
     name: ClassVar[str] = "redis-py asyncio"
 
-    async def _connect(self) -> None:
+    async def connect(self, url: str) -> None:
         import redis.asyncio
 
-        self._client = redis.asyncio.Redis(port=self.server.port, max_connections=200)
-
-    async def _command(self, *command: str) -> None:
-        await self._client.execute_command(*command)
+        self._client = redis.asyncio.Redis.from_url(url, max_connections=200)
 
     async def send(self, number: int, sender: str) -> None:
         await self._client.xadd(self.queue_of(number), {"b": _encode(build(number, sender))})
@@ -207,6 +187,5 @@ class RedisPyAsyncio(StreamPeer):
                     tally.note(_decode(fields[b"b"]).content)
                 await self._client.xack(name, "g", *[id for id, _ in entries])
 
-    async def close(self) -> None:
+    async def disconnect(self) -> None:
         await self._client.aclose()
-        await super().close()

@@ -28,6 +28,10 @@ RATE: Final = 1_000
 QUEUES: Final = {"W5": 100}
 """In W5 one process reads so many queues; sent as in W2, to each in turn."""
 
+WARM_UP: Final = 500
+PATIENCE_S: Final = 120.0
+"""A run in which nothing is complete after this long is reported with its losses."""
+
 BATCH: Final = 1_000
 """Messages a call in W2."""
 
@@ -168,6 +172,15 @@ class Peer(ABC):
         return None
 
 
+async def complete(tally: Tally, consumer: asyncio.Task[None]) -> bool:
+    """Wait until everything arrived; raises what ended the consumer too early."""
+    done = asyncio.create_task(tally.done.wait())
+    await asyncio.wait({done, consumer}, timeout=PATIENCE_S, return_when=asyncio.FIRST_COMPLETED)
+    if consumer.done():
+        consumer.result()
+    return not done.cancel()
+
+
 async def produce(peer: Peer, workload: str, count: int, tally: Tally) -> None:
     """Send the numbers below `count` in the way of the workload."""
     if workload in ("W2", "W5"):
@@ -193,10 +206,11 @@ async def produce(peer: Peer, workload: str, count: int, tally: Tally) -> None:
 
 async def _at_their_time(peer: Peer, count: int, tally: Tally) -> None:
     """An open loop: a send that takes long delays no other."""
-    tally.sample, tally.began_at = 0, perf_counter()
+    tally.sample = 0
+    began_at = tally.began_at = perf_counter() if tally.began_at is None else tally.began_at
     async with asyncio.TaskGroup() as group:
         for number in range(count):
-            early_s = tally.began_at + number / RATE - perf_counter()
+            early_s = began_at + number / RATE - perf_counter()
             if early_s > 0:
                 await asyncio.sleep(early_s)
             group.create_task(peer.send(number, "p0"))

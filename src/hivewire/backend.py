@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import Hashable, Mapping, Sequence, Set
 from enum import IntEnum
@@ -10,7 +11,7 @@ from uuid import uuid4
 
 import msgspec
 
-from hivewire.errors import Unsupported
+from hivewire.errors import BackendError, Unsupported
 from hivewire.record import Fetched as Fetched
 from hivewire.record import Record as Record
 from hivewire.record import life as life
@@ -299,6 +300,11 @@ class Backend(ABC):
     def append_now(self, queue: str, record: Record, room: Room) -> bool:
         """Store one record if that takes no waiting at all. False: nothing was done, use `append`."""
         return False
+
+    def append_soon(self, queue: str, record: Record, room: Room) -> asyncio.Future[BackendError | None] | None:
+        """Begin to store one record in the plain case; the future is done when it is stored, or tells why it is not.
+        None: nothing was done, use `append`."""
+        return None
 
     @abstractmethod
     async def consume(self, queue: str, member: Member, owner: Ownership) -> Consumer: ...

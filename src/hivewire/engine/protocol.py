@@ -217,7 +217,7 @@ class Engine(Protocol):
         if self.backend.append_now(queue, record, room):
             self._core.metrics.messages_sent += 1
         else:
-            await self._sender.append((Append(queue, (record,), room=room),), timeout_s)
+            await self._sender.one(queue, record, room, timeout_s)
         return Receipt(message.id)
 
     async def _send(self, message: Message, delay_s: float, idempotency_key: str | None, timeout_s: float) -> Receipt:

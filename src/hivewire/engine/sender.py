@@ -8,7 +8,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from heapq import heappop, heappush
 from itertools import count
 
-from hivewire.backend import Append, Duplicate, Room
+from hivewire.backend import Append, Duplicate, Record, Room
 from hivewire.engine.core import Core
 from hivewire.engine.trail import said
 from hivewire.errors import BackendError, ConnectionLost, HivewireError, TimedOut
@@ -82,6 +82,33 @@ class Sender:
         if trail.all or (problems and trail.on):
             self._note(batch, problems, began)
         return problems
+
+    async def one(self, queue: str, record: Record, room: Room, timeout_s: float) -> None:
+        """`append` of one plain record, at less cost."""
+        stored = None if self._lines else self._core.backend.append_soon(queue, record, room)
+        if stored is None:
+            await self.append((Append(queue, (record,), room=room),), timeout_s)
+            return
+        number = next(self._numbers)
+        self._under_way += 1
+        self._first_tries[number] = None
+        problem: Exception | None
+        try:
+            try:
+                problem = await stored
+            except ConnectionLost as error:
+                problem = error
+            finally:
+                del self._first_tries[number]
+                if self._lines:  # once this call has its place in the line
+                    asyncio.get_running_loop().call_soon(self._go_on)
+            if problem is not None:
+                await self._in_line(number, (Append(queue, (record,), room=room),), {0: problem}, timeout_s)
+        finally:
+            self._under_way -= 1
+            if not self._under_way:
+                self._idle.set()
+        self._core.metrics.messages_sent += 1
 
     def _note(self, batch: Sequence[Append], problems: Mapping[int, Duplicate | Exception], began: float) -> None:
         trail, number = self._core.trail, 0

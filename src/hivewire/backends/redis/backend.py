@@ -25,6 +25,8 @@ from hivewire.backend import (
     Member,
     Ownership,
     QueueSpec,
+    Record,
+    Room,
     Waiting,
 )
 from hivewire.backends.redis import catalogue, competing, durability, expiry, letters, looking, scripts
@@ -74,6 +76,8 @@ class RedisBackend(Backend):
         self._sending: Sending | None = None
         self._clock_offset_s = 0.0
         self.consumers: set[RedisConsumer | PoolConsumer] = set()
+        self._here: dict[str, list[RedisConsumer]] = {}
+        """Those that own shards, by the base name of their queue."""
         self._channels: dict[str, Channel] = {}
         self._closing = asyncio.Lock()
         self._abandoned = False
@@ -98,7 +102,7 @@ class RedisBackend(Backend):
         link.on_return = self._returned
         self._ears = Ears(self.settings.redis, place_to_listen(self.settings.redis, link))
         self._keeper = Keeper(self.settings.redis)
-        self._sending = Sending(link, self.settings.shards, self._cap)
+        self._sending = Sending(link, self.settings.shards, self._cap, self._tell_here)
 
     def _returned(self) -> None:
         self.sending.forget()
@@ -182,6 +186,7 @@ class RedisBackend(Backend):
             for consumer in tuple(self.consumers):
                 await (consumer.stop() if self._abandoned else consumer.close())
             self.consumers.clear()
+            self._here.clear()
             if self._keeper is not None:
                 await self._keeper.close()
             if self._ears is not None:
@@ -211,6 +216,14 @@ class RedisBackend(Backend):
 
     async def append(self, batch: Sequence[Append]) -> Mapping[int, Duplicate | Exception]:
         return await self.sending.append(batch)
+
+    def append_soon(self, queue: str, record: Record, room: Room) -> asyncio.Future[BackendError | None] | None:
+        return self.sending.soon(queue, record)
+
+    def _tell_here(self, base: str, shard: int) -> bool:
+        """A record is on its way to a shard: whether its owner is a consumer of this process."""
+        here = self._here.get(base)
+        return here is not None and any(consumer.told(shard) for consumer in here)
 
     async def drop_queue(self, queue: str) -> None:
         listed, dropped = await self.link.ask([("SREM", QUEUES, queue), scripts.run(scripts.DROP, base(queue), 0)])
@@ -251,16 +264,23 @@ class RedisBackend(Backend):
         else:
             consumer = RedisConsumer(self, spec, Seat(name, names, member.lease_s, spec), owner)
         self.consumers.add(consumer)
+        if isinstance(consumer, RedisConsumer):
+            self._here.setdefault(names.base, []).append(consumer)
         try:
             await consumer.begin()
         except BaseException:
-            self.consumers.discard(consumer)
+            self.forget(consumer)
             await consumer.stop()
             raise
         return consumer
 
     def forget(self, consumer: RedisConsumer | PoolConsumer) -> None:
         self.consumers.discard(consumer)
+        here = self._here.get(consumer.names.base, [])
+        if consumer in here:
+            here.remove(consumer)
+            if not here:
+                del self._here[consumer.names.base]
 
     # -- dead letters
 

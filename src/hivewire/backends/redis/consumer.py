@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from hivewire.backend import Again, Consumer, Dead, Fetched, Ownership, QueueSpec, Unfinished
 from hivewire.backends.redis import membership, reading, scripts
 from hivewire.backends.redis.address import Command
-from hivewire.backends.redis.keeper import Seat
+from hivewire.backends.redis.keeper import Seat, lease_clock
 from hivewire.backends.redis.keys import EPOCH, Names
 from hivewire.backends.redis.late import Late
 from hivewire.backends.redis.link import good
@@ -68,6 +68,16 @@ class RedisConsumer(Consumer):
             elif part.isdigit() and int(part) in self.held:
                 self.held[int(part)].is_hot = True
                 self._news.set()
+
+    def told(self, shard: int) -> bool:
+        """A sender of this process has just sent a record to the shard. Whether it is this member's: then it is
+        read in its turn, behind the record on the same connection."""
+        held = self.held.get(shard)
+        if held is None or held.is_leaving or self._closed or self.seat.until <= lease_clock():
+            return False
+        held.is_hot = True
+        self._news.set()
+        return True
 
     def rewind(self) -> None:
         """The connection was made anew, perhaps to a server that was started anew."""
@@ -132,7 +142,8 @@ class RedisConsumer(Consumer):
             # What was asked for before a rewind lies behind a cursor that counts no more.
             if self.held.get(held.shard) is held and held.rewinds == known:
                 self.backend.not_before(held.take(entries))
-                held.is_hot = len(entries) >= count
+                if len(entries) >= count:  # else a bell that rang meanwhile still counts
+                    held.is_hot = True
 
     async def refetch(self, shard: int, at: Sequence[int | str]) -> Sequence[Fetched]:
         places = [str(place).rpartition("-") for place in at]

@@ -26,7 +26,7 @@ def bell(queue: str) -> str:
 class Names:
     """The names of one queue."""
 
-    __slots__ = ("base", "bell", "late", "spec", "streams")
+    __slots__ = ("_xadds", "base", "bell", "late", "spec", "streams")
 
     def __init__(self, queue: str) -> None:
         self.base = base(queue)
@@ -34,8 +34,16 @@ class Names:
         self.spec = f"{self.base}spec"
         self.late = f"{self.base}late"
         self.streams: list[str] = []
+        self._xadds: list[bytes] = []
 
     def stream(self, shard: int) -> str:
         while len(self.streams) <= shard:
             self.streams.append(f"{self.base}s{len(self.streams)}")
         return self.streams[shard]
+
+    def xadd(self, shard: int, head: bytes, body: bytes) -> bytes:
+        """The command that appends a record, as it goes over the wire: all but head and body is always the same."""
+        while len(self._xadds) <= shard:
+            name = self.stream(len(self._xadds)).encode()
+            self._xadds.append(b"*7\r\n$4\r\nXADD\r\n$%d\r\n%b\r\n$1\r\n*\r\n$1\r\nh\r\n" % (len(name), name))
+        return b"%b$%d\r\n%b\r\n$1\r\nb\r\n$%d\r\n%b\r\n" % (self._xadds[shard], len(head), head, len(body), body)

@@ -65,6 +65,9 @@ class Line(Link):
             self.connect()
         return future
 
+    def store(self, key: str, packed: bytes) -> asyncio.Future[BackendError | None] | None:
+        return None if self._wire is None else self._wire.store(packed)
+
     def ring(self, channel: str, what: int | str) -> None:
         if self._wire is not None:
             self._wire.ring(channel, what)

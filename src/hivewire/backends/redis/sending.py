@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import msgspec
 
-from hivewire.backend import Append, Duplicate, QueueSpec
+from hivewire.backend import Append, Duplicate, QueueSpec, Record
 from hivewire.backends.redis import scripts
-from hivewire.backends.redis.address import Command, Reply
+from hivewire.backends.redis.address import PACKED, Command, Reply
 from hivewire.backends.redis.keys import EXPIRING, INTERNAL_PREFIX, QUEUES, REPLY_PREFIX, Names
 from hivewire.backends.redis.link import Link, good
 from hivewire.backends.redis.packing import hashed, level, pack_head, ttl_ms
@@ -37,7 +38,9 @@ class Known(msgspec.Struct):
 class Sending:
     """Appends in the order of the calls: all commands go out on one connection, in the turn of the call."""
 
-    def __init__(self, link: Link, shards: int, cap: int) -> None:
+    def __init__(self, link: Link, shards: int, cap: int, tell_here: Callable[[str, int], bool]) -> None:
+        """`tell_here`: whether a consumer of this process owns that shard; it reads anew then."""
+        self._tell_here = tell_here
         self._link = link
         self._shards = shards
         self._cap = cap
@@ -58,8 +61,9 @@ class Sending:
         commands: list[Command] = []
         scripted: list[tuple[int, int, Append]] = []
         """Place among the commands, first running number, and what it stores."""
-        plain: list[tuple[int, int]] = []
-        rung: list[tuple[Names, int]] = []
+        plain: list[tuple[int, int, int]] = []
+        """Place of the first command, its running number, and how many follow one another."""
+        rung: dict[tuple[Names, int], None] = {}
         expiring: list[str] = []
         number = 0
         for entry in batch:
@@ -69,13 +73,13 @@ class Sending:
                 if not entry.queue.startswith(REPLY_PREFIX):  # mailboxes come and go
                     self._known[entry.queue] = known
             if self._is_plain(entry, known):
+                plain.append((len(commands), number, len(entry.records)))
+                names = known.names
                 for record in entry.records:
-                    spread = known.shards
-                    shard = level(record) * spread // 10 if known.competing else hashed(record.key) % spread
-                    plain.append((len(commands), number))
-                    commands.append(("XADD", known.names.stream(shard), "*", "h", pack_head(record), "b", record.body))
-                    rung.append((known.names, shard))
-                    number += 1
+                    shard = _shard(record, known)
+                    commands.append((PACKED, names.base, names.xadd(shard, pack_head(record), record.body)))
+                    rung[names, shard] = None
+                number += len(entry.records)
             else:
                 scripted.append((len(commands), number, entry))
                 commands.append(self._script(entry, known.names))
@@ -89,14 +93,35 @@ class Sending:
             commands.append(("SADD", EXPIRING, *dict.fromkeys(expiring)))
         stored = self._link.post(commands, firm=True)
         for names, shard in rung:
-            self._link.ring(names.bell, shard)
+            self._ring(names, shard)
         answers = await stored
         problems: dict[int, Duplicate | Exception] = {}
-        for place, first in plain:
-            self._note(problems, first, answers[place])
+        for place, first, count in plain:
+            for at in range(count):
+                if answers[place + at].__class__ is not bytes:
+                    self._note(problems, first + at, answers[place + at])
         for place, first, entry in scripted:
             self._answered(problems, first, entry, answers[place])
         return problems
+
+    def soon(self, queue: str, record: Record) -> asyncio.Future[BackendError | None] | None:
+        """Send one plain record in this turn of the loop. None: nothing was done, use `append`."""
+        known = self._known.get(queue)
+        if known is None or known.room < 1 or record.ttl_s is not None or known.until < time.monotonic():
+            return None
+        names = known.names
+        shard = _shard(record, known)
+        stored = self._link.store(names.base, names.xadd(shard, pack_head(record), record.body))
+        if stored is not None:
+            known.room -= 1
+            self._ring(names, shard)
+        return stored
+
+    def _ring(self, names: Names, shard: int) -> None:
+        """Whoever owns the shard has something to read. An owner in this process is told at once, and nobody else:
+        what it gives up later, it gives up over the connection by which the record goes before."""
+        if not self._tell_here(names.base, shard):
+            self._link.ring(names.bell, shard)
 
     @staticmethod
     def _is_plain(entry: Append, known: Known) -> bool:
@@ -158,3 +183,8 @@ class Sending:
         else:
             missing = QueueMissing(f"send to {entry.queue}: nobody waits for replies there any more")
             problems.update(dict.fromkeys(places, missing))
+
+
+def _shard(record: Record, known: Known) -> int:
+    """Those of a competing queue are levels of urgency."""
+    return level(record) * known.shards // 10 if known.competing else hashed(record.key) % known.shards

@@ -12,7 +12,7 @@ import hiredis
 
 from hivewire.backends.redis.address import Address, Command, Reply, pack
 from hivewire.backends.redis.link import good
-from hivewire.errors import ConnectionLost
+from hivewire.errors import BackendError, ConnectionLost
 
 _SECOND_LOOK_S = 0.1
 _MOST_ASK_S = 1.0
@@ -31,6 +31,26 @@ class Batch:
         self.asked_at = asked_at
         self.beyond_s = beyond_s
         self.answers: list[Reply] = []
+
+
+class Stored:
+    """One command of which only what goes wrong is told."""
+
+    __slots__ = ("asked_at", "future")
+    beyond_s = 0.0
+
+    def __init__(self, future: asyncio.Future[BackendError | None], asked_at: float) -> None:
+        self.future = future
+        self.asked_at = asked_at
+
+    def answered(self, answer: Reply) -> None:
+        if not self.future.done():
+            problem: BackendError | None = None
+            try:
+                good(answer, "store a message")
+            except BackendError as error:
+                problem = error
+            self.future.set_result(problem)
 
 
 class Wire(asyncio.Protocol):
@@ -53,7 +73,7 @@ class Wire(asyncio.Protocol):
         self._reader = hiredis.Reader()
         self._transport: asyncio.Transport | None = None
         self._unsent: list[bytes] = []
-        self._waiting: deque[Batch] = deque()
+        self._waiting: deque[Batch | Stored] = deque()
         self._under_way = 0
         """Commands without an answer; counted only where there is a window."""
         self._firm: list[tuple[Batch, asyncio.Future[list[Reply]]]] = []
@@ -62,7 +82,7 @@ class Wire(asyncio.Protocol):
         self._flush: asyncio.Handle | None = None
         self._watch: asyncio.TimerHandle | None = None
         self._stuck: asyncio.TimerHandle | None = None
-        self._suspect: Batch | None = None
+        self._suspect: Batch | Stored | None = None
         self._heard_at = 0.0
         self.why = "the server closed the connection"
         self.has_heard = False
@@ -92,6 +112,16 @@ class Wire(asyncio.Protocol):
         self._waiting.append(batch)
         if self._flush is None:
             self._plan_flush()
+
+    def store(self, packed: bytes) -> asyncio.Future[BackendError | None] | None:
+        if self._settings.wait_replicas:
+            return None
+        future: asyncio.Future[BackendError | None] = self._loop.create_future()
+        self._unsent.append(packed)
+        self._waiting.append(Stored(future, self._loop.time()))
+        if self._flush is None:
+            self._plan_flush()
+        return future
 
     def ring(self, channel: str, what: int | str) -> None:
         self._bells.setdefault(channel, set()).add(what)
@@ -174,10 +204,14 @@ class Wire(asyncio.Protocol):
                 if kind is hiredis.PushNotification:
                     continue  # not an answer: the server says something of its own accord
                 batch = waiting[0]
-                batch.answers.append(answer)
                 answered += 1
                 if kind is hiredis.ReplyError:
                     self._refused(str(answer))
+                if isinstance(batch, Stored):
+                    waiting.popleft()
+                    batch.answered(answer)
+                    continue
+                batch.answers.append(answer)
                 if len(batch.answers) == batch.wanted:
                     waiting.popleft()
                     if batch.future is not None and not batch.future.done():
@@ -250,7 +284,9 @@ class Wire(asyncio.Protocol):
             _fail(future, lost)
 
 
-def _fail(future: asyncio.Future[list[Reply]] | None, error: ConnectionLost) -> None:
+def _fail(
+    future: asyncio.Future[list[Reply]] | asyncio.Future[BackendError | None] | None, error: ConnectionLost
+) -> None:
     if future is not None and not future.done():
         future.set_exception(ConnectionLost(str(error)))
 
