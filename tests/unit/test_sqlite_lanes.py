@@ -280,7 +280,12 @@ async def test_no_statement_of_a_claim_scans_or_sorts(path: Path) -> None:
     async with opened(path) as backend:
         await put(backend, "q", "k", 0)
     db = sqlite3.connect(path)
-    for statement, values in ((taking._READY, (1, 10)), (taking._MORE, (1, 1)), (taking._HOLES, (1,))):
+    for statement, values in (
+        (taking._READY, (1, -5, 10)),
+        (taking._RANK_FROM, (1, -5)),
+        (taking._MORE, (1, 1)),
+        (taking._HOLES, (1,)),
+    ):
         plan = [row[3] for row in db.execute(f"EXPLAIN QUERY PLAN {statement}", values)]
         assert not [step for step in plan if step.startswith("SCAN") or "TEMP B-TREE" in step], plan
     db.close()

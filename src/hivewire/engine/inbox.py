@@ -51,7 +51,7 @@ class Inbox(Ownership):
         self.metrics = ProtocolMetrics() if self._internal else core.metrics
         """Internal queues are not counted as the user's messages."""
         self.notes = core.notes(queue)
-        self.lanes = Lanes(competing=competing)
+        self.lanes = Lanes(competing=competing, by_priority=not core.features.store_lanes)
         self.accepts = accepts
         """Whether this agent takes a type, as far as is known here."""
         self.recheck: Callable[[str], Awaitable[bool]] | None = None

@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Iterable
 
 from hivewire.record import Fetched
+from hivewire.rules.priority import Lines
 
 LONG_LANE = 64
 """A blocked lane keeps so many bodies; of what comes behind them only the positions."""
@@ -41,6 +42,10 @@ class Lane:
         return bool(self.waiting) and not (self.lost or self.blocked or self.halted)
 
 
+def _priority(lane: Lane) -> int:
+    return lane.waiting[0].record.priority
+
+
 class Lanes:
     """A lane is here while it holds records. It is in `ready` while nobody works on it or waits for it, unless
     its shard rests: then it is put aside.
@@ -49,9 +54,10 @@ class Lanes:
     with `finished` (its first record is done) or `remove`.
     """
 
-    def __init__(self, *, competing: bool = False) -> None:
+    def __init__(self, *, competing: bool = False, by_priority: bool = False) -> None:
+        """`by_priority`: the lanes were not chosen by their priority before they came here."""
         self.competing = competing
-        self.ready: deque[Lane] = deque()
+        self.ready: deque[Lane] | Lines[Lane] = Lines(_priority) if by_priority else deque()
         self._lanes: dict[str, Lane] = {}
         self._resting: set[int] = set()
         self._aside: list[Lane] = []
@@ -78,8 +84,10 @@ class Lanes:
             if lane is None:
                 lane = lanes[key] = Lane(key, fetched.shard)
                 lane.halted = fetched.shard in self._resting
+                lane.waiting.append(fetched)
                 self._make_ready(lane)
-            elif lane.parked or (lane.blocked and len(lane.waiting) >= LONG_LANE):
+                continue
+            if lane.parked or (lane.blocked and len(lane.waiting) >= LONG_LANE):
                 lane.parked.append(fetched.at)
                 continue
             lane.waiting.append(fetched)
@@ -150,8 +158,10 @@ class Lanes:
         for lane in self._lanes.values():
             if lane.shard in self._resting:
                 lane.halted = True
-        self._aside += [lane for lane in self.ready if lane.halted]
-        self.ready = deque(lane for lane in self.ready if not lane.halted)
+        ready = list(self.ready)
+        self._aside += [lane for lane in ready if lane.halted]
+        self.ready.clear()
+        self.ready.extend(lane for lane in ready if not lane.halted)
 
     def go_on(self, shards: Iterable[int]) -> None:
         """These rest no longer."""

@@ -12,6 +12,7 @@ import msgspec
 
 from hivewire.backend import DeadRecord, Depth, Entry, Fetched, Letter, QueueSpec, Record, life
 from hivewire.rules.dedup import Window
+from hivewire.rules.priority import Lines
 
 _MOMENT = 64
 
@@ -42,39 +43,8 @@ class Lane:
         self.running = False
 
 
-class Ready:
-    """Lanes that may be taken: higher priority of the first record first, then the longest ready."""
-
-    __slots__ = ("_lines", "_many")
-
-    def __init__(self) -> None:
-        self._lines: dict[int, deque[Lane]] = {}
-        self._many: list[int] = []
-        """The priorities in use, highest first."""
-
-    def __bool__(self) -> bool:
-        return any(self._lines.values())
-
-    def _line(self, lane: Lane) -> deque[Lane]:
-        priority = lane.records[0].record.priority
-        line = self._lines.get(priority)
-        if line is None:
-            line = self._lines[priority] = deque()
-            self._many = sorted(self._lines, reverse=True)
-        return line
-
-    def append(self, lane: Lane) -> None:
-        self._line(lane).append(lane)
-
-    def appendleft(self, lane: Lane) -> None:
-        self._line(lane).appendleft(lane)
-
-    def popleft(self) -> Lane:
-        for priority in self._many:
-            line = self._lines[priority]
-            if line:
-                return line.popleft()
-        raise IndexError("no lane is ready")
+def _priority(lane: Lane) -> int:
+    return lane.records[0].record.priority
 
 
 class Queue:
@@ -83,7 +53,7 @@ class Queue:
     def __init__(self, spec: QueueSpec, now: Callable[[], float], tokens: Iterator[int], window: Window) -> None:
         self.spec = spec
         self.lanes: dict[str, Lane] = {}
-        self.ready = Ready()
+        self.ready = Lines(_priority)
         self.blocked: list[tuple[float, int, Lane]] = []
         self.scheduled: list[tuple[float, int, Record, float]] = []
         self.expiring: list[tuple[float, int, str]] = []

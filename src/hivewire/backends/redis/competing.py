@@ -116,7 +116,8 @@ return 1
 """
 )
 
-# ARGV: me, token, most. 0: refused by the fence. Else of each entry: shard, id, fields, counters or nothing, whether
+# ARGV: me, token, most; then levels and how many of each are to be taken before others.
+# 0: refused by the fence. Else of each entry: shard, id, fields, counters or nothing, whether
 # its life was settled or is with another entry, whether it was with a member that died.
 TAKE: Final = (
     CLOCK
@@ -154,9 +155,8 @@ for _, place in ipairs(redis.call('ZRANGEBYSCORE', base .. 'w', '-inf', now, 'LI
   if not got.err and got[1] and got[1][2] then give(shard, got[1])
   elseif not exists(place) then redis.call('HDEL', base .. 'st' .. shard, id) end
 end
-for shard = 0, shards - 1 do
-  if room <= 0 then break end
-  local read = {'XREADGROUP', 'GROUP', GROUP, me, 'COUNT', room, 'STREAMS', stream(shard), '>'}
+local function from(shard, most)
+  local read = {'XREADGROUP', 'GROUP', GROUP, me, 'COUNT', most, 'STREAMS', stream(shard), '>'}
   local got = redis.pcall(unpack(read))
   if got and got.err and string.match(got.err, 'NOGROUP') then
     redis.call('XGROUP', 'CREATE', stream(shard), GROUP, '0', 'MKSTREAM')
@@ -166,6 +166,16 @@ for shard = 0, shards - 1 do
   if got then
     for _, entry in ipairs(got[1][2]) do give(shard, entry) end
   end
+end
+for i = 4, #ARGV, 2 do
+  local most = math.min(room, tonumber(ARGV[i + 1]))
+  local wrong = most > 0 and from(math.floor(ARGV[i] * shards / 10), most)
+  if wrong then return wrong end
+end
+for shard = 0, shards - 1 do
+  if room <= 0 then break end
+  local wrong = from(shard, room)
+  if wrong then return wrong end
 end
 return taken
 """

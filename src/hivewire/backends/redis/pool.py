@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,7 @@ from hivewire.backends.redis.packing import life_of, pack_dead, pack_state
 from hivewire.backends.redis.reading import entry_id, read, remember
 from hivewire.backends.redis.standing import Standing
 from hivewire.errors import BackendError
+from hivewire.rules import priority as priorities
 
 if TYPE_CHECKING:
     from hivewire.backends.redis.backend import RedisBackend
@@ -70,6 +72,7 @@ class PoolConsumer(Consumer):
         self._late = Late(backend, self.names)
         self.claim.on_late = self._late.due_in
         self._taking = asyncio.Lock()
+        self._turns = priorities.Shares()
         self._closed = False
 
     async def begin(self) -> None:
@@ -129,7 +132,9 @@ class PoolConsumer(Consumer):
             if self._unsure:
                 await self._give_back_unknown()
             self._is_hot, self._unsure = False, True
-            command = scripts.run(competing.TAKE, self.names.base, self.seat.name, claim.token, room)
+            turns = Counter(self._turns.plan(room)).items()
+            wanted = [part for priority, number in turns for part in (10 - priority, number)]
+            command = scripts.run(competing.TAKE, self.names.base, self.seat.name, claim.token, room, *wanted)
             answer, epoch = await self.backend.link.post([command, ("HGET", EPOCH, "epoch")])
             self.backend.set_epoch(good(epoch, "read the catalogue's epoch"))
             entries = good(answer, f"read {self.queue}")

@@ -157,9 +157,4 @@ def hand_out(shards: Iterable[Held], limit: int, lanes: int, run: int) -> list[F
             buffer.popleft()
             out.add(first.id)
             taken.append(first)
-    if len({fetched.record.priority for fetched in taken}) > 1:
-        urgency: dict[str, int] = {}
-        for fetched in taken:
-            urgency.setdefault(fetched.record.key, fetched.record.priority)
-        taken.sort(key=lambda fetched: -urgency[fetched.record.key])
     return taken

@@ -16,6 +16,7 @@ from hivewire.backends.sqlite.storing import REPLY_PREFIX, declare
 from hivewire.backends.sqlite.taking import Hold, Wanted, take
 from hivewire.backends.sqlite.transaction import Queue, Transaction
 from hivewire.backends.sqlite.writer import Operation
+from hivewire.rules.priority import Shares
 
 if TYPE_CHECKING:
     from hivewire.backends.sqlite.backend import SQLiteBackend
@@ -91,6 +92,7 @@ class SQLiteConsumer(Consumer):
         self.out: dict[int, Hold] = {}
         self._out_token = 0
         self._settled: Settled | None = None
+        self._shares = Shares()
         self._kept: deque[Fetched] = deque()
         self._claims: set[Claim] = set()
         self._closed = False
@@ -199,7 +201,7 @@ class SQLiteConsumer(Consumer):
         claim.epoch = transaction.epoch or 0
         if self._settled is None:
             return ()
-        holds = take(transaction, queue, wanted, claim.lanes, self.backend.packs, self._settled)
+        holds = take(transaction, queue, wanted, claim.lanes, self.backend.packs, self._settled, self._shares)
         out = self.out
         for hold in holds:
             out.update(dict.fromkeys(hold.seqs, hold))

@@ -10,8 +10,10 @@ from hivewire.backend import Fetched, Record
 from hivewire.backends.sqlite.memory import Packs, Settled
 from hivewire.backends.sqlite.schema import IS_LONE, OWNED, READY
 from hivewire.backends.sqlite.transaction import Life, Queue, Transaction, name_of
+from hivewire.rules.priority import Shares
 
 _MOST_BYTES = 8 * 1024 * 1024
+_MOST_RANK = 1 << 40
 # Each ready lane with its first pack; there is no statement a lane unless more than that is taken of it.
 _READY = f"""
 SELECT l.id, l.key, l.head, l.counted, l.starts, l.failures, l.crashes, l.died, l.suspect_from, l.suspect_to, l.holes,
@@ -19,7 +21,8 @@ SELECT l.id, l.key, l.head, l.counted, l.starts, l.failures, l.crashes, l.died, 
   1, p.lane IS NULL
 FROM lanes l LEFT JOIN packs p ON NOT {IS_LONE} AND p.lane = l.id
   AND p.first = (SELECT min(m.first) FROM packs m WHERE m.lane = l.id)
-WHERE l.queue = ? AND l.state = {READY} AND (p.lane NOT NULL OR {IS_LONE}) ORDER BY l.rank, l.head LIMIT ?"""
+WHERE l.queue = ? AND l.state = {READY} AND l.rank = ? AND (p.lane NOT NULL OR {IS_LONE}) ORDER BY l.head LIMIT ?"""
+_RANK_FROM = f"SELECT min(rank) FROM lanes WHERE queue = ? AND state = {READY} AND rank >= ?"
 _MORE = "SELECT first, last, stored_at, data FROM packs WHERE lane = ? AND first > ? ORDER BY first"
 _HOLES = "SELECT seq FROM holes WHERE lane = ?"
 _TAKE = f"UPDATE lanes SET state = {OWNED}, owner = ?, taken = ?, taken_to = ?, due_at = 0 WHERE queue = ? AND key = ?"
@@ -75,15 +78,22 @@ _Pack = tuple[int, int, float, bytes | list[Record]]
 
 
 def take(
-    transaction: Transaction, queue: Queue, wanted: Wanted, lanes: int, packs: Packs, settled: Settled
+    transaction: Transaction,
+    queue: Queue,
+    wanted: Wanted,
+    lanes: int,
+    packs: Packs,
+    settled: Settled,
+    shares: Shares,
 ) -> list[Hold]:
-    """Fill `wanted.taken` from the lanes of the highest priority, those first that have waited longest."""
+    """Fill `wanted.taken` from the lanes that are ready, the more urgent sooner, of one priority those first
+    that have waited longest."""
     db = transaction.db
     holds: list[Hold] = []
     plain: list[tuple[int | str, ...]] = []
     running: list[tuple[int | str, ...]] = []
     fresh: list[tuple[Any, ...]] = []
-    for row in _lanes(transaction, queue, min(lanes, wanted.limit)):
+    for row in _lanes(transaction, queue, min(lanes, wanted.limit), shares):
         hold = Hold(row[0], row[1], row[3], bool(row[10]))
         start = len(wanted.taken)
         _take_lane(transaction, hold, row, wanted, packs)
@@ -121,10 +131,34 @@ def take(
     return holds
 
 
-def _lanes(transaction: Transaction, queue: Queue, limit: int) -> Iterator[_Row]:
+def _lanes(transaction: Transaction, queue: Queue, limit: int, shares: Shares) -> Iterator[_Row]:
     if queue.has_waiting and queue.id not in transaction.only_filled:
-        yield from transaction.db.execute(_READY, (queue.id, limit))
+        ranks = _ranks(transaction.db, queue.id)
+        if len(ranks) == 1:
+            yield from transaction.db.execute(_READY, (queue.id, ranks[0], limit))
+        elif ranks:
+            yield from _in_turn(transaction.db, queue.id, ranks, limit, shares)
     for _, row, _ in tuple(queue.fresh.values()):
+        yield row
+
+
+def _ranks(db: sqlite3.Connection, queue: int) -> list[int]:
+    """Of the lanes that are ready, the most urgent first: a look into the index for each."""
+    found: list[int] = []
+    rank: int | None = -_MOST_RANK
+    while (rank := db.execute(_RANK_FROM, (queue, rank)).fetchone()[0]) is not None:
+        found.append(rank)
+        rank += 1
+    return found
+
+
+def _in_turn(db: sqlite3.Connection, queue: int, ranks: Sequence[int], limit: int, shares: Shares) -> Iterator[_Row]:
+    """Lanes of several ranks, each when its turn comes."""
+    lines = {-rank: db.execute(_READY, (queue, rank, limit)) for rank in ranks}
+    heads = {level: line.fetchone() for level, line in lines.items()}
+    while waiting := [level for level, row in heads.items() if row is not None]:
+        level = shares.pick(waiting) if len(waiting) > 1 else waiting[0]
+        row, heads[level] = heads[level], lines[level].fetchone()
         yield row
 
 

@@ -1,0 +1,3 @@
+"""Priority, with its shares."""
+
+from hivewire.testing.conformance.priority import *  # noqa: F403
