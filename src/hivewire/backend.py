@@ -139,13 +139,15 @@ class Saved(msgspec.Struct, frozen=True):
 
 
 class Depth(msgspec.Struct, frozen=True, kw_only=True):
-    """How much a queue holds. `ready` waits, `in_flight` is with a member, `scheduled` is not due yet."""
+    """How much a queue holds. `ready` waits, `in_flight` is with a member, `scheduled` is not due yet. `lost`:
+    were deleted by others before they were acknowledged, in all."""
 
     ready: int = 0
     in_flight: int = 0
     scheduled: int = 0
     dead: int = 0
     oldest_age_s: float = 0.0
+    lost: int = 0
 
 
 class DeadRecord(msgspec.Struct, kw_only=True):
@@ -275,6 +277,8 @@ class Backend(ABC):
     epoch: int = 0
     """Changes when an `agent/` or `group/` value of the catalogue has changed, in any process; as fresh
     as the last `fetch` or `append` of this process."""
+    lost: int = 0
+    """Messages that this process found to have been deleted by others."""
 
     @abstractmethod
     async def open(self) -> None:

@@ -101,6 +101,8 @@ class ProtocolMetrics(msgspec.Struct, kw_only=True):
     trail_dropped: int = 0
     """Events that came too fast for the trail and were not kept."""
     in_flight: int = 0
+    lost: int = 0
+    """Messages that this process found to have been deleted from the store by others."""
 
 
 class Subscription(msgspec.Struct, frozen=True, kw_only=True):

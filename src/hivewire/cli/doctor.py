@@ -227,6 +227,11 @@ async def _queues(protocol: Protocol) -> AsyncIterator[Finding]:
         most = max(dead, key=dead.__getitem__)
         detail = f"{sum(dead.values())}, most of them ({dead[most]}) of {most}; see `hivewire dead list`"
         yield Finding("dead letters", "warning", detail)
+    lost = {agent: depth.lost for agent, depth in depths.items() if depth.lost}
+    if lost:
+        most = max(lost, key=lost.__getitem__)
+        detail = f"{sum(lost.values())} messages were deleted by others, most of them ({lost[most]}) of {most}"
+        yield Finding("lost", "bad", f"{detail}: nothing but Hivewire may delete or trim its keys")
     old = {agent: depth.oldest_age_s for agent, depth in depths.items() if depth.oldest_age_s > _OLD_S}
     if old:
         oldest = max(old, key=old.__getitem__)

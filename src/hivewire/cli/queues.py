@@ -82,6 +82,7 @@ async def _row(protocol: Protocol, agent: str) -> dict[str, Any]:
         "in_flight": depth.in_flight,
         "scheduled": depth.scheduled,
         "dead": depth.dead,
+        "lost": depth.lost,
         "oldest_age_s": round(depth.oldest_age_s, 3),
         "mode": subscription.mode or "not set",
         "types": "all" if types is None else list(types) or "none",

@@ -29,8 +29,8 @@ from hivewire.backend import (
     Room,
     Waiting,
 )
-from hivewire.backends.redis import catalogue, competing, durability, expiry, letters, looking, scripts
-from hivewire.backends.redis.address import Address
+from hivewire.backends.redis import catalogue, competing, durability, expiry, gaps, letters, looking, scripts
+from hivewire.backends.redis.address import Address, Reply
 from hivewire.backends.redis.consumer import RedisConsumer
 from hivewire.backends.redis.ears import Ears
 from hivewire.backends.redis.keeper import Keeper, Seat
@@ -168,9 +168,10 @@ class RedisBackend(Backend):
     async def health(self) -> BackendHealth:
         try:
             kept = await self._learn_durability(self.link)
+            told = [*kept.warnings, *await self._look_for_gaps()]
         except (BackendError, Closed) as error:
             return BackendHealth(ok=False, durability=self.features.durability, detail=str(error))
-        return BackendHealth(ok=True, durability=kept.durability, detail=str(self.address), warnings=kept.warnings)
+        return BackendHealth(ok=True, durability=kept.durability, detail=str(self.address), warnings=told)
 
     def abandon(self) -> None:
         self._abandoned = True
@@ -233,8 +234,9 @@ class RedisBackend(Backend):
 
     async def depth(self, queue: str) -> Depth:
         taken = sum([consumer.out() for consumer in self.consumers if consumer.queue == queue])
-        (answer,) = await self.link.ask([scripts.run(scripts.DEPTH, base(queue))])
+        answer, missing = await self.link.ask([scripts.run(scripts.DEPTH, base(queue)), gaps.question(queue)])
         held, runs, waits, scheduled, dead, age_ms = good(answer, f"look at {queue}")
+        found = self._missing(queue, missing)
         in_flight = min(runs + taken, held - waits)
         return Depth(
             ready=max(0, held - waits - in_flight),
@@ -242,7 +244,20 @@ class RedisBackend(Backend):
             scheduled=scheduled + waits,
             dead=dead,
             oldest_age_s=age_ms / 1000,
+            lost=found.lost,
         )
+
+    def _missing(self, queue: str, answered: Reply) -> gaps.Gaps:
+        found = gaps.answer(queue, answered)
+        self.lost += found.newly
+        return found
+
+    async def _look_for_gaps(self) -> list[str]:
+        """In the queues that are consumed here; warnings of what was lost lately."""
+        queues = sorted({consumer.queue for consumer in self.consumers})
+        answers = await self.link.ask([gaps.question(queue) for queue in queues]) if queues else []
+        found = [self._missing(queue, answered) for queue, answered in zip(queues, answers, strict=True)]
+        return gaps.warnings(queues, found, self.now())
 
     async def peek(self, queue: str, limit: int, after: str | None, *, delayed_only: bool = False) -> Sequence[Waiting]:
         out = {
@@ -303,6 +318,7 @@ class RedisBackend(Backend):
 
     async def cleanup(self, older_than_s: float) -> int:
         """Reply mailboxes of the dead. Settled ids and idempotency keys end by themselves."""
+        await self._look_for_gaps()
         dropped = 0
         for spec in await self.queues():
             if spec.name.startswith(REPLY_PREFIX):

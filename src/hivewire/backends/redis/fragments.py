@@ -15,7 +15,7 @@ DECLARE_IT: Final = """
 local function declare(shards, cap, mode)
   local spec = base .. 'spec'
   if redis.call('HSETNX', spec, 'shards', shards) == 1 then
-    redis.call('HSET', spec, 'cap', cap, 'mode', mode)
+    redis.call('HSET', spec, 'cap', cap, 'mode', mode, 'counts', 1)
   end
   local found = redis.call('HMGET', spec, 'shards', 'cap', 'mode')
   if found[3] == '' and mode ~= '' then

@@ -221,6 +221,42 @@ return revived
 """
 )
 
+# What is missing: found now, in all, when. Of each stream `g` counts what was removed on purpose, `a` what had been
+# added when last looked: a stream that has less was deleted as a whole.
+GAPS: Final = (
+    CLOCK
+    + """
+local spec, book = base .. 'spec', base .. 'done'
+local shards, newly = tonumber(redis.call('HGET', spec, 'shards') or '0'), 0
+for shard = 0, shards - 1 do
+  local length, added = 0, 0
+  local told = redis.pcall('XINFO', 'STREAM', base .. 's' .. shard)
+  for i = 1, told.err and 0 or #told, 2 do
+    if told[i] == 'length' then length = told[i + 1] elseif told[i] == 'entries-added' then added = told[i + 1] end
+  end
+  local counted = redis.call('HMGET', book, 'g' .. shard, 'a' .. shard)
+  local gone, before = tonumber(counted[1] or '0'), tonumber(counted[2] or '0')
+  if redis.call('HEXISTS', spec, 'counts') == 0 then gone = added - length end
+  local missing = added - length - gone
+  if added < before or missing < 0 then
+    missing = math.max(0, before - gone)
+    redis.call('HSET', book, 'g' .. shard, added - length)
+  elseif missing > 0 or not counted[1] then
+    redis.call('HSET', book, 'g' .. shard, gone + missing)
+  end
+  redis.call('HSET', book, 'a' .. shard, added)
+  newly = newly + missing
+end
+if shards > 0 then redis.call('HSET', spec, 'counts', 1) end
+if newly > 0 then
+  redis.call('HINCRBY', spec, 'lost', newly)
+  redis.call('HSET', spec, 'lost_at', now)
+end
+local lost = redis.call('HMGET', spec, 'lost', 'lost_at')
+return {newly, tonumber(lost[1] or '0'), lost[2] or '0'}
+"""
+)
+
 # ARGV: cursor and id of each letter.
 PURGE: Final = """
 local base, purged = KEYS[1], 0
@@ -314,7 +350,7 @@ return buried
 )
 
 ALL: Final = (
-    *(BURY, DECLARE, APPEND, MOVE, BEAT, RELEASE, LEAVE, START, SETTLE, DEPTH, REVIVE, PURGE, DROP, PUT),
+    *(BURY, DECLARE, APPEND, MOVE, BEAT, RELEASE, LEAVE, START, SETTLE, DEPTH, GAPS, REVIVE, PURGE, DROP, PUT),
     *(competing.BEAT, competing.LEAVE, competing.TAKE, competing.START, competing.SETTLE, competing.MINE),
     *(LATE, WITHDRAW),
 )
