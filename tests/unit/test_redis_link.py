@@ -11,7 +11,7 @@ import pytest
 
 from hivewire.backends.redis.link import Link, good
 from hivewire.backends.redis.opening import new_link
-from hivewire.errors import BackendError, Closed, ConnectionLost
+from hivewire.errors import BackendError, Closed, ConnectionLost, QueueFull
 from hivewire.settings import RedisSettings
 
 
@@ -133,7 +133,12 @@ async def test_nothing_asked_is_nothing_answered_and_closed_is_closed() -> None:
             await link.call("PING")
 
 
-@pytest.mark.parametrize("text", ["LOADING dataset", "BUSY script", "READONLY replica", "OOM command", "NOSCRIPT none"])
+@pytest.mark.parametrize("text", ["LOADING dataset", "BUSY script", "READONLY replica", "NOSCRIPT none"])
 def test_what_a_server_may_recover_from_is_worth_repeating(text: str) -> None:
     with pytest.raises(ConnectionLost):
         good(RuntimeError(text), "store")
+
+
+def test_a_server_without_memory_is_full() -> None:
+    with pytest.raises(QueueFull, match="maxmemory"):
+        good(RuntimeError("OOM command not allowed"), "store")

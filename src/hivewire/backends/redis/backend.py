@@ -168,10 +168,16 @@ class RedisBackend(Backend):
     async def health(self) -> BackendHealth:
         try:
             kept = await self._learn_durability(self.link)
+            await self._check_writable()
             told = [*kept.warnings, *await self._look_for_gaps()]
         except (BackendError, Closed) as error:
             return BackendHealth(ok=False, durability=self.features.durability, detail=str(error))
         return BackendHealth(ok=True, durability=kept.durability, detail=str(self.address), warnings=told)
+
+    async def _check_writable(self) -> None:
+        for name, (answer,) in await self.link.each([("INFO", "replication")]):
+            if b"role:slave" in good(answer, f"ask {name} for its role"):
+                raise BackendError(f"{name} is a replica and takes no messages: name its master, or make it one")
 
     def abandon(self) -> None:
         self._abandoned = True
@@ -319,6 +325,7 @@ class RedisBackend(Backend):
     async def cleanup(self, older_than_s: float) -> int:
         """Reply mailboxes of the dead. Settled ids and idempotency keys end by themselves."""
         await self._look_for_gaps()
+        await self._mend()
         dropped = 0
         for spec in await self.queues():
             if spec.name.startswith(REPLY_PREFIX):
@@ -327,6 +334,15 @@ class RedisBackend(Backend):
                     await self.link.call("SREM", QUEUES, spec.name)
                     dropped += 1
         return dropped
+
+    async def _mend(self) -> None:
+        """Of competing queues that are consumed here."""
+        queues = sorted({consumer.queue for consumer in self.consumers if isinstance(consumer, PoolConsumer)})
+        for queue, mended in zip(
+            queues, await self.link.ask([scripts.run(competing.MEND, base(queue)) for queue in queues]), strict=True
+        ):
+            if good(mended, f"look for lost messages of {queue}"):
+                log.warning("somebody meddled with the group", extra={"queue": queue, "handed_out_again": mended})
 
     # -- catalogue and notes
 

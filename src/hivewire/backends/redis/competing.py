@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from hivewire.backends.redis.fragments import CLOCK, DECLARE_IT, INTER
+from hivewire.backends.redis.fragments import CLOCK, DECLARE_IT, INTER, NEEDED
 
 GROUP: Final = "hivewire"
 FREE: Final = "-"
@@ -73,6 +73,7 @@ end
 # member's own entries are its only shard.
 BEAT: Final = (
     CLOCK
+    + NEEDED
     + DECLARE_IT
     + _POOL
     + """
@@ -105,6 +106,7 @@ return {string.format('%.0f', us), shards, 0, tonumber(ends[2]) - now,
 # ARGV: me. The member goes.
 LEAVE: Final = (
     CLOCK
+    + NEEDED
     + _POOL
     + """
 local shards = tonumber(redis.call('HGET', base .. 'spec', 'shards') or '0')
@@ -184,6 +186,7 @@ return taken
 # ARGV: me, token, then shard, id and state of each. 0: refused by the fence.
 START: Final = (
     CLOCK
+    + NEEDED
     + _POOL
     + """
 if not mine(ARGV[1], ARGV[2]) then return 0 end
@@ -197,6 +200,7 @@ return 1
 # time to live; then these. 0: refused by the fence.
 SETTLE: Final = (
     CLOCK
+    + NEEDED
     + _POOL
     + INTER
     + """
@@ -271,5 +275,42 @@ for shard = 0, shards - 1 do
   end
 end
 return found
+"""
+)
+
+# What the group believes to have handed out and nobody has, because somebody meddled with the group (XGROUP SETID,
+# XGROUP DELCONSUMER, XACK): it is handed out again. How many.
+MEND: Final = (
+    CLOCK
+    + _POOL
+    + """
+local shards = tonumber(redis.call('HGET', base .. 'spec', 'shards') or '0')
+local mended = 0
+for shard = 0, shards - 1 do
+  local from, reached, pending, behind = stream(shard), nil, 0, nil
+  local told = redis.pcall('XINFO', 'GROUPS', from)
+  for _, group in ipairs(told.err and {} or told) do
+    local found = {}
+    for i = 1, #group, 2 do found[group[i]] = group[i + 1] end
+    if found.name == GROUP then reached, pending, behind = found['last-delivered-id'], found.pending, found.lag end
+  end
+  if reached and not (behind and redis.call('XLEN', from) == pending + behind) then
+    local at = '-'
+    while true do
+      local page = redis.call('XRANGE', from, at, reached, 'COUNT', 500)
+      for _, entry in ipairs(page) do
+        if not redis.call('XPENDING', from, GROUP, entry[1], entry[1], 1)[1] then
+          redis.call('XCLAIM', from, GROUP, FREE, 0, entry[1], 'FORCE', 'JUSTID')
+          redis.call('ZADD', base .. 'w', 0, shard .. ':' .. entry[1])
+          mended = mended + 1
+        end
+      end
+      if #page < 500 then break end
+      at = '(' .. page[#page][1]
+    end
+  end
+end
+if mended > 0 then redis.call('PUBLISH', base .. 'bell', 'w') end
+return mended
 """
 )

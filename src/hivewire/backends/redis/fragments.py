@@ -11,6 +11,11 @@ local us = time[1] * 1000000 + time[2]
 local now = math.floor(us / 1000)
 """
 
+NEEDED: Final = """
+-- A server without memory lets a script go on that has written before: leases and settlements must not stop.
+redis.call('ZREM', base .. 'm', '')
+"""
+
 DECLARE_IT: Final = """
 local function declare(shards, cap, mode)
   local spec = base .. 'spec'

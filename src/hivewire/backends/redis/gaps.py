@@ -35,7 +35,7 @@ def question(queue: str) -> Command:
 def answer(queue: str, answered: Reply) -> Gaps:
     newly, lost, at_ms = good(answered, f"count what is missing in {queue}")
     if newly:
-        log.error("messages were deleted by others", extra={"queue": queue, "count": newly})
+        log.warning("messages were deleted by others", extra={"queue": queue, "count": newly})
     return Gaps(lost, newly, int(at_ms) / 1000)
 
 

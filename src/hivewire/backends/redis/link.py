@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 
 from hivewire.backends.redis.address import Address, Command, Reply
-from hivewire.errors import BackendError, ConnectionLost, HivewireError
+from hivewire.errors import BackendError, ConnectionLost, HivewireError, QueueFull
 
 
 class Link(ABC):
@@ -107,6 +107,8 @@ def good(answer: Reply, doing: str) -> Reply:
         text = str(answer)
         if not is_passing(answer):
             raise BackendError(f"{doing}: {text}{_advice(text)}")
+        if text.startswith("OOM"):
+            raise QueueFull(f"{doing}: the server has no memory left (its maxmemory): {text}")
         if text.startswith(("MOVED", "ASK")):
             raise ConnectionLost(f"{doing}: its slot moves to another node of the cluster: {text}")
         raise ConnectionLost(f"{doing}: the server is not able to: {text}")
@@ -118,6 +120,8 @@ def _advice(text: str) -> str:
         return "; set redis.password (REDIS_PASSWORD), and redis.username for a user of the access list"
     if text.startswith("WRONGPASS"):
         return "; check redis.username and redis.password"
+    if text.startswith("WRONGTYPE"):
+        return "; another program has written to a key that begins with hivewire:, which must be removed"
     if text.startswith("NOPERM"):
         return "; what the user of the access list must be allowed to do stands in docs/guides/redis.md"
     return ""

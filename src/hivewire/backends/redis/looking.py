@@ -11,6 +11,7 @@ from hivewire.backends.redis import scripts
 from hivewire.backends.redis.keys import base
 from hivewire.backends.redis.link import Link, good
 from hivewire.backends.redis.packing import unpack, unpack_state
+from hivewire.backends.redis.reading import read
 
 
 async def peek(
@@ -47,12 +48,12 @@ async def _held(link: Link, queue: str, shard: int, out: Collection[bytes], limi
 
 
 def _waiting(shard: int, id: bytes, fields: Sequence[bytes], state: bytes | None, is_out: bool, now: float) -> Waiting:
-    stored_ms = int(fields[5] if len(fields) > 5 else id.partition(b"-")[0])
+    (entry,) = read([(id, fields)], shard, 0)
     found = Waiting(
         cursor=f"r{shard}:{id.decode()}",
-        record=unpack(fields[1], fields[3]),
+        record=entry.record,
         state="in_flight" if is_out else "ready",
-        stored_at=stored_ms / 1000,
+        stored_at=entry.stored_at,
     )
     if state is not None:
         counted = unpack_state(state)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Final
 
-from hivewire.backends.redis.fragments import CLOCK, DECLARE_IT, QUIET
+from hivewire.backends.redis.fragments import CLOCK, DECLARE_IT, NEEDED, QUIET
 
 # ARGV: me, lease ms, takes, begins, may claim, shards, cap.
 BEAT: Final = (
     CLOCK
+    + NEEDED
     + DECLARE_IT
     + QUIET
     + """
@@ -101,6 +102,7 @@ return {string.format('%.0f', us), shards, surplus, tonumber(ends[2]) - now,
 # ARGV: me, then shard and token of each. Given up in peace.
 RELEASE: Final = (
     CLOCK
+    + NEEDED
     + QUIET
     + """
 local book = base .. 'o'
@@ -119,6 +121,7 @@ return 1
 # ARGV: me. The member goes; what it holds is free.
 LEAVE: Final = (
     CLOCK
+    + NEEDED
     + QUIET
     + """
 local book = base .. 'o'

@@ -6,7 +6,7 @@ from collections import Counter, deque
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from hivewire.backend import Fetched
+from hivewire.backend import Fetched, Record
 from hivewire.backends.redis.packing import unpack, unpack_state
 
 
@@ -32,11 +32,20 @@ def read(entries: Sequence[Any], shard: int, token: int) -> list[Read]:
     ending = f"-{shard}"
     found = []
     for id, fields in entries:
-        # By place, as the scripts and `append` write them: h, b and, for what was delayed, t.
-        stored_ms = int(fields[5] if len(fields) > 5 else id.partition(b"-")[0])
-        record = unpack(fields[1], fields[3])
+        try:
+            # By place, as the scripts and `append` write them: h, b and, for what was delayed, t.
+            stored_ms = int(fields[5] if len(fields) > 5 else id.partition(b"-")[0])
+            record = unpack(fields[1], fields[3])
+        except (IndexError, ValueError):  # msgspec's errors are ValueErrors
+            stored_ms, record = int(id.partition(b"-")[0]), foreign(id, fields)
         found.append(Read(shard, id.decode() + ending, token, record, stored_ms / 1000, id=id))
     return found
+
+
+def foreign(id: bytes, fields: Sequence[bytes]) -> Record:
+    """What somebody else has put there: the engine finds it malformed and keeps its bytes."""
+    name = f"foreign-{id.decode()}"
+    return Record(name, name, b"\n".join(fields))
 
 
 def remember(fetched: Fetched, counters: bytes | None) -> None:

@@ -17,7 +17,7 @@ from hivewire.backends.redis import competing
 from hivewire.backends.redis.address import Command
 from hivewire.backends.redis.delayed import LATE as LATE
 from hivewire.backends.redis.delayed import WITHDRAW as WITHDRAW
-from hivewire.backends.redis.fragments import ALIVE, CLOCK, DECLARE_IT, INTER, SHARD_OF
+from hivewire.backends.redis.fragments import ALIVE, CLOCK, DECLARE_IT, INTER, NEEDED, SHARD_OF
 from hivewire.backends.redis.membership import BEAT, LEAVE, RELEASE
 
 DECLARE: Final = (
@@ -81,6 +81,7 @@ return {'stored', shards, cap, mode, held + room, room}
 # queue; when the next of either is due, or -1.
 MOVE: Final = (
     CLOCK
+    + NEEDED
     + """
 local late = base .. 'late'
 local due = redis.call('ZRANGEBYSCORE', late, '-inf', now, 'LIMIT', 0, ARGV[1])
@@ -104,6 +105,7 @@ return soonest < math.huge and math.max(0, soonest - now) or -1
 # ARGV: me, shard, token, then id and state of each. 0: refused by the fence.
 START: Final = (
     CLOCK
+    + NEEDED
     + ALIVE
     + """
 if not owns(ARGV[1], ARGV[2], ARGV[3]) then return 0 end
@@ -117,6 +119,7 @@ return 1
 # that had a time to live; then these. 0: refused by the fence.
 SETTLE: Final = (
     CLOCK
+    + NEEDED
     + ALIVE
     + INTER
     + """
@@ -351,7 +354,15 @@ return buried
 
 ALL: Final = (
     *(BURY, DECLARE, APPEND, MOVE, BEAT, RELEASE, LEAVE, START, SETTLE, DEPTH, GAPS, REVIVE, PURGE, DROP, PUT),
-    *(competing.BEAT, competing.LEAVE, competing.TAKE, competing.START, competing.SETTLE, competing.MINE),
+    *(
+        competing.BEAT,
+        competing.LEAVE,
+        competing.TAKE,
+        competing.START,
+        competing.SETTLE,
+        competing.MINE,
+        competing.MEND,
+    ),
     *(LATE, WITHDRAW),
 )
 _HASHES: Final = {script: sha1(script.encode(), usedforsecurity=False).hexdigest() for script in ALL}

@@ -80,7 +80,7 @@ class Standing(ABC):
             self.lapsed()
             self._generation = shares.generation
         if shares.is_new:
-            log.error("the queue was deleted by somebody: what was in it is lost", extra={"queue": self.queue})
+            log.warning("the queue was deleted by somebody: what was in it is lost", extra={"queue": self.queue})
             await self._backend.declare(self._backend.sending.defaults(self.queue))
         await self._apply(shares)
         if self.on_late is not None:
