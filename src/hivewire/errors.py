@@ -202,6 +202,17 @@ class MigrationNeeded(LedgerError):
     code = "migration_needed"
 
 
+class BudgetExceeded(ModelError):
+    """A call would pass a limit of a budget; it was not made. `scope` and `what` name the limit."""
+
+    code = "budget_exceeded"
+
+    def __init__(self, text: str, *, scope: str, what: str) -> None:
+        super().__init__(text)
+        self.scope = scope
+        self.what = what
+
+
 class RetryAfter(Exception):
     """Raised by a handler: try this message again after `delay_s` seconds. Counts as an attempt."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self
 
@@ -112,6 +112,13 @@ class Subscription(msgspec.Struct, frozen=True, kw_only=True):
     types: Sequence[str] | None
     groups: Sequence[str]
     mode: Mode | None
+
+
+class Value(msgspec.Struct, frozen=True):
+    """A small value that all processes share. `version` rises with each change."""
+
+    data: bytes
+    version: int
 
 
 Handle = Callable[[Delivery], Awaitable[None]]
@@ -257,6 +264,19 @@ class Protocol(ABC):
     @abstractmethod
     async def close(self, drain_s: float = 10) -> None:
         """Stop taking, let what runs finish for `drain_s`, give the rest back, disconnect. Idempotent."""
+
+    @abstractmethod
+    async def value(self, name: str) -> Value:
+        """A small value that all processes share, as it is in the store now; version 0 when there is none."""
+
+    @abstractmethod
+    async def set_value(self, name: str, data: bytes, version: int, *, ttl_s: float | None = None) -> Value | None:
+        """Store the value if its version is still `version` (0: there is none), for `ttl_s` seconds or for good.
+        None: somebody else was faster; read it again."""
+
+    @abstractmethod
+    async def values(self, prefix: str) -> Mapping[str, Value]:
+        """Those whose names begin so, by name."""
 
     @abstractmethod
     async def once(self, scope: str, name: str, fn: Callable[[], Awaitable[Any]]) -> Any:

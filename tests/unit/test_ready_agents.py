@@ -11,8 +11,11 @@ import msgspec
 import pytest
 
 import hivewire as hw
+from hivewire.coordination.budgeted import Spending
+from hivewire.coordination.budgets import Budgets
 from hivewire.errors import ModelRefused, ModelUnavailable
 from hivewire.llm import CompletionRequest, CompletionResponse, ToolCall
+from hivewire.rules.budget import Limit
 from hivewire.teams.ready import KINDS, agent, team
 from hivewire.testing.conformance.waiting import until_true
 from hivewire.testing.scripted_model import Answer, ScriptedModel
@@ -155,3 +158,26 @@ def test_the_team_has_every_kind_and_an_unknown_one_is_refused() -> None:
     ]
     with pytest.raises(hw.SettingsError, match="there is no ready agent 'poet'"):
         agent("poet", ScriptedModel([]))
+
+
+async def test_calls_are_paid_and_a_run_without_money_left_fails() -> None:
+    spending = Spending(limits={"run": Limit(calls=1)})
+    content = {"run": "r1", "subtask": "write", "description": "x"}
+    async with hw.connect("memory://", max_attempts=1) as protocol:
+        serving = asyncio.create_task(agent("writer", ScriptedModel(["x", "never"]), spending=spending).serve(protocol))
+        try:
+            first = hw.Message(type="task", sender="test", to="writer", content=content)
+            await protocol.request(first, timeout_s=10)
+            await protocol.send(hw.Message(type="task", sender="test", to="writer", content=content))
+            await until_true(lambda: protocol.dead_letters("writer"), "a dead letter")
+            (dead,) = await protocol.dead_letters("writer")
+            assert dead.reason == "rejected"
+            assert "budget of run/r1: calls 1 of 1 are used" in dead.error
+            scopes = {line.scope: line.calls for line in await Budgets(protocol, {}).summary()}
+        finally:
+            serving.cancel()
+            with suppress(asyncio.CancelledError):
+                await serving
+    assert {scope: calls for scope, calls in scopes.items() if not scope.startswith(("day/", "month/"))} == {
+        "run/r1": 1, "run/r1/write": 1, "label/writer": 1,
+    }  # fmt: skip

@@ -29,6 +29,7 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "delayed": ("hivewire.cli.delayed", "list or cancel messages that are not due yet"),
     "explain": ("hivewire.cli.explain", "tell the life of one message, and where it is now"),
     "ledger": ("hivewire.cli.ledger", "the ledger's tables: status, upgrade, downgrade, purge"),
+    "budget": ("hivewire.cli.budget", "tell what models have cost, by day, month, run or label"),
     "loadtest": ("hivewire.cli.loadtest", "send at a fixed rate; count what is lost, doubled, out of order"),
     "doctor": ("hivewire.cli.doctor", "check what is reachable, durable, misconfigured"),
     "config": ("hivewire.cli.config", "print the settings in force, and where each comes from"),

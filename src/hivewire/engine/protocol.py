@@ -6,7 +6,7 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from itertools import count
 from typing import Any, Self
@@ -53,6 +53,7 @@ from hivewire.protocol import (
     Receipt,
     Schedule,
     Subscription,
+    Value,
 )
 from hivewire.rules.retry import Retry
 from hivewire.settings import Settings
@@ -63,6 +64,7 @@ _HEALTH_S = 3.0
 _MAINTENANCE_S = 1.0
 _CLEANUP_EACH = 60
 _MOST_BROADCAST_ID = 120
+_VALUE_PREFIX = "value/"
 
 
 class Engine(Protocol):
@@ -508,6 +510,21 @@ class Engine(Protocol):
             warnings=tuple(found.warnings),
             latency_s=time.perf_counter() - began,
         )
+
+    async def value(self, name: str) -> Value:
+        await self._ready()
+        entry = await self.backend.get(_VALUE_PREFIX + name)
+        return Value(entry.value, entry.version)
+
+    async def set_value(self, name: str, data: bytes, version: int, *, ttl_s: float | None = None) -> Value | None:
+        await self._ready()
+        entry = await self.backend.put(_VALUE_PREFIX + name, data, version, ttl_s=ttl_s)
+        return None if entry is None else Value(entry.value, entry.version)
+
+    async def values(self, prefix: str) -> Mapping[str, Value]:
+        await self._ready()
+        found = await self.backend.scan(_VALUE_PREFIX + prefix)
+        return {key[len(_VALUE_PREFIX) :]: Value(entry.value, entry.version) for key, entry in found.items()}
 
     async def once(self, scope: str, name: str, fn: Callable[[], Awaitable[Any]]) -> Any:
         await self._ready()

@@ -167,6 +167,25 @@ class LlmSettings(msgspec.Struct, frozen=True, kw_only=True):
     ] = 4
 
 
+class BudgetSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """What models may cost. Days and months are those of UTC."""
+
+    price_file: Annotated[
+        str | None, About("JSON with the price of each model, for a million tokens: `{MODEL: {input: 3, output: 15}}`")
+    ] = None
+    cheaper: Annotated[
+        str | None, About("name of the model that is asked instead when a limit is reached; none: nothing is asked")
+    ] = None
+    run_tokens: Annotated[int | None, About("most tokens of one run", least=0)] = None
+    run_money: Annotated[float | None, About("most money of one run", least=0)] = None
+    run_calls: Annotated[int | None, About("most calls of one run", least=0)] = None
+    run_wall_s: Annotated[float | None, About("time after a run's first call in which it may call", least=0)] = None
+    day_tokens: Annotated[int | None, About("most tokens of one day", least=0)] = None
+    day_money: Annotated[float | None, About("most money of one day", least=0)] = None
+    month_tokens: Annotated[int | None, About("most tokens of one month", least=0)] = None
+    month_money: Annotated[float | None, About("most money of one month", least=0)] = None
+
+
 ProtocolType = Literal["inmemory", "sqlite", "redis", "kafka", "hybrid"]
 
 
@@ -211,6 +230,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     redis: RedisSettings = RedisSettings()
     kafka: KafkaSettings = KafkaSettings()
     llm: LlmSettings = LlmSettings()
+    budget: BudgetSettings = BudgetSettings()
     ledger: LedgerSettings = LedgerSettings()
     postgres: PostgresSettings = PostgresSettings()
     origins: dict[str, str] = {}

@@ -10,7 +10,8 @@ from typing import Any, Final
 import msgspec
 
 from hivewire import Context, Message, Reject, RetryAfter, SettingsError, Worker
-from hivewire.errors import BadAnswer, ModelRefused, ModelUnavailable
+from hivewire.coordination.budgeted import Spending
+from hivewire.errors import BadAnswer, BudgetExceeded, ModelRefused, ModelUnavailable
 from hivewire.llm import LLM, CompletionRequest, CompletionResponse, Turn
 from hivewire.teams.ready.reading import citations_of, code_of, confidence_of, rating_of, sources_of, word_count
 from hivewire.teams.ready.tools import Policy, Toolbox
@@ -23,6 +24,7 @@ _AWAY_S: Final = 5.0
 class Task(msgspec.Struct, frozen=True):
     """The content of a message that an agent takes: as a plan sends it, or only a `description` or `prompt`."""
 
+    run: str = ""
     description: str = ""
     prompt: str = ""
     subtask: str = ""
@@ -108,12 +110,15 @@ def agent(
     concurrency: int = 4,
     policy: Policy | None = None,
     prompts: str | Path | None = None,
+    spending: Spending | None = None,
 ) -> Worker:
     """A worker of one of `KINDS` that asks `llm`.
 
     Its output has the fields of its kind and `tokens_used`. `prompts` is a folder whose `<kind>.md` and `rules.md`
     replace the bundled ones. `policy` says which files its tools may read; None: those that the run was given
-    (`input.paths`). A model that is not available is asked again later, as a failed attempt; one that refuses rejects.
+    (`input.paths`). `spending` pays each call from the accounts of the run, of its subtask, of the agent's name
+    (`label/<name>`), of the day and of the month; None: nothing is counted. A model that is not available is asked
+    again later, as a failed attempt; one that refuses, or a call that cannot be paid, rejects.
     """
     if kind not in KINDS:
         raise SettingsError(f"there is no ready agent {kind!r}; there are {', '.join(KINDS)}")
@@ -133,15 +138,27 @@ def agent(
             model=model,
             tools=toolbox.offered,
         )
-        answer, tokens_used = await _answered(llm, request, toolbox)
+        asked = llm if spending is None else spending.pay(llm, ctx.protocol, _scopes(task, worker.name))
+        answer, tokens_used = await _answered(asked, request, toolbox)
         return {**what.read(task, answer.text), "tokens_used": tokens_used, "cut_off": answer.finish_reason == "length"}
 
     return worker
 
 
-def team(llm: LLM, *, policy: Policy | None = None, prompts: str | Path | None = None) -> list[Worker]:
+def team(
+    llm: LLM,
+    *,
+    policy: Policy | None = None,
+    prompts: str | Path | None = None,
+    spending: Spending | None = None,
+) -> list[Worker]:
     """All of them."""
-    return [agent(kind, llm, policy=policy, prompts=prompts) for kind in KINDS]
+    return [agent(kind, llm, policy=policy, prompts=prompts, spending=spending) for kind in KINDS]
+
+
+def _scopes(task: Task, name: str) -> list[str]:
+    run = [f"run/{task.run}", *([f"run/{task.run}/{task.subtask}"] if task.subtask else [])] if task.run else []
+    return [*run, f"label/{name}"]
 
 
 def _prompt(folder: str | Path | None, name: str) -> str:
@@ -189,7 +206,7 @@ async def _answered(llm: LLM, request: CompletionRequest, toolbox: Toolbox) -> t
             answer = await llm.complete(msgspec.structs.replace(request, user="", turns=tuple(turns)))
         except ModelUnavailable as error:
             raise RetryAfter(error.retry_after_s if error.retry_after_s is not None else _AWAY_S, str(error)) from error
-        except ModelRefused as error:
+        except (ModelRefused, BudgetExceeded) as error:
             raise Reject(str(error)) from error
         tokens_used += answer.tokens_used
         if not answer.tool_calls:

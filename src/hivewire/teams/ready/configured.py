@@ -7,8 +7,10 @@ from __future__ import annotations
 
 from typing import Final
 
+from hivewire.coordination.budgeted import Spending
 from hivewire.llm import model_from
 from hivewire.settings import load
 from hivewire.teams.ready.agents import team
 
-TEAM: Final = team(model_from(load()))
+_settings = load()
+TEAM: Final = team(model_from(_settings), spending=Spending.of(_settings))
