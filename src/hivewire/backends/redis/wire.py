@@ -85,6 +85,8 @@ class Wire(asyncio.Protocol):
         self._suspect: Batch | Stored | None = None
         self._heard_at = 0.0
         self.why = "the server closed the connection"
+        self.error: Exception | None = None
+        """What ended it, where the system or TLS says so."""
         self.has_heard = False
         self.is_open = False
 
@@ -275,9 +277,10 @@ class Wire(asyncio.Protocol):
         for handle in (self._watch, self._stuck, self._flush):
             if handle is not None:
                 handle.cancel()
-        why = str(error) if error is not None else self.why
+        if error is not None:
+            self.why, self.error = str(error), error
         self._on_end(self)
-        lost = ConnectionLost(f"the connection to Redis at {self._name} was lost: {why}")
+        lost = ConnectionLost(f"the connection to Redis at {self._name} was lost: {self.why}")
         while self._waiting:
             _fail(self._waiting.popleft().future, lost)
         for _, future in self._firm:
@@ -321,16 +324,24 @@ async def open_wire(
     except BaseException as error:
         if wire is not None:
             wire.abort("it could not be opened")
-        if isinstance(error, TimeoutError):
-            raise ConnectionLost(f"connect to {address}: no answer within {settings.dial_timeout_s:g} s") from None
-        if isinstance(error, ssl.SSLError):
-            raise address.distrust(error) from None
-        if isinstance(error, ConnectionLost) and wire is not None and not wire.has_heard and not settings.tls:
-            raise ConnectionLost(f"connect to {address}: {error}; if it speaks TLS, write rediss://") from None
-        if isinstance(error, OSError):
-            raise ConnectionLost(f"connect to {address}: {error}") from None
+        if isinstance(error, OSError | BackendError):
+            raise _not_opened(address, error, wire) from None
         raise
     return wire
+
+
+def _not_opened(address: Address, error: OSError | BackendError, wire: Wire | None) -> BackendError:
+    settings = address.settings
+    cause = wire.error if wire is not None and wire.error is not None else error
+    if isinstance(cause, ssl.SSLError):
+        return address.distrust(cause)
+    if isinstance(error, TimeoutError):
+        hint = "; a server without TLS is redis://" if settings.tls else ""
+        return ConnectionLost(f"connect to {address}: no answer within {settings.dial_timeout_s:g} s{hint}")
+    if isinstance(error, ConnectionLost) and wire is not None and not wire.has_heard:
+        hint = "asks for a certificate, set redis.tls_cert_file" if settings.tls else "speaks TLS, write rediss://"
+        return ConnectionLost(f"connect to {address}: {error}; if it {hint}")
+    return ConnectionLost(f"connect to {address}: {error}") if isinstance(error, OSError) else error
 
 
 async def ask_once(address: Address, command: Command) -> Reply:
