@@ -8,6 +8,7 @@ import os
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
+import msgspec
 import pytest
 
 from hivewire.errors import SettingsError
@@ -451,3 +452,11 @@ def test_sources_lists_every_setting_once() -> None:
     assert [name for name, _, _ in rows] == IDS
     assert {source for _, _, source in rows} == {"default"}
     assert set(SECTIONS) == {setting.section for setting in EVERY} - {""}
+
+
+def test_every_section_is_read() -> None:
+    structs = {
+        field.name for field in msgspec.structs.fields(Settings)
+        if isinstance(field.type, type) and issubclass(field.type, msgspec.Struct)
+    }  # fmt: skip
+    assert structs == set(SECTIONS)

@@ -41,7 +41,8 @@ def run(args: argparse.Namespace) -> int:
 async def _show(args: argparse.Namespace) -> int:
     lines = [] if is_store_missing(args) else await _lines(args)
     if lines or args.json:
-        print_table([_row(line) for line in lines], COLUMNS, args.json)
+        rows = [_row(line) for line in lines]
+        print_table(rows if args.json else [_shown(row) for row in rows], COLUMNS, args.json)
     else:
         print("no model's call was paid here yet")
     return 0
@@ -60,3 +61,8 @@ def _row(line: Spent) -> dict[str, Any]:
     row: dict[str, Any] = msgspec.to_builtins(line)
     limits = {name: most for name, most in (row["limit"] or {}).items() if most is not None}
     return {**row, "limit": ", ".join(f"{name} {most:g}" for name, most in limits.items())}
+
+
+def _shown(row: dict[str, Any]) -> dict[str, Any]:
+    """Money with the small parts that a call costs."""
+    return {name: f"{value:.6f}" if isinstance(value, float) else value for name, value in row.items()}

@@ -271,6 +271,7 @@ SECTIONS: Final[dict[str, type[msgspec.Struct]]] = {
     "redis": RedisSettings,
     "kafka": KafkaSettings,
     "llm": LlmSettings,
+    "budget": BudgetSettings,
     "ledger": LedgerSettings,
     "postgres": PostgresSettings,
 }
