@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from hivewire.errors import MigrationNeeded as MigrationNeeded
     from hivewire.errors import NoCapableWorker as NoCapableWorker
     from hivewire.errors import NoHandler as NoHandler
+    from hivewire.errors import PlanRefused as PlanRefused
     from hivewire.errors import QueueFull as QueueFull
     from hivewire.errors import QueueMissing as QueueMissing
     from hivewire.errors import Reject as Reject
@@ -102,6 +103,7 @@ _HOMES = {
         "MigrationNeeded",
         "NoCapableWorker",
         "NoHandler",
+        "PlanRefused",
         "QueueFull",
         "QueueMissing",
         "Reject",

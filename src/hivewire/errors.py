@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import ClassVar
 
 
@@ -118,9 +119,23 @@ class CoordinationError(HivewireError):
 
 
 class InvalidPlan(CoordinationError):
-    """The plan breaks a rule; the text lists every error."""
+    """The plan breaks a rule; the text lists every error, and `errors` has each of them."""
 
     code = "invalid_plan"
+
+    def __init__(self, text: str, errors: Sequence[str] = ()) -> None:
+        super().__init__(text)
+        self.errors: tuple[str, ...] = tuple(errors) or (text,)
+
+
+class PlanRefused(InvalidPlan):
+    """The model was asked twice, and neither plan can be carried out. `answer` is the second one, as it came."""
+
+    code = "plan_refused"
+
+    def __init__(self, text: str, errors: Sequence[str], answer: str) -> None:
+        super().__init__(text, errors)
+        self.answer = answer
 
 
 class NoCapableWorker(CoordinationError):

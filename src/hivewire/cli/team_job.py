@@ -94,7 +94,7 @@ def job_from(args: argparse.Namespace, command: str, plan: Plan, team: str, **fi
         command=command,
         plan=plan,
         team=team,
-        paths=_checked_paths(args.input),
+        paths=checked_paths(args.input),
         out=out,
         protocol=protocol,
         messages=messages,
@@ -192,7 +192,7 @@ def _is_same(job: Job, state: RunState) -> bool:
     return planned == job.plan.subtasks and state.header.input == job.run_input
 
 
-def _checked_paths(paths: Sequence[str]) -> list[str]:
+def checked_paths(paths: Sequence[str]) -> list[str]:
     """Absolute, since workers may run elsewhere. Raises `UsageError` when one names nothing."""
     found = []
     for path in paths:

@@ -309,4 +309,4 @@ def _raise_if_any(errors: Sequence[str]) -> None:
     shown = list(errors[:_MAX_ERRORS_SHOWN])
     if len(errors) > len(shown):
         shown.append(f"and {len(errors) - len(shown)} more")
-    raise InvalidPlan("the plan is not valid: " + "; ".join(shown))
+    raise InvalidPlan("the plan is not valid: " + "; ".join(shown), errors)
