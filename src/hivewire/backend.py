@@ -301,6 +301,9 @@ class Backend(ABC):
         returns, they are stored as durably as `features.durability` says. Queues that do not exist are
         made with their defaults."""
 
+    crowded: bool = False
+    """After `append_now`: others should have a turn now, await `give_way`."""
+
     def append_now(self, queue: str, record: Record, room: Room) -> bool:
         """Store one record if that takes no waiting at all. False: nothing was done, use `append`."""
         return False
@@ -309,6 +312,10 @@ class Backend(ABC):
         """Begin to store one record in the plain case; the future is done when it is stored, or tells why it is not.
         None: nothing was done, use `append`."""
         return None
+
+    async def give_way(self) -> None:
+        """Let those read who have something to read. Needed only by who sets `crowded`."""
+        raise NotImplementedError
 
     @abstractmethod
     async def consume(self, queue: str, member: Member, owner: Ownership) -> Consumer: ...

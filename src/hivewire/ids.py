@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterator
-from itertools import count
 from threading import Lock
 from time import time_ns
 
@@ -14,46 +13,58 @@ class _Ordered:
     """Makes UUIDv7 strings that rise within this process, in any thread.
 
     The 74 free bits are a 26 bit counter, which starts anew at a random place each millisecond, and
-    48 bits that are random for the process.
+    48 bits that are random for the process. An id is two texts put together: a head (the millisecond
+    and the counter but for its lowest 8 bits) and one of 256 tails (those bits and the process).
     """
 
-    __slots__ = ("_lock", "_now", "_tail")
+    __slots__ = ("_block", "_lock", "_now", "_tails")
 
     def __init__(self) -> None:
         self.reseed()
 
     def reseed(self) -> None:
+        process = os.urandom(6).hex()
         self._lock = Lock()
-        self._tail = "-" + os.urandom(6).hex()
-        self._now: tuple[int, str, Iterator[int]] = (0, "", count())
+        self._tails = tuple(f"{low:02x}-{process}" for low in range(256))
+        self._block = 0
+        """The counter without its lowest 8 bits."""
+        self._now: tuple[int, str, Iterator[str]] = (0, "", iter(()))
+        """When the head's millisecond is over, the head, and the tails that it has not had yet."""
 
     @property
-    def state(self) -> tuple[str, tuple[int, str, Iterator[int]]]:
+    def state(self) -> tuple[tuple[str, ...], int, tuple[int, str, Iterator[str]]]:
         """For tests: what it takes to go on from here later."""
-        return self._tail, self._now
+        return self._tails, self._block, self._now
 
     @state.setter
-    def state(self, state: tuple[str, tuple[int, str, Iterator[int]]]) -> None:
-        self._tail, self._now = state
+    def state(self, state: tuple[tuple[str, ...], int, tuple[int, str, Iterator[str]]]) -> None:
+        self._tails, self._block, self._now = state
 
     def new(self) -> str:
-        millis, prefix, numbers = self._now
-        if time_ns() // 1_000_000 > millis:
-            prefix, numbers = self._next_millisecond()
-        number = next(numbers)  # one step for the interpreter: no two threads get the same
-        return f"{prefix}{number >> 14:03x}-{0x8000 | number & 0x3FFF:x}{self._tail}"
+        until_ns, head, tails = self._now
+        if time_ns() < until_ns:
+            for tail in tails:  # one step for the interpreter: no two threads get the same
+                return head + tail
+        return self._with_new_head()
 
-    def _next_millisecond(self) -> tuple[str, Iterator[int]]:
+    def _with_new_head(self) -> str:
         with self._lock:
-            millis, prefix, numbers = self._now
-            present = time_ns() // 1_000_000
-            if present > millis:
-                digits = f"{present:012x}"
-                prefix = f"{digits[:8]}-{digits[8:]}-7"
+            until_ns, head, tails = self._now
+            present_ns = time_ns()
+            if present_ns >= until_ns:
                 # The upper half stays free, so that a millisecond has room for 33 million ids.
-                numbers = count(int.from_bytes(os.urandom(4), "big") & 0x1FFFFFF)
-                self._now = (present, prefix, numbers)
-            return prefix, numbers
+                self._block = int.from_bytes(os.urandom(3), "big") & 0x1FFFF
+                until_ns = (present_ns // 1_000_000 + 1) * 1_000_000
+            elif (tail := next(tails, None)) is not None:
+                return head + tail  # another thread has been here
+            else:
+                self._block += 1
+            digits = f"{until_ns // 1_000_000 - 1:012x}"
+            head = f"{digits[:8]}-{digits[8:]}-7{self._block >> 6:03x}-{0x80 | self._block & 0x3F:x}"
+            tails = iter(self._tails)
+            first = next(tails)
+            self._now = (until_ns, head, tails)
+            return head + first
 
 
 _ordered = _Ordered()

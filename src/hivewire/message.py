@@ -47,13 +47,14 @@ UNORDERED: Final = "\x00unordered"
 _utc_now = partial(datetime.now, UTC)
 
 
-class Message(msgspec.Struct, frozen=True, kw_only=True, eq=True):
+class Message(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """What one agent says to another. Never changed after it was made; copy with `replace`.
 
     `to` is an agent's name or `name/instance`. Messages of one `key` are handled one at a time, in the
     order sent; the key is the instance, else `key`, else the sender. `content` is any JSON value or bytes.
     `ttl_s` counts from storing, by the store's clock. `extra` holds fields that this version does not
-    know; they survive a forward.
+    know; they survive a forward. (The garbage collector does not look into messages: one whose content
+    holds the message itself, which cannot be sent, is never freed.)
     """
 
     type: str

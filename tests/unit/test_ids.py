@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 import subprocess
 import sys
@@ -53,9 +52,11 @@ def test_new_ids_rise_over_many_milliseconds_and_when_the_clock_is_set_back(monk
 def test_the_counter_carries_from_one_group_of_digits_into_the_next() -> None:
     ordered = ids._Ordered()
     ordered.new()
-    ordered._now = (1 << 47, ordered._now[1], itertools.count((1 << 14) - 3))  # the same millisecond for ever
-    made = [ordered.new() for _ in range(6)]
+    tails, _, now = ordered.state
+    ordered.state = tails, (1 << 6) - 2, (1 << 62, now[1], iter(()))  # the same millisecond for ever
+    made = [ordered.new() for _ in range(600)]  # two blocks and a part of the third
     assert made == sorted(set(made))
+    assert made[0][:19] < made[-1][:19]
     assert {(UUID(id).version, UUID(id).variant) for id in made} == {(7, RFC_4122)}
 
 

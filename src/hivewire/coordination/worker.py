@@ -34,7 +34,7 @@ class _Entry(msgspec.Struct, frozen=True):
     timeout_s: float | None
 
 
-class Context:
+class Context(msgspec.Struct, eq=False, gc=False):
     """What a handler knows beside the message, and what it can do.
 
     The id of everything it sends follows from the message it handles, the recipient, the type and a
@@ -42,13 +42,10 @@ class Context:
     had already. A handler that sends to one recipient in changing order gives each a `name`.
     """
 
-    __slots__ = ("_delivery", "message", "protocol", "worker")
-
-    def __init__(self, worker: Worker, protocol: Protocol, delivery: Delivery, message: Message) -> None:
-        self.worker = worker
-        self.protocol = protocol
-        self.message = message
-        self._delivery = delivery
+    worker: Worker
+    protocol: Protocol
+    message: Message
+    _delivery: Delivery
 
     @property
     def attempt(self) -> int:
@@ -237,12 +234,20 @@ class Worker:
             run = contextvars.copy_context().run
             return await self.loop.run_in_executor(threads, run, handler, message, context)
 
-        async def handle(delivery: Delivery) -> None:
+        entries = self._entries
+
+        def handle(delivery: Delivery) -> Awaitable[None]:
             message = delivery.message
-            entry = self._entries.get(message.type) or self._entries.get(ANY)
+            entry = entries.get(message.type) or entries.get(ANY)
             if entry is None:
                 raise NoHandler(f"worker {self.name} has no handler for type {message.type!r} in this process")
-            context = Context(self, protocol, delivery, message)
+            context = Context(self, protocol, message, delivery)
+            if entry.is_async and "reply_to" not in message.metadata:
+                coroutine: Awaitable[None] = entry.handler(message, context)  # in the plain case no other is needed
+                return coroutine
+            return answer(entry, message, context)
+
+        async def answer(entry: _Entry, message: Message, context: Context) -> None:
             if entry.is_async:
                 result = await entry.handler(message, context)
             else:

@@ -185,12 +185,16 @@ class Crew:
         notes_all = notes is not None and notes.all
         began = now = time()
         grip, look_at = lane.grip, 0.0
+        accepted = ""
+        """The type that was looked up last."""
         handled = redelivered = 0
         try:
             while waiting and lane.grip == grip and not (lane.halted or self._stopping):
                 fetched = waiting[0]
                 message = inbox.admit_now(fetched)
-                if message is None:
+                if message is None or (
+                    (message.type != accepted or now >= look_at) and not inbox.accepts(message.type)
+                ):
                     message = await self._admit(lane)
                     now, look_at = time(), 0.0
                     if message is None:
@@ -202,7 +206,7 @@ class Crew:
                     if now >= look_at:  # a process that was frozen finds that time has passed
                         if not inbox.holds(lane):
                             break
-                        look_at = now + _LOOK_EVERY_S
+                        look_at, accepted = now + _LOOK_EVERY_S, message.type
                     if not fetched.marked:
                         fetched.starts += 1
                 delivery = slot.delivery = EngineDelivery(inbox, lane, fetched, message)

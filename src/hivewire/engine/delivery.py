@@ -24,14 +24,14 @@ OPEN, SETTLED, LOST = 0, 1, 2
 
 class EngineDelivery(Delivery):
     __slots__ = (
-        "_attempt",
         "_handling",
         "_inbox",
-        "_message",
+        "attempt",
         "expires_at",
         "fetched",
         "held",
         "lane",
+        "message",
         "outputs",
         "state",
         "timeout_s",
@@ -39,25 +39,18 @@ class EngineDelivery(Delivery):
 
     def __init__(self, inbox: Inbox, lane: Lane, fetched: Fetched, message: Message) -> None:
         self._inbox = inbox
-        self._message = message
-        self._attempt = fetched.starts
+        self.message: Message = message
+        self.attempt: int = fetched.starts
         self.lane = lane
         self.fetched = fetched
         self.state = OPEN
         self.held = False
-        self.expires_at = 0.0
+        self.expires_at: float
+        """When nobody settles it: told by `extend`."""
         self.timeout_s: float | None = None
         """A limit of its own for this handler, instead of the one of `serve`."""
         self.outputs: dict[tuple[str, str], int] | None = None
         self._handling: Token[HasDelivery | None] | None = None
-
-    @property
-    def message(self) -> Message:
-        return self._message
-
-    @property
-    def attempt(self) -> int:
-        return self._attempt
 
     @property
     def settled(self) -> bool:
@@ -69,7 +62,7 @@ class EngineDelivery(Delivery):
 
     def change(self, message: Message) -> None:
         """Middleware has replaced the message."""
-        self._message = message
+        self.message = message
 
     def next_output(self, to: str, type: str) -> int:
         """The running number of this handler's outputs to one recipient of one type."""
@@ -82,10 +75,10 @@ class EngineDelivery(Delivery):
     def _claim(self, doing: str) -> None:
         """Exactly one settlement gets past here."""
         if self.state == SETTLED:
-            raise AlreadySettled(f"{doing} {self._message.id}: it was settled before")
+            raise AlreadySettled(f"{doing} {self.message.id}: it was settled before")
         if self.state == LOST or self.lane.lost:
             self.state = LOST
-            raise LeaseLost(f"{doing} {self._message.id}: the lease ended; it may be with another worker")
+            raise LeaseLost(f"{doing} {self.message.id}: the lease ended; it may be with another worker")
         self.state = SETTLED
 
     async def ack(self) -> None:
@@ -104,9 +97,9 @@ class EngineDelivery(Delivery):
 
     async def extend(self) -> None:
         if self.state == SETTLED:
-            raise AlreadySettled(f"extend {self._message.id}: it was settled before")
+            raise AlreadySettled(f"extend {self.message.id}: it was settled before")
         if self.state == LOST or self.lane.lost:
-            raise LeaseLost(f"extend {self._message.id}: the lease ended; it may be with another worker")
+            raise LeaseLost(f"extend {self.message.id}: the lease ended; it may be with another worker")
         self._inbox.handed.extend(self)
 
     def _hold(self) -> None:

@@ -68,7 +68,11 @@ class Inbox(Ownership):
         self._later: list[tuple[float, int, Fetched]] = []
         self._freed = asyncio.Event()
         self._ties = count()
+        self._remembers = not (core.features.store_lanes and core.features.remembers_settled)
+        """What is settled is remembered here, too, and not by the store alone."""
         self._settled = Window(core.settings.dedup_window_ids, core.settings.dedup_window_s)
+        self._twins = Window(core.settings.dedup_window_ids, core.settings.dedup_window_s)
+        """Ids that two records held at one time have."""
         self.settling = Settling(queue, self._store, self._stored)
         self._lost_listeners: list[Callable[[Lane], None]] = []
         self.closed = False
@@ -177,7 +181,20 @@ class Inbox(Ownership):
                     self._remember(fetched)
                 self.core.tasks.start(self._save({fetched.shard for fetched in finished}), f"commit {self.queue}")
             batch = self._due(batch)
+        elif not self._remembers:
+            self._look_for_twins(batch)
         self.lanes.add(batch)
+
+    def _look_for_twins(self, batch: Sequence[Fetched]) -> None:
+        """A store that leases keys and remembers what was settled knows all but the records that it hands out
+        at one time: a lane is handed out again when those before are settled."""
+        ids = [fetched.record.id for fetched in batch]
+        if len(set(ids)) < len(ids):
+            before: set[str] = set()
+            for id in ids:
+                if id in before:
+                    self._twins.add(id, self._now)
+                before.add(id)
 
     async def _save(self, shards: Set[int]) -> None:
         """What was finished before may have moved the watermark."""
@@ -223,7 +240,7 @@ class Inbox(Ownership):
         return True
 
     def admit_now(self, fetched: Fetched) -> Message | None:
-        """The message of a lane's first record in the plain case. None: ask `admit`."""
+        """The message of a lane's first record in the plain case, when its type is accepted. None: ask `admit`."""
         record = fetched.record
         settled = self._settled
         if (
@@ -239,10 +256,9 @@ class Inbox(Ownership):
             return None
         kept = record.kept
         try:
-            message = decode(record.body) if kept is None else kept.open()
+            return decode(record.body) if kept is None else kept.open()
         except Undecodable:
             return None
-        return message if self.accepts(message.type) else None
 
     async def admit(self, lane: Lane) -> Message | None:
         """The message of the lane's first record, if its handler may start. If not, its outcome is noted;
@@ -323,7 +339,7 @@ class Inbox(Ownership):
         record = fetched.record
         if record.replay or record.dedup_key is not None:
             self._remember(fetched)
-        else:
+        elif self._remembers or (self._twins.new and record.id in self._twins):
             self._settled.new[record.id] = None
         settling = self.settling
         if not settling.done:

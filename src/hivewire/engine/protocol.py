@@ -14,7 +14,7 @@ from typing import Any, Self
 import msgspec
 
 from hivewire.backend import Append, Backend, Depth, Duplicate, Mode, Record, Room
-from hivewire.codec import check_agent, check_group, check_type, encode, keep, split_address
+from hivewire.codec import ADDRESSES, check_agent, check_group, check_type, encode, keep, split_address
 from hivewire.delivery import Delivery
 from hivewire.engine import looking
 from hivewire.engine.consumers import Consumers
@@ -82,6 +82,7 @@ class Engine(Protocol):
         self.settings = settings
         self.backend = backend
         self._form: Callable[[Message, int], Any] = keep if backend.features.by_reference else encode
+        self._most_bytes, self._ttl_s = settings.max_message_size_bytes, settings.message_ttl_s
         self._outgoing = chain(tuple(outgoing)) if outgoing else None
         self._incoming = tuple(incoming)
         self._rng = rng or random.Random()
@@ -218,6 +219,8 @@ class Engine(Protocol):
         room = Room.RESERVE if handling.get() is not None else Room.CAP
         if self.backend.append_now(queue, record, room):
             self._core.metrics.messages_sent += 1
+            if self.backend.crowded:
+                await self.backend.give_way()
         else:
             await self._sender.one(queue, record, room, timeout_s)
         return Receipt(message.id)
@@ -243,14 +246,13 @@ class Engine(Protocol):
 
     def _record(self, message: Message) -> tuple[str, Record]:
         """The queue and the stored form. Raises `MessageError` before anything is stored."""
-        settings = self.settings
-        form = self._form(message, settings.max_message_size_bytes)
+        form = self._form(message, self._most_bytes)
         body, kept = (form, None) if type(form) is bytes else (b"", form)
-        queue, instance = split_address(message.to)
+        queue, instance = ADDRESSES.get(message.to) or split_address(message.to)
         key = instance or message.key or message.sender
         if key == UNORDERED:
             key = message.id
-        ttl_s = settings.message_ttl_s if message.ttl_s is None else message.ttl_s
+        ttl_s = self._ttl_s if message.ttl_s is None else message.ttl_s
         return queue, Record(message.id, key, body, message.type, message.sender, ttl_s, message.priority, 0, kept)
 
     async def send_many(self, messages: Sequence[Message], *, timeout_s: float = 30) -> list[Receipt]:
@@ -262,8 +264,9 @@ class Engine(Protocol):
         entries: list[Append] = []
         records: list[Record] = []
         last = None
+        record_of = self._record
         for message in messages:
-            queue, record = self._record(message)
+            queue, record = record_of(message)
             if queue != last:
                 records = []
                 entries.append(Append(queue, records, room=room))

@@ -77,10 +77,14 @@ class Lanes:
 
     def add(self, batch: Iterable[Fetched]) -> None:
         lanes, competing = self._lanes, self.competing
+        lane: Lane | None = None
+        last = ""
         for fetched in batch:
             record = fetched.record
             key = record.id if competing else record.key
-            lane = lanes.get(key)
+            if lane is None or key != last:  # runs of one key are common
+                last = key
+                lane = lanes.get(key)
             if lane is None:
                 lane = lanes[key] = Lane(key, fetched.shard)
                 lane.halted = fetched.shard in self._resting

@@ -241,24 +241,29 @@ class MemoryBackend(Backend):
         self.epoch = store.epoch
         self._unyielded += number
         if self._unyielded >= _YIELD_EVERY:
-            await self._let_others(batch)
+            await self._let_others(batch, number)
         return problems
 
     def append_now(self, queue: str, record: Record, room: Room) -> bool:
-        found = self.store.queues.get(queue)
-        if found is None or record.ttl_s is not None or self._unyielded >= _YIELD_EVERY:
+        store = self._store
+        found = None if store is None else store.queues.get(queue)
+        if found is None or record.ttl_s is not None or found.size >= found.spec.cap:
             return False
-        if room is not Room.ALWAYS and found.size >= found.spec.cap:
-            return False
-        self._unyielded += 1
         found.append_one(record, self._wall())
+        self._unyielded += 1
+        if self._unyielded >= _YIELD_EVERY or found.is_behind:
+            self.crowded = True
         return True
 
-    async def _let_others(self, batch: Sequence[Append]) -> None:
-        """Who only sends must not keep the readers from their turn, nor run far ahead of them."""
+    async def give_way(self) -> None:
+        self.crowded = False
         self._unyielded = 0
-        for _ in range(_MOST_TURNS):
-            await asyncio.sleep(0)
+        await asyncio.sleep(0)
+
+    async def _let_others(self, batch: Sequence[Append], number: int) -> None:
+        """Who only sends must not keep the readers from their turn, nor run far ahead of them."""
+        for _ in range(min(max(number // _YIELD_EVERY, 1), _MOST_TURNS)):
+            await self.give_way()
             if not any(queue.is_behind for entry in batch if (queue := self.store.queues.get(entry.queue))):
                 return
 

@@ -14,7 +14,7 @@ from hivewire.backend import DeadRecord, Depth, Entry, Fetched, Letter, QueueSpe
 from hivewire.rules.dedup import Window
 from hivewire.rules.priority import Lines
 
-_MOMENT = 64
+_MOMENT = 256
 
 
 class Holder:
@@ -76,17 +76,19 @@ class Queue:
         lanes = self.lanes
         competing = self.spec.mode == "competing"
         woken = False
-        at = next(self._ties)
-        for record in records:
+        lane: Lane | None = None
+        last = ""
+        for at, record in zip(self._ties, records):  # noqa: B905  # positions never end
             key = record.id if competing else record.key
-            lane = lanes.get(key)
-            if lane is None:
-                lane = lanes[key] = Lane(key)
+            if lane is None or key != last:  # runs of one key are common
+                last = key
+                lane = lanes.get(key)
+                if lane is None:
+                    lane = lanes[key] = Lane(key)
             fetched = Fetched(0, at, 0, record, now)
-            at = next(self._ties)
             lane.records.append(fetched)
             if record.ttl_s is not None:
-                heappush(self.expiring, (now + record.ttl_s, fetched.at, key))  # type: ignore[misc]  # at is an int here
+                heappush(self.expiring, (now + record.ttl_s, at, key))
             if lane.holder is None and lane.due_at is None and len(lane.records) == 1:
                 self.ready.append(lane)
                 woken = True
@@ -120,7 +122,7 @@ class Queue:
     @property
     def is_behind(self) -> bool:
         """Somebody reads here and has more to do than a moment's work."""
-        return bool(self.wake) and self.size > _MOMENT
+        return self.size > _MOMENT and bool(self.wake)
 
     # -- time
 
@@ -196,11 +198,12 @@ class Queue:
         settled = self.settled.new
         lane: Lane | None = None
         token = -1
-        finished = 0
+        left = finished = 0
         for fetched in done:
             if fetched.token != token:
                 lane, token = self.held(holder, fetched), fetched.token
-            if lane is None or not lane.taken:
+                left = 0 if lane is None else lane.taken
+            if lane is None or not left:
                 refused.append(fetched)
                 continue
             records = lane.records
@@ -211,10 +214,11 @@ class Queue:
             record = fetched.record
             settled[life(record) if record.replay else record.id] = None
             finished += 1
-            lane.taken -= 1
-            lane.running = False
-            if not lane.taken:
+            lane.taken = left = left - 1
+            if not left:
                 self.release(lane)
+            else:
+                lane.running = False
         self.in_flight -= finished
         self.size -= finished
 
