@@ -279,7 +279,9 @@ class Protocol(ABC):
         """Those whose names begin so, by name."""
 
     @abstractmethod
-    async def once(self, scope: str, name: str, fn: Callable[[], Awaitable[Any]]) -> Any:
+    async def once(
+        self, scope: str, name: str, fn: Callable[[], Awaitable[Any]], find: Callable[[], Awaitable[Any]] | None = None
+    ) -> Any:
         """The stored result of `fn` for (scope, name), computed if there is none. See `Context.once`."""
 
     @abstractmethod

@@ -7,6 +7,7 @@ import contextvars
 import inspect
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any, TypeVar
 
 import msgspec
@@ -114,20 +115,32 @@ class Context(msgspec.Struct, eq=False, gc=False):
             )
             await self.protocol.deliver_reply(event)
 
-    async def once(self, name: str, fn: Callable[[], Any]) -> Any:
+    def effect_key(self, name: str) -> str:
+        """A key for an effect outside: the same at every attempt of this message, over restarts and takeovers."""
+        return derived_id(self.message.id, self._delivery.replay, self.worker.name, "effect", name)
+
+    async def once(self, name: str, fn: Callable[[], Any], *, find: Callable[[], Any] | None = None) -> Any:
         """The stored result of `fn` (plain or async) for this message and name; computed only if there is none.
 
         The result (any JSON value) is stored before it is returned and kept for 24 times the idempotency
-        window, a day by default. A crash between the effect of `fn` and the storing of its result
-        computes it again: give the effect itself a key that `name` and the message's id determine.
+        window, a day by default. Attempts at the same time compute it once; the others wait for it. An `fn` that
+        raises stores nothing: the next attempt computes.
+
+        A crash between the effect of `fn` and the storing of its result is a window: the next attempt computes it
+        again. `find` closes it. After an attempt that ended without a result, `find` is asked first: it looks
+        outside whether the effect has happened (by `effect_key(name)`, which `fn` gave to it), and returns its
+        result, or None when it has not.
         """
-
-        async def compute() -> Any:
-            value = fn()
-            return await value if inspect.isawaitable(value) else value
-
         scope = f"{self.worker.name}/{self.message.id}/{self._delivery.replay}"
-        return await self.protocol.once(scope, name, compute)
+        return await self.protocol.once(scope, name, _awaited(fn), None if find is None else _awaited(find))
+
+
+def _awaited(fn: Callable[[], Any]) -> Callable[[], Awaitable[Any]]:
+    async def call() -> Any:
+        value = fn()
+        return await value if inspect.isawaitable(value) else value
+
+    return call
 
 
 class BlockingContext:
@@ -151,13 +164,13 @@ class BlockingContext:
     def progress(self, **content: Any) -> None:
         self._wait(self._context.progress(**content))
 
-    def once(self, name: str, fn: Callable[[], T]) -> T:
-        """`fn` runs in a thread of the pool of `asyncio.to_thread`."""
+    def effect_key(self, name: str) -> str:
+        return self._context.effect_key(name)
 
-        async def in_thread() -> T:
-            return await asyncio.to_thread(fn)
-
-        result: T = self._wait(self._context.once(name, in_thread))
+    def once(self, name: str, fn: Callable[[], T], *, find: Callable[[], T | None] | None = None) -> T:
+        """`fn` and `find` run in a thread of the pool of `asyncio.to_thread`."""
+        looking = None if find is None else partial(asyncio.to_thread, find)
+        result: T = self._wait(self._context.once(name, partial(asyncio.to_thread, fn), find=looking))
         return result
 
 

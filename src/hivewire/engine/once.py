@@ -1,29 +1,123 @@
-"""A result that is stored before it is visible."""
+"""An effect that happens once: claimed before, its result stored before it is visible."""
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import Any
 
 import msgspec
 
-from hivewire.backend import Backend
+from hivewire.backend import Backend, Entry
+from hivewire.errors import BackendError, LeaseLost
+from hivewire.ids import new_id
+from hivewire.rules.effect import Noted, follows
 
 _PREFIX = "once/"
+_FIRST_PAUSE_S = 0.005
+_MOST_PAUSE_S = 0.25
+_encode = msgspec.json.encode
+
+Fn = Callable[[], Awaitable[Any]]
 
 
-async def once(backend: Backend, name: str, fn: Callable[[], Awaitable[Any]], keep_s: float) -> Any:
-    """The stored result, else `fn`'s, stored before it is returned and kept for `keep_s`.
-
-    A crash after `fn` has had its effect and before the result is stored computes it again: that window
-    cannot be closed for effects outside the store. Of two that compute at the same time, the first to
-    store wins and both return its result.
+class Once:
+    """One effect by name. Of those who ask at the same time, one computes and the others wait for its result; a claim
+    that is not renewed for `lease_s` is somebody else's. What is known of it is kept for `keep_s` after it changed.
     """
-    key = _PREFIX + name
-    entry = await backend.get(key)
-    if entry.version:
-        return msgspec.json.decode(entry.value)
-    value = msgspec.json.encode(await fn())
-    if await backend.put(key, value, entry.version, ttl_s=keep_s) is None:
-        value = (await backend.get(key)).value
-    return msgspec.json.decode(value)
+
+    def __init__(self, backend: Backend, name: str, *, lease_s: float, keep_s: float) -> None:
+        self._backend = backend
+        self._key = _PREFIX + name
+        self._name = name
+        self._lease_s = lease_s
+        self._keep_s = keep_s
+        self._owner = new_id()
+        self._version = 0
+        self._changing = asyncio.Lock()
+
+    async def result(self, fn: Fn, find: Fn | None) -> Any:
+        """The stored result, else what `find` finds of an earlier attempt, else that of `fn`; stored before it is
+        returned. Raises `LeaseLost` when this process was silent for so long that somebody else took the effect over.
+        """
+        pause_s = _FIRST_PAUSE_S
+        while True:
+            entry = await self._backend.get(self._key)
+            noted = _noted(entry)
+            step = follows(noted, self._backend.now())
+            if step == "take":
+                assert noted is not None
+                return msgspec.json.decode(noted.value)
+            if step == "wait":
+                await asyncio.sleep(pause_s)
+                pause_s = min(pause_s * 2, _MOST_PAUSE_S)
+            elif await self._claim(entry):
+                return await self._make(fn, find if step == "look" else None)
+
+    async def _claim(self, seen: Entry) -> bool:
+        self._version = seen.version
+        return await self._note(self._claimed())
+
+    def _claimed(self) -> Noted:
+        return Noted("claimed", self._owner, self._backend.now() + self._lease_s)
+
+    async def _make(self, fn: Fn, find: Fn | None) -> Any:
+        ended = asyncio.Event()
+        renewing = asyncio.create_task(self._renew(ended), name=f"keep {self._name}")
+        try:
+            value = await find() if find is not None else None
+            if value is None:
+                value = await fn()
+            done = Noted("done", self._owner, value=msgspec.Raw(_encode(value)))
+        except BaseException:
+            await asyncio.shield(self._leave(ended, renewing))
+            raise
+        ended.set()
+        await renewing  # a change under way is not broken off: its version would be unknown
+        if not await self._note(done):
+            return await self._taken_over()
+        return msgspec.json.decode(done.value)
+
+    async def _leave(self, ended: asyncio.Event, renewing: asyncio.Task[None]) -> None:
+        """The attempt ends without a result: the next one need not wait for the claim to run out."""
+        ended.set()
+        await renewing
+        with suppress(BackendError):
+            await self._note(Noted("left", self._owner))
+
+    async def _taken_over(self) -> Any:
+        """This process was silent for too long. Who has a result by now, stored it first."""
+        noted = _noted(await self._backend.get(self._key))
+        if noted is not None and noted.state == "done":
+            return msgspec.json.decode(noted.value)
+        raise LeaseLost(f"once {self._name}: this process was silent for {self._lease_s:g} s; somebody else is at it")
+
+    async def _renew(self, ended: asyncio.Event) -> None:
+        while not ended.is_set():
+            try:
+                async with asyncio.timeout(self._lease_s / 3):
+                    await ended.wait()
+            except TimeoutError:
+                with suppress(BackendError):  # the store is away: the next turn tries again
+                    if not await self._note(self._claimed()):
+                        return
+
+    async def _note(self, noted: Noted) -> bool:
+        """Whether it was still ours to change. An own change whose answer was lost is found by its owner."""
+        async with self._changing:
+            for _ in range(2):
+                stored = await self._backend.put(self._key, _encode(noted), self._version, ttl_s=self._keep_s)
+                if stored is not None:
+                    self._version = stored.version
+                    return True
+                entry = await self._backend.get(self._key)
+                present = _noted(entry)
+                if present is None or present.owner != self._owner:
+                    return False
+                self._version = entry.version
+            return False
+
+
+def _noted(entry: Entry) -> Noted | None:
+    return msgspec.json.decode(entry.value, type=Noted) if entry.version else None

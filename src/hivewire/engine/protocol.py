@@ -24,7 +24,7 @@ from hivewire.engine.delivery import OPEN, EngineDelivery
 from hivewire.engine.explain import explain, note_letters
 from hivewire.engine.groups import GROUP_QUEUE_PREFIX, JOIN, LEAVE, Groups
 from hivewire.engine.middleware import Middleware, chain
-from hivewire.engine.once import once
+from hivewire.engine.once import Once
 from hivewire.engine.replies import REPLY_PREFIX, Replies
 from hivewire.engine.schedules import Schedules
 from hivewire.engine.sender import Sender
@@ -65,6 +65,7 @@ _MAINTENANCE_S = 1.0
 _CLEANUP_EACH = 60
 _MOST_BROADCAST_ID = 120
 _VALUE_PREFIX = "value/"
+_ONCE_WINDOWS = 24
 
 
 class Engine(Protocol):
@@ -529,9 +530,18 @@ class Engine(Protocol):
         found = await self.backend.scan(_VALUE_PREFIX + prefix)
         return {key[len(_VALUE_PREFIX) :]: Value(entry.value, entry.version) for key, entry in found.items()}
 
-    async def once(self, scope: str, name: str, fn: Callable[[], Awaitable[Any]]) -> Any:
+    async def once(
+        self, scope: str, name: str, fn: Callable[[], Awaitable[Any]], find: Callable[[], Awaitable[Any]] | None = None
+    ) -> Any:
         await self._ready()
-        return await once(self.backend, f"{scope}/{name}", fn, self.settings.idempotency_window_s * 24)
+        settings = self.settings
+        effect = Once(
+            self.backend,
+            f"{scope}/{name}",
+            lease_s=settings.lease_s,
+            keep_s=settings.idempotency_window_s * _ONCE_WINDOWS,
+        )
+        return await effect.result(fn, find)
 
     async def _ready(self) -> None:
         if self._closed:

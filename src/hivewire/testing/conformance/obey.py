@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -27,6 +28,8 @@ class Acts(msgspec.Struct, frozen=True):
     send: Callable[[str, dict[str, Any]], Awaitable[object]]
     reply: Callable[[Any], Awaitable[object]]
     broadcast: Callable[[str, dict[str, Any]], Awaitable[object]]
+    context: Context | None = None
+    """Of a `Worker`'s handler."""
 
 
 class Obedient:
@@ -91,12 +94,33 @@ class Obedient:
                 await acts.send(to, content)
             case "reply", [content]:
                 await acts.reply(content)
+            case "effect", [path, last]:
+                await self._effect(acts, Path(path), dies=attempt <= last)
             case "broadcast", [group, content]:
                 await acts.broadcast(group, content)
             case (("die" | "raise" | "retry_after" | "reject"), _):
                 pass
             case _:
                 raise AssertionError(f"no such step: {step} {arguments}")
+
+    async def _effect(self, acts: Acts, path: Path, *, dies: bool) -> None:
+        """A line in a file, once for each message; dies after it was written and before that is stored."""
+        context = acts.context
+        assert context is not None
+        key = context.effect_key("line")
+
+        async def write() -> str:
+            with path.open("a") as file:
+                file.write(f"{key}\n")
+            if dies:
+                self._die()
+                await asyncio.Event().wait()
+            return "written"
+
+        def find() -> str | None:
+            return "found" if path.exists() and key in path.read_text().split() else None
+
+        await context.once("line", write, find=find)
 
 
 def _broadcaster(obedient: Obedient, protocol: Protocol) -> Callable[[str, dict[str, Any]], Awaitable[object]]:
@@ -134,6 +158,6 @@ async def serve_worker(obedient: Obedient, protocol: Protocol, *, stop: Awaitabl
         async def send(to: str, content: dict[str, Any]) -> None:
             await ctx.send("task", to, content)
 
-        await obedient.handle(message, ctx.attempt, Acts(send, ctx.reply, _broadcaster(obedient, protocol)))
+        await obedient.handle(message, ctx.attempt, Acts(send, ctx.reply, _broadcaster(obedient, protocol), ctx))
 
     await worker.serve(protocol, stop=stop)

@@ -1,0 +1,124 @@
+"""Effects: `once` computes once, whoever asks and whoever dies in between."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from typing import Any
+
+import pytest
+
+from hivewire.testing.conformance.fabric import Fabric
+from hivewire.testing.conformance.scenario import empty, task
+from hivewire.testing.conformance.waiting import count, until
+
+
+async def test_of_many_who_ask_at_once_one_computes(fabric: Fabric) -> None:
+    computed: list[int] = []
+    other = await fabric.member()
+
+    async def compute() -> int:
+        computed.append(1)
+        await asyncio.sleep(0.05)
+        return len(computed)
+
+    asked = [protocol.once("s", "n", compute) for protocol in (fabric.protocol, other) for _ in range(10)]
+    assert await asyncio.gather(*asked) == [1] * 20
+    assert computed == [1]
+
+
+async def test_who_waits_computes_when_the_first_fails(fabric: Fabric) -> None:
+    other = await fabric.member()
+    began, may_fail = asyncio.Event(), asyncio.Event()
+
+    async def fail() -> None:
+        began.set()
+        await may_fail.wait()
+        raise OSError("no")
+
+    async def work() -> str:
+        return "fine"
+
+    first = asyncio.create_task(fabric.protocol.once("s", "n", fail))
+    await began.wait()
+    second = asyncio.create_task(other.once("s", "n", work))
+    may_fail.set()
+    assert await second == "fine"
+    with pytest.raises(OSError, match="no"):
+        await first
+
+
+async def test_a_cancelled_attempt_leaves_the_effect_to_the_next(fabric: Fabric) -> None:
+    began = asyncio.Event()
+
+    async def hang() -> None:
+        began.set()
+        await asyncio.Event().wait()
+
+    first = asyncio.create_task(fabric.protocol.once("s", "n", hang))
+    await began.wait()
+    first.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await first
+
+    async def work() -> str:
+        return "fine"
+
+    assert await fabric.protocol.once("s", "n", work) == "fine"
+
+
+async def test_an_effect_longer_than_the_lease_stays_with_who_began_it(fabric: Fabric) -> None:
+    other = await fabric.member()
+    computed: list[str] = []
+
+    def slow(name: str) -> Any:
+        async def compute() -> str:
+            computed.append(name)
+            await asyncio.sleep(1.5 * fabric.lease_s)
+            return name
+
+        return compute
+
+    first = asyncio.create_task(fabric.protocol.once("s", "n", slow("first")))
+    await until(lambda: bool(computed), "it runs")
+    assert await other.once("s", "n", slow("second")) == "first"
+    assert await first == "first"
+    assert computed == ["first"]
+
+
+async def test_only_an_attempt_after_another_looks_whether_it_has_happened(fabric: Fabric) -> None:
+    found: list[int] = []
+
+    async def look() -> str:
+        found.append(1)
+        return "it had happened"
+
+    async def fail() -> None:
+        raise OSError("after the effect")
+
+    with pytest.raises(OSError, match="after the effect"):
+        await fabric.protocol.once("s", "n", fail, look)
+    assert found == []
+    assert await fabric.protocol.once("s", "n", fail, look) == "it had happened"
+    assert await fabric.protocol.once("s", "n", fail) == "it had happened"
+    assert found == [1]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+async def test_effects_happen_once_though_workers_die_between_effect_and_record(fabric: Fabric) -> None:
+    """Each worker dies at its first effect; another comes in its place. Without `find` each would be there twice."""
+    effects = count(6, 1000)
+    path = fabric.folder / "effects.txt"
+    worker = await fabric.worker("payer", program="worker")
+    for n in range(effects):
+        dies = n % 2 == 0
+        message = task("payer", n, ("effect", str(path), int(dies)), key=f"k{n}")
+        await fabric.protocol.send(message)
+        if dies:
+            await worker.ended()
+            worker = await fabric.worker("payer", program="worker")
+        await empty(fabric.protocol, "payer", within_s=30)
+    lines = Counter(path.read_text().split())
+    assert len(lines) == effects
+    assert set(lines.values()) == {1}

@@ -1,0 +1,3 @@
+"""Effects that happen once."""
+
+from hivewire.testing.conformance.effects import *  # noqa: F403
