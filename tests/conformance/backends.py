@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sqlite3
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -38,14 +39,23 @@ class SQLiteFabric(Fabric):
             other.close()
 
 
+GUIDE = Path(__file__).parents[2] / "docs" / "guides" / "redis.md"
+
+
+def least_rights(password: str) -> list[str]:
+    """Name and rules of the user that the guide tells to make."""
+    (line,) = re.findall(r"^    ACL SETUSER (.+)$", GUIDE.read_text("utf-8"), re.MULTILINE)
+    return str(line).replace("PASSWORD", password).split()
+
+
 class RedisFabric(Fabric):
     """A server of its own for each test; an outage is a kill -9 of it, and its end the start on the same port."""
 
     def __init__(self, folder: Path) -> None:
         # With `everysec` the server may confirm before it has written, when the disk is slow.
-        self.server = RedisServer(folder / "redis", "--appendfsync", "no")
+        self.server = RedisServer(folder / "redis", "--appendfsync", "no", "--user", *least_rights("sesame"))
         start(self.server)
-        super().__init__(self.server.url, folder)
+        super().__init__(self.server.url.replace("://", "://hivewire:sesame@"), folder)
         self.unreachable_url = f"redis://127.0.0.1:{free_port()}"
 
     async def __aexit__(

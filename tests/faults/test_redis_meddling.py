@@ -12,10 +12,11 @@ from pathlib import Path
 import pytest
 
 from hivewire.backend import Mode
-from hivewire.backends.redis import RedisBackend
 from hivewire.backends.redis.address import Reply
+from hivewire.backends.redis.opening import new_link
 from hivewire.delivery import Delivery
 from hivewire.errors import BackendError, QueueFull
+from hivewire.settings import RedisSettings
 from hivewire.testing.conformance.scenario import (
     counts,
     drained,
@@ -47,10 +48,12 @@ async def redis(tmp_path: Path) -> AsyncIterator[RedisFabric]:
 
 
 async def ask(redis: RedisFabric, *command: str | int) -> Reply:
-    """As another program would, but on our connection."""
-    backend = redis.backend
-    assert isinstance(backend, RedisBackend)
-    return await backend.link.call(*command)
+    """As another program would, that may do anything."""
+    link = new_link(RedisSettings(addr=f"127.0.0.1:{redis.server.port}"))
+    try:
+        return await link.call(*command)
+    finally:
+        await link.close()
 
 
 def stream(shard: int, agent: str = AGENT) -> str:

@@ -122,6 +122,7 @@ def _advice(text: str) -> str:
         return "; check redis.username and redis.password"
     if text.startswith("WRONGTYPE"):
         return "; another program has written to a key that begins with hivewire:, which must be removed"
-    if text.startswith("NOPERM"):
+    # In a script, Redis and Valkey say it in words of their own.
+    if text.startswith(("NOPERM", "ERR ACL failure")) or "The user executing the script can" in text:
         return "; what the user of the access list must be allowed to do stands in docs/guides/redis.md"
     return ""
