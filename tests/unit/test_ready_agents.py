@@ -181,3 +181,13 @@ async def test_calls_are_paid_and_a_run_without_money_left_fails() -> None:
     assert {scope: calls for scope, calls in scopes.items() if not scope.startswith(("day/", "month/"))} == {
         "run/r1": 1, "run/r1/write": 1, "label/writer": 1,
     }  # fmt: skip
+
+
+async def test_in_a_run_the_answer_is_a_file(tmp_path: Path) -> None:
+    out = str(tmp_path / "out")
+    for subtask in ("mean", "../../mean of all"):
+        content = {"subtask": subtask, "description": "d", "input": {"out": out}}
+        output = await ask("coder", ScriptedModel(["So:\n```python\nx = 1\n```"]), content)
+        path = Path(output["reports"][subtask])
+        assert (path.parent, path.read_text()) == (tmp_path / "out", "x = 1\n")
+    assert len(list((tmp_path / "out").iterdir())) == 2

@@ -14,12 +14,17 @@ if TYPE_CHECKING:
     from hivewire.rules.plan import Plan
 
 OUT: Final = "hivewire-out"
+READY: Final = "hivewire.teams.ready.configured:TEAM"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("task", nargs="?", metavar="TASK", help="what to do: a model (llm.model) makes the plan")
     parser.add_argument("--plan", metavar="FILE", help="the plan, in place of TASK: JSON with subtasks")
-    parser.add_argument("--team", metavar="module:name", help="a list of Workers in a module, as in team:TEAM")
+    parser.add_argument(
+        "--team",
+        metavar="module:name",
+        help="a list of Workers in a module, as in team:TEAM; with TASK and no team: the ready agents",
+    )
     parser.add_argument("--plan-only", action="store_true", help="print the plan as a tree and as Mermaid; run nothing")
     parser.add_argument(
         "--prompts", metavar="DIR", help="plan.md, repair.md, replan.md in place of the bundled prompts"
@@ -30,7 +35,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     if (args.task is None) == (args.plan is None):
         raise UsageError("say what to do: either a TASK, or a plan with --plan FILE")
-    if args.team is None and (args.task is not None or not args.plan_only):
+    if args.team is None and args.task is not None:
+        args.team = READY
+    if args.team is None and not args.plan_only:
         raise UsageError("--team module:name is missing: who is to do it, and what can they do?")
     plan = _plan(args)
     if args.plan_only:

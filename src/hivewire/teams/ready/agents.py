@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Mapping
 from importlib import resources
 from pathlib import Path
@@ -13,6 +14,7 @@ from hivewire import Context, Message, Reject, RetryAfter, SettingsError, Worker
 from hivewire.coordination.budgeted import Spending
 from hivewire.errors import BadAnswer, BudgetExceeded, ModelRefused, ModelUnavailable
 from hivewire.llm import LLM, CompletionRequest, CompletionResponse, Turn
+from hivewire.teams.ready.keeping import file_name, keep
 from hivewire.teams.ready.reading import citations_of, code_of, confidence_of, rating_of, sources_of, word_count
 from hivewire.teams.ready.tools import Policy, Toolbox
 
@@ -31,6 +33,12 @@ class Task(msgspec.Struct, frozen=True):
     input: Any = None
     outputs: dict[str, Any] = {}
     feedback: str | None = None
+
+    @property
+    def out(self) -> str | None:
+        """The folder of the run's results."""
+        out = self.input.get("out") if isinstance(self.input, dict) else None
+        return out if isinstance(out, str) else None
 
     @property
     def paths(self) -> tuple[str, ...]:
@@ -114,7 +122,8 @@ def agent(
 ) -> Worker:
     """A worker of one of `KINDS` that asks `llm`.
 
-    Its output has the fields of its kind and `tokens_used`. `prompts` is a folder whose `<kind>.md` and `rules.md`
+    Its output has the fields of its kind and `tokens_used`. In a run it also writes its answer to a file in the run's
+    folder. `prompts` is a folder whose `<kind>.md` and `rules.md`
     replace the bundled ones. `policy` says which files its tools may read; None: those that the run was given
     (`input.paths`). `spending` pays each call from the accounts of the run, of its subtask, of the agent's name
     (`label/<name>`), of the day and of the month; None: nothing is counted. A model that is not available is asked
@@ -140,7 +149,16 @@ def agent(
         )
         asked = llm if spending is None else spending.pay(llm, ctx.protocol, _scopes(task, worker.name))
         answer, tokens_used = await _answered(asked, request, toolbox)
-        return {**what.read(task, answer.text), "tokens_used": tokens_used, "cut_off": answer.finish_reason == "length"}
+        output = {
+            **what.read(task, answer.text),
+            "tokens_used": tokens_used,
+            "cut_off": answer.finish_reason == "length",
+        }
+        if task.out is not None and task.subtask:
+            name = file_name(task.subtask, output.get("language"))
+            text = output.get("code", answer.text)
+            output["reports"] = {task.subtask: await asyncio.to_thread(keep, task.out, name, text)}
+        return output
 
     return worker
 
