@@ -115,7 +115,7 @@ def test_a_model_s_plan_is_shown_and_carried_out(folder: Path) -> None:
     [
         ([], "either a TASK, or a plan"),
         (["x", "--plan", "plan.json"], "either a TASK, or a plan"),
-        (["x"], "--team module:name is missing"),
+        (["x"], "no model is set"),
         (["--plan", "plan.json"], "--team module:name is missing"),
         (["x", "--team", "team:TEAM", "--plan-only"], "no model is set"),
         (["--plan", "nowhere.json", "--plan-only"], "nowhere.json cannot be read"),

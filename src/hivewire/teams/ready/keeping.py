@@ -12,8 +12,8 @@ _UNSAFE: Final = re.compile(r"[^A-Za-z0-9._-]+")
 _MOST_NAME: Final = 100
 _ENDINGS: Final = {
     "bash": "sh", "c": "c", "c++": "cpp", "cpp": "cpp", "css": "css", "go": "go", "html": "html", "java": "java",
-    "javascript": "js", "json": "json", "py": "py", "python": "py", "ruby": "rb", "rust": "rs", "sh": "sh", "shell": "sh",
-    "sql": "sql", "toml": "toml", "typescript": "ts", "yaml": "yaml",
+    "javascript": "js", "json": "json", "py": "py", "python": "py", "ruby": "rb", "rust": "rs", "sh": "sh",
+    "shell": "sh", "sql": "sql", "toml": "toml", "typescript": "ts", "yaml": "yaml",
 }  # fmt: skip
 
 
