@@ -11,6 +11,7 @@ from uuid import uuid4
 
 import msgspec
 
+from hivewire.blobs import BlobStore
 from hivewire.errors import BackendError, Unsupported
 from hivewire.record import Fetched as Fetched
 from hivewire.record import Record as Record
@@ -279,6 +280,11 @@ class Backend(ABC):
     as the last `fetch` or `append` of this process."""
     lost: int = 0
     """Messages that this process found to have been deleted by others."""
+
+    def blobs(self) -> BlobStore | None:
+        """Where this store keeps large contents if nothing else is said; None: nowhere. As widely shared and as
+        durable as its queues."""
+        return None
 
     @abstractmethod
     async def open(self) -> None:

@@ -12,7 +12,9 @@ from typing import Protocol
 import msgspec
 
 from hivewire.backend import Backend, Features, Letter, Member, Mode, QueueSpec
+from hivewire.blobs import BlobStore
 from hivewire.delivery import Delivery
+from hivewire.engine.claims import Claims
 from hivewire.engine.middleware import Middleware, chain
 from hivewire.engine.tasks import Tasks
 from hivewire.engine.trail import Notes, Trail
@@ -49,6 +51,7 @@ class Core:
         backend: Backend,
         rng: random.Random,
         incoming: tuple[Middleware, ...],
+        blobs: BlobStore | None = None,
     ) -> None:
         self.settings = settings
         self.backend = backend
@@ -57,6 +60,7 @@ class Core:
         self.tasks = Tasks()
         self.floor = Floor()
         self.worker = settings.worker_name or f"{socket.gethostname()}:{os.getpid()}"
+        self.claims = None if blobs is None else Claims(blobs, settings.claim_check_bytes, self.tasks.start)
         self.trail = Trail(backend, settings, self.worker)
         self.retry = Retry(
             max_attempts=settings.max_attempts, first_s=settings.retry_first_s, most_s=settings.retry_most_s

@@ -99,6 +99,8 @@ class Groups:
 
 async def append(core: Core, batch: Sequence[Append]) -> None:
     """Store, or raise the first problem."""
+    if core.claims is not None:
+        batch = await core.claims.put_away(batch, 30.0)
     for problem in (await core.backend.append(batch)).values():
         if isinstance(problem, Exception):
             raise problem

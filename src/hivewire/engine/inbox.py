@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import traceback
-from collections.abc import Awaitable, Callable, Hashable, Mapping, Sequence, Set
+from collections.abc import Awaitable, Callable, Hashable, Iterable, Mapping, Sequence, Set
 from heapq import heappop, heappush
 from itertools import count, islice
 
 from hivewire.backend import Again, Back, Consumer, Dead, Ownership, Saved, Unfinished
 from hivewire.codec import decode
+from hivewire.engine.claims import MARK, ContentLost, claim_of
 from hivewire.engine.core import Core
 from hivewire.engine.handed import Handed
 from hivewire.engine.settling import Settling
@@ -141,6 +142,7 @@ class Inbox(Ownership):
         if self._shards is not None:
             self._shards.lost(shards)
         for lane in self.lanes.lose(shards):
+            self._keep_contents(lane.waiting)
             for tell in self._lost_listeners:
                 tell(lane)
         self.handed.lost()
@@ -276,6 +278,8 @@ class Inbox(Ownership):
                 return None
         if fetched.seen or any(name in self._settled for name in names(record)):
             self.metrics.duplicates += 1
+            if self.core.claims is not None and (claim := claim_of(record)) is not None:
+                self.core.claims.note(fetched, claim)  # so that its own copy goes, too
             if self.notes is not None:
                 self.notes.note("duplicate", fetched, "stored twice and handled before: dropped")
             fetched.seen = True
@@ -286,15 +290,34 @@ class Inbox(Ownership):
             self._refuse(lane, "expired", f"its time to live of {record.ttl_s} s ran out")
             return None
         try:
-            message = message_of(record)
+            message = await self._opened(fetched)
+        except ContentLost as error:
+            self._refuse(lane, "content_lost", str(error))
+            return None
         except Undecodable as error:
             self._refuse(lane, "malformed", str(error))
+            return None
+        if lane.lost:
             return None
         if not self.accepts(message.type) and not await self._accepts_after_all(message.type):
             if not lane.lost:
                 self._refuse(lane, "unsubscribed", f"{self.queue} does not take messages of type {message.type!r}")
             return None
         return message
+
+    async def _opened(self, fetched: Fetched) -> Message:
+        if not fetched.record.body.startswith(MARK):
+            return message_of(fetched.record)
+        if self.core.claims is None:
+            raise BackendError(
+                f"read {fetched.record.id} of {self.queue}: its content lies in a blob store, and the setting blobs "
+                "names none here; set it as its sender has it"
+            )
+        return await self.core.claims.opened(fetched)
+
+    def _keep_contents(self, records: Iterable[Fetched]) -> None:
+        if self.core.claims is not None:
+            self.core.claims.kept(records)
 
     def _refuse(self, lane: Lane, reason: str, error: str) -> None:
         """A dead letter without a start: a mark that was stored ahead is taken back."""
@@ -354,6 +377,7 @@ class Inbox(Ownership):
         fetched = lane.waiting[0]
         if fetched.shard != VOLATILE_SHARD:
             self._dying.update(names(fetched.record))
+            self._keep_contents((fetched,))
             self.settling.add(Dead(fetched, self.core.letter(fetched, reason, error)))
         return self._next(lane)
 
@@ -425,6 +449,7 @@ class Inbox(Ownership):
         if fetched.shard == VOLATILE_SHARD:
             self.lanes.remove(lane)
             return
+        self._keep_contents((fetched,))
         self.settling.add(Again(fetched, delay_s))
         if self._shards is None:
             lane.waiting.popleft()
@@ -455,6 +480,7 @@ class Inbox(Ownership):
         self.let_go(lane)
 
     def _give_back_rest(self, lane: Lane) -> None:
+        self._keep_contents(lane.waiting)
         for fetched in lane.waiting:
             if fetched.shard != VOLATILE_SHARD:
                 self.settling.add(Back(fetched))
@@ -503,6 +529,8 @@ class Inbox(Ownership):
                     self.metrics.dead += 1
         if self.notes is not None:
             self.notes.settled(done, rest, lost)
+        if self.core.claims is not None and self.core.claims.open:
+            self.core.claims.settled(done, lost)
 
     def put_back(self, lane: Lane, *, first: bool = False) -> None:
         """A taker leaves the lane before its end; `first`: it is the next."""

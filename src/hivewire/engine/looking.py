@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Sequence
 
 from hivewire.backend import Backend, Waiting
 from hivewire.codec import encode
+from hivewire.engine.core import Core
 from hivewire.engine.trail import Trail
 from hivewire.errors import Undecodable
 from hivewire.message import Message
@@ -16,25 +17,34 @@ from hivewire.record import Record, message_of
 _PAGE = 500
 
 
-def _readable(record: Record) -> Message | None:
+async def _readable(core: Core, record: Record) -> Message | None:
     try:
-        return message_of(record)
+        return message_of(record) if core.claims is None else await core.claims.message_of(record)
     except Undecodable:
         return None
 
 
-async def dead_letters(backend: Backend, agent: str | None, limit: int, after: str | None) -> list[DeadLetter]:
+async def _raw(core: Core, record: Record, message: Message | None) -> bytes:
+    """The original bytes, as far as they can be had."""
+    if not record.body:
+        return encode(message, sys.maxsize) if message is not None else b""
+    try:
+        return record.body if core.claims is None else await core.claims.body_of(record)
+    except Undecodable:
+        return record.body
+
+
+async def dead_letters(core: Core, agent: str | None, limit: int, after: str | None) -> list[DeadLetter]:
     letters = []
-    for dead in await backend.dead(agent, limit, after):
+    for dead in await core.backend.dead(agent, limit, after):
         record, letter = dead.record, dead.letter
-        message = _readable(record)
-        raw = record.body or (encode(message, sys.maxsize) if message is not None else b"")
+        message = await _readable(core, record)
         letters.append(
             DeadLetter(
                 id=record.id,
                 agent=dead.queue,
                 message=message,
-                raw=raw,
+                raw=await _raw(core, record, message),
                 reason=letter.reason,
                 error=letter.error,
                 attempts=letter.attempts,
@@ -47,17 +57,24 @@ async def dead_letters(backend: Backend, agent: str | None, limit: int, after: s
     return letters
 
 
-async def delayed(backend: Backend, agent: str, limit: int, after: str | None) -> list[Delayed]:
+async def cleanup(core: Core, older_than_s: float) -> int:
+    forgotten = await core.backend.cleanup(older_than_s) + await core.trail.forget(older_than_s)
+    if core.claims is not None:
+        forgotten += await core.claims.sweep(core.backend, older_than_s)
+    return forgotten
+
+
+async def delayed(core: Core, agent: str, limit: int, after: str | None) -> list[Delayed]:
     return [
         Delayed(
             id=waiting.record.id,
             agent=agent,
-            message=_readable(waiting.record),
+            message=await _readable(core, waiting.record),
             stored_at=waiting.stored_at,
             due_at=waiting.due_at,
             cursor=waiting.cursor,
         )
-        for waiting in await backend.peek(agent, limit, after, delayed_only=True)
+        for waiting in await core.backend.peek(agent, limit, after, delayed_only=True)
     ]
 
 

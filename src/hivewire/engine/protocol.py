@@ -17,6 +17,7 @@ from hivewire.backend import Append, Backend, Depth, Duplicate, Mode, Record, Ro
 from hivewire.codec import ADDRESSES, check_agent, check_group, check_type, encode, keep, split_address
 from hivewire.delivery import Delivery
 from hivewire.engine import looking
+from hivewire.engine.claims import blob_store
 from hivewire.engine.consumers import Consumers
 from hivewire.engine.core import Core, handling
 from hivewire.engine.crew import Crew
@@ -63,6 +64,7 @@ log = logging.getLogger(__name__)
 _HEALTH_S = 3.0
 _MAINTENANCE_S = 1.0
 _CLEANUP_EACH = 60
+_SWEEP_EACH = 3_600
 _MOST_BROADCAST_ID = 120
 _VALUE_PREFIX = "value/"
 _ONCE_WINDOWS = 24
@@ -82,7 +84,11 @@ class Engine(Protocol):
     ) -> None:
         self.settings = settings
         self.backend = backend
-        self._form: Callable[[Message, int], Any] = keep if backend.features.by_reference else encode
+        self._blobs = blob_store(settings.blobs, backend)
+        by_reference = backend.features.by_reference and self._blobs is None
+        self._form: Callable[[Message, int], Any] = keep if by_reference else encode
+        self._looks_closer = settings.trail == "all" or self._blobs is not None
+        """A send does not take the shortest way."""
         self._most_bytes, self._ttl_s = settings.max_message_size_bytes, settings.message_ttl_s
         self._outgoing = chain(tuple(outgoing)) if outgoing else None
         self._incoming = tuple(incoming)
@@ -117,7 +123,7 @@ class Engine(Protocol):
             if self._closed:
                 await self.backend.close()
                 raise Closed("the protocol was closed while it connected")
-            core = self._core = Core(self.settings, self.backend, self._rng, self._incoming)
+            core = self._core = Core(self.settings, self.backend, self._rng, self._incoming, self._blobs)
             self._subscriptions = Subscriptions(self.backend)
             self._sender = Sender(core)
             self._groups = Groups(core, self._subscriptions)
@@ -160,6 +166,7 @@ class Engine(Protocol):
             self._replies.close,
             self._core.trail.flush,
             self._core.tasks.close,
+            self._close_blobs,
             self.backend.close,
         )
         for step in steps:
@@ -176,8 +183,13 @@ class Engine(Protocol):
         self._consumers.abandon()
         self._closing = asyncio.ensure_future(self._abandon())
 
+    async def _close_blobs(self) -> None:
+        if self._core.claims is not None:
+            await self._core.claims.close()
+
     async def _abandon(self) -> None:
         await self._core.tasks.close()
+        await self._close_blobs()
         await self.backend.close()
         self._open = False
 
@@ -191,6 +203,8 @@ class Engine(Protocol):
                 if turn % _CLEANUP_EACH == 0:
                     await self.backend.cleanup(self.settings.dedup_window_s)
                     await self._core.trail.trim()
+                if turn % _SWEEP_EACH == 0 and self._core.claims is not None:
+                    await self._core.claims.sweep(self.backend)
             except (BackendError, OSError):
                 continue  # `health` tells; the next round tries again
 
@@ -214,7 +228,7 @@ class Engine(Protocol):
             return receipt
         if delay_s:
             delay_s = duration_s(delay_s, "delay_s")
-        if delay_s > 0 or idempotency_key is not None or self._sender.has_lines or self._core.trail.all:
+        if delay_s > 0 or idempotency_key is not None or self._sender.has_lines or self._looks_closer:
             return await self._send(message, delay_s, idempotency_key, timeout_s)
         queue, record = self._record(message)
         room = Room.RESERVE if handling.get() is not None else Room.CAP
@@ -434,7 +448,7 @@ class Engine(Protocol):
     ) -> list[DeadLetter]:
         await self._ready()
         await self._bury_expired()
-        return await looking.dead_letters(self.backend, agent, limit, after)
+        return await looking.dead_letters(self._core, agent, limit, after)
 
     async def replay(self, what: str | Sequence[str]) -> int:
         await self._ready()
@@ -453,7 +467,7 @@ class Engine(Protocol):
     async def delayed(self, agent: str, *, limit: int = 100, after: str | None = None) -> list[Delayed]:
         await self._ready()
         check_agent(agent)
-        return await looking.delayed(self.backend, agent, limit, after)
+        return await looking.delayed(self._core, agent, limit, after)
 
     async def cancel_delayed(self, ids: Sequence[str], *, agent: str | None = None) -> int:
         await self._ready()
@@ -477,7 +491,7 @@ class Engine(Protocol):
 
     async def cleanup(self, older_than_s: float) -> int:
         await self._ready()
-        return await self.backend.cleanup(older_than_s) + await self._core.trail.forget(older_than_s)
+        return await looking.cleanup(self._core, older_than_s)
 
     async def explain(self, id: str) -> Explanation:
         await self._ready()

@@ -53,9 +53,11 @@ class Sender:
         """Idempotency keys: only in a batch of one record. Returns the duplicates by running number."""
         self._under_way += 1
         size, number = _size(batch), next(self._numbers)
-        trail = self._core.trail
+        trail, claims = self._core.trail, self._core.claims
         began = self._core.backend.now() if trail.all else 0.0
         try:
+            if claims is not None:
+                batch = await claims.put_away(batch, timeout_s)
             if self._lines and any((entry.queue, entry.room) in self._lines for entry in batch):
                 problems: Mapping[int, Duplicate | Exception] = await self._in_line(number, batch, None, timeout_s)
             else:
@@ -81,6 +83,8 @@ class Sender:
         self._core.metrics.messages_sent += size - len(problems)
         if trail.all or (problems and trail.on):
             self._note(batch, problems, began)
+        if problems and claims is not None:
+            claims.forget(_not_stored(batch, problems))
         return problems
 
     async def one(self, queue: str, record: Record, room: Room, timeout_s: float) -> None:
@@ -219,6 +223,13 @@ class Sender:
 
 def _size(batch: Sequence[Append]) -> int:
     return sum([len(entry.records) for entry in batch])
+
+
+def _not_stored(batch: Sequence[Append], problems: Mapping[int, Duplicate | Exception]) -> list[Record]:
+    """Those in whose stead an earlier message is there. One that met itself was stored at the first try."""
+    records = [record for entry in batch for record in entry.records]
+    found = ((records[place], problem) for place, problem in problems.items())
+    return [record for record, problem in found if isinstance(problem, Duplicate) and problem.id != record.id]
 
 
 def _only(batch: Sequence[Append], places: set[int]) -> list[Append]:

@@ -216,6 +216,14 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     message_ttl_s: Annotated[float | None, About("time to live of messages that name none", least=0.001)] = None
     require_durable: Annotated[bool, About("refuse to start on a store that loses messages with its process")] = False
     worker_name: Annotated[str | None, About("name of this process in leases and dead letters; none: made up")] = None
+    blobs: Annotated[
+        str,
+        About("where large contents are kept: `none`, `folder:///PATH`, `sqlite:///PATH`, or `auto`: beside the queues "
+              "on SQLite and Redis, nowhere else"),
+    ] = "auto"  # fmt: skip
+    claim_check_bytes: Annotated[
+        int, About("a message above this goes there, its queue holds a reference", least=1)
+    ] = 262_144
     trail: Annotated[
         Literal["off", "trouble", "all"],
         About("what `hivewire explain` can tell: nothing recorded, all but the plain good path, or everything"),

@@ -31,6 +31,7 @@ from hivewire.backend import (
 )
 from hivewire.backends.redis import catalogue, competing, durability, expiry, gaps, letters, looking, scripts
 from hivewire.backends.redis.address import Address, Reply
+from hivewire.backends.redis.blobs import RedisBlobs
 from hivewire.backends.redis.consumer import RedisConsumer
 from hivewire.backends.redis.ears import Ears
 from hivewire.backends.redis.keeper import Keeper, Seat
@@ -39,6 +40,7 @@ from hivewire.backends.redis.link import Link, good
 from hivewire.backends.redis.opening import new_link, place_to_listen
 from hivewire.backends.redis.pool import PoolConsumer
 from hivewire.backends.redis.sending import Sending
+from hivewire.blobs import BlobStore
 from hivewire.errors import BackendError, Closed
 from hivewire.settings import Settings
 
@@ -201,6 +203,9 @@ class RedisBackend(Backend):
                 await self._ears.close()
             await self._link.close()
             self._link = self._ears = self._keeper = self._sending = None
+
+    def blobs(self) -> BlobStore:
+        return RedisBlobs(lambda: self.link)
 
     # -- queues
 

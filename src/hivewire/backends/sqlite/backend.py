@@ -34,6 +34,7 @@ from hivewire.backends.sqlite.reading import Reader
 from hivewire.backends.sqlite.schema import path_of
 from hivewire.backends.sqlite.transaction import Queue, Transaction
 from hivewire.backends.sqlite.writer import Writer
+from hivewire.blobs import BlobStore, SQLiteBlobs
 from hivewire.errors import BackendError, Closed
 from hivewire.settings import Settings
 
@@ -135,6 +136,9 @@ class SQLiteBackend(Backend):
             if self._reader is not None:
                 await self._reader.close()
             self._writer = self._keeper = self._reader = None
+
+    def blobs(self) -> BlobStore:
+        return SQLiteBlobs(self.path.with_name(f"{self.path.name}-blobs"))
 
     # -- queues
 

@@ -10,7 +10,7 @@ from itertools import islice
 from typing import Any, Literal
 
 from hivewire.backend import Record, Waiting
-from hivewire.backends.sqlite.schema import BLOCKED, LANE_BITS, OWNED
+from hivewire.backends.sqlite.schema import BLOCKED, IS_LONE, LANE_BITS, OWNED
 from hivewire.backends.sqlite.storing import unpack
 from hivewire.backends.sqlite.transaction import Transaction
 
@@ -22,6 +22,10 @@ _PACKS = (
 _LANE = (
     "SELECT state, head, taken_to, due_at, counted, starts, failures FROM lanes"
     " WHERE queue = ? AND key IN (?, ?) AND id = ?"
+)
+_LONE = (
+    "SELECT key, data, stored_at, state, head, taken_to, due_at, counted, starts, failures FROM lanes l"
+    f" WHERE queue = ? AND key > ? AND {IS_LONE} ORDER BY key LIMIT ?"
 )
 _HOLES = "SELECT seq FROM holes WHERE lane = ?"
 _DELAYED = (
@@ -40,15 +44,23 @@ def peek(db: sqlite3.Connection, name: str, limit: int, after: str | None, delay
         if row is None:
             return []
         found: list[Waiting] = []
-        if not delayed_only and not (after or "").startswith("s"):
+        part = "s" if delayed_only else after[0] if after else "l"
+        if part == "l":
+            found, after = _lone(db, row[0], limit, after), None
+        if part in ("l", "r") and len(found) < limit:
             with closing(_held(db, row[0], after)) as held:
-                found = list(islice(held, limit))
-            if len(found) == limit:
-                return found
+                found += islice(held, limit - len(found))
             after = None
-        return found + _delayed(db, row[0], limit - len(found), after)
+        return found if len(found) == limit else found + _delayed(db, row[0], limit - len(found), after)
     finally:
         db.execute("COMMIT")
+
+
+def _lone(db: sqlite3.Connection, queue: int, limit: int, after: str | None) -> list[Waiting]:
+    """Records that are in their lanes' rows, by key."""
+    now = time.time()
+    rows = db.execute(_LONE, (queue, after[1:] if after else "", limit))
+    return [_waiting(row, f"l{key}", row[1], unpack(data)[0], stored_at, now) for key, data, stored_at, *row in rows]
 
 
 def _held(db: sqlite3.Connection, queue: int, after: str | None) -> Generator[Waiting]:
@@ -64,15 +76,16 @@ def _held(db: sqlite3.Connection, queue: int, after: str | None) -> Generator[Wa
         start = max(first, row[1], seq + 1 if id_ == lane else 0)
         for place in range(start, last + 1):
             if place not in holes:
-                yield _waiting(row, id_, place, records[place - first], stored_at, now)
+                cursor = f"r{id_:020d}-{place:020d}"
+                yield _waiting(row, cursor, place, records[place - first], stored_at, now)
 
 
-def _waiting(row: Any, lane: int, seq: int, record: Record, stored_at: float, now: float) -> Waiting:
+def _waiting(row: Any, cursor: str, seq: int, record: Record, stored_at: float, now: float) -> Waiting:
     state, head, taken_to, due_at, counted, starts, failures = row
     waits = state == BLOCKED and seq == head and due_at > now
     known: State = "in_flight" if state == OWNED and seq <= taken_to else "scheduled" if waits else "ready"
     return Waiting(
-        cursor=f"r{lane:020d}-{seq:020d}",
+        cursor=cursor,
         record=record,
         state=known,
         stored_at=stored_at,

@@ -1,0 +1,229 @@
+"""Claim check: the body of a large message lies in a blob store, and the queue holds a reference to it.
+
+Each stored record has a blob of its own, put before the record and deleted after its acknowledgement is stored; a
+dead letter keeps it. What a crash leaves behind is found by `sweep`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+import time
+from collections.abc import Callable, Iterable, Sequence, Set
+from pathlib import Path
+from typing import Final
+from uuid import uuid4
+
+import msgspec
+
+from hivewire.backend import Append, Backend
+from hivewire.blobs import BlobStore, FolderBlobs, SQLiteBlobs
+from hivewire.errors import BackendError, HivewireError, SettingsError, TimedOut, Undecodable, Unsupported
+from hivewire.message import Message
+from hivewire.record import Fetched, Record, message_of
+
+log = logging.getLogger(__name__)
+
+MARK: Final = b"\x00hivewire-claim\n"
+"""No message begins like this: a reader that knows nothing of claims sees that it cannot read it."""
+_RETRY_S = 0.1
+_MOST_TRIES = 50
+_ORPHAN_S = 86_400.0
+"""What was put longer ago than this, and is referred to by nothing, has been left behind."""
+_PAGE = 500
+
+
+class Claim(msgspec.Struct, array_like=True, frozen=True):
+    """What the queue holds instead of the body."""
+
+    name: str
+    sha256: bytes
+    size: int
+
+
+_encoder = msgspec.msgpack.Encoder()
+_decoder = msgspec.msgpack.Decoder(Claim)
+
+
+class ContentLost(Undecodable):
+    """The content that a message refers to is not there, or is not what was stored."""
+
+
+def claim_of(record: Record) -> Claim | None:
+    body = record.body
+    if not body.startswith(MARK):
+        return None
+    try:
+        return _decoder.decode(body[len(MARK) :])
+    except msgspec.DecodeError:
+        return None
+
+
+def blob_store(setting: str, backend: Backend) -> BlobStore | None:
+    """What the setting `blobs` names."""
+    if setting in ("auto", "none"):
+        return backend.blobs() if setting == "auto" else None
+    kind, _, path = setting.partition(":///")
+    if not path or kind not in ("folder", "sqlite"):
+        raise SettingsError(
+            f"blobs is {setting!r}; it is auto, none, folder:///PATH or sqlite:///PATH (//// for absolute)"
+        )
+    return FolderBlobs(Path(path)) if kind == "folder" else SQLiteBlobs(Path(path))
+
+
+class Claims:
+    """The claim checks of one protocol object."""
+
+    def __init__(self, store: BlobStore, over_bytes: int, start: Callable[..., object]) -> None:
+        self._store = store
+        self._over_bytes = over_bytes
+        self._start = start
+        self._done: list[str] = []
+        self._deleting = False
+        self.open: dict[int, tuple[Fetched, str]] = {}
+        """Records whose content was read here, by identity, and not settled yet."""
+
+    # -- sending
+
+    async def put_away(self, batch: Sequence[Append], timeout_s: float) -> Sequence[Append]:
+        """The batch as it is stored: large bodies replaced by references, their content stored before."""
+        if not any(len(record.body) > self._over_bytes for entry in batch for record in entry.records):
+            return batch
+        try:
+            async with asyncio.timeout(timeout_s):
+                return [
+                    msgspec.structs.replace(entry, records=[await self._stored(record) for record in entry.records])
+                    for entry in batch
+                ]
+        except TimeoutError:
+            raise TimedOut(f"send to {batch[0].queue}: its content was not stored within {timeout_s} s") from None
+
+    async def _stored(self, record: Record) -> Record:
+        body = record.body
+        if len(body) <= self._over_bytes:
+            return record
+        name = f"{int(time.time()):011d}-{uuid4().hex}"
+        while True:
+            try:
+                await self._store.put(name, body)
+                break
+            except BackendError as error:
+                if not error.retryable:
+                    raise
+                await asyncio.sleep(_RETRY_S)
+        claim = Claim(name, hashlib.sha256(body).digest(), len(body))
+        return msgspec.structs.replace(record, body=MARK + _encoder.encode(claim))
+
+    def forget(self, records: Iterable[Record]) -> None:
+        """These were surely not stored."""
+        self._delete([claim.name for record in records if (claim := claim_of(record)) is not None])
+
+    # -- reading
+
+    async def message_of(self, record: Record) -> Message:
+        """Raises `ContentLost`, or `BackendError` when the blob store is away."""
+        claim = claim_of(record)
+        return message_of(record) if claim is None else message_of(await self._whole(record, claim))
+
+    async def body_of(self, record: Record) -> bytes:
+        claim = claim_of(record)
+        return record.body if claim is None else (await self._whole(record, claim)).body
+
+    async def _whole(self, record: Record, claim: Claim) -> Record:
+        body = await self._store.get(claim.name)
+        if body is None:
+            raise ContentLost(f"the content {claim.name} of {record.id} ({claim.size} bytes) is not there")
+        if hashlib.sha256(body).digest() != claim.sha256:
+            raise ContentLost(f"the content {claim.name} of {record.id} is not what was stored: its hash differs")
+        return msgspec.structs.replace(record, body=body)
+
+    async def opened(self, fetched: Fetched) -> Message:
+        """For a handler: the content is kept until its acknowledgement is stored."""
+        claim = claim_of(fetched.record)
+        if claim is not None:
+            self.note(fetched, claim)
+        return await self.message_of(fetched.record)
+
+    def note(self, fetched: Fetched, claim: Claim) -> None:
+        self.open[id(fetched)] = (fetched, claim.name)
+
+    # -- collecting
+
+    def settled(self, done: Sequence[Fetched], refused: Set[int]) -> None:
+        """The store has these acknowledgements."""
+        names = []
+        for fetched in done:
+            found = self.open.pop(id(fetched), None)
+            if found is not None and id(fetched) not in refused:
+                names.append(found[1])
+        self._delete(names)
+
+    def kept(self, records: Iterable[Fetched]) -> None:
+        """They are not acknowledged by this attempt: tried again, dead, given back, or lost."""
+        for fetched in records:
+            self.open.pop(id(fetched), None)
+
+    def _delete(self, names: Sequence[str]) -> None:
+        self._done.extend(names)
+        if self._done and not self._deleting:
+            self._deleting = True
+            self._start(self._delete_all(), "delete contents")
+
+    async def _delete_all(self, tries: int = _MOST_TRIES) -> None:
+        try:
+            while self._done:
+                names = self._done[:]
+                try:
+                    await self._store.delete(names)
+                except HivewireError as error:
+                    tries -= 1
+                    if tries <= 0 or not error.retryable:
+                        log.warning("contents are left for the next sweep", extra={"error": str(error)})
+                        self._done.clear()
+                        return
+                    await asyncio.sleep(_RETRY_S)
+                else:
+                    del self._done[: len(names)]
+        finally:
+            self._deleting = False
+
+    async def sweep(self, backend: Backend, older_than_s: float = _ORPHAN_S) -> int:
+        """Delete contents that nothing refers to: put long ago, and found neither in a queue nor in a dead letter when
+        all were looked through twice. In this order, because messages move this way: delayed, waiting, dead."""
+        horizon = time.time() - older_than_s
+        orphans = {name for name in await self._store.names() if _put_at(name) < horizon}
+        for _ in range(2):
+            if orphans:
+                try:
+                    orphans -= await _referred(backend)
+                except Unsupported:
+                    return 0
+        if orphans:
+            await self._store.delete(sorted(orphans))
+        return len(orphans)
+
+    async def close(self) -> None:
+        await self._delete_all(1)
+        await self._store.close()
+
+
+def _put_at(name: str) -> float:
+    digits = name.partition("-")[0]
+    return float(digits) if digits.isdecimal() else float("inf")
+
+
+async def _referred(backend: Backend) -> set[str]:
+    found: set[str] = set()
+    queues = [spec.name for spec in await backend.queues()]
+    for delayed_only in (True, False):
+        for queue in queues:
+            after: str | None = None
+            while page := await backend.peek(queue, _PAGE, after, delayed_only=delayed_only):
+                found.update(claim.name for each in page if (claim := claim_of(each.record)) is not None)
+                after = page[-1].cursor
+    after = None
+    while letters := await backend.dead(None, _PAGE, after):
+        found.update(claim.name for each in letters if (claim := claim_of(each.record)) is not None)
+        after = letters[-1].cursor
+    return found

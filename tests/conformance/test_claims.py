@@ -1,0 +1,3 @@
+"""Claim check."""
+
+from hivewire.testing.conformance.claims import *  # noqa: F403
