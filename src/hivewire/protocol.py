@@ -96,6 +96,8 @@ class ProtocolMetrics(msgspec.Struct, kw_only=True):
     expired: int = 0
     duplicates: int = 0
     late_replies: int = 0
+    purged: int = 0
+    """Dead letters that this process purged because they were older than `dead_letter_keep_s`."""
     fired: int = 0
     """Times of schedules for which this process sent the message."""
     trail_dropped: int = 0
@@ -248,7 +250,8 @@ class Protocol(ABC):
 
     @abstractmethod
     async def cleanup(self, older_than_s: float) -> int:
-        """Forget settled ids and idempotency keys older than that; never a message or a dead letter."""
+        """Forget settled ids, idempotency keys, the trail and left-behind contents older than that, and give space
+        back; how many of them there were. Never a message or a dead letter."""
 
     @abstractmethod
     async def explain(self, id: str) -> Explanation:

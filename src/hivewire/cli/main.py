@@ -27,6 +27,7 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "dead": ("hivewire.cli.dead", "list, show, replay or purge dead letters"),
     "schedules": ("hivewire.cli.schedules", "list, add or remove messages that are sent again and again"),
     "delayed": ("hivewire.cli.delayed", "list or cancel messages that are not due yet"),
+    "cleanup": ("hivewire.cli.cleanup", "forget what is kept for recognising repeats, and give space back"),
     "explain": ("hivewire.cli.explain", "tell the life of one message, and where it is now"),
     "ledger": ("hivewire.cli.ledger", "the ledger's tables: status, upgrade, downgrade, purge"),
     "budget": ("hivewire.cli.budget", "tell what models have cost, by day, month, run or label"),

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import AsyncIterator, Sequence
 
 from hivewire.backend import Backend, Waiting
 from hivewire.codec import encode
 from hivewire.engine.core import Core
+from hivewire.engine.explain import note_letters
 from hivewire.engine.trail import Trail
 from hivewire.errors import Undecodable
 from hivewire.message import Message
 from hivewire.protocol import DeadLetter, Delayed
 from hivewire.record import Record, message_of
+
+log = logging.getLogger(__name__)
 
 _PAGE = 500
 
@@ -62,6 +66,19 @@ async def cleanup(core: Core, older_than_s: float) -> int:
     if core.claims is not None:
         forgotten += await core.claims.sweep(core.backend, older_than_s)
     return forgotten
+
+
+async def purge_old(core: Core) -> None:
+    """Dead letters beyond their time, if there is one: never without a word."""
+    keep_s = core.settings.dead_letter_keep_s
+    if keep_s is None:
+        return
+    if core.trail.on:
+        await note_letters(core.backend, core.trail, "purged", None, None, keep_s)
+    purged = await core.backend.purge_dead(None, None, keep_s)
+    if purged:
+        core.metrics.purged += purged
+        log.warning("dead letters purged: older than dead_letter_keep_s", extra={"purged": purged, "keep_s": keep_s})
 
 
 async def delayed(core: Core, agent: str, limit: int, after: str | None) -> list[Delayed]:

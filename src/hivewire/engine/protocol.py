@@ -203,6 +203,7 @@ class Engine(Protocol):
                 if turn % _CLEANUP_EACH == 0:
                     await self.backend.cleanup(self.settings.dedup_window_s)
                     await self._core.trail.trim()
+                    await looking.purge_old(self._core)
                 if turn % _SWEEP_EACH == 0 and self._core.claims is not None:
                     await self._core.claims.sweep(self.backend)
             except (BackendError, OSError):

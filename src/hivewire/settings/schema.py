@@ -216,6 +216,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     message_ttl_s: Annotated[float | None, About("time to live of messages that name none", least=0.001)] = None
     require_durable: Annotated[bool, About("refuse to start on a store that loses messages with its process")] = False
     worker_name: Annotated[str | None, About("name of this process in leases and dead letters; none: made up")] = None
+    dead_letter_keep_s: Annotated[
+        float | None, About("dead letters older than this are purged, counted and logged; none: kept for ever", least=1)
+    ] = None
     blobs: Annotated[
         str,
         About("where large contents are kept: `none`, `folder:///PATH`, `sqlite:///PATH`, or `auto`: beside the queues "

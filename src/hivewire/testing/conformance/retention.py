@@ -1,0 +1,71 @@
+"""What is kept, for how long, and what `cleanup` gives back."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+
+from hivewire.engine import looking
+from hivewire.testing.conformance.fabric import Fabric
+from hivewire.testing.conformance.scenario import counts, take, take_one, task
+from hivewire.testing.conformance.waiting import eventually
+
+
+async def test_the_trail_is_forgotten_by_cleanup_and_messages_are_not(fabric: Fabric) -> None:
+    member = await fabric.member(trail="all")
+    message = task("keep", 1)
+    await member.send(message)
+    assert (await member.explain(message.id)).events
+    await member.cleanup(older_than_s=3_600)
+    assert (await member.explain(message.id)).events
+    assert await member.cleanup(older_than_s=0) >= 1
+
+    async def told() -> int:
+        return len((await member.explain(message.id)).events)
+
+    await eventually(told, 0, 5.0)
+    assert [delivery.message for delivery in await take(member, "keep", 1)] == [message]
+
+
+async def test_the_trail_ends_by_its_time(fabric: Fabric) -> None:
+    member = await fabric.member(trail="all", trail_keep_s=1.0)
+    message = task("keep", 1)
+    await member.send(message)
+    assert (await member.explain(message.id)).events
+
+    async def told() -> int:
+        return len((await member.explain(message.id)).events)
+
+    await eventually(told, 0, 10.0)
+
+
+async def test_dead_letters_stay_unless_a_time_is_set(fabric: Fabric, caplog: pytest.LogCaptureFixture) -> None:
+    member = await fabric.member()
+    for n in range(3):
+        await member.send(task("dead", n))
+        await (await take_one(member, "dead")).reject("no")
+    await member.cleanup(older_than_s=0)
+    await looking.purge_old(member._core)
+    assert counts(await member.depth("dead")) == (0, 0, 0, 3)
+    strict = await fabric.member(dead_letter_keep_s=3_600)
+    await looking.purge_old(strict._core)
+    assert counts(await member.depth("dead")) == (0, 0, 0, 3)
+    (letter, *_) = await member.dead_letters("dead")
+    stricter = await fabric.member(dead_letter_keep_s=1)
+    await eventually(lambda: _age(fabric, letter.dead_at), True, 5.0)
+    with caplog.at_level(logging.WARNING):
+        await looking.purge_old(stricter._core)
+
+    async def left() -> int:
+        await looking.purge_old(stricter._core)
+        return (await member.depth("dead")).dead
+
+    await eventually(left, 0, 5.0)
+    assert stricter.metrics().purged == 3
+    assert "dead letters purged" in caplog.text
+    assert [event.what for event in (await stricter.explain(letter.id)).events][-1] == "purged"
+
+
+async def _age(fabric: Fabric, since: float) -> bool:
+    return fabric.backend.now() - since > 1.1
