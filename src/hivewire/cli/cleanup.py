@@ -19,7 +19,8 @@ from hivewire.cli.options import (
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = (
         "Forget settled ids, used idempotency keys, the trail and contents that nothing refers to, when they are "
-        "older; give space back. Never touches a message or a dead letter. Afterwards a repeat from before is not recognised."
+        "older; give space back. Never touches a message or a dead letter. Afterwards a repeat from before is not "
+        "recognised."
     )
     parser.add_argument("--older-than", type=duration_s, required=True, metavar="TIME", help="such as 1h or 7d")
     add_protocol_option(parser)
