@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from functools import partial
@@ -87,8 +88,8 @@ class Engine(Protocol):
         self._blobs = blob_store(settings.blobs, backend)
         by_reference = backend.features.by_reference and self._blobs is None
         self._form: Callable[[Message, int], Any] = keep if by_reference else encode
-        self._looks_closer = settings.trail == "all" or self._blobs is not None
-        """A send does not take the shortest way."""
+        self._most_inline = sys.maxsize if self._blobs is None else settings.claim_check_bytes
+        self._notes_all = settings.trail == "all"
         self._most_bytes, self._ttl_s = settings.max_message_size_bytes, settings.message_ttl_s
         self._outgoing = chain(tuple(outgoing)) if outgoing else None
         self._incoming = tuple(incoming)
@@ -229,11 +230,13 @@ class Engine(Protocol):
             return receipt
         if delay_s:
             delay_s = duration_s(delay_s, "delay_s")
-        if delay_s > 0 or idempotency_key is not None or self._sender.has_lines or self._looks_closer:
+        if delay_s > 0 or idempotency_key is not None or self._sender.has_lines or self._notes_all:
             return await self._send(message, delay_s, idempotency_key, timeout_s)
         queue, record = self._record(message)
         room = Room.RESERVE if handling.get() is not None else Room.CAP
-        if self.backend.append_now(queue, record, room):
+        if len(record.body) > self._most_inline:
+            await self._sender.append((Append(queue, (record,), room=room),), timeout_s)
+        elif self.backend.append_now(queue, record, room):
             self._core.metrics.messages_sent += 1
             if self.backend.crowded:
                 await self.backend.give_way()

@@ -71,10 +71,7 @@ class Sender:
                 if problems and not all(isinstance(problem, Duplicate) for problem in problems.values()):
                     problems = await self._in_line(number, batch, problems, timeout_s)
         except HivewireError as error:
-            if trail.on:
-                for entry in batch:
-                    for record in entry.records:
-                        trail.note("refused", entry.queue, record.id, text=said(error))
+            self._note_refused(batch, error)
             raise
         finally:
             self._under_way -= 1
@@ -107,12 +104,24 @@ class Sender:
                 if self._lines:  # once this call has its place in the line
                     asyncio.get_running_loop().call_soon(self._go_on)
             if problem is not None:
-                await self._in_line(number, (Append(queue, (record,), room=room),), {0: problem}, timeout_s)
+                batch = (Append(queue, (record,), room=room),)
+                try:
+                    await self._in_line(number, batch, {0: problem}, timeout_s)
+                except HivewireError as error:
+                    self._note_refused(batch, error)
+                    raise
         finally:
             self._under_way -= 1
             if not self._under_way:
                 self._idle.set()
         self._core.metrics.messages_sent += 1
+
+    def _note_refused(self, batch: Sequence[Append], error: HivewireError) -> None:
+        trail = self._core.trail
+        if trail.on:
+            for entry in batch:
+                for record in entry.records:
+                    trail.note("refused", entry.queue, record.id, text=said(error))
 
     def _note(self, batch: Sequence[Append], problems: Mapping[int, Duplicate | Exception], began: float) -> None:
         trail, number = self._core.trail, 0

@@ -209,8 +209,9 @@ async def test_a_life_with_an_idempotency_key(fabric: Fabric) -> None:
     )
 
 
-async def test_a_refused_life(fabric: Fabric) -> None:
-    protocol = await _narrator(fabric, queue_cap=1)
+@pytest.mark.parametrize("trail", ["all", "trouble"])
+async def test_a_refused_life(fabric: Fabric, trail: str) -> None:
+    protocol = await _narrator(fabric, queue_cap=1, trail=trail)
     await protocol.send(task("small", 1))
     refused = task("small", 2)
     with pytest.raises(QueueFull):
