@@ -301,6 +301,7 @@ class World:
         elif isinstance(command, SetTimer):
             self.timers.append(command)
         else:
+            assert isinstance(command, Dispatch), "nobody has asked for a plan"
             assert (command.subtask, command.attempt) not in self.sendings, "an attempt was sent twice"
             self.sendings.add((command.subtask, command.attempt))
             for dependency in self.state.rows[command.subtask].spec.dependencies:

@@ -93,13 +93,13 @@ class Planner:
         asked = self._question(request, known, trouble)
         first = await self._ask(asked)
         try:
-            return self._checked(first, request, known)
+            return self._checked(first, request, known, trouble)
         except InvalidPlan as error:
             repair = self._repair(error, first, known)
         turns = (Turn(role="user", text=asked), Turn(role="assistant", text=first.text or "(empty)"))
         second = await self._ask(repair, turns)
         try:
-            return self._checked(second, request, known)
+            return self._checked(second, request, known, trouble)
         except InvalidPlan as error:
             raise PlanRefused(
                 f'no plan for "{request.name}": the model was asked twice, and its second plan has errors, too: '
@@ -119,11 +119,25 @@ class Planner:
             )
         )
 
-    def _checked(self, answer: CompletionResponse, request: TaskRequest, known: Mapping[str, Capability]) -> Plan:
+    def _checked(
+        self,
+        answer: CompletionResponse,
+        request: TaskRequest,
+        known: Mapping[str, Capability],
+        trouble: Trouble | None,
+    ) -> Plan:
         if answer.finish_reason == "length":
             raise InvalidPlan(f"the answer was cut off at {self._max_tokens:,} tokens: make a plan that is shorter")
-        raw = plan_in(answer.text)
-        return checked_plan({"name": request.name, **raw}, known.values(), request.input, self.limits)
+        raw = {"name": request.name, **plan_in(answer.text)}
+        finished = list(trouble.finished) if trouble is not None else []
+        if finished and isinstance(raw["subtasks"], list):  # they may be named as dependencies
+            some = min(known, default="")
+            free = dict.fromkeys(known[some].needs) if some else {}
+            raw["subtasks"] = [{"name": name, "assigned_to": some, "input": free} for name in finished] + raw[
+                "subtasks"
+            ]
+        plan = checked_plan(raw, known.values(), request.input, self.limits)
+        return msgspec.structs.replace(plan, subtasks=plan.subtasks[len(finished) :])
 
     def _question(self, request: TaskRequest, known: Mapping[str, Capability], trouble: Trouble | None) -> str:
         text = self._prompts.text(
@@ -171,6 +185,12 @@ def checked_plan(
     plan = parse_plan(source, known.keys())
     check(plan, known, run_input or {}, limits or PlanLimits())
     return plan
+
+
+def plain(plan: Plan) -> dict[str, Any]:
+    """A plan as it is read from JSON."""
+    made: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(plan))
+    return made
 
 
 def by_name(capabilities: Iterable[Capability | str]) -> dict[str, Capability]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from importlib import resources
 from pathlib import Path
 from string import Template
 from typing import Final
@@ -15,6 +14,7 @@ PLACES: Final = {
     "replan": ("errors", "finished", "facts"),
 }
 """For each prompt, the places that are filled in. A file may leave out what it does not want to say."""
+_BUNDLED: Final = Path(__file__).parent / "prompts"
 _MOST_BYTES: Final = 262_144
 
 
@@ -37,8 +37,7 @@ class Prompts:
     def _template(self, name: str, own: Path | None) -> Template:
         path = own / f"{name}.md" if own is not None else None
         if path is None or not path.exists():
-            bundled = resources.files("hivewire.coordination").joinpath("prompts", f"{name}.md")
-            return Template(bundled.read_text("utf-8"))
+            return Template((_BUNDLED / f"{name}.md").read_text("utf-8"))
         try:
             text = path.read_text("utf-8")
         except (OSError, UnicodeDecodeError) as error:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from email.utils import parsedate_to_datetime
 
 from hivewire.errors import ModelError, ModelRefused, ModelUnavailable
 
@@ -30,6 +29,8 @@ def failure(doing: str, status: int, text: str, headers: Mapping[str, str], now:
 def retry_after_s(headers: Mapping[str, str], now: float) -> float | None:
     """Seconds that the provider asks to wait: `retry-after-ms`, else `Retry-After` as seconds or a date (RFC 9110,
     section 10.2.3). None when it does not say, or says nonsense."""
+    from email.utils import parsedate_to_datetime  # slow to import, and seldom needed
+
     for name, scale in (("retry-after-ms", 1000.0), ("retry-after", 1.0)):
         value = headers.get(name)
         if value is None:

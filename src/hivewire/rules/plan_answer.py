@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from typing import Any, Final
 
@@ -35,6 +34,8 @@ def plan_in(answer: str) -> dict[str, Any]:
 
 def _objects(text: str) -> Iterator[dict[str, Any]]:
     """The JSON objects in a text that are not inside one another, in their order."""
+    import json  # not at the top: it is of use to planners alone, and part of the cost of `import hivewire`
+
     decoder = json.JSONDecoder(object_pairs_hook=_pairs, parse_constant=_refuse)
     place = text.find("{")
     for _ in range(_MOST_TRIES):
@@ -75,6 +76,8 @@ def _what_instead(answer: str) -> str:
 
 
 def _where(text: str) -> str:
+    import json
+
     start = text.find("{")
     if start < 0:
         return ""

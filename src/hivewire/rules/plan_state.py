@@ -11,7 +11,7 @@ import msgspec
 from hivewire.errors import CoordinationError, InvalidPlan
 from hivewire.rules.plan import Graph, Plan, Subtask, checked_graph
 
-SCHEMA: Final = 1
+SCHEMA: Final = 2
 """Raised whenever older code could misread what this code writes."""
 
 SubtaskStatus = Literal["waiting", "running", "done", "failed", "skipped", "cancelled"]
@@ -54,6 +54,14 @@ class Header(msgspec.Struct, frozen=True, kw_only=True):
     timers: int = 0
     input: dict[str, Any] = {}
     capabilities: tuple[str, ...] = ()
+    description: str = ""
+    plans_left: int = 0
+    """How often a model may still be asked for a plan: at the start without one, and when subtasks have failed."""
+    planning: str = ""
+    """The id of the command that asks for a plan, until it is answered."""
+    timeout_s: float | None = None
+    """The run's own, from its start."""
+    timer: int = 0
     started_at: float = 0.0
     ended_at: float = 0.0
     schema: int = SCHEMA
@@ -111,11 +119,22 @@ class SendBack(msgspec.Struct, frozen=True, kw_only=True, tag="send_back"):
 
 
 class Timer(msgspec.Struct, frozen=True, kw_only=True, tag="timer"):
-    """A timer went off; stale unless `generation` is the subtask's present one."""
+    """A timer went off; stale unless `generation` is the subtask's present one. Without a subtask it is the run's."""
 
     at: float
     subtask: str
     generation: int
+
+
+class Planned(msgspec.Struct, frozen=True, kw_only=True, tag="planned"):
+    """The answer to the command `MakePlan` of this id: subtasks (as read from JSON) in place of those that are not
+    done, or why there is no plan. `capabilities` are those that the plan was checked against."""
+
+    at: float
+    command: str
+    subtasks: Any = None
+    capabilities: tuple[str, ...] = ()
+    error: str = ""
 
 
 class Cancel(msgspec.Struct, frozen=True, tag="cancel"):
@@ -123,7 +142,7 @@ class Cancel(msgspec.Struct, frozen=True, tag="cancel"):
     reason: str = "cancelled"
 
 
-Event = Started | Result | Failed | SendBack | Timer | Cancel
+Event = Started | Result | Failed | SendBack | Timer | Planned | Cancel
 
 
 class Dispatch(msgspec.Struct, frozen=True, kw_only=True, tag="dispatch"):
@@ -146,6 +165,13 @@ class SetTimer(msgspec.Struct, frozen=True, kw_only=True, tag="set_timer"):
     due_at: float
 
 
+class MakePlan(msgspec.Struct, frozen=True, kw_only=True, tag="make_plan"):
+    """Ask for a plan and give back `Planned`. `errors` say what went wrong with the one before."""
+
+    id: str
+    errors: tuple[str, ...] = ()
+
+
 class Finish(msgspec.Struct, frozen=True, kw_only=True, tag="finish"):
     """The run is over."""
 
@@ -154,14 +180,16 @@ class Finish(msgspec.Struct, frozen=True, kw_only=True, tag="finish"):
     reason: str
 
 
-Command = Dispatch | SetTimer | Finish
+Command = Dispatch | SetTimer | MakePlan | Finish
 
 
-def new_run(run: str, plan: Plan, capabilities: Iterable[str], run_input: Mapping[str, Any] | None = None) -> RunState:
-    """A run that has not begun. Raises `InvalidPlan`."""
+def new_run(
+    run: str, plan: Plan, capabilities: Iterable[str], run_input: Mapping[str, Any] | None = None, **header_fields: Any
+) -> RunState:
+    """A run that has not begun. Raises `InvalidPlan`. Without subtasks it begins with a `MakePlan`."""
     known = tuple(sorted(set(capabilities)))
     graph = checked_graph(plan.subtasks, known)
-    header = Header(run=run, name=plan.name, input=dict(run_input or {}), capabilities=known)
+    header = Header(run=run, name=plan.name, input=dict(run_input or {}), capabilities=known, **header_fields)
     return RunState(header, {subtask.name: Row(spec=subtask) for subtask in plan.subtasks}, graph)
 
 

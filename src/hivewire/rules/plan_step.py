@@ -17,6 +17,8 @@ from hivewire.rules.plan_state import (
     Event,
     Failed,
     Finish,
+    MakePlan,
+    Planned,
     Result,
     Row,
     RunState,
@@ -51,6 +53,8 @@ def step(state: RunState, event: Event) -> tuple[RunState, list[Command]]:
             work.send_back(event)
         case Timer():
             work.timer(event)
+        case Planned():
+            work.planned(event)
         case Cancel():
             work.cancel(event.reason)
     return work.outcome()
@@ -74,9 +78,17 @@ class _Step:
         return RunState(self._header, self._rows, self._graph), self._commands
 
     def start(self) -> None:
-        if self._header.status == "new":
-            self._set_header(status="running", started_at=self._at)
+        if self._header.status != "new":
+            return
+        self._set_header(status="running", started_at=self._at)
+        if self._header.timeout_s is not None:
+            self._set_header(timer=self._set_timer("", self._header.timeout_s))
+        if self._rows:
             self._advance(self._rows)
+        elif self._header.plans_left:
+            self._ask_for_plan(())
+        else:
+            self._end()
 
     def result(self, event: Result) -> None:
         row = self._current(event.subtask, event.version, event.attempt)
@@ -100,14 +112,52 @@ class _Step:
 
     def timer(self, event: Timer) -> None:
         row = self._rows.get(event.subtask)
-        if row is not None and row.status == "running" and row.timer == event.generation:
+        if not event.subtask and event.generation == self._header.timer:
+            self._stop("failed", f"the run did not end within {self._header.timeout_s} s")
+        elif row is not None and row.status == "running" and row.timer == event.generation:
             self._fail(row, f"no result within {row.spec.timeout_s} s")
 
     def cancel(self, reason: str) -> None:
+        self._stop("cancelled", reason)
+
+    def _stop(self, status: RunStatus, why: str) -> None:
         for row in list(self._rows.values()):
             if row.is_open:
-                self._set(row, status="cancelled", error=reason, ended_at=self._at, timer=0)
-        self._finish("cancelled", reason)
+                self._set(row, status="cancelled", error=why, ended_at=self._at, timer=0)
+        self._finish(status, why)
+
+    def planned(self, event: Planned) -> None:
+        if not self._header.planning or event.command != self._header.planning:
+            return
+        self._set_header(planning="")
+        try:
+            if event.error:
+                raise InvalidPlan(event.error)
+            self._replace_open(event)
+        except InvalidPlan as error:
+            bad = [row for row in self._rows.values() if row.status == "failed"]
+            self._finish("failed", "; ".join(filter(None, (f"no plan: {error}", _summary(bad)))))
+        else:
+            self._advance(self._rows)
+
+    def _replace_open(self, event: Planned) -> None:
+        """What is done stays; the new subtasks take the place of all others."""
+        errors: list[str] = []
+        specs = read_subtasks(event.subtasks or [], errors)
+        if errors:
+            raise InvalidPlan("; ".join(errors))
+        done = [row for row in self._rows.values() if row.status == "done"]
+        attempts = {name: row.attempt for name, row in self._rows.items()}
+        added = [Row(spec=spec, attempt=attempts.get(spec.name, 0)) for spec in specs]
+        known = tuple(sorted({*self._header.capabilities, *event.capabilities}))
+        self._graph = checked_graph([row.spec for row in (*done, *added)], known)
+        self._rows = {row.spec.name: row for row in (*done, *added)}
+        self._set_header(version=self._header.version + 1, capabilities=known)
+
+    def _ask_for_plan(self, errors: Sequence[str]) -> None:
+        command = MakePlan(id=self._next_id(), errors=tuple(errors))
+        self._commands.append(command)
+        self._set_header(planning=command.id, plans_left=self._header.plans_left - 1)
 
     def send_back(self, event: SendBack) -> None:
         reviewer = self._current(event.subtask, event.version, event.attempt)
@@ -204,7 +254,8 @@ class _Step:
         ready.sort(key=lambda row: -row.spec.priority)  # stable: else as in the plan
         for row in {row.spec.name: row for row in ready}.values():
             self._dispatch(row)
-        if self._header.status == "running" and not any(row.is_open for row in self._rows.values()):
+        is_idle = self._header.status == "running" and not self._header.planning
+        if is_idle and not any(row.is_open for row in self._rows.values()):
             self._end()
 
     def _obstacle(self, row: Row, only_done: bool) -> Row | None:
@@ -229,7 +280,8 @@ class _Step:
             priority=row.spec.priority,
         )
         self._commands.append(command)
-        timer = self._set_timer(row) if row.spec.timeout_s is not None else 0
+        timeout_s = row.spec.timeout_s
+        timer = self._set_timer(row.spec.name, timeout_s) if timeout_s is not None else 0
         self._set(
             row,
             status="running",
@@ -240,16 +292,19 @@ class _Step:
             sent_at=self._at,
         )
 
-    def _set_timer(self, row: Row) -> int:
+    def _set_timer(self, subtask: str, timeout_s: float) -> int:
         generation = self._header.timers + 1
         self._set_header(timers=generation)
-        due_at = self._at + (row.spec.timeout_s or 0.0)
-        self._commands.append(SetTimer(id=self._next_id(), subtask=row.spec.name, generation=generation, due_at=due_at))
+        due_at = self._at + timeout_s
+        self._commands.append(SetTimer(id=self._next_id(), subtask=subtask, generation=generation, due_at=due_at))
         return generation
 
     def _end(self) -> None:
         bad = [row for row in self._rows.values() if row.status == "failed"]
-        self._finish("failed" if bad else "done", _summary(bad))
+        if bad and self._header.plans_left:
+            self._ask_for_plan([f'"{row.spec.name}" ({row.spec.assigned_to}) failed: {row.error}' for row in bad])
+        else:
+            self._finish("failed" if bad else "done", _summary(bad))
 
     def _finish(self, status: RunStatus, reason: str) -> None:
         self._set_header(status=status, reason=reason, ended_at=self._at)

@@ -71,7 +71,7 @@ def new_row(task: Task, change: str) -> list[Any]:
         _object(task.input, "input"),
         _json(task.output, "output"),
         _status(task.status),
-        _error(task.error),
+        stored_error(task.error),
         _object(task.metadata, "metadata"),
         change,
     ]
@@ -92,7 +92,7 @@ def progress_row(entry: ProgressEntry) -> list[Any]:
         _object(entry.input, "input"),
         _json(entry.output, "output"),
         _text(entry.status, "status"),
-        _error(entry.error),
+        stored_error(entry.error),
         _object(entry.metadata, "metadata"),
     ]
 
@@ -147,7 +147,7 @@ def _text(value: Any, what: str, least: int = 0) -> str:
     return value
 
 
-def _error(value: Any) -> str:
+def stored_error(value: Any) -> str:
     """Errors come from anywhere: what cannot be stored in them is replaced, not refused."""
     text = value if isinstance(value, str) else str(value)
     return text[: MOST_BYTES // 4].replace("\0", "\N{REPLACEMENT CHARACTER}").encode(errors="replace").decode()
@@ -203,7 +203,7 @@ _CHANGED: Final[dict[str, Callable[[Any], Any]]] = {
     "dependencies": _names,
     "input": lambda value: _object(value, "input"),
     "output": lambda value: _json(value, "output"),
-    "error": _error,
+    "error": stored_error,
     "metadata": lambda value: _object(value, "metadata"),
 }
 

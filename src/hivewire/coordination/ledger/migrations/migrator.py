@@ -6,7 +6,7 @@ import hashlib
 import re
 from collections.abc import Sequence
 from functools import cache, partial
-from importlib import resources
+from pathlib import Path
 from typing import Final, NamedTuple
 
 import msgspec
@@ -19,7 +19,10 @@ _MADE: Final = (
     "CREATE TABLE IF NOT EXISTS hivewire_migrations (number integer PRIMARY KEY, name text NOT NULL, "
     "checksum text NOT NULL, applied_at double precision NOT NULL)"
 )
-_TABLES: Final = ("tasks", "task_progress", "agent_state", "message_dedup", "task_history", "leases")
+_TABLES: Final = (
+    *("tasks", "task_progress", "agent_state", "message_dedup", "task_history", "leases"),
+    *("runs", "run_subtasks", "run_inbox", "run_outbox", "run_timers", "run_log"),
+)
 _LOCK: Final = 0x68697665
 _UPGRADE: Final = "run `hivewire ledger upgrade`"
 
@@ -49,7 +52,7 @@ class Applied(msgspec.Struct, frozen=True, kw_only=True):
 @cache
 def migrations(dialect: Dialect) -> tuple[Migration, ...]:
     """Those that come with this version, in their order."""
-    folder = resources.files(__package__) / dialect
+    folder = Path(__file__).parent / dialect
     found = []
     for file in sorted(folder.iterdir(), key=lambda file: file.name):
         if matched := _FILE.fullmatch(file.name):

@@ -1,0 +1,326 @@
+"""The coordinator: takes tasks, has them planned and carried out, and survives the death of any process."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from types import TracebackType
+from typing import Any, Final, Literal, Self
+
+import msgspec
+
+from hivewire.coordination.errands import Errands
+from hivewire.coordination.ledger import Ledger, open_ledger
+from hivewire.coordination.ledger.run_scripts import LogEntry
+from hivewire.coordination.ledger.runs import Runs
+from hivewire.coordination.plan_store import Incoming
+from hivewire.coordination.planner import Planner, TaskRequest, by_name, checked_plan, plain
+from hivewire.coordination.team import GROUP, Member, Team
+from hivewire.errors import BackendError, Closed, CoordinationError, Deadline, LedgerError, NoCapableWorker
+from hivewire.ids import new_id
+from hivewire.llm.contract import LLM
+from hivewire.protocol import Protocol
+from hivewire.rules.plan import Plan
+from hivewire.rules.plan_limits import Capability
+from hivewire.rules.plan_state import Cancel, RunState, Started, new_run
+
+log = logging.getLogger(__name__)
+
+_PAUSE_S: Final = 0.5
+_LOOK_S: Final = 0.25
+"""How often a run is looked at that another coordinator may have ended."""
+
+TaskState = Literal["completed", "failed", "cancelled"]
+_OUTCOMES: Final[dict[str, TaskState]] = {"done": "completed", "failed": "failed", "cancelled": "cancelled"}
+
+
+class TaskResult(msgspec.Struct, frozen=True, kw_only=True):
+    """What became of a task. `output` has the output of every subtask that is done, also when the run has failed."""
+
+    task_id: str
+    status: TaskState
+    output: dict[str, Any]
+    error: str = ""
+    subtasks: dict[str, str] = {}
+    completed_at: float = 0.0
+
+
+class CoordinatorHealth(msgspec.Struct, frozen=True, kw_only=True):
+    """`status`: healthy, degraded (no worker, or a component that is away for now), unhealthy."""
+
+    status: Literal["healthy", "degraded", "unhealthy"]
+    components: Mapping[str, bool]
+    errors: tuple[str, ...] = ()
+
+
+class CoordinatorStats(msgspec.Struct, frozen=True, kw_only=True):
+    """Counted now: workers that are there, and tasks of the ledger by status."""
+
+    workers: int
+    workers_by_role: Mapping[str, int]
+    workers_by_capability: Mapping[str, int]
+    tasks: Mapping[str, int]
+    unfinished_runs: int
+
+
+class Coordinator:
+    """Any number of them may share one protocol and one ledger: each takes whatever result comes, and the row of the
+    run in the ledger says who was first. There is no leader.
+
+    `team`: workers, or `(name, capabilities)`, that are there in any case; others are known by their heartbeats
+    (`hivewire.coordination.team.announced`). `replans`: how often the model is asked for another plan when subtasks
+    have failed. Without a ledger everything is kept in memory.
+    """
+
+    def __init__(
+        self,
+        llm: LLM | None,
+        protocol: Protocol,
+        *,
+        ledger: Ledger | None = None,
+        team: Iterable[Any] = (),
+        capabilities: Iterable[Capability] = (),
+        planner: Planner | None = None,
+        replans: int = 2,
+        name: str = "coordinator",
+        lease_s: float = 10.0,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self.ledger = ledger if ledger is not None else open_ledger("memory://")
+        self.protocol = protocol
+        self.name = name
+        self._owns_ledger = ledger is None
+        self._clock = clock
+        self._replans = replans
+        self._described = by_name(capabilities)
+        self._planner = planner or (Planner(llm) if llm is not None else None)
+        members = [each if isinstance(each, tuple) else (each.name, each.capabilities) for each in team]
+        self.team = Team(members, clock=clock)
+        self.runs = Runs(self.ledger)
+        self._errands = Errands(
+            protocol, self.runs, self.ledger, self.team, name=name, planner=self._planner, described=self._known,
+            lease_s=lease_s, clock=clock,
+        )  # fmt: skip
+        self._tasks: list[asyncio.Task[None]] = []
+        self._broken: BaseException | None = None
+        self._is_open = False
+
+    # -- from opening to closing
+
+    async def __aenter__(self) -> Self:
+        await self.open()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def open(self) -> None:
+        """Begin to work on the runs of the ledger, those of others included. Idempotent."""
+        if self._is_open:
+            return
+        await self.ledger.open()
+        await self.protocol.subscribe(self.name, groups=[GROUP], mode="competing")
+        self._is_open = True
+        for loop in (self._errands.listen, self._errands.look_around):
+            self._tasks.append(asyncio.create_task(self._repeat(loop), name=f"hivewire-{self.name}"))
+
+    async def close(self) -> None:
+        """Stop working; runs go on with other coordinators, or when one is opened again. Idempotent."""
+        self._is_open = False
+        tasks, self._tasks = self._tasks, []
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
+        await self._errands.close()
+        if self._owns_ledger:
+            await self.ledger.close()
+
+    async def _repeat(self, once: Callable[[], Awaitable[None]]) -> None:
+        """For ever; a store that is away for a while is waited for."""
+        while True:
+            try:
+                await once()
+            except BackendError as error:
+                if not error.retryable:
+                    self._break(error)
+                    raise
+                log.warning("the coordinator waits for a store", extra={"error": str(error)})
+                await asyncio.sleep(_PAUSE_S)
+            except asyncio.CancelledError:
+                raise
+            except BaseException as error:
+                self._break(error)
+                raise
+
+    def _break(self, error: BaseException) -> None:
+        self._broken = error
+        self._errands.moved.set()
+
+    # -- tasks
+
+    async def execute(
+        self, request: TaskRequest, *, plan: Plan | Mapping[str, Any] | None = None, timeout_s: float | None = None
+    ) -> TaskResult:
+        """Have a task done. Without a `plan` the model makes one.
+
+        The run goes on though this call is cancelled; the same request (its id) waits for the same run. After
+        `timeout_s` the run is ended, as failed. Raises `InvalidPlan` and `NoCapableWorker` for a plan that cannot be
+        begun; everything later is in the result.
+        """
+        run = await self.start(request, plan=plan, timeout_s=timeout_s)
+        return await self.result(run)
+
+    async def start(
+        self, request: TaskRequest, *, plan: Plan | Mapping[str, Any] | None = None, timeout_s: float | None = None
+    ) -> str:
+        """Accept a task: when this returns, its run is stored and will be carried out. Returns the run's id."""
+        self._check_open()
+        if plan is None and self._planner is None:
+            raise CoordinationError("there is no model to make a plan: give a plan, or make the Coordinator with one")
+        checked = Plan(name=request.name) if plan is None else await self._checked(plan, request)
+        state = new_run(
+            request.id,
+            msgspec.structs.replace(checked, name=request.name),
+            self._known(),
+            request.input,
+            description=request.description,
+            plans_left=self._replans + (plan is None) if self._planner is not None else 0,
+            timeout_s=timeout_s,
+        )
+        if await self.runs.create(state, Incoming("start", Started(at=self._clock()))) is not None:
+            await self._errands.relay_soon(request.id)
+        return request.id
+
+    async def _checked(self, plan: Plan | Mapping[str, Any], request: TaskRequest) -> Plan:
+        raw = plain(plan) if isinstance(plan, Plan) else plan
+        known = self._known()
+        checked = checked_plan(raw, known.values(), request.input) if known else None
+        if checked is None:
+            raise NoCapableWorker(f'"{request.name}" cannot be begun: no worker is known; start some, or name a team')
+        return checked
+
+    def _known(self) -> dict[str, Capability]:
+        """The capabilities of those who are there, as they were described."""
+        return {
+            name: self._described.get(name, Capability(name=name)) for name in sorted(self.team.roster.capabilities)
+        }
+
+    async def result(self, run: str, *, timeout_s: float | None = None) -> TaskResult:
+        """Wait for the end of a run, whoever carries it out. Raises `Deadline` after `timeout_s`; the run goes on."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                return _result(await self._ended(run))
+        except TimeoutError:
+            raise Deadline(f"run {run} did not end within {timeout_s} s; it goes on") from None
+
+    async def _ended(self, run: str) -> RunState:
+        while True:
+            self._errands.moved.clear()
+            state = await self.runs.load(run)
+            if state.is_finished:
+                return state
+            self._check_open()
+            try:
+                await asyncio.wait_for(self._errands.moved.wait(), _LOOK_S)
+            except TimeoutError:
+                continue
+
+    async def state(self, run: str) -> RunState:
+        """The run as it is stored now, with every subtask. Raises `CoordinationError` when there is none."""
+        return await self.runs.load(run)
+
+    async def cancel(self, run: str, reason: str = "cancelled") -> TaskResult:
+        """End a run. What its subtasks still answer is ignored; nothing more is sent for it.
+
+        A subtask that is with a worker, or in its queue, is not stopped by this version.
+        """
+        cause = Incoming(f"cancel:{new_id()}", Cancel(at=self._clock(), reason=reason))
+        state, _, _ = await self.runs.apply(run, lambda _: [cause])
+        self._errands.moved.set()
+        return _result(state)
+
+    async def events(self, run: str, *, after: int = 0) -> AsyncIterator[LogEntry]:
+        """What happens in a run, from the entry after that number, without gaps, up to the run's end.
+
+        From any coordinator on the ledger; one that reads slowly holds nothing in memory.
+        """
+        while True:
+            self._errands.moved.clear()
+            page = await self.runs.log(run, after)
+            for entry in page:
+                yield entry
+                after = entry.number
+                if entry.body.get("type") == "run" and entry.body.get("status") in _OUTCOMES:
+                    return
+            if not page:
+                if after == 0:
+                    await self.runs.load(run)  # raises when there is none
+                self._check_open()
+                try:
+                    await asyncio.wait_for(self._errands.moved.wait(), _LOOK_S)
+                except TimeoutError:
+                    continue
+
+    # -- looking at it
+
+    async def health(self) -> CoordinatorHealth:
+        """Protocol, ledger, workers and this object's own loops."""
+        protocol, ledger = await asyncio.gather(self.protocol.health(), self.ledger.health())
+        components = {
+            "protocol": protocol.ok,
+            "ledger": ledger.ok,
+            "workers": bool(self.team.members()),
+            "coordinator": self._is_open and self._broken is None,
+        }
+        told = (protocol.detail, ledger.detail, str(self._broken) if self._broken is not None else "")
+        status: Literal["healthy", "degraded", "unhealthy"] = "healthy"
+        if not (components["protocol"] and components["ledger"] and components["coordinator"]):
+            status = "unhealthy"
+        elif not components["workers"]:
+            status = "degraded"
+        return CoordinatorHealth(status=status, components=components, errors=tuple(filter(None, told)))
+
+    async def stats(self) -> CoordinatorStats:
+        """Workers and tasks, counted now."""
+        members = self.team.members()
+        counted = await self.ledger.stats()
+        tasks = {
+            name: getattr(counted, name)
+            for name in ("total", "pending", "assigned", "in_progress", "completed", "failed", "cancelled")
+        }
+        return CoordinatorStats(
+            workers=len(members),
+            workers_by_role=Counter(member.role for member in members),
+            workers_by_capability=Counter(name for member in members for name in member.capabilities),
+            tasks=tasks,
+            unfinished_runs=len(await self.runs.unfinished(10_000)),
+        )
+
+    def workers(self) -> list[Member]:
+        """Those who are there now."""
+        return self.team.members()
+
+    def _check_open(self) -> None:
+        if self._broken is not None:
+            raise CoordinationError(f"the coordinator has failed: {self._broken}") from self._broken
+        if not self._is_open:
+            raise Closed("use the coordinator: it is not open; `async with Coordinator(…)` opens it")
+
+
+def _result(state: RunState) -> TaskResult:
+    if not state.is_finished:
+        raise LedgerError(f"run {state.header.run} has not ended")
+    return TaskResult(
+        task_id=state.header.run,
+        status=_OUTCOMES[state.header.status],
+        output={name: row.output for name, row in state.rows.items() if row.status == "done"},
+        error=state.header.reason if state.header.status != "done" else "",
+        subtasks={name: row.status for name, row in state.rows.items()},
+        completed_at=state.header.ended_at,
+    )

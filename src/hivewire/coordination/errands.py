@@ -1,0 +1,320 @@
+"""What a coordinator does for all runs: takes in answers, sends what was decided, asks for plans, looks around."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+from typing import Any, Final
+
+from hivewire.coordination.ledger import Ledger
+from hivewire.coordination.ledger.run_scripts import Kept
+from hivewire.coordination.ledger.runs import Runs
+from hivewire.coordination.losses import Losses
+from hivewire.coordination.plan_store import Incoming
+from hivewire.coordination.planner import Planner, TaskRequest, Trouble, plain
+from hivewire.coordination.team import HEARTBEAT, Team
+from hivewire.delivery import Delivery
+from hivewire.errors import CoordinationError, DeliveryError, HivewireError, MessageError
+from hivewire.ids import new_id
+from hivewire.message import UNORDERED, Message, MessageType
+from hivewire.protocol import Protocol
+from hivewire.rules.plan_limits import Capability
+from hivewire.rules.plan_state import (
+    Dispatch,
+    Failed,
+    MakePlan,
+    Planned,
+    Row,
+    RunState,
+    Timer,
+    content_of,
+    event_of,
+)
+
+log = logging.getLogger(__name__)
+
+_BATCH: Final = 100
+_WAIT_S: Final = 1.0
+_LOOK_S: Final = 0.5
+_STALE_S: Final = 2.0
+"""What has waited in an outbox for so long is sent by whoever sees it."""
+
+
+class Errands:
+    """The loops of one coordinator. Two that do the same thing at once are no harm: an event is taken in once, and
+    a message that is sent twice has one id."""
+
+    def __init__(
+        self,
+        protocol: Protocol,
+        runs: Runs,
+        ledger: Ledger,
+        team: Team,
+        *,
+        name: str,
+        planner: Planner | None,
+        described: Callable[[], Mapping[str, Capability]],
+        lease_s: float,
+        clock: Callable[[], float],
+    ) -> None:
+        self._protocol = protocol
+        self._runs = runs
+        self._ledger = ledger
+        self._team = team
+        self._name = name
+        self._planner = planner
+        self._described = described
+        self._lease_s = lease_s
+        self._clock = clock
+        self._owner = new_id()
+        self._losses = Losses(protocol, name)
+        self._planning: dict[str, asyncio.Task[None]] = {}
+        self._relaying: dict[str, asyncio.Task[None]] = {}
+        self.moved = asyncio.Event()
+        """Set whenever some run has changed."""
+
+    async def close(self) -> None:
+        """Cancel what is under way; it is done by others, or later."""
+        tasks = [*self._planning.values(), *self._relaying.values()]
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
+
+    # -- answers
+
+    async def listen(self) -> None:
+        """Answers: stored first, acknowledged then."""
+        by_run: dict[str, list[Delivery]] = {}
+        for delivery in await self._protocol.receive(self._name, limit=_BATCH, wait_s=_WAIT_S):
+            if delivery.message.type == HEARTBEAT:
+                await self._hear(delivery)
+            else:
+                by_run.setdefault(delivery.message.to.partition("/")[2], []).append(delivery)
+        for run, deliveries in by_run.items():
+            await self._take(run, deliveries)
+
+    async def _hear(self, delivery: Delivery) -> None:
+        try:
+            self._team.hear(delivery.message.content)
+        except ValueError as error:
+            log.warning("not a heartbeat", extra={"sender": delivery.message.sender, "error": str(error)})
+        await _acknowledge([delivery])
+
+    async def _take(self, run: str, deliveries: Sequence[Delivery]) -> None:
+        answers = [d.message for d in deliveries if d.message.type != MessageType.EVENT]
+        notes = [
+            (d.message.id, self._clock(), {"type": "progress", "from": d.message.sender, "content": d.message.content})
+            for d in deliveries
+            if d.message.type == MessageType.EVENT
+        ]
+        try:
+            if notes:
+                await self._runs.note(run, notes)
+                self.moved.set()
+            if answers:
+                await self._apply(run, partial(self._meaning, answers))
+        except CoordinationError as error:  # no such run, or one of a newer version: not to be tried again here
+            log.warning("an answer that no run takes", extra={"run": run, "error": str(error)})
+            for delivery in deliveries:
+                await delivery.reject(str(error))
+            return
+        await _acknowledge(deliveries)
+
+    def _meaning(self, answers: Sequence[Message], state: RunState) -> list[Incoming]:
+        waiting = {row.message_id: row for row in state.rows.values() if row.status == "running"}
+        return [
+            Incoming(f"answer:{message.in_reply_to}", self._event(message, row))
+            for message in answers
+            if (row := waiting.get(message.in_reply_to or "")) is not None
+        ]
+
+    def _event(self, message: Message, row: Row) -> Any:
+        if message.type == MessageType.ERROR:
+            return self._failed(row, str(message.content))
+        return event_of(row, message.content, self._clock())
+
+    def _failed(self, row: Row, error: str) -> Failed:
+        return Failed(at=self._clock(), version=row.version, subtask=row.spec.name, attempt=row.attempt, error=error)
+
+    async def _apply(self, run: str, resolve: Callable[[RunState], Sequence[Incoming]]) -> RunState:
+        """Take the events in; when this returns they are stored, and what follows is on its way."""
+        state, commands, before = await self._runs.apply(run, resolve)
+        if state is not before:
+            self.moved.set()
+        if commands:
+            await self.relay_soon(run)
+        return state
+
+    # -- the outbox
+
+    async def relay_soon(self, run: str) -> None:
+        """Send what was decided for a run, once at a time."""
+        under_way = self._relaying.get(run)
+        if under_way is not None and not under_way.done():
+            await asyncio.wait([under_way])  # it may have looked before the latest was there
+        if (later := self._relaying.get(run)) is None or later.done():
+            task = self._relaying[run] = asyncio.create_task(self._relay(run), name=f"hivewire-relay-{run}")
+            task.add_done_callback(partial(self._relayed, run))
+
+    def _relayed(self, run: str, task: asyncio.Task[None]) -> None:
+        if self._relaying.get(run) is task:
+            del self._relaying[run]
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.warning("not sent yet; it is tried again", extra={"run": run, "error": str(error)})
+
+    async def _relay(self, run: str) -> None:
+        while kept := [each for each in await self._runs.outbox(run, _BATCH) if not self._is_planning(each)]:
+            state = await self._runs.load(run)
+            plans = [each.command for each in kept if isinstance(each.command, MakePlan)]
+            for command in plans:
+                self._begin_planning(run, state, command)
+            dispatches = [each for each in kept if isinstance(each.command, Dispatch)]
+            if not dispatches:
+                return
+            await self._runs.sent(run, await self._send(run, state, dispatches))
+            if len(kept) < _BATCH:
+                return
+
+    async def _send(self, run: str, state: RunState, kept: Sequence[Kept]) -> list[str]:
+        """Send those that are still wanted; returns the ids that need not be sent any more."""
+        wanted = {
+            each.command.id: (each, row)
+            for each in kept
+            if (row := state.rows.get(_subtask(each))) is not None and row.message_id == each.command.id and row.is_open
+        }
+        done = [each.command.id for each in kept if each.command.id not in wanted]
+        chosen = {name: self._choose(each, row) for name, (each, row) in wanted.items()}
+        fresh = [(name, to) for name, to in chosen.items() if to and not wanted[name][0].recipient]
+        if fresh:  # fixed before it is sent, so that another one that sends it again sends it to the same agent
+            await self._runs.route(run, fresh)
+            fixed = {each.command.id: each.recipient for each in await self._runs.outbox(run, _BATCH)}
+            chosen = {name: fixed.get(name, "") for name in chosen}
+        messages = {name: self._message(state, wanted[name][1], to) for name, to in chosen.items() if to}
+        if messages:
+            try:
+                await self._protocol.send_many(list(messages.values()))
+            except MessageError:  # one of them cannot be sent at all: find it
+                for name, message in messages.items():
+                    await self._send_alone(run, message, wanted[name][1])
+        return done + list(messages)
+
+    def _choose(self, kept: Kept, row: Row) -> str:
+        if kept.recipient:
+            return kept.recipient
+        able = self._team.roster.capabilities.get(row.spec.assigned_to)
+        if not able:
+            log.info("nobody is there who can do it", extra={"capability": row.spec.assigned_to, "run": kept.run})
+            return ""
+        return self._team.roster.worker_for(row.spec.assigned_to, kept.command.id)
+
+    async def _send_alone(self, run: str, message: Message, row: Row) -> None:
+        try:
+            await self._protocol.send(message)
+        except MessageError as error:
+            why = f"its message cannot be sent: {error} (large outputs belong in files, their paths in the output)"
+            failed = Incoming(f"answer:{message.id}", self._failed(row, why))
+            await self._runs.apply(run, lambda _: [failed])
+            self.moved.set()
+
+    def _message(self, state: RunState, row: Row, to: str) -> Message:
+        """The message of an attempt. It has the same id each time it is made, so that it may be sent again."""
+        mailbox = f"{self._name}/{state.header.run}"
+        return Message(
+            id=row.message_id,
+            type=MessageType.TASK,
+            sender=self._name,
+            to=to,
+            content=content_of(state, row),
+            key=UNORDERED,
+            priority=row.spec.priority,
+            metadata={"reply_to": mailbox, "progress_to": mailbox, "run": state.header.run},
+        )
+
+    # -- plans
+
+    def _is_planning(self, kept: Kept) -> bool:
+        return kept.command.id in self._planning
+
+    def _begin_planning(self, run: str, state: RunState, command: MakePlan) -> None:
+        if self._planner is None or command.id != state.header.planning or command.id in self._planning:
+            return
+        task = asyncio.create_task(self._plan(run, state, command), name=f"hivewire-plan-{run}")
+        self._planning[command.id] = task
+        task.add_done_callback(partial(self._planned, command.id))
+
+    def _planned(self, command: str, task: asyncio.Task[None]) -> None:
+        del self._planning[command]
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.warning("no plan yet; it is asked for again", extra={"error": str(error)})
+
+    async def _plan(self, run: str, state: RunState, command: MakePlan) -> None:
+        """Ask the model, as the only one of all coordinators; never under the run's lock."""
+        lease = await self._ledger.acquire(f"plan:{command.id}", self._owner, self._lease_s)
+        if lease is None:
+            return
+        asking = asyncio.create_task(self._ask(state, command))
+        try:
+            while not (await asyncio.wait([asking], timeout=self._lease_s / 3))[0]:
+                lease = await self._ledger.renew(lease, self._lease_s)
+            answer = asking.result()
+        finally:
+            asking.cancel()
+            await asyncio.wait([asking])
+        await self._apply(run, lambda _: [Incoming(f"planned:{command.id}", answer)])
+        await self._ledger.release(lease)
+
+    async def _ask(self, state: RunState, command: MakePlan) -> Planned:
+        head = state.header
+        request = TaskRequest(name=head.name, description=head.description, input=head.input, id=head.run)
+        finished = {name: row.output for name, row in state.rows.items() if row.status == "done"}
+        trouble = Trouble(errors=command.errors, finished=finished) if command.errors else None
+        known = self._described()
+        assert self._planner is not None
+        try:
+            plan = await self._planner.plan(request, known.values(), trouble)
+        except HivewireError as error:
+            return Planned(at=self._clock(), command=command.id, error=str(error))
+        return Planned(
+            at=self._clock(), command=command.id, subtasks=plain(plan)["subtasks"], capabilities=tuple(known)
+        )
+
+    # -- what nobody tells
+
+    async def look_around(self) -> None:
+        """Timers that went off, outboxes of coordinators that died, messages that died."""
+        for run, subtask, generation in await self._runs.overdue(self._clock()):
+            timer = Incoming(f"timer:{generation}", Timer(at=self._clock(), subtask=subtask, generation=generation))
+            await self._apply(run, lambda _, timer=timer: [timer])  # type: ignore[misc]  # bound in each round
+        for run in await self._runs.left_behind(_STALE_S):
+            await self.relay_soon(run)
+        await self._look_for_dead(self._team.roster.names)
+        await asyncio.sleep(_LOOK_S)
+
+    async def _look_for_dead(self, agents: Iterable[str]) -> None:
+        for letter in await self._losses.dead(list(agents)):
+            run = letter.message.metadata.get("run") if letter.message is not None else None
+            if not isinstance(run, str):
+                continue
+            try:
+                await self._apply(run, partial(self._dead, letter.id, self._losses.why(letter)))
+            except CoordinationError as error:
+                log.info("a dead letter of a run that is gone", extra={"run": run, "error": str(error)})
+
+    def _dead(self, message_id: str, why: str, state: RunState) -> list[Incoming]:
+        rows = [row for row in state.rows.values() if row.message_id == message_id and row.status == "running"]
+        return [Incoming(f"answer:{message_id}", self._failed(row, why)) for row in rows]
+
+
+def _subtask(kept: Kept) -> str:
+    return kept.command.subtask if isinstance(kept.command, Dispatch) else ""
+
+
+async def _acknowledge(deliveries: Sequence[Delivery]) -> None:
+    for settled in await asyncio.gather(*(d.ack() for d in deliveries), return_exceptions=True):
+        if isinstance(settled, DeliveryError):
+            log.info("an answer comes again; it is known already")
+        elif settled is not None:
+            raise settled

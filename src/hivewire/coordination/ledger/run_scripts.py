@@ -1,0 +1,365 @@
+"""Runs of plans in a ledger, each operation as a script: what happened and what must be sent, in one transaction."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Final
+
+import msgspec
+
+from hivewire.coordination.ledger.rows import MOST_ID_BYTES, stored_error
+from hivewire.coordination.ledger.store import Many, Query, Row, Script
+from hivewire.coordination.plan_store import Incoming
+from hivewire.errors import CoordinationError
+from hivewire.ids import derived_id
+from hivewire.rules.plan_state import (
+    UNFINISHED,
+    Command,
+    Dispatch,
+    MakePlan,
+    Planned,
+    RunState,
+    SetTimer,
+    dump,
+    load_command,
+    load_header,
+    load_state,
+)
+from hivewire.rules.plan_state import Row as SubtaskRow
+from hivewire.rules.plan_step import step
+from hivewire.rules.task_states import TaskStatus
+
+Resolve = Callable[[RunState], Sequence[Incoming]]
+"""The events for a run in this state; asked under its lock."""
+
+_STATUS: Final = {
+    "new": TaskStatus.PENDING,
+    "waiting": TaskStatus.PENDING,
+    "running": TaskStatus.IN_PROGRESS,
+    "done": TaskStatus.COMPLETED,
+    "failed": TaskStatus.FAILED,
+    "skipped": TaskStatus.CANCELLED,
+    "cancelled": TaskStatus.CANCELLED,
+}
+_TASK: Final = (
+    "INSERT INTO tasks (id, name, description, priority, assigned_to, created_by, parent_id, dependencies, input, "
+    "output, status, error, change, version, created_at, updated_at, completed_at) "
+    "VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, 1, hivewire_begun(), hivewire_begun(), $14) "
+    "ON CONFLICT (id) DO UPDATE SET "
+    "status = excluded.status, output = excluded.output, error = excluded.error, change = excluded.change, "
+    "version = tasks.version + 1, updated_at = excluded.updated_at, completed_at = excluded.completed_at "
+    "WHERE tasks.status <> excluded.status"
+)
+
+
+class Kept(msgspec.Struct, frozen=True):
+    """A command in the outbox, and to whom it goes; nobody has been chosen yet when that is empty."""
+
+    run: str
+    command: Dispatch | MakePlan
+    recipient: str
+
+
+class LogEntry(msgspec.Struct, frozen=True):
+    """What happened in a run. Numbers begin at 1 and have no gaps."""
+
+    number: int
+    at: float
+    body: dict[str, Any]
+
+
+def create(state: RunState, first: Incoming) -> Script[RunState | None]:
+    """Keep a new run and let it begin; None when there is a run of this id already."""
+    head = state.header
+    if not head.run or len(head.run.encode()) > MOST_ID_BYTES:
+        raise CoordinationError(f"a run's id is text of 1 to {MOST_ID_BYTES} bytes")
+    made = yield Query(
+        "INSERT INTO tasks (id, name, description, input, status, change, version, created_at, updated_at) "
+        "SELECT CAST($1 AS text), CAST($2 AS text), CAST($3 AS text), CAST($4 AS json), 'in_progress', 'run', 1, "
+        "hivewire_begun(), hivewire_begun() WHERE 1 = 1 ON CONFLICT (id) DO NOTHING RETURNING id",
+        [head.run, head.name or "run", stored_error(head.description), _json(head.input)],
+    )
+    if not made:
+        return None
+    yield Query(
+        "INSERT INTO runs (run, name, status, seq, logged, created_at, header) "
+        "VALUES ($1, $2, $3, $4, 0, hivewire_begun(), $5)",
+        [head.run, head.name, head.status, head.seq, _text(dump(head))],
+    )
+    yield from _store_rows(None, state)
+    after, _, _ = yield from apply(head.run, lambda _: [first], state)
+    return after
+
+
+def apply(
+    run: str, resolve: Resolve, cached: RunState | None = None
+) -> Script[tuple[RunState, list[Command], RunState]]:
+    """Take in the events that are new, step through them, store what follows; the state after, the commands, and the
+    state before. A run that is finished takes nothing."""
+    before = yield from _locked(run, cached)
+    if before.is_finished:
+        return before, [], before
+    incoming = yield from _new_ones(run, resolve(before))
+    state, commands = before, list[Command]()
+    entries: list[tuple[float, dict[str, Any]]] = []
+    for each in incoming:
+        earlier, (state, follow) = state, step(state, each.event)
+        entries += [(each.event.at, entry) for entry in told(earlier, state)]
+        yield from _store_commands(state, follow, each)
+        commands += follow
+    if state is before:
+        return state, commands, before
+    head = state.header
+    rows = yield Query(
+        "UPDATE runs SET status = $2, seq = $3, header = $4, logged = logged + $5 WHERE run = $1 RETURNING logged",
+        [run, head.status, head.seq, _text(dump(head)), len(entries)],
+    )
+    yield from _log(run, rows[0][0] - len(entries), entries)
+    yield from _store_rows(before, state)
+    if state.is_finished:
+        yield from _finish(state)
+    return state, commands, before
+
+
+def _locked(run: str, cached: RunState | None) -> Script[RunState]:
+    rows = yield Query("SELECT seq, header FROM runs WHERE run = $1 FOR UPDATE", [run])
+    if not rows:
+        raise CoordinationError(f"there is no run {run!r:.300} in the ledger")
+    return (yield from _state(run, rows[0], cached))
+
+
+def load(run: str, cached: RunState | None = None) -> Script[RunState]:
+    rows = yield Query("SELECT seq, header FROM runs WHERE run = $1", [run])
+    if not rows:
+        raise CoordinationError(f"there is no run {run!r:.300} in the ledger")
+    return (yield from _state(run, rows[0], cached))
+
+
+def _state(run: str, row: Row, cached: RunState | None) -> Script[RunState]:
+    if cached is not None and cached.header.seq == row[0]:
+        return cached  # nobody else has changed it
+    header = row[1].encode()
+    load_header(header)  # before the rows: newer code may have written those otherwise, too
+    rows = yield Query("SELECT body FROM run_subtasks WHERE run = $1 ORDER BY place", [run])
+    return load_state(header, (body.encode() for (body,) in rows))
+
+
+def _new_ones(run: str, incoming: Sequence[Incoming]) -> Script[list[Incoming]]:
+    """Those whose id was not taken in before, the first of each id."""
+    by_id = {each.id: each for each in reversed(incoming)}
+    fresh = yield from _unseen(run, by_id)
+    return [each for each in incoming if each.id in fresh and by_id[each.id] is each]
+
+
+def _unseen(run: str, ids: Iterable[str]) -> Script[set[str]]:
+    """Note these ids in the inbox; returns those that were not there."""
+    found: set[str] = set()
+    wanted = list(ids)
+    for start in range(0, len(wanted), 500):
+        part = wanted[start : start + 500]
+        places = ", ".join(f"($1, ${number})" for number in range(2, len(part) + 2))
+        rows = yield Query(
+            f"INSERT INTO run_inbox (run, id) VALUES {places} ON CONFLICT (run, id) DO NOTHING RETURNING id",
+            [run, *part],
+        )
+        found.update(name for (name,) in rows)
+    return found
+
+
+def _store_commands(state: RunState, commands: Sequence[Command], cause: Incoming) -> Script[None]:
+    head = state.header
+    if isinstance(cause.event, Planned):  # its question is answered
+        yield Query("DELETE FROM run_outbox WHERE run = $1 AND id = $2", [head.run, cause.event.command])
+    sent = [
+        (head.run, head.seq, place, command.id, _text(dump(command)))
+        for place, command in enumerate(commands)
+        if isinstance(command, Dispatch | MakePlan)
+    ]
+    if sent:
+        yield Many(
+            "INSERT INTO run_outbox (run, seq, place, id, recipient, body, created_at) "
+            "VALUES ($1, $2, $3, $4, '', $5, hivewire_begun())",
+            sent,
+        )
+    timers = [(head.run, c.subtask, c.generation, c.due_at) for c in commands if isinstance(c, SetTimer)]
+    if timers:
+        yield Many(
+            "INSERT INTO run_timers (run, subtask, generation, due_at) VALUES ($1, $2, $3, $4) "
+            "ON CONFLICT (run, subtask) DO UPDATE SET generation = excluded.generation, due_at = excluded.due_at",
+            timers,
+        )
+
+
+def _store_rows(before: RunState | None, state: RunState) -> Script[None]:
+    """What has changed: the rows, and the tasks that people look at."""
+    run = state.header.run
+    old = {} if before is None else before.rows
+    moved = before is None or before.header.version != state.header.version
+    gone = [(run, name) for name in old.keys() - state.rows.keys()]
+    if gone:
+        yield Many("DELETE FROM run_subtasks WHERE run = $1 AND name = $2", gone)
+    over = [(run, name) for name, row in state.rows.items() if not row.timer and name in old and old[name].timer]
+    if gone or over:
+        yield Many("DELETE FROM run_timers WHERE run = $1 AND subtask = $2", [*gone, *over])
+    rows = [
+        (run, name, place, row.status, _text(dump(row)))
+        for place, (name, row) in enumerate(state.rows.items())
+        if moved or old.get(name) is not row
+    ]
+    if rows:
+        yield Many(
+            "INSERT INTO run_subtasks (run, name, place, status, body) VALUES ($1, $2, $3, $4, $5) "
+            "ON CONFLICT (run, name) DO UPDATE SET place = excluded.place, status = excluded.status, "
+            "body = excluded.body",
+            rows,
+        )
+    changed = [_task_row(run, row) for name, row in state.rows.items() if old.get(name) is not row]
+    removed = [(task_id(run, name),) for _, name in gone]
+    if removed:
+        yield Many("DELETE FROM tasks WHERE id = $1", removed)
+    if changed:
+        yield Many(_TASK, changed)
+
+
+def task_id(run: str, subtask: str) -> str:
+    """The id under which the ledger's tasks have a subtask."""
+    return derived_id("subtask", run, subtask)
+
+
+def _task_row(run: str, row: SubtaskRow) -> tuple[Any, ...]:
+    spec = row.spec
+    ended = row.ended_at if not row.is_open else None
+    return (
+        task_id(run, spec.name),
+        spec.name,
+        stored_error(spec.description),
+        spec.priority,
+        stored_error(spec.assigned_to),
+        "coordinator",
+        run,
+        _json(spec.dependencies),
+        _json(spec.input),
+        _json(row.output),
+        _STATUS[row.status].value,
+        stored_error(row.error),
+        row.message_id,
+        ended,
+    )
+
+
+def _finish(state: RunState) -> Script[None]:
+    """It takes no event any more, known or not."""
+    head = state.header
+    for table in ("run_inbox", "run_timers"):
+        yield Query(f"DELETE FROM {table} WHERE run = $1", [head.run])
+    outputs = {name: row.output for name, row in state.rows.items() if row.status == "done"}
+    yield Query(
+        "UPDATE tasks SET status = $2, error = $3, output = $4, version = version + 1, updated_at = hivewire_now(), "
+        "completed_at = hivewire_now() WHERE id = $1",
+        [head.run, _STATUS[head.status].value, stored_error(head.reason), _json(outputs)],
+    )
+
+
+def told(before: RunState, after: RunState) -> list[dict[str, Any]]:
+    """What a step has changed, for whoever follows the run."""
+    if after is before:
+        return []
+    entries: list[dict[str, Any]] = []
+    run = {"type": "run", "status": after.header.status, "reason": after.header.reason}
+    is_news = after.header.status != before.header.status
+    if is_news and not after.is_finished:
+        entries.append(run)
+    if after.header.version != before.header.version:
+        entries.append({"type": "plan", "version": after.header.version, "subtasks": list(after.rows)})
+    if after.header.planning and after.header.planning != before.header.planning:
+        entries.append({"type": "planning"})
+    for name, row in after.rows.items():
+        old = before.rows.get(name)
+        if old is not row and (old is None or (old.status, old.attempt) != (row.status, row.attempt)):
+            entry = {"type": "subtask", "subtask": name, "status": row.status, "attempt": row.attempt}
+            entries.append(entry | ({"error": row.error} if row.error else {}))
+    if is_news and after.is_finished:  # the end is told last of all
+        entries.append(run)
+    return entries
+
+
+def note(run: str, notes: Sequence[tuple[str, float, dict[str, Any]]]) -> Script[None]:
+    """Add what a handler tells to the log, by (id, time, body); an id that was noted before is left out."""
+    rows = yield Query("SELECT logged, status FROM runs WHERE run = $1 FOR UPDATE", [run])
+    if not rows or rows[0][1] not in UNFINISHED:
+        return
+    fresh = yield from _unseen(run, [name for name, _, _ in notes])
+    entries = [(at, body) for name, at, body in notes if name in fresh]
+    if entries:
+        yield Query("UPDATE runs SET logged = logged + $2 WHERE run = $1", [run, len(entries)])
+        yield from _log(run, rows[0][0], entries)
+
+
+def _log(run: str, last: int, entries: Sequence[tuple[float, dict[str, Any]]]) -> Script[None]:
+    if entries:
+        yield Many(
+            "INSERT INTO run_log (run, number, at, body) VALUES ($1, $2, $3, $4)",
+            [(run, last + n, at, _json(body)) for n, (at, body) in enumerate(entries, 1)],
+        )
+
+
+def log(run: str, after: int, limit: int) -> Script[list[LogEntry]]:
+    rows = yield Query(
+        "SELECT number, at, body FROM run_log WHERE run = $1 AND number > $2 ORDER BY number LIMIT $3",
+        [run, after, limit],
+    )
+    return [LogEntry(number, at, msgspec.json.decode(body)) for number, at, body in rows]
+
+
+def outbox(run: str, limit: int) -> Script[list[Kept]]:
+    rows = yield Query(
+        "SELECT run, body, recipient FROM run_outbox WHERE run = $1 ORDER BY seq, place LIMIT $2", [run, limit]
+    )
+    return [_kept(*row) for row in rows]
+
+
+def _kept(run: str, body: str, recipient: str) -> Kept:
+    command = load_command(body.encode())
+    if not isinstance(command, Dispatch | MakePlan):
+        raise CoordinationError(f"the outbox of run {run} has a {type(command).__name__} in it")
+    return Kept(run, command, recipient)
+
+
+def route(run: str, chosen: Iterable[tuple[str, str]]) -> Script[None]:
+    """Fix to whom commands go, by (id, recipient). One that is fixed already stays so."""
+    rows = [(run, name, recipient) for name, recipient in chosen]
+    yield Many("UPDATE run_outbox SET recipient = $3 WHERE run = $1 AND id = $2 AND recipient = ''", rows)
+
+
+def sent(run: str, ids: Iterable[str]) -> Script[None]:
+    """These are stored by the protocol (or outdated): forget them."""
+    yield Many("DELETE FROM run_outbox WHERE run = $1 AND id = $2", [(run, name) for name in ids])
+
+
+def overdue(now: float) -> Script[list[tuple[str, str, int]]]:
+    """(run, subtask, generation) of the timers that have gone off. They stay until a step has dealt with them."""
+    rows = yield Query(
+        "SELECT run, subtask, generation FROM run_timers WHERE due_at <= $1 ORDER BY due_at LIMIT 500", [now]
+    )
+    return [(run, subtask, generation) for run, subtask, generation in rows]
+
+
+def left_behind(older_than_s: float) -> Script[list[str]]:
+    """Runs whose commands have waited for so long: who decided them is dead, or slow."""
+    rows = yield Query(
+        "SELECT DISTINCT run FROM run_outbox WHERE created_at < hivewire_begun() - $1 LIMIT 500", [older_than_s]
+    )
+    return [run for (run,) in rows]
+
+
+def unfinished(limit: int) -> Script[list[str]]:
+    rows = yield Query("SELECT run FROM runs WHERE status IN ('new', 'running') ORDER BY created_at LIMIT $1", [limit])
+    return [run for (run,) in rows]
+
+
+def _json(value: Any) -> str:
+    return msgspec.json.encode(value).decode()
+
+
+def _text(stored: bytes) -> str:
+    return stored.decode()

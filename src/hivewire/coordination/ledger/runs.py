@@ -1,0 +1,93 @@
+"""The runs in a ledger."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
+from functools import partial
+from typing import Any, Final
+
+from hivewire.coordination.ledger import run_scripts
+from hivewire.coordination.ledger.contract import Ledger
+from hivewire.coordination.ledger.run_scripts import Kept, LogEntry, Resolve
+from hivewire.coordination.ledger.stored import StoredLedger
+from hivewire.coordination.plan_store import Incoming
+from hivewire.errors import CoordinationError
+from hivewire.rules.plan_state import Command, RunState
+
+_KEPT: Final = 200
+
+
+class Runs:
+    """Runs of plans: each change is one transaction that holds the run's lock from reading to storing.
+
+    Any number of coordinators may use it; none of them is special. The states of the runs used last are kept, and
+    used when nobody else has changed them.
+    """
+
+    def __init__(self, ledger: Ledger) -> None:
+        inner = getattr(ledger, "inner", ledger)
+        if not isinstance(inner, StoredLedger):
+            raise CoordinationError(f"a {type(ledger).__name__} keeps no runs; use hivewire.open_ledger")
+        self._ledger = inner
+        self._states: OrderedDict[str, RunState] = OrderedDict()
+
+    async def create(self, state: RunState, first: Incoming) -> RunState | None:
+        """Keep a new run and let it begin; when this returns, it will be carried out. None: the id is taken."""
+        made = await self._ledger.store.write(partial(run_scripts.create, state, first))
+        return None if made is None else self._keep(made)
+
+    async def apply(self, run: str, resolve: Resolve) -> tuple[RunState, list[Command], RunState]:
+        """The state after the events that are new among those of `resolve`, the commands that follow, and the state
+        before. When this returns, all of it is stored: the events may be acknowledged."""
+        state, commands, before = await self._ledger.store.write(
+            partial(run_scripts.apply, run, resolve, self._states.get(run))
+        )
+        return self._keep(state), commands, before
+
+    async def load(self, run: str) -> RunState:
+        """The state of a run as it is stored now. Raises `CoordinationError` when there is none."""
+        return self._keep(await self._ledger.store.read(partial(run_scripts.load, run, self._states.get(run))))
+
+    async def outbox(self, run: str, limit: int = 100) -> list[Kept]:
+        """What must still be sent, in the order it was decided."""
+        return await self._ledger.store.read(partial(run_scripts.outbox, run, limit))
+
+    async def route(self, run: str, chosen: Iterable[tuple[str, str]]) -> None:
+        """Fix to whom commands go, by (id, recipient), before they are sent: a resend goes to the same one."""
+        await self._ledger.store.write(partial(run_scripts.route, run, list(chosen)))
+
+    async def sent(self, run: str, ids: Iterable[str]) -> None:
+        """These need not be sent any more."""
+        await self._ledger.store.write(partial(run_scripts.sent, run, list(ids)))
+
+    async def overdue(self, now: float) -> list[tuple[str, str, int]]:
+        """(run, subtask, generation) of the timers that have gone off."""
+        return await self._ledger.store.read(partial(run_scripts.overdue, now))
+
+    async def left_behind(self, older_than_s: float) -> list[str]:
+        """Runs with something to be sent that has waited for so long."""
+        return await self._ledger.store.read(partial(run_scripts.left_behind, older_than_s))
+
+    async def unfinished(self, limit: int = 1_000) -> list[str]:
+        """Runs that have not come to their end, the oldest first."""
+        return await self._ledger.store.read(partial(run_scripts.unfinished, limit))
+
+    async def note(self, run: str, notes: Sequence[tuple[str, float, dict[str, Any]]]) -> None:
+        """Add what handlers tell to the run's log, by (id, time, body)."""
+        await self._ledger.store.write(partial(run_scripts.note, run, notes))
+
+    async def log(self, run: str, after: int = 0, limit: int = 500) -> list[LogEntry]:
+        """What has happened in a run since the entry of that number."""
+        return await self._ledger.store.read(partial(run_scripts.log, run, after, limit))
+
+    def _keep(self, state: RunState) -> RunState:
+        run = state.header.run
+        known = self._states.get(run)
+        if known is not None and known.header.seq > state.header.seq:
+            return state  # another call has seen more meanwhile
+        self._states[run] = state
+        self._states.move_to_end(run)
+        while len(self._states) > _KEPT:
+            self._states.popitem(last=False)
+        return state

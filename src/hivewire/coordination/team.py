@@ -1,0 +1,128 @@
+"""Who is there to do the work: the living workers, by their heartbeats."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import socket
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any, Final
+
+import msgspec
+
+from hivewire.coordination.roster import Roster
+from hivewire.errors import BackendError
+from hivewire.ids import new_id
+from hivewire.message import UNORDERED, Message
+
+if TYPE_CHECKING:
+    from hivewire.coordination.worker import Worker
+    from hivewire.protocol import Protocol
+
+log = logging.getLogger(__name__)
+
+GROUP: Final = "hivewire-workers"
+HEARTBEAT: Final = "heartbeat"
+BEAT_S: Final = 2.0
+_MISSED: Final = 3
+"""After so many beats that did not come, an instance counts as dead."""
+
+
+class Member(msgspec.Struct, frozen=True, kw_only=True):
+    """One worker of one process. `status` is idle, busy or offline; `every_s` is how often it is heard of."""
+
+    instance: str
+    agent: str
+    role: str = "worker"
+    capabilities: tuple[str, ...] = ()
+    status: str = "idle"
+    every_s: float = BEAT_S
+
+
+@asynccontextmanager
+async def announced(protocol: Protocol, workers: Sequence[Worker], every_s: float = BEAT_S) -> AsyncIterator[None]:
+    """The workers are known to all coordinators for as long as this lasts; they leave when it ends.
+
+    A process that dies is missed after three beats.
+    """
+    instance = f"{socket.gethostname()}-{os.getpid()}-{new_id()[-6:]}"
+    beating = asyncio.create_task(_beat(protocol, workers, instance, every_s), name="hivewire-heartbeat")
+    try:
+        yield
+    finally:
+        beating.cancel()
+        await asyncio.wait([beating])
+        await _tell(protocol, workers, instance, every_s, "offline")
+
+
+async def _beat(protocol: Protocol, workers: Sequence[Worker], instance: str, every_s: float) -> None:
+    while True:
+        await _tell(protocol, workers, instance, every_s, "idle")
+        await asyncio.sleep(every_s)
+
+
+async def _tell(protocol: Protocol, workers: Sequence[Worker], instance: str, every_s: float, status: str) -> None:
+    for worker in workers:
+        member = Member(
+            instance=f"{instance}/{worker.name}",
+            agent=worker.name,
+            capabilities=worker.capabilities,
+            status=status,
+            every_s=every_s,
+        )
+        message = Message(
+            type=HEARTBEAT, sender=worker.name, to=GROUP, content=msgspec.to_builtins(member), key=UNORDERED
+        )
+        try:
+            await protocol.broadcast(message, GROUP, durable=False)
+        except BackendError as error:  # the next one may come through
+            log.info("heartbeat not sent", extra={"worker": worker.name, "error": str(error)})
+
+
+class Team:
+    """The members known at this moment: those given at the start, who never leave, and those heard of lately."""
+
+    def __init__(self, always: Iterable[tuple[str, Iterable[str]]] = (), *, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._always = [
+            Member(instance=f"{name}/always", agent=name, capabilities=tuple(capabilities))
+            for name, capabilities in always
+        ]
+        self._heard: dict[str, tuple[Member, float]] = {}
+        self._roster: Roster | None = None
+        self.changed = asyncio.Event()
+        """Set whenever somebody joins."""
+
+    def hear(self, content: Any) -> None:
+        """Take in a heartbeat. Raises `msgspec.ValidationError` for what is none."""
+        member = msgspec.convert(content, Member)
+        known = self._heard.get(member.instance)
+        if member.status == "offline":
+            self._heard.pop(member.instance, None)
+        else:
+            self._heard[member.instance] = (member, self._clock())
+        if known is None or known[0] != member or member.status == "offline":
+            self._roster = None
+            self.changed.set()
+
+    def members(self) -> list[Member]:
+        """Who is there now."""
+        now = self._clock()
+        late = [name for name, (member, at) in self._heard.items() if now - at > _MISSED * member.every_s]
+        for name in late:
+            del self._heard[name]
+            self._roster = None
+        return [*self._always, *(member for member, _ in self._heard.values())]
+
+    @property
+    def roster(self) -> Roster:
+        """Their agents by capability."""
+        members = self.members()
+        if self._roster is None:
+            found: dict[str, set[str]] = {}
+            for member in members:
+                found.setdefault(member.agent, set()).update(member.capabilities)
+            self._roster = Roster((agent, sorted(found[agent])) for agent in sorted(found))
+        return self._roster

@@ -1,0 +1,496 @@
+"""Tasks are planned, carried out and told of truly, on virtual time."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any
+from uuid import uuid4
+
+import pytest
+
+import hivewire as hw
+from hivewire.coordination.coordinator import Coordinator, TaskResult
+from hivewire.coordination.ledger import Ledger, TaskFilter, TaskStatus
+from hivewire.coordination.ledger.run_scripts import LogEntry
+from hivewire.coordination.ledger.sqlite import MemoryStore
+from hivewire.coordination.ledger.store import Script
+from hivewire.coordination.ledger.stored import StoredLedger
+from hivewire.coordination.planner import Planner, TaskRequest
+from hivewire.coordination.team import announced
+from hivewire.errors import Closed, CoordinationError, Deadline, InvalidPlan, NoCapableWorker
+from hivewire.rules.plan_limits import Capability
+from hivewire.testing.scripted_model import Answer, ScriptedModel
+from hivewire.testing.virtual_time import EPOCH, virtual
+
+Handler = Callable[[hw.Message, hw.Context], Any]
+
+
+def sub(name: str, *after: str, assigned_to: str = "work", **fields: Any) -> dict[str, Any]:
+    return {"name": name, "assigned_to": assigned_to, "dependencies": list(after), **fields}
+
+
+def plan(*subtasks: dict[str, Any]) -> dict[str, Any]:
+    return {"subtasks": list(subtasks)}
+
+
+def now() -> float:
+    return EPOCH + asyncio.get_running_loop().time()
+
+
+def elapsed(since: float) -> float:
+    return now() - since
+
+
+class Stage:
+    """A protocol, a ledger and workers; coordinators are added, and die, as a test likes."""
+
+    def __init__(self, stack: AsyncExitStack, protocol: hw.Protocol, store: MemoryStore) -> None:
+        self._stack = stack
+        self.protocol = protocol
+        self.store = store
+        self.ledger: Ledger = StoredLedger(store, migrate=True)
+        self.calls: list[str] = []
+        self.inputs: dict[str, dict[str, Any]] = {}
+        self.workers: list[hw.Worker] = []
+
+    def worker(self, name: str, *capabilities: str, handler: Handler | None = None, concurrency: int = 16) -> hw.Worker:
+        made = hw.Worker(name, capabilities=capabilities, concurrency=concurrency, mode="competing")
+
+        async def handle(task: hw.Message, ctx: hw.Context) -> Any:
+            self.calls.append(task.content["subtask"])
+            self.inputs[task.content["subtask"]] = task.content
+            return await handler(task, ctx) if handler is not None else {"from": task.content["subtask"]}
+
+        made.on("task", retry=hw.Retry(max_attempts=2, first_s=0.1))(handle)
+        self.workers.append(made)
+        serving = asyncio.create_task(made.serve(self.protocol))
+
+        async def end() -> None:
+            serving.cancel()
+            await asyncio.wait([serving])
+
+        self._stack.push_async_callback(end)
+        return made
+
+    async def coordinator(self, *answers: Answer, **how: Any) -> Coordinator:
+        model = ScriptedModel(list(answers)) if answers else None
+        how.setdefault("team", self.workers)
+        how.setdefault("ledger", self.ledger)
+        made = Coordinator(model, self.protocol, clock=now, **how)
+        return await self._stack.enter_async_context(made)
+
+
+@asynccontextmanager
+async def stage() -> AsyncIterator[Stage]:
+    async with AsyncExitStack() as stack:
+        protocol = await stack.enter_async_context(hw.connect(f"memory://{uuid4().hex}", lease_s=2, retry_first_s=0.05))
+        made = Stage(stack, protocol, MemoryStore(clock=now))
+        await stack.enter_async_context(made.ledger)
+        yield made
+
+
+async def slow(task: hw.Message, ctx: hw.Context) -> Any:
+    await asyncio.sleep(0.1)
+    return {"n": 1}
+
+
+@virtual
+async def test_a_diamond_of_ten_overlaps() -> None:
+    """Ten subtasks of 100 ms in three ranks: 300 ms and little more."""
+    async with stage() as on:
+        on.worker("w", "work", handler=slow)
+        coordinator = await on.coordinator()
+        middle = [f"m{n}" for n in range(8)]
+        diamond = plan(sub("first"), *(sub(name, "first") for name in middle), sub("last", *middle))
+        began = now()
+        result = await coordinator.execute(TaskRequest(name="diamond"), plan=diamond)
+        assert result.status == "completed"
+        assert elapsed(began) <= 0.35
+
+
+@virtual
+async def test_a_chain_of_three_is_three_calls_with_outputs_by_name() -> None:
+    """Defects 13, 19: each subtask ran twice, and saw nothing of the others."""
+    async with stage() as on:
+        on.worker("w", "work")
+        coordinator = await on.coordinator()
+        chain = plan(sub("c", "b"), sub("b", "a", input={"own": 1}), sub("a"))
+        result = await coordinator.execute(TaskRequest(name="chain", input={"run": 2}), plan=chain)
+        assert on.calls == ["a", "b", "c"]
+        assert on.inputs["b"]["input"] == {"run": 2, "own": 1}
+        assert on.inputs["c"]["outputs"] == {"b": {"from": "b"}}
+        assert result == TaskResult(
+            task_id=result.task_id,
+            status="completed",
+            output={name: {"from": name} for name in "abc"},
+            subtasks=dict.fromkeys("cba", "done"),
+            completed_at=result.completed_at,
+        )
+
+
+@virtual
+async def test_the_ledger_tells_the_truth() -> None:
+    """Defect 14: the task itself was never completed."""
+    async with stage() as on:
+        on.worker("w", "work")
+        coordinator = await on.coordinator()
+        result = await coordinator.execute(TaskRequest(name="t"), plan=plan(sub("a"), sub("b", "a")))
+        task = await on.ledger.get_task(result.task_id)
+        assert (task.name, task.status, task.output) == ("t", TaskStatus.COMPLETED, result.output)
+        parts = await on.ledger.list_tasks(TaskFilter(parent_id=result.task_id))
+        assert sorted((part.name, str(part.status)) for part in parts) == [("a", "completed"), ("b", "completed")]
+        assert [entry.status for entry in await on.ledger.history(parts[0].id)][-1] == "completed"
+        stats = await coordinator.stats()
+        assert (stats.tasks["completed"], stats.tasks["total"], stats.unfinished_runs) == (3, 3, 0)
+
+
+@virtual
+async def test_work_goes_to_those_who_can() -> None:
+    """Defect 15: the capability was ignored."""
+    async with stage() as on:
+        done: dict[str, list[str]] = {"reader": [], "writer": []}
+
+        def noting(name: str) -> Handler:
+            async def handle(task: hw.Message, ctx: hw.Context) -> Any:
+                done[name].append(task.content["subtask"])
+
+            return handle
+
+        on.worker("reader", "read", handler=noting("reader"))
+        on.worker("writer", "write", handler=noting("writer"))
+        coordinator = await on.coordinator()
+        parts = [sub(f"{kind}{n}", assigned_to=kind) for n in range(20) for kind in ("read", "write")]
+        assert (await coordinator.execute(TaskRequest(name="t"), plan=plan(*parts))).status == "completed"
+        assert sorted(done["reader"]) == sorted(f"read{n}" for n in range(20))
+        assert sorted(done["writer"]) == sorted(f"write{n}" for n in range(20))
+
+
+@virtual
+async def test_results_of_many_runs_do_not_mix() -> None:
+    """Defect 9: results of other tasks were dropped."""
+    async with stage() as on:
+
+        async def answer(task: hw.Message, ctx: hw.Context) -> Any:
+            await asyncio.sleep(0.3 - task.content["input"]["n"] * 0.01)  # the last one first
+            return {"n": task.content["input"]["n"], "subtask": task.content["subtask"]}
+
+        on.worker("w", "work", handler=answer, concurrency=100)
+        coordinator = await on.coordinator()
+        parts = plan(*(sub(f"s{n}") for n in range(4)), sub("end", "s0", "s1", "s2", "s3"))
+        results = await asyncio.gather(
+            *(coordinator.execute(TaskRequest(name=f"t{n}", input={"n": n}), plan=parts) for n in range(20))
+        )
+        for n, result in enumerate(results):
+            assert result.output == {name: {"n": n, "subtask": name} for name in (*(f"s{k}" for k in range(4)), "end")}
+
+
+def failing(*names: str) -> Handler:
+    async def handle(task: hw.Message, ctx: hw.Context) -> Any:
+        if task.content["subtask"] in names:
+            raise hw.Reject("no ink")
+        return {"from": task.content["subtask"]}
+
+    return handle
+
+
+@virtual
+async def test_a_failed_dependency_has_a_defined_outcome_and_the_rest_comes_back() -> None:
+    async with stage() as on:
+        on.worker("w", "work", handler=failing("bad"))
+        coordinator = await on.coordinator()
+        parts = plan(sub("good"), sub("bad"), sub("after", "bad"), sub("later", "after"), sub("beside", "good"))
+        result = await coordinator.execute(TaskRequest(name="t"), plan=parts)
+        assert result.status == "failed"
+        assert result.output == {"good": {"from": "good"}, "beside": {"from": "beside"}}
+        assert result.subtasks == {
+            "good": "done", "bad": "failed", "after": "skipped", "later": "skipped", "beside": "done"
+        }  # fmt: skip
+        assert '"bad" failed: rejected' in result.error
+        assert "no ink" in result.error
+
+
+@virtual
+async def test_a_model_plans_and_plans_again_with_what_is_finished() -> None:
+    """Defect 17. Finished work is not done again."""
+    async with stage() as on:
+        on.worker("w", "work", handler=failing("bad"))
+        model = ScriptedModel([plan(sub("a"), sub("bad", "a")), plan(sub("c", "a"))])
+        coordinator = await on.coordinator(planner=Planner(model))
+        result = await coordinator.execute(TaskRequest(name="t", description="of bees"))
+        assert (result.status, sorted(result.output)) == ("completed", ["a", "c"])
+        assert on.calls.count("a") == 1
+        assert on.inputs["c"]["outputs"] == {"a": {"from": "a"}}
+        first, second = (request.user for request in model.requests)
+        assert "of bees" in first
+        assert "of bees" in second
+        assert '"bad" (work) failed: rejected after 1 attempt: no ink' in second
+        assert '- a: {"from":"a"}' in second
+
+
+@virtual
+async def test_there_is_an_end_to_planning() -> None:
+    async with stage() as on:
+        on.worker("w", "work", handler=failing("bad"))
+        model = ScriptedModel([plan(sub("bad"))] * 5)
+        coordinator = await on.coordinator(planner=Planner(model), replans=2)
+        result = await coordinator.execute(TaskRequest(name="t"))
+        assert result.status == "failed"
+        assert len(model.requests) == 3
+
+
+@virtual
+async def test_a_task_that_nobody_can_plan_fails_and_says_why() -> None:
+    async with stage() as on:
+        on.worker("w", "work")
+        coordinator = await on.coordinator("no", "never")
+        result = await coordinator.execute(TaskRequest(name="t"))
+        assert (result.status, result.output) == ("failed", {})
+        assert "no JSON object with the field subtasks" in result.error
+
+
+@virtual
+async def test_what_cannot_be_begun_is_refused() -> None:
+    async with stage() as on:
+        coordinator = await on.coordinator()
+        with pytest.raises(NoCapableWorker):
+            await coordinator.execute(TaskRequest(name="t"), plan=plan(sub("a")))
+        on.worker("w", "work")
+        with_team = await on.coordinator(capabilities=[Capability(name="work", needs=("topic",))])
+        odd: list[dict[str, Any]] = [plan(sub("a", "ghost")), plan(sub("a", assigned_to="fly")), plan(sub("a")), plan()]
+        for bad in odd:
+            with pytest.raises(InvalidPlan):
+                await with_team.start(TaskRequest(name="t"), plan=bad)
+        with pytest.raises(CoordinationError, match="no model"):
+            await with_team.start(TaskRequest(name="t"))
+        with pytest.raises(CoordinationError, match="no run 'nobody'"):
+            await with_team.result("nobody")
+        with pytest.raises(CoordinationError, match="no run 'nobody'"):
+            await anext(with_team.events("nobody"))
+        assert await on.ledger.count_tasks() == 0
+
+
+@virtual
+async def test_the_same_request_is_the_same_run() -> None:
+    async with stage() as on:
+        on.worker("w", "work", handler=slow)
+        coordinators = [await on.coordinator() for _ in range(2)]
+        request = TaskRequest(name="t", id="run-1")
+        results = await asyncio.gather(*(each.execute(request, plan=plan(sub("a"))) for each in coordinators * 3))
+        assert len(set(map(repr, results))) == 1
+        assert on.calls == ["a"]
+
+
+@virtual
+async def test_a_run_that_takes_too_long_is_ended() -> None:
+    async with stage() as on:
+
+        async def asleep(task: hw.Message, ctx: hw.Context) -> Any:
+            await asyncio.sleep(1_000)
+
+        on.worker("w", "work", handler=asleep)
+        coordinator = await on.coordinator()
+        began = now()
+        result = await coordinator.execute(TaskRequest(name="t"), plan=plan(sub("a"), sub("b", "a")), timeout_s=5)
+        assert result.status == "failed"
+        assert "did not end within 5" in result.error
+        assert 5 <= elapsed(began) < 6.5
+        one = await coordinator.execute(TaskRequest(name="t"), plan=plan(sub("a", timeout_s=2), sub("b", "a")))
+        assert (one.status, one.subtasks) == ("failed", {"a": "failed", "b": "skipped"})
+        run = await coordinator.start(TaskRequest(name="t"), plan=plan(sub("a")))
+        with pytest.raises(Deadline):
+            await coordinator.result(run, timeout_s=1)
+
+
+@virtual
+async def test_cancel_ends_it_and_sends_nothing_more() -> None:
+    async with stage() as on:
+        on.worker("w", "work", handler=slow)
+        coordinator = await on.coordinator()
+        run = await coordinator.start(TaskRequest(name="t"), plan=plan(sub("a"), sub("b", "a"), sub("c", "b")))
+        waiting = asyncio.create_task(coordinator.result(run))
+        await asyncio.sleep(0.15)
+        result = await coordinator.cancel(run, "not wanted any more")
+        assert (result.status, result.output) == ("cancelled", {"a": {"n": 1}})
+        assert await waiting == result
+        await asyncio.sleep(5)
+        assert on.calls == ["a", "b"]
+        assert await coordinator.cancel(run) == result
+        assert (await on.ledger.get_task(run)).status is TaskStatus.CANCELLED
+
+
+async def told(coordinator: Coordinator, run: str, after: int = 0) -> list[LogEntry]:
+    return [entry async for entry in coordinator.events(run, after=after)]
+
+
+@virtual
+async def test_events_are_gap_free_from_any_coordinator() -> None:
+    async with stage() as on:
+
+        async def tell(task: hw.Message, ctx: hw.Context) -> Any:
+            for n in range(3):
+                await ctx.progress(n=n)
+                await asyncio.sleep(0.01)
+
+        on.worker("w", "work", handler=tell)
+        one, other = [await on.coordinator() for _ in range(2)]
+        run = await one.start(TaskRequest(name="t"), plan=plan(sub("a"), sub("b", "a")))
+        seen, elsewhere = await asyncio.gather(told(one, run), told(other, run))
+        assert seen == elsewhere
+        assert [entry.number for entry in seen] == list(range(1, len(seen) + 1))
+        assert seen[-1].body == {"type": "run", "status": "done", "reason": ""}
+        progress = [entry.body["content"] for entry in seen if entry.body["type"] == "progress"]
+        assert len(progress) == 6
+        for number in range(len(seen)):
+            assert await told(other, run, after=number) == seen[number:]
+
+
+@virtual
+async def test_workers_are_known_by_their_heartbeats_and_leave_when_they_die() -> None:
+    async with stage() as on:
+        worker = on.worker("w", "work")
+        coordinator = await on.coordinator(team=())
+        await asyncio.sleep(0)
+        assert coordinator.workers() == []
+        async with announced(on.protocol, [worker], every_s=1):
+            await asyncio.sleep(0.5)
+            (member,) = coordinator.workers()
+            assert (member.agent, member.capabilities) == ("w", ("work",))
+            result = await coordinator.execute(TaskRequest(name="t"), plan=plan(sub("a")))
+            assert result.status == "completed"
+            assert (await coordinator.health()).status == "healthy"
+        await asyncio.sleep(0.5)
+        assert coordinator.workers() == []
+        assert (await coordinator.health()).status == "degraded"
+        dying = announced(on.protocol, [worker], every_s=1)
+        await dying.__aenter__()
+        await asyncio.sleep(0.5)
+        assert len(coordinator.workers()) == 1
+        for task in asyncio.all_tasks():
+            if task.get_name() == "hivewire-heartbeat":
+                task.cancel()  # as if the process were killed: nothing is said
+        await asyncio.sleep(4)
+        assert coordinator.workers() == []
+
+
+@virtual
+async def test_work_for_which_nobody_is_there_waits_for_somebody() -> None:
+    async with stage() as on:
+        worker = on.worker("w", "work", "more")
+        coordinator = await on.coordinator(team=[("w", ["work", "more"])])
+        alone = await on.coordinator(team=[], name="alone")
+        run = await coordinator.start(TaskRequest(name="t"), plan=plan(sub("a"), sub("b", "a", assigned_to="more")))
+        assert (await alone.result(run)).status == "completed"
+        assert worker.capabilities == ("work", "more")
+
+
+class Crash(BaseException):
+    """The process is dead."""
+
+
+class DyingStore(MemoryStore):
+    """The same tables, seen by a coordinator that dies at its `at`-th write, before or after the commit."""
+
+    def __init__(self, shared: MemoryStore, at: int, *, stored: bool) -> None:
+        super().__init__()
+        self._shared = shared
+        self._left = at
+        self._stored = stored
+        self.has_died = False
+
+    async def open(self) -> None:
+        await self._shared.open()
+
+    async def close(self) -> None:
+        pass
+
+    async def read(self, make: Callable[[], Script[Any]]) -> Any:
+        if self.has_died:
+            raise Crash
+        return await self._shared.read(make)
+
+    async def write(self, make: Callable[[], Script[Any]], *, single: bool = False) -> Any:
+        if self.has_died:
+            raise Crash
+        self._left -= 1
+        if self._left == 0:
+            self.has_died = True
+            if self._stored:
+                await self._shared.write(make, single=single)
+            raise Crash
+        return await self._shared.write(make, single=single)
+
+
+PARTS = plan(sub("a"), sub("b", "a"), sub("c", "a"), sub("bad", "b"), sub("d", "b", "c", timeout_s=50))
+
+
+async def dies_at(number: int, *, stored: bool) -> bool:
+    """A coordinator that dies at that write and another one that goes on. Whether the first one came so far."""
+    async with stage() as on:
+        on.worker("w", "work", handler=failing("bad"))
+        dying = DyingStore(on.store, number, stored=stored)
+        answers: Sequence[Answer] = [PARTS, plan(sub("e", "d"))]
+        first = Coordinator(
+            ScriptedModel(list(answers)), on.protocol, ledger=StoredLedger(dying), team=on.workers, clock=now
+        )
+        second = await on.coordinator(planner=Planner(ScriptedModel(lambda asked: answers["went wrong" in asked.user])))
+        request = TaskRequest(name="t", id="run-1")
+        try:
+            await first.open()
+            await first.start(request)
+            await asyncio.sleep(30)
+        except (Crash, CoordinationError, Closed):
+            pass
+        came_so_far = dying.has_died
+        await first.close()
+        result = await second.execute(request)
+        assert (result.status, sorted(result.output)) == ("completed", ["a", "b", "c", "d", "e"])
+        assert sorted(on.calls) == ["a", "b", "bad", "c", "d", "e"], "a subtask was done twice"
+        parts = await on.ledger.list_tasks(TaskFilter(parent_id="run-1"))
+        for part in parts:
+            told = [str(entry.status) for entry in await on.ledger.history(part.id)]
+            assert told.count("completed") == (part.status is TaskStatus.COMPLETED)
+        return came_so_far
+
+
+@pytest.mark.parametrize("stored", [False, True], ids=["before the commit", "after the commit"])
+def test_a_coordinator_may_die_at_every_write(stored: bool) -> None:
+    """Another one finishes the run, and no subtask is done twice."""
+
+    @virtual
+    async def try_it(number: int) -> bool:
+        return await dies_at(number, stored=stored)
+
+    numbers = 0
+    while try_it(numbers + 1):
+        numbers += 1
+        assert numbers < 200
+    assert numbers > 10
+
+
+@virtual
+async def test_an_odd_answer_for_no_run_is_kept_as_a_dead_letter() -> None:
+    async with stage() as on:
+        on.worker("w", "work")
+        coordinator = await on.coordinator()
+        for to in ("coordinator/nobody", "coordinator"):
+            await on.protocol.send(hw.Message(type="result", sender="w", to=to, content=1, in_reply_to="x"))
+        await on.protocol.send(hw.Message(type="heartbeat", sender="w", to="coordinator", content={"odd": 1}))
+        result = await coordinator.execute(TaskRequest(name="t"), plan=plan(sub("a")))
+        assert result.status == "completed"
+        await asyncio.sleep(1)
+        letters = await on.protocol.dead_letters("coordinator")
+        assert [letter.message.to for letter in letters if letter.message] == ["coordinator/nobody", "coordinator"]
+
+
+@virtual
+async def test_it_must_be_open_and_closes_twice() -> None:
+    async with stage() as on:
+        on.worker("w", "work")
+        coordinator = Coordinator(None, on.protocol, team=on.workers, clock=now)
+        with pytest.raises(Closed):
+            await coordinator.execute(TaskRequest(name="t"), plan=plan(sub("a")))
+        async with coordinator:
+            assert (await coordinator.execute(TaskRequest(name="t"), plan=plan(sub("a")))).status == "completed"
+        await coordinator.close()
