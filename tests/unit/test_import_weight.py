@@ -24,6 +24,10 @@ ALLOWED_BESIDE = {"hivewire"} | {
     *("hashlib", "_hashlib", "_blake2"),
     # plain functions as handlers: a pool of threads
     *("queue", "_queue"),
+    # the state of a run: a dataclass
+    *("dataclasses", "copy"),
+    # models that are not available are asked again: jitter
+    *("random", "_random", "bisect", "_bisect", "_sha512"),
     # settings: hivewire.toml and URLs
     *("pathlib", "fnmatch", "ntpath", "urllib", "ipaddress"),
 }
