@@ -55,7 +55,8 @@ local function bury(name, died)
         local counted, due = string.match(state or '', '^(%d+,%d+,%d+),1,%d+,(%d+)$')
         if counted then running[#running + 1] = {shard, id, counted, due} end
       end
-      redis.call('XCLAIM', stream(shard), GROUP, FREE, 0, unpack(ids), 'JUSTID')
+      ids[#ids + 1] = 'JUSTID'
+      redis.call('XCLAIM', stream(shard), GROUP, FREE, 0, unpack(ids))
       freed = true
     end
     redis.pcall('XGROUP', 'DELCONSUMER', stream(shard), GROUP, name)
