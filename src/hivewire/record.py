@@ -8,7 +8,8 @@ from typing import Final
 import msgspec
 
 from hivewire.codec import Kept, decode
-from hivewire.message import Message
+from hivewire.codec.names import split_address
+from hivewire.message import UNORDERED, Message
 
 VOLATILE_SHARD: Final = -1
 """The shard of a message that no store holds."""
@@ -52,6 +53,22 @@ def message_of(record: Record) -> Message:
     """The message; each call gives one of its own. Raises `Undecodable`."""
     kept = record.kept
     return decode(record.body) if kept is None else kept.open()
+
+
+def received(body: bytes, ttl_s: float | None) -> Record:
+    """A message that was not sent by ours, as it would be stored if it had been. Raises `Undecodable`."""
+    message = decode(body)
+    instance = split_address(message.to)[1] if message.to else None
+    key = instance or message.key or message.sender
+    return Record(
+        message.id,
+        message.id if key == UNORDERED else key,
+        body,
+        message.type,
+        message.sender,
+        ttl_s if message.ttl_s is None else message.ttl_s,
+        message.priority,
+    )
 
 
 class Fetched(msgspec.Struct, gc=False):

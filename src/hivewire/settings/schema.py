@@ -89,6 +89,14 @@ class RedisSettings(msgspec.Struct, frozen=True, kw_only=True):
         About("cap of each agent's queue", least=1, reference="10000", why=_NO_TRIM, sets="queue_cap"),
     ] = None
     consumer_group: Annotated[str, About("name of the consumer group", env="REDIS_CONSUMER_GROUP")] = "multiagent"
+    inlet: Annotated[
+        bool,
+        About("take what programs of the reference send to agents that are served here (multiagent:stream:<agent>)"),
+    ] = True
+    interop: Annotated[
+        bool,
+        About("send where programs of the reference read; what they do to their streams, trimming too, holds then"),
+    ] = False
     consumer_name: Annotated[str | None, About("name of this consumer; none: a random one", sets="worker_name")] = None
     block_timeout_s: Annotated[float, About("time of one blocking read", least=0.001)] = 5.0
     pipeline_size: Annotated[

@@ -30,12 +30,22 @@ from hivewire.backend import (
     Waiting,
 )
 from hivewire.backends.redis import catalogue, competing, durability, expiry, gaps, letters, looking, scripts
-from hivewire.backends.redis.address import Address, Reply
+from hivewire.backends.redis.address import Address, Command, Reply
 from hivewire.backends.redis.blobs import RedisBlobs
 from hivewire.backends.redis.consumer import RedisConsumer
 from hivewire.backends.redis.ears import Ears
+from hivewire.backends.redis.inlet import Inlet, announced, is_ours
 from hivewire.backends.redis.keeper import Keeper, Seat
-from hivewire.backends.redis.keys import CHANNEL, QUEUES, REPLY_PREFIX, Names, base
+from hivewire.backends.redis.keys import (
+    CHANNEL,
+    FOREIGN_CHANNEL,
+    GROUP_CHANNEL,
+    INTERNAL_PREFIX,
+    QUEUES,
+    REPLY_PREFIX,
+    Names,
+    base,
+)
 from hivewire.backends.redis.link import Link, good
 from hivewire.backends.redis.opening import new_link, place_to_listen
 from hivewire.backends.redis.pool import PoolConsumer
@@ -62,6 +72,11 @@ class Channel:
             self.bodies.append(body)
             self.news.set()
 
+    def heard_of_others(self, body: bytes | None) -> None:
+        """On the channel of the reference's programs, where ours speak, too."""
+        if body is not None and not is_ours(body):
+            self.heard(body)
+
 
 class RedisBackend(Backend):
     """Not to be used from another thread than its event loop's, nor after a fork."""
@@ -78,6 +93,7 @@ class RedisBackend(Backend):
         self._sending: Sending | None = None
         self._clock_offset_s = 0.0
         self.consumers: set[RedisConsumer | PoolConsumer] = set()
+        self._inlet = Inlet(self) if settings.redis.inlet else None
         self._here: dict[str, list[RedisConsumer]] = {}
         """Those that own shards, by the base name of their queue."""
         self._channels: dict[str, Channel] = {}
@@ -105,7 +121,8 @@ class RedisBackend(Backend):
         link.on_return = self._returned
         self._ears = Ears(self.settings.redis, place_to_listen(self.settings.redis, link))
         self._keeper = Keeper(self.settings.redis)
-        self._sending = Sending(link, self.settings.shards, self._cap, self._tell_here)
+        interop = self.settings.redis.interop
+        self._sending = Sending(link, self.settings.shards, self._cap, self._tell_here, interop=interop)
 
     def _returned(self) -> None:
         self.sending.forget()
@@ -193,6 +210,8 @@ class RedisBackend(Backend):
         async with self._closing:
             if self._link is None:
                 return
+            if self._inlet is not None:
+                await self._inlet.stop()
             for consumer in tuple(self.consumers):
                 await (consumer.stop() if self._abandoned else consumer.close())
             self.consumers.clear()
@@ -237,6 +256,11 @@ class RedisBackend(Backend):
         """A record is on its way to a shard: whether its owner is a consumer of this process."""
         here = self._here.get(base)
         return here is not None and any(consumer.told(shard) for consumer in here)
+
+    def inlet_news(self) -> None:
+        """Somebody of ours has written where programs of the reference read."""
+        if self._inlet is not None:
+            self._inlet.news()
 
     async def drop_queue(self, queue: str) -> None:
         listed, dropped = await self.link.ask([("SREM", QUEUES, queue), scripts.run(scripts.DROP, base(queue), 0)])
@@ -291,6 +315,8 @@ class RedisBackend(Backend):
         else:
             consumer = RedisConsumer(self, spec, Seat(name, names, member.lease_s, spec), owner)
         self.consumers.add(consumer)
+        if self._inlet is not None and not queue.startswith(INTERNAL_PREFIX):
+            self._inlet.start()
         if isinstance(consumer, RedisConsumer):
             self._here.setdefault(names.base, []).append(consumer)
         try:
@@ -365,8 +391,11 @@ class RedisBackend(Backend):
         return await catalogue.scan(self.link, prefix)
 
     async def publish(self, channel: str, body: bytes) -> None:
-        (answer,) = await self.link.post([("PUBLISH", CHANNEL + channel, body)])
-        good(answer, f"publish on {channel}")
+        commands: list[Command] = [("PUBLISH", CHANNEL + channel, body)]
+        if self.settings.redis.interop and channel.startswith(GROUP_CHANNEL):
+            commands.append(("PUBLISH", FOREIGN_CHANNEL + channel.removeprefix(GROUP_CHANNEL), announced(body)))
+        for answer in await self.link.post(commands):
+            good(answer, f"publish on {channel}")
 
     async def listen(self, channel: str, wait_s: float) -> Sequence[bytes]:
         self.check_usable()
@@ -375,6 +404,9 @@ class RedisBackend(Backend):
             heard = self._channels[channel] = Channel()
             try:
                 await self.ears.subscribe(CHANNEL + channel, heard.heard)
+                if self._inlet is not None and channel.startswith(GROUP_CHANNEL):
+                    theirs = FOREIGN_CHANNEL + channel.removeprefix(GROUP_CHANNEL)
+                    self._inlet.hear(theirs, heard.heard_of_others)
             except BaseException:
                 self._channels.pop(channel, None)
                 raise

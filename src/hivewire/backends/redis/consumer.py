@@ -12,7 +12,7 @@ from hivewire.backend import Again, Consumer, Dead, Fetched, Ownership, QueueSpe
 from hivewire.backends.redis import membership, reading, scripts
 from hivewire.backends.redis.address import Command
 from hivewire.backends.redis.keeper import Seat, lease_clock
-from hivewire.backends.redis.keys import EPOCH, Names
+from hivewire.backends.redis.keys import EPOCH, INLET_BELL, Names
 from hivewire.backends.redis.late import Late
 from hivewire.backends.redis.link import good
 from hivewire.backends.redis.packing import pack_dead, pack_settled, pack_state
@@ -65,6 +65,8 @@ class RedisConsumer(Consumer):
                 self.tenure.poke()
             elif part == b"*":
                 self._late.due_in(0.0)
+            elif part == INLET_BELL:
+                self.backend.inlet_news()
             elif part.isdigit() and int(part) in self.held:
                 self.held[int(part)].is_hot = True
                 self._news.set()

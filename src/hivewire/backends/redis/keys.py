@@ -10,8 +10,14 @@ EPOCH = f"{ROOT}{{catalogue}}:epoch"
 NOTE = f"{ROOT}{{catalogue}}:note:"
 NOTES = f"{ROOT}{{catalogue}}:notes"
 CHANNEL = f"{ROOT}channel:"
+GROUP_CHANNEL = "group/"
 REPLY_PREFIX = "~reply/"
+GROUP_PREFIX = "~group/"
 INTERNAL_PREFIX = "~"
+FOREIGN_STREAM = "multiagent:stream:"
+"""Where programs of the reference send to an agent."""
+FOREIGN_CHANNEL = "multiagent:broadcast:"
+INLET_BELL = b"i"
 
 
 def base(queue: str) -> str:
@@ -19,7 +25,8 @@ def base(queue: str) -> str:
 
 
 def bell(queue: str) -> str:
-    """The Pub/Sub channel that says what is new in a queue: shards, `*` for a delayed message, `m` for members."""
+    """The Pub/Sub channel that says what is new in a queue: shards, `*` for a delayed message, `m` for members,
+    `w` for what may be taken of a competing queue, `i` for a stream of the reference."""
     return f"{ROOT}{{{queue}}}:bell"
 
 

@@ -13,7 +13,7 @@ from hivewire.backend import Again, Consumer, Dead, Fetched, Ownership, QueueSpe
 from hivewire.backends.redis import competing, scripts
 from hivewire.backends.redis.address import Command
 from hivewire.backends.redis.keeper import Seat, Shares
-from hivewire.backends.redis.keys import EPOCH, Names
+from hivewire.backends.redis.keys import EPOCH, INLET_BELL, Names
 from hivewire.backends.redis.late import Late
 from hivewire.backends.redis.link import good
 from hivewire.backends.redis.packing import life_of, pack_dead, pack_state
@@ -83,10 +83,13 @@ class PoolConsumer(Consumer):
         return self.claim.in_time() and self.claim.token == fetched.token and str(fetched.at) in self.claim.out
 
     def _heard(self, what: bytes | None) -> None:
-        if what == b"*":
-            self._late.due_in(0.0)
-        elif what != b"m":
-            self._look_again()
+        for part in (b"w",) if what is None else what.split(b","):
+            if part == b"*":
+                self._late.due_in(0.0)
+            elif part == INLET_BELL:
+                self.backend.inlet_news()
+            elif part != b"m":
+                self._look_again()
 
     def rewind(self) -> None:
         """The server may have undone what it had confirmed."""

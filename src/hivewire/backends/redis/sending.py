@@ -12,7 +12,18 @@ import msgspec
 from hivewire.backend import Append, Duplicate, QueueSpec, Record
 from hivewire.backends.redis import scripts
 from hivewire.backends.redis.address import PACKED, Command, Reply
-from hivewire.backends.redis.keys import EXPIRING, INTERNAL_PREFIX, QUEUES, REPLY_PREFIX, Names
+from hivewire.backends.redis.inlet import announced
+from hivewire.backends.redis.keys import (
+    EXPIRING,
+    FOREIGN_CHANNEL,
+    FOREIGN_STREAM,
+    GROUP_PREFIX,
+    INLET_BELL,
+    INTERNAL_PREFIX,
+    QUEUES,
+    REPLY_PREFIX,
+    Names,
+)
 from hivewire.backends.redis.link import Link, good
 from hivewire.backends.redis.packing import hashed, level, pack_head, ttl_ms
 from hivewire.errors import BackendError, QueueFull, QueueMissing
@@ -38,8 +49,12 @@ class Known(msgspec.Struct):
 class Sending:
     """Appends in the order of the calls: all commands go out on one connection, in the turn of the call."""
 
-    def __init__(self, link: Link, shards: int, cap: int, tell_here: Callable[[str, int], bool]) -> None:
-        """`tell_here`: whether a consumer of this process owns that shard; it reads anew then."""
+    def __init__(
+        self, link: Link, shards: int, cap: int, tell_here: Callable[[str, int], bool], *, interop: bool = False
+    ) -> None:
+        """`tell_here`: whether a consumer of this process owns that shard; it reads anew then. `interop`: what
+        programs of the reference can read goes where they read it."""
+        self._interop = interop
         self._tell_here = tell_here
         self._link = link
         self._shards = shards
@@ -65,6 +80,7 @@ class Sending:
         """Place of the first command, its running number, and how many follow one another."""
         rung: dict[tuple[Names, int], None] = {}
         expiring: list[str] = []
+        foreign: list[Names] = []
         number = 0
         for entry in batch:
             known = self._known.get(entry.queue)
@@ -72,7 +88,12 @@ class Sending:
                 known = Known(Names(entry.queue))
                 if not entry.queue.startswith(REPLY_PREFIX):  # mailboxes come and go
                     self._known[entry.queue] = known
-            if self._is_plain(entry, known):
+            if self._interop and _is_for_all(entry):
+                plain.append((len(commands), number, len(entry.records)))
+                commands += [_for_all(entry.queue, record) for record in entry.records]
+                foreign.append(known.names)
+                number += len(entry.records)
+            elif self._is_plain(entry, known):
                 plain.append((len(commands), number, len(entry.records)))
                 names = known.names
                 for record in entry.records:
@@ -91,9 +112,13 @@ class Sending:
             commands.append(("SADD", QUEUES, *dict.fromkeys(listed)))
         if expiring:
             commands.append(("SADD", EXPIRING, *dict.fromkeys(expiring)))
+        if self._interop:
+            commands += _announcements(batch)
         stored = self._link.post(commands, firm=True)
         for names, shard in rung:
             self._ring(names, shard)
+        for names in foreign:
+            self._link.ring(names.bell, INLET_BELL.decode())
         answers = await stored
         problems: dict[int, Duplicate | Exception] = {}
         for place, first, count in plain:
@@ -107,7 +132,13 @@ class Sending:
     def soon(self, queue: str, record: Record) -> asyncio.Future[BackendError | None] | None:
         """Send one plain record in this turn of the loop. None: nothing was done, use `append`."""
         known = self._known.get(queue)
-        if known is None or known.room < 1 or record.ttl_s is not None or known.until < time.monotonic():
+        if (
+            known is None
+            or known.room < 1
+            or self._interop
+            or record.ttl_s is not None
+            or known.until < time.monotonic()
+        ):
             return None
         names = known.names
         shard = _shard(record, known)
@@ -188,3 +219,24 @@ class Sending:
 def _shard(record: Record, known: Known) -> int:
     """Those of a competing queue are levels of urgency."""
     return level(record) * known.shards // 10 if known.competing else hashed(record.key) % known.shards
+
+
+def _is_for_all(entry: Append) -> bool:
+    """Whether a program of the reference can read it: what must wait or be told from a copy stays in our queue."""
+    return not (entry.delay_s > 0 or entry.idempotency_key is not None or entry.queue.startswith(INTERNAL_PREFIX))
+
+
+def _for_all(queue: str, record: Record) -> Command:
+    fields = ("message", record.body, "type", record.type, "from", record.sender)
+    return ("XADD", FOREIGN_STREAM + queue, "*", *fields)
+
+
+def _announcements(batch: Sequence[Append]) -> list[Command]:
+    """Broadcasts, as the reference's programs hear them."""
+    return [
+        ("PUBLISH", FOREIGN_CHANNEL + entry.queue.removeprefix(GROUP_PREFIX), announced(record.body))
+        for entry in batch
+        if entry.queue.startswith(GROUP_PREFIX)
+        for record in entry.records
+        if not record.type.startswith("hivewire.")
+    ]

@@ -96,12 +96,13 @@ async def test_a_handler_longer_than_the_lease_runs_once(fabric: Fabric, pool: s
 
 async def test_a_dead_workers_messages_are_taken_over_in_time(fabric: Fabric, pool: str) -> None:
     first = await fabric.worker(pool, concurrency=4)
-    await fabric.protocol.send_many([task(pool, n, ("sleep", 0.4)) for n in range(12)])
+    await fabric.protocol.send_many([task(pool, n, ("sleep", 1.5)) for n in range(12)])
     await until(lambda: len(fabric.journal.starts(pool)) == 4, "it runs")
     second = await fabric.worker(pool, concurrency=12)
     killed_at = fabric.now()
     first.kill()
     held = {entry.id for entry in fabric.journal.starts(pool)} - {entry.id for entry in fabric.journal.ends(pool)}
+    assert held
     await empty(fabric.protocol, pool, within_s=30)
     taken_over = [entry for entry in fabric.journal.entries("start", worker=second.name) if entry.id in held]
     assert {entry.id for entry in taken_over} == held

@@ -25,7 +25,7 @@ from hivewire.testing.conformance.waiting import until
 
 async def test_a_dead_worker_s_work_is_taken_over_in_time(fabric: Fabric) -> None:
     first = await fabric.worker("over", concurrency=4)
-    await send_numbered(fabric.protocol, "over", 3, keys=["a", "b", "c", "d"], steps=[("sleep", 0.4)])
+    await send_numbered(fabric.protocol, "over", 3, keys=["a", "b", "c", "d"], steps=[("sleep", 1.2)])
     await until(lambda: len(fabric.journal.starts("over")) == 4, "it runs")
     second = await fabric.worker("over", concurrency=4)
     killed_at = fabric.now()
