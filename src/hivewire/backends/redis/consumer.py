@@ -25,9 +25,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-_LOOK_EACH_S = 2.0
-"""Owned shards are read anew this often, should a bell have been lost."""
-
 
 class RedisConsumer(Consumer):
     """Owns whole shards; reads them by cursors of its own, which consumes nothing."""
@@ -100,7 +97,7 @@ class RedisConsumer(Consumer):
         if self._closed or limit <= 0 or lanes <= 0 or run <= 0:
             return ()
         loop = asyncio.get_running_loop()
-        until = loop.time() + wait_s
+        until, look_s = loop.time() + wait_s, reading.LOOK_FIRST_S
         with self.tenure.fetching():
             await self.tenure.awake()
             if wait_s <= 0:  # what was stored just now: its bell may still be on the way
@@ -115,9 +112,10 @@ class RedisConsumer(Consumer):
                 if taken or left <= 0 or self._closed:
                     return taken
                 try:
-                    async with asyncio.timeout(min(left, _LOOK_EACH_S)):
+                    async with asyncio.timeout(min(left, look_s)):
                         await self._news.wait()
                 except TimeoutError:
+                    look_s = min(2 * look_s, reading.LOOK_MOST_S)
                     self._look_again()
 
     async def _read(self, limit: int) -> None:

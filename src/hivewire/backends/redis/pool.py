@@ -17,7 +17,7 @@ from hivewire.backends.redis.keys import EPOCH, INLET_BELL, Names
 from hivewire.backends.redis.late import Late
 from hivewire.backends.redis.link import good
 from hivewire.backends.redis.packing import life_of, pack_dead, pack_state
-from hivewire.backends.redis.reading import entry_id, read, remember
+from hivewire.backends.redis.reading import LOOK_FIRST_S, LOOK_MOST_S, entry_id, read, remember
 from hivewire.backends.redis.standing import Standing
 from hivewire.errors import BackendError
 from hivewire.rules import priority as priorities
@@ -26,9 +26,6 @@ if TYPE_CHECKING:
     from hivewire.backends.redis.backend import RedisBackend
 
 log = logging.getLogger(__name__)
-
-_LOOK_EACH_S = 2.0
-"""Who waits looks this often, should a bell have been lost."""
 
 
 class Claim(Standing):
@@ -110,7 +107,7 @@ class PoolConsumer(Consumer):
         if self._closed or room <= 0:
             return ()
         loop = asyncio.get_running_loop()
-        until = loop.time() + wait_s
+        until, look_s = loop.time() + wait_s, LOOK_FIRST_S
         if wait_s <= 0:
             self._is_hot = True
         while True:
@@ -123,9 +120,10 @@ class PoolConsumer(Consumer):
             if left <= 0 or self._closed:
                 return ()
             try:
-                async with asyncio.timeout(min(left, _LOOK_EACH_S)):
+                async with asyncio.timeout(min(left, look_s)):
                     await self._news.wait()
             except TimeoutError:
+                look_s = min(2 * look_s, LOOK_MOST_S)
                 self._is_hot = True
 
     async def _take(self, room: int) -> Sequence[Fetched]:
