@@ -40,6 +40,13 @@ class Priority(IntEnum):
 PROGRESS: Final = "hivewire_progress"
 """In the metadata of what a handler tells about its work."""
 
+EFFECTS: Final = "hivewire_effects"
+"""In the metadata of a plan's subtask: what its effects are remembered by, over new attempts and new plans."""
+
+SUBTASKS: Final = "hivewire_subtasks"
+"""In the metadata of a plan's subtask: how many subtasks the plan has."""
+
+
 UNORDERED: Final = "\x00unordered"
 """As `Message.key`: this message has a key of its own and waits for no other."""
 

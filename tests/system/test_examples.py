@@ -12,6 +12,7 @@ import pytest
 EXAMPLES = Path(__file__).parents[2] / "examples"
 LINE = "A queue of words, in order kept"
 SAYS = {
+    "basic_team": "In winter the bees cuddle up to keep their queen warm.\ncheck: 9.0",
     "from_langgraph": LINE,
     "from_openai_agents": LINE,
     "from_pydantic_ai": LINE,

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import hivewire as hw
-from hivewire.coordination.budgeted import Budgeted
+from hivewire.coordination.budgeted import Budgeted, Spending
 from hivewire.coordination.budgets import Budgets, read_prices
 from hivewire.errors import BudgetExceeded, ModelUnavailable
 from hivewire.llm import CompletionRequest, CompletionResponse, Usage
@@ -148,10 +148,11 @@ async def test_a_stream_is_settled_when_it_ends_or_is_left(protocols: list[hw.Pr
 
 
 async def test_a_run_s_limit_is_split_over_its_subtasks(protocols: list[hw.Protocol]) -> None:
-    budgets = Budgets(protocols[0], {"run": Limit(tokens=400)}, clock=lambda: AT)
-    parts = await budgets.split("r", {"find": 1, "write": 3})
-    assert {name: part.tokens for name, part in parts.items()} == {"find": 100, "write": 300}
-    with pytest.raises(BudgetExceeded, match=r"budget of run/r/find: tokens 0 of 100"):
-        await budgets.reserve(["run/r", "run/r/find"], Cost(101, 0, 1))
-    await budgets.reserve(["run/r", "run/r/write"], Cost(101, 0, 1))
-    assert await budgets.split("other-without-limit/x", {"a": 1}) == {}
+    whole = Spending(limits={"run": Limit(tokens=400)}, is_split=True)
+    share = whole.of_subtask("r", "write", 4)
+    assert share.limits["run/r/write"].tokens == 100
+    assert Spending(limits=whole.limits).of_subtask("r", "write", 4).limits == whole.limits
+    budgets = Budgets(protocols[0], share.limits, clock=lambda: AT)
+    with pytest.raises(BudgetExceeded, match=r"budget of run/r/write: tokens 0 of 100"):
+        await budgets.reserve(["run/r", "run/r/write"], Cost(101, 0, 1))
+    await budgets.reserve(["run/r", "run/r/other"], Cost(101, 0, 1))

@@ -494,3 +494,32 @@ async def test_it_must_be_open_and_closes_twice() -> None:
         async with coordinator:
             assert (await coordinator.execute(TaskRequest(name="t"), plan=plan(sub("a")))).status == "completed"
         await coordinator.close()
+
+
+@virtual
+async def test_an_effect_stays_done_over_retries_and_a_new_plan() -> None:
+    """The second plan has the subtask again, as another message, done by another worker."""
+    charged: list[str] = []
+    seen: list[Any] = []
+
+    async def pay(task: hw.Message, ctx: hw.Context) -> Any:
+        async def charge() -> int:
+            charged.append(ctx.effect_key("charge"))
+            return 7
+
+        seen.append((ctx.message.id, ctx.effect_key("charge"), await ctx.once("charge", charge)))
+        if len(seen) <= 2:  # both attempts of the first plan
+            raise OSError("after the effect")
+        return {"paid": 7}
+
+    async with stage() as on:
+        on.worker("one", "work", handler=pay)
+        on.worker("two", "work", handler=pay)
+        coordinator = await on.coordinator(plan(sub("pay")), plan(sub("pay"), sub("then", "pay")))
+        result = await coordinator.execute(TaskRequest(name="pay once"))
+    assert result.status == "completed"
+    assert len(charged) == 2  # of `pay` and of `then`, which is a subtask of its own
+    of_pay = [each for each in seen if each[1] == charged[0]]
+    assert len(of_pay) == 3
+    assert len({message for message, _, _ in of_pay}) == 2
+    assert {value for _, _, value in seen} == {7}

@@ -79,13 +79,6 @@ def test_a_refusal_says_what_is_short() -> None:
     assert late.what == "wall_s"
 
 
-def test_the_account_s_own_limit_goes_first() -> None:
-    account = Account()
-    account.limit_to(Limit(tokens=1))
-    assert account.reserve("a", Cost(2), Limit(tokens=100), 0.0, 1.0) is not None
-    assert account.reserve("a", Cost(2), None, 0.0, 1.0) is not None
-
-
 @given(st.integers(0, 10_000_000), st.integers(0, 10_000_000), st.floats(0, 1_000), st.floats(0, 1_000))
 def test_money_is_rounded_up_and_by_less_than_a_billionth(
     into: int, out: int, price_in: float, price_out: float

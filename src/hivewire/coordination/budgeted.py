@@ -13,7 +13,7 @@ from hivewire.coordination.budgets import Budgets, Reservation, limits_from, rea
 from hivewire.errors import BudgetExceeded, ModelRefused, ModelUnavailable
 from hivewire.llm import LLM, CompletionRequest, CompletionResponse, Piece
 from hivewire.protocol import Protocol
-from hivewire.rules.budget import FREE, Cost, Limit, Price
+from hivewire.rules.budget import FREE, Cost, Limit, Price, shares
 from hivewire.settings import Settings
 
 _CHARACTERS_A_TOKEN: Final = 3
@@ -23,13 +23,15 @@ _MAX_TOKENS: Final = 4096
 
 
 class Spending(msgspec.Struct, frozen=True, kw_only=True):
-    """How the calls of a team are paid: limits by scope or kind, prices by model, and what is asked at a limit."""
+    """How the calls of a team are paid: limits by scope or kind, prices by model, and what is asked at a limit.
+    `is_split`: each subtask may spend its equal share of what its run may, and no more."""
 
     limits: Mapping[str, Limit] = {}
     prices: Mapping[str, Price] = {}
     model: str = ""
     """The name of the model that a request without one goes to, for its price."""
     cheaper: str | None = None
+    is_split: bool = False
 
     @classmethod
     def of(cls, settings: Settings) -> Spending:
@@ -40,12 +42,21 @@ class Spending(msgspec.Struct, frozen=True, kw_only=True):
             prices=read_prices(path) if path is not None else {},
             model=(settings.llm.model or "").partition(":")[2],
             cheaper=settings.budget.cheaper,
+            is_split=settings.budget.is_split,
         )
 
     def pay(self, llm: LLM, protocol: Protocol, scopes: Sequence[str]) -> LLM:
         """The model, its calls paid from accounts in the protocol's store."""
         budgets = Budgets(protocol, self.limits)
         return Budgeted(llm, budgets, scopes, model=self.model, prices=self.prices, cheaper=self.cheaper)
+
+    def of_subtask(self, run: str, subtask: str, subtasks: int) -> Spending:
+        """The same with the limit of one subtask of so many: the smallest of equal shares."""
+        if not self.is_split or "run" not in self.limits or subtasks < 1:
+            return self
+        parts = shares(self.limits["run"], {str(number): 1.0 for number in range(subtasks)})
+        limits = {**self.limits, f"run/{run}/{subtask}": parts[str(subtasks - 1)]}
+        return msgspec.structs.replace(self, limits=limits)
 
 
 class Budgeted(LLM):

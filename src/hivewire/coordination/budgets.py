@@ -7,7 +7,6 @@ import random
 import time
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
-from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -16,7 +15,7 @@ import msgspec
 from hivewire.errors import BudgetExceeded, SettingsError
 from hivewire.ids import new_id
 from hivewire.protocol import Protocol
-from hivewire.rules.budget import Account, Cost, Limit, Price, Refusal, shares
+from hivewire.rules.budget import Account, Cost, Limit, Price, Refusal
 from hivewire.settings import Settings
 
 _PREFIX: Final = "budget/"
@@ -107,24 +106,6 @@ class Budgets:
         for scope in reservation.scopes:
             await self._change(scope, lambda account: account.release(reservation.id))
 
-    async def split(self, run: str, weights: Mapping[str, float]) -> dict[str, Limit]:
-        """Give each subtask of a run its share of what the run's limit leaves, by weight. Returns the shares."""
-        scope = f"run/{run}"
-        limit = self.limit_of(scope)
-        if limit is None:
-            return {}
-        spent = (await self._account(scope))[0].spent
-        rest = Limit(
-            tokens=None if limit.tokens is None else max(0, limit.tokens - spent.tokens),
-            money=None if limit.money is None else max(0.0, limit.money - spent.money),
-            calls=None if limit.calls is None else max(0, limit.calls - spent.calls),
-            wall_s=limit.wall_s,
-        )
-        parts = shares(rest, weights)
-        for name, part in parts.items():
-            await self._change(f"{scope}/{name}", partial(Account.limit_to, limit=part))
-        return parts
-
     async def summary(self, prefix: str = "") -> list[Spent]:
         """What was spent, by scope: `day/` for the days, `month/` for the months, "" for everything."""
         lines = []
@@ -139,7 +120,7 @@ class Budgets:
                     calls=account.spent.calls,
                     reserved_tokens=account.reserved.tokens,
                     reserved_money=account.reserved.money,
-                    limit=account.limit or self.limit_of(scope),
+                    limit=self.limit_of(scope),
                 )
             )
         return sorted(lines, key=lambda line: line.scope)

@@ -31,6 +31,7 @@ from hivewire.rules.plan_state import (
     Timer,
     content_of,
     event_of,
+    marks_of,
 )
 
 log = logging.getLogger(__name__)
@@ -230,7 +231,7 @@ class Errands:
             content=content_of(state, row),
             key=UNORDERED,
             priority=row.spec.priority,
-            metadata={"reply_to": mailbox, "progress_to": mailbox, "run": state.header.run},
+            metadata={"reply_to": mailbox, "progress_to": mailbox, "run": state.header.run, **marks_of(state, row)},
         )
 
     # -- plans

@@ -16,7 +16,18 @@ from hivewire.delivery import Delivery
 from hivewire.errors import BackendError, DeliveryError, MessageError, NoCapableWorker
 from hivewire.message import UNORDERED, Message, MessageType
 from hivewire.protocol import Protocol
-from hivewire.rules.plan_state import Cancel, Dispatch, Event, Failed, Row, RunState, Started, content_of, event_of
+from hivewire.rules.plan_state import (
+    Cancel,
+    Dispatch,
+    Event,
+    Failed,
+    Row,
+    RunState,
+    Started,
+    content_of,
+    event_of,
+    marks_of,
+)
 
 log = logging.getLogger(__name__)
 
@@ -244,7 +255,7 @@ class Runner:
             content=content_of(state, row),
             key=UNORDERED,
             priority=row.spec.priority,
-            metadata={"reply_to": self._inbox, "progress_to": self._inbox},
+            metadata={"reply_to": self._inbox, "progress_to": self._inbox, **marks_of(state, row)},
         )
 
     async def _look_around(self) -> None:

@@ -16,7 +16,7 @@ from hivewire.backend import Mode
 from hivewire.delivery import Delivery
 from hivewire.errors import NoHandler, SettingsError
 from hivewire.ids import derived_id
-from hivewire.message import PROGRESS, Message
+from hivewire.message import EFFECTS, PROGRESS, Message
 from hivewire.protocol import Protocol, Receipt
 from hivewire.rules.retry import Retry
 
@@ -116,8 +116,17 @@ class Context(msgspec.Struct, eq=False, gc=False):
             await self.protocol.deliver_reply(event)
 
     def effect_key(self, name: str) -> str:
-        """A key for an effect outside: the same at every attempt of this message, over restarts and takeovers."""
-        return derived_id(self.message.id, self._delivery.replay, self.worker.name, "effect", name)
+        """A key for an effect outside: the same at every attempt of this message, over restarts and takeovers; in a
+        plan's subtask also over send-backs and new plans, as long as the subtask keeps its name."""
+        return derived_id(*self._effects, "effect", name)
+
+    @property
+    def _effects(self) -> tuple[str, int, str]:
+        """What this message's effects belong to."""
+        subtask = self.message.metadata.get(EFFECTS)
+        if isinstance(subtask, str):
+            return (subtask, 0, "plan")  # whoever of the team does it
+        return (self.message.id, self._delivery.replay, self.worker.name)
 
     async def once(self, name: str, fn: Callable[[], Any], *, find: Callable[[], Any] | None = None) -> Any:
         """The stored result of `fn` (plain or async) for this message and name; computed only if there is none.
@@ -131,7 +140,8 @@ class Context(msgspec.Struct, eq=False, gc=False):
         outside whether the effect has happened (by `effect_key(name)`, which `fn` gave to it), and returns its
         result, or None when it has not.
         """
-        scope = f"{self.worker.name}/{self.message.id}/{self._delivery.replay}"
+        cause, replay, owner = self._effects
+        scope = f"{owner}/{cause}/{replay}"
         return await self.protocol.once(scope, name, _awaited(fn), None if find is None else _awaited(find))
 
 

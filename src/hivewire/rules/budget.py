@@ -62,8 +62,6 @@ class Account(msgspec.Struct):
     spent: Cost = Cost()
     held: dict[str, Held] = {}
     began_at: float | None = None
-    limit: Limit | None = None
-    """Of this account alone, instead of its kind's; from a split."""
 
     @property
     def reserved(self) -> Cost:
@@ -77,7 +75,7 @@ class Account(msgspec.Struct):
     def reserve(self, name: str, wanted: Cost, limit: Limit | None, now: float, lease_s: float) -> Refusal | None:
         """Hold `wanted`, under a name that is not held yet, until it is settled or `lease_s` has passed."""
         self.expire(now)
-        refusal = self._refusal(wanted, self.limit or limit, now)
+        refusal = self._refusal(wanted, limit, now)
         if refusal is None:
             self.held[name] = Held(wanted, now + lease_s)
             if self.began_at is None:
@@ -99,9 +97,6 @@ class Account(msgspec.Struct):
         if limit.wall_s is not None and self.began_at is not None and now - self.began_at > limit.wall_s:
             return Refusal("wall_s", limit.wall_s, now - self.began_at, 0.0)
         return None
-
-    def limit_to(self, limit: Limit) -> None:
-        self.limit = limit
 
     def settle(self, name: str, cost: Cost) -> None:
         """The call cost this much. One whose reservation has ended was counted already: only what is above counts."""

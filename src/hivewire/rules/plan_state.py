@@ -9,6 +9,7 @@ from typing import Any, Final, Literal
 import msgspec
 
 from hivewire.errors import CoordinationError, InvalidPlan
+from hivewire.message import EFFECTS, SUBTASKS
 from hivewire.rules.plan import Graph, Plan, Subtask, checked_graph
 
 SCHEMA: Final = 2
@@ -205,6 +206,12 @@ def content_of(state: RunState, row: Row) -> dict[str, Any]:
         "outputs": {dependency: state.rows[dependency].output for dependency in state.graph.after[name]},
         "feedback": row.feedback,
     }
+
+
+def marks_of(state: RunState, row: Row) -> dict[str, Any]:
+    """What the metadata of a subtask's message says beside: by what its effects are remembered (the same over new
+    attempts, send-backs and new plans), and how many share the run's budget."""
+    return {EFFECTS: f"{state.header.run}/{row.spec.name}", SUBTASKS: len(state.rows)}
 
 
 def event_of(row: Row, output: Any, at: float) -> Event:

@@ -184,6 +184,9 @@ class BudgetSettings(msgspec.Struct, frozen=True, kw_only=True):
     cheaper: Annotated[
         str | None, About("name of the model that is asked instead when a limit is reached; none: nothing is asked")
     ] = None
+    is_split: Annotated[
+        bool, About("each subtask of a plan may spend its equal share of what the run may, and no more")
+    ] = False
     run_tokens: Annotated[int | None, About("most tokens of one run", least=0)] = None
     run_money: Annotated[float | None, About("most money of one run", least=0)] = None
     run_calls: Annotated[int | None, About("most calls of one run", least=0)] = None

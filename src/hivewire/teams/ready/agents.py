@@ -14,6 +14,7 @@ from hivewire import Context, Message, Reject, RetryAfter, SettingsError, Worker
 from hivewire.coordination.budgeted import Spending
 from hivewire.errors import BadAnswer, BudgetExceeded, ModelRefused, ModelUnavailable
 from hivewire.llm import LLM, CompletionRequest, CompletionResponse, Turn
+from hivewire.message import SUBTASKS
 from hivewire.teams.ready.keeping import file_name, keep
 from hivewire.teams.ready.reading import citations_of, code_of, confidence_of, rating_of, sources_of, word_count
 from hivewire.teams.ready.tools import Policy, Toolbox
@@ -147,7 +148,7 @@ def agent(
             model=model,
             tools=toolbox.offered,
         )
-        asked = llm if spending is None else spending.pay(llm, ctx.protocol, _scopes(task, worker.name))
+        asked = llm if spending is None else _paid(llm, spending, task, ctx)
         answer, tokens_used = await _answered(asked, request, toolbox)
         output = {
             **what.read(task, answer.text),
@@ -172,6 +173,13 @@ def team(
 ) -> list[Worker]:
     """All of them."""
     return [agent(kind, llm, policy=policy, prompts=prompts, spending=spending) for kind in KINDS]
+
+
+def _paid(llm: LLM, spending: Spending, task: Task, ctx: Context) -> LLM:
+    subtasks = ctx.message.metadata.get(SUBTASKS)
+    if task.run and task.subtask and isinstance(subtasks, int):
+        spending = spending.of_subtask(task.run, task.subtask, subtasks)
+    return spending.pay(llm, ctx.protocol, _scopes(task, ctx.worker.name))
 
 
 def _scopes(task: Task, name: str) -> list[str]:
