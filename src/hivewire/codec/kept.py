@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from sys import float_info
 from typing import Any, Final
 
 import msgspec
@@ -17,8 +16,9 @@ _write = msgspec.json.Encoder().encode
 _read = msgspec.json.Decoder().decode
 _replace = msgspec.structs.replace
 
-_MOST_INT: Final = 2**62
-_MOST_FLOAT: Final = float_info.max
+_USUAL: Final = 5
+"""The priority that is compared by identity: 5.0 and True are none."""
+_MOST_BITS: Final = 63
 _NAMES: Final[dict[tuple[str, ...], int]] = {}
 """Names that were found good, and their size. Emptied when it is full."""
 _FULL: Final = 10_000
@@ -27,90 +27,117 @@ _NEVER: Final = -(2**62)
 """A size that stays below zero, whatever is added."""
 
 
-class Kept(msgspec.Struct, gc=False):
-    """A message whose content and metadata nobody can change any more. Each `open` gives a message of its
-    own; what it shares with the sender's is immutable."""
+class Flat(msgspec.Struct, gc=False):
+    """A message whose content and metadata nobody can change any more: copies of dicts of plain values. Each
+    `open` gives a message of its own; what it shares with the sender's is immutable."""
 
     message: Message
-    content: Any
-    """A copy, when it is a dict of plain values; bytes: JSON; else what nobody can change (a str, a number)."""
-    metadata: dict[str, Any] | bytes
-    """A copy when all values are plain, else JSON."""
+    content: dict[str, Any]
+    metadata: dict[str, Any]
 
     def open(self) -> Message:
-        content, metadata = self.content, self.metadata
-        kind = type(content)
-        if kind is dict:
-            content = content.copy()
-        elif kind is bytes:
-            content = _read(content)
-        return _replace(
-            self.message,
-            content=content,
-            metadata=metadata.copy() if isinstance(metadata, dict) else _read(metadata),
-        )
+        return _replace(self.message, content=self.content.copy(), metadata=self.metadata.copy())
+
+
+class Written(msgspec.Struct, gc=False):
+    """The same for other shapes: JSON."""
+
+    message: Message
+    content: bytes | None
+    """None: nobody can change the message's own (a str, a number)."""
+    metadata: bytes
+
+    def open(self) -> Message:
+        metadata = _read(self.metadata)
+        if self.content is None:
+            return _replace(self.message, metadata=metadata)
+        return _replace(self.message, content=_read(self.content), metadata=metadata)
+
+
+Kept = Flat | Written
 
 
 def keep(message: Message, max_size_bytes: int) -> Kept | bytes:
     """What `encode` would make of the message, ready to be opened in this process. Raises what `encode`
     raises. The rarer shapes are written as bytes."""
     try:
-        content, metadata, created_at = message.content, message.metadata, message.created_at
+        content, metadata, created_at, id = message.content, message.metadata, message.created_at, message.id
         if (
-            message.extra
-            or message.in_reply_to is not None
-            or type(created_at) is not datetime
-            or created_at.tzinfo is not UTC
-        ):
-            return encode(message, max_size_bytes)
-        id, priority = message.id, message.priority
-        if not (
-            message.type in TYPES
+            type(content) is dict
+            and type(metadata) is dict
+            and type(id) is str
+            and message.type in TYPES
             and message.sender in ADDRESSES
             and message.to in ADDRESSES
-            and type(id) is str
-            and 0 < len(id) <= SHORT
-            and id.isascii()
-            and type(priority) is int
-            and 0 < priority < 11
+            and message.priority is _USUAL
             and message.key is None
             and message.ttl_s is None
-            and type(metadata) is dict
+            and message.in_reply_to is None
+            and not message.extra
+            and 0 < len(id) <= SHORT
+            and id.isascii()
+            and type(created_at) is datetime
+            and created_at.tzinfo is UTC
         ):
-            check_fields(message, max_size_bytes)
-            if not id.isascii():
-                return encode(message, max_size_bytes)
-        noted = _flat_bytes(metadata) if metadata else 0
-        size = _flat_bytes(content) if type(content) is dict else -1
-        if noted >= 0 <= size and noted + size <= max_size_bytes:
-            return Kept(message, content.copy(), metadata.copy())
-        return _keep_written(message, max_size_bytes)
+            size = _flat_bytes(content)
+            if metadata:
+                size += _flat_bytes(metadata)
+            if 0 <= size <= max_size_bytes:
+                return Flat(message, content.copy(), metadata.copy())
+        return _keep_rare(message, max_size_bytes)
     except (TypeError, ValueError, RecursionError, AttributeError) as error:
         raise not_json(message, error) from error
 
 
+def _keep_rare(message: Message, max_size_bytes: int) -> Kept | bytes:
+    """What is written and not kept is written for the checks of the serializer: it refuses lone surrogates and
+    endless integers."""
+    content, metadata, created_at = message.content, message.metadata, message.created_at
+    kind = type(content)
+    if (
+        (kind is not dict and kind not in PLAIN)
+        or message.extra
+        or message.in_reply_to is not None
+        or not message.id.isascii()
+        or type(created_at) is not datetime
+        or created_at.tzinfo is not UTC
+    ):
+        return encode(message, max_size_bytes)
+    check_fields(message, max_size_bytes)
+    if kind is dict:
+        if 0 <= _flat_bytes(content) + _flat_bytes(metadata) <= max_size_bytes:
+            return Flat(message, content.copy(), metadata.copy())
+        check_inside(content, max_size_bytes, MAX_DEPTH)
+    check_inside(metadata, max_size_bytes, MAX_DEPTH)
+    written, noted = _write(content), _write(metadata)
+    if len(written) + len(noted) > max_size_bytes:
+        return encode(message, max_size_bytes)  # says what is too large, if it is
+    return Written(message, written if kind is dict else None, noted)
+
+
 def _flat_bytes(values: dict[str, Any]) -> int:
     """A size in JSON that these are not above, when a copy of them shares nothing that can be changed and JSON
-    can say all of it; -1 when that takes a closer look."""
+    can say all of it; far below 0 when that takes a closer look."""
     names = tuple(values)
     size = _NAMES.get(names)
     if size is None:
         size = _bytes_of(names)
+    letters = 0
     for value in values.values():
         kind = type(value)
         if kind is str:
             if not value.isascii() and not _is_text(value):
-                return -1
-            size += 6 * len(value)
+                return _NEVER
+            letters += len(value)
         elif kind is float:
-            if not -_MOST_FLOAT <= value <= _MOST_FLOAT:
-                return -1
+            if value - value != 0.0:  # not so for NaN and the infinite ones
+                return _NEVER
         elif kind is int:
-            if not -_MOST_INT < value < _MOST_INT:
-                return -1
+            if value.bit_length() > _MOST_BITS:
+                return _NEVER
         elif kind not in PLAIN:
-            return -1
-    return size
+            return _NEVER
+    return size + 6 * letters
 
 
 def _bytes_of(names: tuple[str, ...]) -> int:
@@ -134,20 +161,3 @@ def _is_text(value: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
-
-
-def _keep_written(message: Message, max_size_bytes: int) -> Kept | bytes:
-    """What is written and not kept is written for the checks of the serializer: it refuses lone surrogates and
-    endless integers."""
-    content, metadata = message.content, message.metadata
-    if type(content) is dict:
-        check_inside(content, max_size_bytes, MAX_DEPTH)
-    elif type(content) not in PLAIN:
-        return encode(message, max_size_bytes)
-    is_plain = _flat_bytes(metadata) >= 0
-    if not is_plain:
-        check_inside(metadata, max_size_bytes, MAX_DEPTH)
-    written, noted = _write(content), _write(metadata)
-    if len(written) + len(noted) > max_size_bytes:
-        return encode(message, max_size_bytes)  # says what is too large, if it is
-    return Kept(message, written if type(content) is dict else content, metadata.copy() if is_plain else noted)

@@ -257,20 +257,21 @@ class Worker:
             run = contextvars.copy_context().run
             return await self.loop.run_in_executor(threads, run, handler, message, context)
 
-        entries = self._entries
+        plain = {type: entry.handler for type, entry in self._entries.items() if entry.is_async}
 
         def handle(delivery: Delivery) -> Awaitable[None]:
             message = delivery.message
-            entry = entries.get(message.type) or entries.get(ANY)
+            context = Context(self, protocol, message, delivery)
+            handler = plain.get(message.type)
+            if handler is not None and "reply_to" not in message.metadata:
+                coroutine: Awaitable[None] = handler(message, context)  # needs no other around it
+                return coroutine
+            return answer(message, context)
+
+        async def answer(message: Message, context: Context) -> None:
+            entry = self._entry(message.type)
             if entry is None:
                 raise NoHandler(f"worker {self.name} has no handler for type {message.type!r} in this process")
-            context = Context(self, protocol, message, delivery)
-            if entry.is_async and "reply_to" not in message.metadata:
-                coroutine: Awaitable[None] = entry.handler(message, context)  # in the plain case no other is needed
-                return coroutine
-            return answer(entry, message, context)
-
-        async def answer(entry: _Entry, message: Message, context: Context) -> None:
             if entry.is_async:
                 result = await entry.handler(message, context)
             else:

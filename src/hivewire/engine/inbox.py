@@ -359,15 +359,19 @@ class Inbox(Ownership):
         if fetched.shard == VOLATILE_SHARD:
             self.metrics.acked += 1
             return self._next(lane)
-        record = fetched.record
-        if record.replay or record.dedup_key is not None:
+        if self._remembers:
+            record = fetched.record
+            if record.replay or record.dedup_key is not None:
+                self._remember(fetched)
+            else:
+                self._settled.new[record.id] = None
+        elif self._twins.new and fetched.record.id in self._twins:
             self._remember(fetched)
-        elif self._remembers or (self._twins.new and record.id in self._twins):
-            self._settled.new[record.id] = None
         settling = self.settling
-        if not settling.done:
+        done = settling.done
+        if not done:
             settling.wanted.set()
-        settling.done.append(fetched)
+        done.append(fetched)
         if len(waiting) > 1:
             waiting.popleft()
             return True

@@ -96,6 +96,8 @@ class Engine(Protocol):
         self._rng = rng or random.Random()
         self._open = False
         self._closed = False
+        self._is_plain = False
+        """Open, and a send is looked at by nobody on its way."""
         self._opening: asyncio.Lock | None = None
         self._closing: asyncio.Task[None] | None = None
 
@@ -135,6 +137,7 @@ class Engine(Protocol):
             core.tasks.start(self._maintain(), "maintenance")
             core.tasks.start(self._schedules.run(), "schedules")
             self._open = True
+            self._is_plain = self._outgoing is None and not core.trail.all
 
     async def _check_durability(self) -> None:
         durability = self.backend.features.durability
@@ -149,7 +152,7 @@ class Engine(Protocol):
 
     async def close(self, drain_s: float = 10) -> None:
         if self._closing is None:
-            self._closed = True
+            self._closed, self._is_plain = True, False
             self._closing = asyncio.ensure_future(self._shut(drain_s))
         await asyncio.shield(self._closing)
 
@@ -179,7 +182,7 @@ class Engine(Protocol):
 
     def abandon(self) -> None:
         """As if this process was killed: nothing is settled or given back, leases run out. For tests."""
-        self._closed = True
+        self._closed, self._is_plain = True, False
         self.backend.abandon()
         self._consumers.abandon()
         self._closing = asyncio.ensure_future(self._abandon())
@@ -221,8 +224,20 @@ class Engine(Protocol):
     async def send(
         self, message: Message, *, delay_s: float = 0, idempotency_key: str | None = None, timeout_s: float = 30
     ) -> Receipt:
-        if not self._open or self._closed:
-            await self._ready()
+        if self._is_plain and not delay_s and idempotency_key is None and not self._sender.lines:
+            queue, record = self._record(message)
+            room = Room.CAP if handling.get() is None else Room.RESERVE
+            backend = self.backend
+            if len(record.body) > self._most_inline:
+                await self._sender.append((Append(queue, (record,), room=room),), timeout_s)
+            elif backend.append_now(queue, record, room):
+                self._core.metrics.messages_sent += 1
+                if backend.crowded:
+                    await backend.give_way()
+            else:
+                await self._sender.one(queue, record, room, timeout_s)
+            return Receipt(message.id)
+        await self._ready()
         if self._outgoing is not None:
             receipt: Receipt = await self._outgoing(
                 message, lambda changed: self._send(changed, delay_s, idempotency_key, timeout_s)
@@ -230,19 +245,7 @@ class Engine(Protocol):
             return receipt
         if delay_s:
             delay_s = duration_s(delay_s, "delay_s")
-        if delay_s > 0 or idempotency_key is not None or self._sender.has_lines or self._notes_all:
-            return await self._send(message, delay_s, idempotency_key, timeout_s)
-        queue, record = self._record(message)
-        room = Room.RESERVE if handling.get() is not None else Room.CAP
-        if len(record.body) > self._most_inline:
-            await self._sender.append((Append(queue, (record,), room=room),), timeout_s)
-        elif self.backend.append_now(queue, record, room):
-            self._core.metrics.messages_sent += 1
-            if self.backend.crowded:
-                await self.backend.give_way()
-        else:
-            await self._sender.one(queue, record, room, timeout_s)
-        return Receipt(message.id)
+        return await self._send(message, delay_s, idempotency_key, timeout_s)
 
     async def _send(self, message: Message, delay_s: float, idempotency_key: str | None, timeout_s: float) -> Receipt:
         """With all that is rare."""
@@ -268,10 +271,14 @@ class Engine(Protocol):
         form = self._form(message, self._most_bytes)
         body, kept = (form, None) if type(form) is bytes else (b"", form)
         queue, instance = ADDRESSES.get(message.to) or split_address(message.to)
-        key = instance or message.key or message.sender
-        if key == UNORDERED:
+        key = instance or message.key
+        if key is None:
+            key = message.sender
+        elif key == UNORDERED:
             key = message.id
-        ttl_s = self._ttl_s if message.ttl_s is None else message.ttl_s
+        ttl_s = message.ttl_s
+        if ttl_s is None:
+            ttl_s = self._ttl_s
         return queue, Record(message.id, key, body, message.type, message.sender, ttl_s, message.priority, 0, kept)
 
     async def send_many(self, messages: Sequence[Message], *, timeout_s: float = 30) -> list[Receipt]:

@@ -39,15 +39,11 @@ class Sender:
         self._core = core
         self._under_way = 0
         self._idle = asyncio.Event()
-        self._lines: dict[tuple[str, Room], _Line] = {}
+        self.lines: dict[tuple[str, Room], _Line] = {}
+        """Where somebody waits for room."""
         self._numbers = count()
         self._first_tries: dict[int, None] = {}
         """Calls whose first try is under way, oldest first: should it be refused, they stand before later calls."""
-
-    @property
-    def has_lines(self) -> bool:
-        """Somebody waits for room."""
-        return bool(self._lines)
 
     async def append(self, batch: Sequence[Append], timeout_s: float) -> Mapping[int, Duplicate | Exception]:
         """Idempotency keys: only in a batch of one record. Returns the duplicates by running number."""
@@ -58,7 +54,7 @@ class Sender:
         try:
             if claims is not None:
                 batch = await claims.put_away(batch, timeout_s)
-            if self._lines and any((entry.queue, entry.room) in self._lines for entry in batch):
+            if self.lines and any((entry.queue, entry.room) in self.lines for entry in batch):
                 problems: Mapping[int, Duplicate | Exception] = await self._in_line(number, batch, None, timeout_s)
             else:
                 self._first_tries[number] = None
@@ -66,7 +62,7 @@ class Sender:
                     problems = await self._try(batch)
                 finally:
                     del self._first_tries[number]
-                    if self._lines:  # once this call has its place in the line
+                    if self.lines:  # once this call has its place in the line
                         asyncio.get_running_loop().call_soon(self._go_on)
                 if problems and not all(isinstance(problem, Duplicate) for problem in problems.values()):
                     problems = await self._in_line(number, batch, problems, timeout_s)
@@ -86,7 +82,7 @@ class Sender:
 
     async def one(self, queue: str, record: Record, room: Room, timeout_s: float) -> None:
         """`append` of one plain record, at less cost."""
-        stored = None if self._lines else self._core.backend.append_soon(queue, record, room)
+        stored = None if self.lines else self._core.backend.append_soon(queue, record, room)
         if stored is None:
             await self.append((Append(queue, (record,), room=room),), timeout_s)
             return
@@ -101,7 +97,7 @@ class Sender:
                 problem = error
             finally:
                 del self._first_tries[number]
-                if self._lines:  # once this call has its place in the line
+                if self.lines:  # once this call has its place in the line
                     asyncio.get_running_loop().call_soon(self._go_on)
             if problem is not None:
                 batch = (Append(queue, (record,), room=room),)
@@ -168,7 +164,7 @@ class Sender:
     @asynccontextmanager
     async def _turn(self, number: int, key: tuple[str, Room]) -> AsyncIterator[None]:
         """Being first in one line; the line goes when nobody waits in it."""
-        line = self._lines.setdefault(key, _Line())
+        line = self.lines.setdefault(key, _Line())
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         heappush(line.waiting, (number, turn))
         self._give_turn(line)
@@ -180,8 +176,8 @@ class Sender:
                 line.is_taken = False
             turn.cancel()
             self._give_turn(line)
-            if not line.is_taken and line.next() is None and self._lines.get(key) is line:
-                del self._lines[key]
+            if not line.is_taken and line.next() is None and self.lines.get(key) is line:
+                del self.lines[key]
 
     def _give_turn(self, line: _Line) -> None:
         """To the oldest call, if no older one may still come."""
@@ -194,7 +190,7 @@ class Sender:
             turn.set_result(None)
 
     def _go_on(self) -> None:
-        for line in self._lines.values():
+        for line in self.lines.values():
             self._give_turn(line)
 
     async def _until_stored(

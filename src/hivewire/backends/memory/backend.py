@@ -49,8 +49,9 @@ def _clock(loop: asyncio.AbstractEventLoop) -> Callable[[], float]:
     wall: Callable[[], float] | None = getattr(loop, "wall_time", None)
     if wall is not None:
         return wall
-    start = time.time() - loop.time()
-    return lambda: start + loop.time()
+    start = time.time() - time.monotonic()
+    monotonic = time.monotonic
+    return lambda: start + monotonic()
 
 
 class MemoryConsumer(Consumer):
@@ -175,6 +176,8 @@ class MemoryBackend(Backend):
         self.consumers: set[MemoryConsumer] = set()
         self._unyielded = 0
         self._wall: Callable[[], float] = time.time
+        self._queues: dict[str, Queue] = {}
+        """The store's."""
 
     @property
     def store(self) -> Store:
@@ -191,7 +194,7 @@ class MemoryBackend(Backend):
             store = stores[self._name] = Store(_clock(loop), settings.dedup_window_ids, settings.dedup_window_s)
         store.users += 1
         self._store = store
-        self._wall = store.now
+        self._wall, self._queues = store.now, store.queues
 
     def _queue(self, name: str) -> Queue:
         return self.store.queue(name, self._settings.queue_cap or _DEFAULT_CAP)
@@ -245,13 +248,12 @@ class MemoryBackend(Backend):
         return problems
 
     def append_now(self, queue: str, record: Record, room: Room) -> bool:
-        store = self._store
-        found = None if store is None else store.queues.get(queue)
+        found = self._queues.get(queue)
         if found is None or record.ttl_s is not None or found.size >= found.spec.cap:
             return False
         found.append_one(record, self._wall())
-        self._unyielded += 1
-        if self._unyielded >= _YIELD_EVERY or found.is_behind:
+        self._unyielded = unyielded = self._unyielded + 1
+        if unyielded >= _YIELD_EVERY or found.is_behind:
             self.crowded = True
         return True
 
@@ -410,6 +412,7 @@ class MemoryBackend(Backend):
         for consumer in tuple(self.consumers):
             await consumer.close()
         store, self._store = self._store, None
+        self._queues = {}
         if store is None:
             return
         for channel, listener in self._listeners.items():

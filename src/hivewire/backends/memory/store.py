@@ -14,7 +14,7 @@ from hivewire.backend import DeadRecord, Depth, Entry, Fetched, Letter, QueueSpe
 from hivewire.rules.dedup import Window
 from hivewire.rules.priority import Lines
 
-_MOMENT = 256
+_MOMENT = 1_000
 
 
 class Holder:
@@ -162,8 +162,7 @@ class Queue:
             else:
                 taken.extend(islice(lane.records, number))
             new, old = settled.new, settled.old
-            for place in range(first, len(taken)):
-                fetched = taken[place]
+            for fetched in taken if first == 0 else taken[first:]:
                 fetched.token = token
                 record = fetched.record
                 known = life(record) if record.replay else record.id
@@ -197,30 +196,40 @@ class Queue:
         self.settled.tidy(now)
         settled = self.settled.new
         lane: Lane | None = None
-        token = -1
-        left = finished = 0
+        token, left = -1, 0
+        records: deque[Fetched] = deque()
+        before = len(refused)
         for fetched in done:
             if fetched.token != token:
+                if lane is not None:
+                    self._left(lane, left)
                 lane, token = self.held(holder, fetched), fetched.token
-                left = 0 if lane is None else lane.taken
-            if lane is None or not left:
+                if lane is None:
+                    left = 0
+                else:
+                    left, records = lane.taken, lane.records
+            if not left:
                 refused.append(fetched)
                 continue
-            records = lane.records
             if records[0] is fetched:
                 records.popleft()
             else:  # handled out of turn
                 records.remove(fetched)
             record = fetched.record
             settled[life(record) if record.replay else record.id] = None
-            finished += 1
-            lane.taken = left = left - 1
-            if not left:
-                self.release(lane)
-            else:
-                lane.running = False
+            left -= 1
+        if lane is not None:
+            self._left(lane, left)
+        finished = len(done) - len(refused) + before
         self.in_flight -= finished
         self.size -= finished
+
+    def _left(self, lane: Lane, left: int) -> None:
+        """So many taken records of the lane are not settled yet."""
+        if left != lane.taken:
+            lane.taken, lane.running = left, False
+            if not left:
+                self.release(lane)
 
     def pop(self, lane: Lane, fetched: Fetched) -> None:
         """Remove a taken record for good."""
