@@ -78,12 +78,8 @@ def keep(message: Message, max_size_bytes: int) -> Kept | bytes:
             and id.isascii()
             and type(created_at) is datetime
             and created_at.tzinfo is UTC
-        ):
-            size = _flat_bytes(content)
-            if metadata:
-                size += _flat_bytes(metadata)
-            if 0 <= size <= max_size_bytes:
-                return Flat(message, content.copy(), metadata.copy())
+        ) and 0 <= _flat_bytes(content, metadata) <= max_size_bytes:
+            return Flat(message, content.copy(), metadata.copy())
         return _keep_rare(message, max_size_bytes)
     except (TypeError, ValueError, RecursionError, AttributeError) as error:
         raise not_json(message, error) from error
@@ -105,7 +101,7 @@ def _keep_rare(message: Message, max_size_bytes: int) -> Kept | bytes:
         return encode(message, max_size_bytes)
     check_fields(message, max_size_bytes)
     if kind is dict:
-        if 0 <= _flat_bytes(content) + _flat_bytes(metadata) <= max_size_bytes:
+        if 0 <= _flat_bytes(content, metadata) <= max_size_bytes:
             return Flat(message, content.copy(), metadata.copy())
         check_inside(content, max_size_bytes, MAX_DEPTH)
     check_inside(metadata, max_size_bytes, MAX_DEPTH)
@@ -115,15 +111,15 @@ def _keep_rare(message: Message, max_size_bytes: int) -> Kept | bytes:
     return Written(message, written if kind is dict else None, noted)
 
 
-def _flat_bytes(values: dict[str, Any]) -> int:
-    """A size in JSON that these are not above, when a copy of them shares nothing that can be changed and JSON
+def _flat_bytes(content: dict[str, Any], metadata: dict[str, Any]) -> int:
+    """A size in JSON that both are not above, when copies of them share nothing that can be changed and JSON
     can say all of it; far below 0 when that takes a closer look."""
-    names = tuple(values)
+    names = (*content, *metadata)
     size = _NAMES.get(names)
     if size is None:
         size = _bytes_of(names)
     letters = 0
-    for value in values.values():
+    for value in (*content.values(), *metadata.values()):
         kind = type(value)
         if kind is str:
             if not value.isascii() and not _is_text(value):

@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 from math import inf
+from time import monotonic
 
 from hivewire.engine.core import handling
 from hivewire.engine.delivery import LOST, OPEN, SETTLED, EngineDelivery
@@ -72,7 +73,8 @@ class Crew:
         """Every slot is with a handler that lasts: nothing is taken ahead."""
         self._sweep: asyncio.TimerHandle | None = None
         self._sweep_at = inf
-        self._loop = asyncio.get_running_loop()
+        self._loop = loop = asyncio.get_running_loop()
+        self._time = loop.time if hasattr(loop, "wall_time") else monotonic  # the same clock, for less
         self._feeder: asyncio.Task[None] | None = None
         inbox.on_lost(self._lane_lost)
         inbox.on_push = self._wake_one
@@ -180,7 +182,7 @@ class Crew:
 
         The loop that every message goes through: what is rare is in methods of its own.
         """
-        waiting, inbox, floor, time = lane.waiting, self.inbox, self._core.floor, self._loop.time
+        waiting, inbox, floor, time = lane.waiting, self.inbox, self._core.floor, self._time
         notes = inbox.notes
         notes_all = notes is not None and notes.all
         began = now = time()

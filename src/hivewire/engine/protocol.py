@@ -89,7 +89,6 @@ class Engine(Protocol):
         by_reference = backend.features.by_reference and self._blobs is None
         self._form: Callable[[Message, int], Any] = keep if by_reference else encode
         self._most_inline = sys.maxsize if self._blobs is None else settings.claim_check_bytes
-        self._notes_all = settings.trail == "all"
         self._most_bytes, self._ttl_s = settings.max_message_size_bytes, settings.message_ttl_s
         self._outgoing = chain(tuple(outgoing)) if outgoing else None
         self._incoming = tuple(incoming)

@@ -78,23 +78,22 @@ class Lanes:
     def add(self, batch: Iterable[Fetched]) -> None:
         lanes, competing = self._lanes, self.competing
         lane: Lane | None = None
-        last = ""
+        last: str | None = None
         for fetched in batch:
             record = fetched.record
             key = record.id if competing else record.key
             if lane is None or key != last:  # runs of one key are common
-                last = key
-                lane = lanes.get(key)
-            if lane is None:
-                lane = lanes[key] = Lane(key, fetched.shard)
-                lane.halted = fetched.shard in self._resting
-                lane.waiting.append(fetched)
-                self._make_ready(lane)
-                continue
+                last, lane = key, lanes.get(key)
+                if lane is None:
+                    lane = lanes[key] = Lane(key, fetched.shard)
+                    lane.halted = fetched.shard in self._resting
+                    lane.waiting.append(fetched)
+                    self._make_ready(lane)
+                    continue
             if lane.parked or (lane.blocked and len(lane.waiting) >= LONG_LANE):
                 lane.parked.append(fetched.at)
-                continue
-            lane.waiting.append(fetched)
+            else:
+                lane.waiting.append(fetched)
 
     def _make_ready(self, lane: Lane) -> None:
         if lane.halted:

@@ -33,7 +33,7 @@ from hivewire.backend import (
     life,
 )
 from hivewire.backends.memory import looking
-from hivewire.backends.memory.store import Holder, Listener, Queue, Store
+from hivewire.backends.memory.store import MOMENT, Holder, Lane, Listener, Queue, Store
 from hivewire.errors import Closed, QueueFull, QueueMissing
 from hivewire.settings import Settings
 
@@ -248,12 +248,25 @@ class MemoryBackend(Backend):
         return problems
 
     def append_now(self, queue: str, record: Record, room: Room) -> bool:
+        """`Queue.append` for one record without a time to live, written out: it is done for each lone send."""
         found = self._queues.get(queue)
-        if found is None or record.ttl_s is not None or found.size >= found.spec.cap:
+        if found is None or record.ttl_s is not None:
             return False
-        found.append_one(record, self._wall())
+        spec = found.spec
+        if found.size >= spec.cap:
+            return False
+        key = record.id if spec.mode == "competing" else record.key
+        lane = found.lanes.get(key)
+        if lane is None:
+            lane = found.lanes[key] = Lane(key)
+        records = lane.records
+        records.append(Fetched(0, next(found.positions), 0, record, self._wall()))
+        found.size = size = found.size + 1
+        if lane.holder is None and len(records) == 1 and lane.due_at is None:
+            found.ready.append(lane)
+            found.notify()
         self._unyielded = unyielded = self._unyielded + 1
-        if unyielded >= _YIELD_EVERY or found.is_behind:
+        if unyielded >= _YIELD_EVERY or (size > MOMENT and found.wake):
             self.crowded = True
         return True
 

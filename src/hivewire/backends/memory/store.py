@@ -14,7 +14,7 @@ from hivewire.backend import DeadRecord, Depth, Entry, Fetched, Letter, QueueSpe
 from hivewire.rules.dedup import Window
 from hivewire.rules.priority import Lines
 
-_MOMENT = 1_000
+MOMENT = 1_000
 
 
 class Holder:
@@ -64,7 +64,7 @@ class Queue:
         self.wake: set[Callable[[], None]] = set()
         self._now = now
         self._tokens = tokens
-        self._ties = count()
+        self.positions = count()
 
     # -- storing
 
@@ -75,43 +75,30 @@ class Queue:
     def append(self, records: Sequence[Record], now: float) -> None:
         lanes = self.lanes
         competing = self.spec.mode == "competing"
-        woken = False
-        lane: Lane | None = None
-        last = ""
-        for at, record in zip(self._ties, records):  # noqa: B905  # positions never end
+        filled: list[Lane] = []
+        last: str | None = None
+        for at, record in zip(self.positions, records):  # noqa: B905  # positions never end
             key = record.id if competing else record.key
-            if lane is None or key != last:  # runs of one key are common
+            if key != last:  # runs of one key are common
                 last = key
                 lane = lanes.get(key)
                 if lane is None:
                     lane = lanes[key] = Lane(key)
-            fetched = Fetched(0, at, 0, record, now)
-            lane.records.append(fetched)
+                line = lane.records
+                if not line and lane.holder is None and lane.due_at is None:
+                    filled.append(lane)
+            line.append(Fetched(0, at, 0, record, now))
             if record.ttl_s is not None:
                 heappush(self.expiring, (now + record.ttl_s, at, key))
-            if lane.holder is None and lane.due_at is None and len(lane.records) == 1:
-                self.ready.append(lane)
-                woken = True
         self.size += len(records)
-        if woken:
-            self.notify()
-
-    def append_one(self, record: Record, now: float) -> None:
-        """`append` for one record without a time to live."""
-        key = record.id if self.spec.mode == "competing" else record.key
-        fetched = Fetched(0, next(self._ties), 0, record, now)
-        lane = self.lanes.get(key)
-        if lane is None:
-            lane = self.lanes[key] = Lane(key)
-        lane.records.append(fetched)
-        self.size += 1
-        if len(lane.records) == 1 and lane.holder is None and lane.due_at is None:
+        for lane in filled:
             self.ready.append(lane)
+        if filled:
             self.notify()
 
     def schedule(self, records: Sequence[Record], now: float, due_at: float) -> None:
         for record in records:
-            heappush(self.scheduled, (due_at, next(self._ties), record, now))
+            heappush(self.scheduled, (due_at, next(self.positions), record, now))
         self.size += len(records)
         self.notify()  # a waiting member must set its timer anew
 
@@ -122,7 +109,7 @@ class Queue:
     @property
     def is_behind(self) -> bool:
         """Somebody reads here and has more to do than a moment's work."""
-        return self.size > _MOMENT and bool(self.wake)
+        return self.size > MOMENT and bool(self.wake)
 
     # -- time
 
@@ -265,7 +252,7 @@ class Queue:
             self.lanes.pop(lane.key, None)
             return
         if lane.due_at is not None:
-            heappush(self.blocked, (lane.due_at, next(self._ties), lane))
+            heappush(self.blocked, (lane.due_at, next(self.positions), lane))
         elif first:
             self.ready.appendleft(lane)
         else:
@@ -323,7 +310,7 @@ class Queue:
 
     def forget_settled_times(self) -> None:
         """Times to live of messages that are not here any more are not kept until they run out."""
-        if len(self.expiring) > 2 * self.size + _MOMENT:
+        if len(self.expiring) > 2 * self.size + MOMENT:
             present = {fetched.at for lane in self.lanes.values() for fetched in lane.records}
             self.expiring = [entry for entry in self.expiring if entry[1] in present]
             heapify(self.expiring)
