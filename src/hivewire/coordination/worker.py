@@ -8,7 +8,7 @@ import inspect
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 
@@ -20,7 +20,11 @@ from hivewire.message import EFFECTS, PROGRESS, Message
 from hivewire.protocol import Protocol, Receipt
 from hivewire.rules.retry import Retry
 
-Handler = Callable[[Message, "Context"], Any]
+if TYPE_CHECKING:
+    from hivewire.coordination.processes import Pool
+
+Handler = Callable[[Message, Any], Any]
+"""Called with a message and its `Context`; in a process of its own with a `ProcessContext`."""
 HandlerT = TypeVar("HandlerT", bound=Handler)
 T = TypeVar("T")
 
@@ -33,6 +37,7 @@ class _Entry(msgspec.Struct, frozen=True):
     is_async: bool
     retry: Retry | None
     timeout_s: float | None
+    in_process: bool
 
 
 class Context(msgspec.Struct, eq=False, gc=False):
@@ -221,19 +226,26 @@ class Worker:
         return self._loop
 
     def on(
-        self, type: str = ANY, *, retry: Retry | None = None, timeout_s: float | None = None
+        self, type: str = ANY, *, retry: Retry | None = None, timeout_s: float | None = None, process: bool = False
     ) -> Callable[[HandlerT], HandlerT]:
         """Handle messages of this type (`"*"`: of every type without a handler of its own).
 
         An `async def` runs on the event loop, a plain `def` in a thread. `retry` and `timeout_s` replace
         the protocol's defaults; after `timeout_s` the handler is cancelled, which is a failed attempt. A
         thread cannot be cancelled: its late result is dropped.
+
+        With `process=True` a plain `def` at the top of a module runs in a process of its own, one of at most
+        `concurrency`; its second argument knows the `attempt` alone. A process that dies is a failed attempt, and a
+        handler that is cancelled ends with its process.
         """
 
         def register(handler: HandlerT) -> HandlerT:
             if type in self._entries:
                 raise SettingsError(f"worker {self.name} has two handlers for {type!r}")
-            self._entries[type] = _Entry(handler, inspect.iscoroutinefunction(handler), retry, timeout_s)
+            is_async = inspect.iscoroutinefunction(handler)
+            if process and is_async:
+                raise SettingsError(f"worker {self.name}: process=True is for a plain function, not for an async one")
+            self._entries[type] = _Entry(handler, is_async, retry, timeout_s, process)
             return handler
 
         return register
@@ -250,6 +262,7 @@ class Worker:
         types = self.types
         await protocol.subscribe(self.name, types, groups=self.groups, mode=self.mode)
         self._loop = asyncio.get_running_loop()
+        processes = self._pool()
         threads = ThreadPoolExecutor(self.concurrency, thread_name_prefix=f"hivewire-{self.name}")
         limits = [entry.timeout_s for entry in self._entries.values()]
 
@@ -274,6 +287,8 @@ class Worker:
                 raise NoHandler(f"worker {self.name} has no handler for type {message.type!r} in this process")
             if entry.is_async:
                 result = await entry.handler(message, context)
+            elif entry.in_process and processes is not None:
+                result = await processes.run(entry.handler, message, context.attempt)
             else:
                 result = await in_thread(entry.handler, message, context)
                 if inspect.isawaitable(result):  # a plain wrapper around an async function
@@ -293,6 +308,19 @@ class Worker:
             )
         finally:
             threads.shutdown(wait=False, cancel_futures=True)
+            if processes is not None:
+                processes.close()
+
+    def _pool(self) -> Pool | None:
+        """Processes for the handlers that want one."""
+        wanting = [entry.handler for entry in self._entries.values() if entry.in_process]
+        if not wanting:
+            return None
+        from hivewire.coordination.processes import Pool, check
+
+        for handler in wanting:
+            check(self.name, handler)
+        return Pool(self.name, self.concurrency)
 
     def _timeout(self, type: str) -> float | None:
         entry = self._entry(type)
