@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import msgspec
 
@@ -13,8 +13,10 @@ from hivewire.backend import Depth, Mode
 from hivewire.delivery import Delivery
 from hivewire.message import Message
 from hivewire.rules.retry import Retry
-from hivewire.rules.schedule import CatchUp as CatchUp
 from hivewire.rules.trail import Explanation as Explanation
+
+if TYPE_CHECKING:
+    from hivewire.rules.schedule import CatchUp
 
 
 class Receipt(msgspec.Struct, frozen=True, gc=False):

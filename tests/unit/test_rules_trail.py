@@ -7,7 +7,8 @@ from itertools import permutations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hivewire.rules.trail import Event, Place, beyond, in_order, pack, sentence, unpack, whereabouts
+from hivewire.rules.chunks import beyond, pack, unpack
+from hivewire.rules.trail import Event, Place, in_order, sentence, whereabouts
 
 
 def _event(at: float, what: str, attempt: int = 0, replay: int = 0, id: str = "a") -> Event:

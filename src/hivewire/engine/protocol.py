@@ -44,7 +44,6 @@ from hivewire.errors import (
 from hivewire.ids import derived_id
 from hivewire.message import UNORDERED, Message
 from hivewire.protocol import (
-    CatchUp,
     DeadLetter,
     Delayed,
     Explanation,
@@ -58,6 +57,7 @@ from hivewire.protocol import (
     Value,
 )
 from hivewire.rules.retry import Retry
+from hivewire.rules.schedule import CatchUp
 from hivewire.settings import Settings
 
 log = logging.getLogger(__name__)

@@ -6,7 +6,8 @@ from collections.abc import Sequence, Set
 
 from hivewire.backend import TRAIL_PREFIX, Backend, Dead, Unfinished
 from hivewire.record import Fetched
-from hivewire.rules.trail import Event, What, beyond, in_order, pack, unpack
+from hivewire.rules.chunks import beyond, pack, unpack
+from hivewire.rules.trail import Event, What, in_order
 from hivewire.settings import Settings
 
 _MOST_UNWRITTEN = 20_000

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, tzinfo
-from typing import Final, Literal, Protocol
+from typing import TYPE_CHECKING, Final, Literal, Protocol
 
 import msgspec
 
-from hivewire.rules.cron import Cron
+if TYPE_CHECKING:
+    from hivewire.rules.cron import Cron
 
 CatchUp = Literal["one", "all", "none"]
 

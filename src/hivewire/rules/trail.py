@@ -12,7 +12,6 @@ What = Literal[
     "dead", "replayed", "purged", "cancelled",
 ]  # fmt: skip
 
-_VERSION = 1
 _BEFORE: Final[dict[str, int]] = {"sent": 0, "stored": 1}
 """A sender hears that its message is stored when others may have it already: these come first all the same."""
 
@@ -54,36 +53,6 @@ class Explanation(msgspec.Struct, frozen=True, kw_only=True):
     unsearched: Sequence[str] = ()
 
 
-class _Chunk(msgspec.Struct, array_like=True):
-    version: int
-    worker: str
-    events: Sequence[Event]
-
-
-_encoder = msgspec.msgpack.Encoder()
-_decoder = msgspec.msgpack.Decoder(_Chunk)
-
-
-def pack(worker: str, events: Sequence[Event]) -> bytes:
-    """Events of one process, for the store."""
-    return _encoder.encode(_Chunk(_VERSION, worker, events))
-
-
-def unpack(chunk: bytes, id: str) -> list[Event]:
-    """The events of this message and of its copies for a group's members. Nothing of a chunk that cannot be
-    read: another version may have written it."""
-    try:
-        found = _decoder.decode(chunk)
-    except msgspec.DecodeError:
-        return []
-    copies = id + "@"
-    return [
-        msgspec.structs.replace(event, worker=found.worker)
-        for event in found.events
-        if event.id == id or event.id.startswith(copies)
-    ]
-
-
 def in_order(events: Iterable[Event]) -> list[Event]:
     """As it happened: by life, and within one by time, but for what must have come first.
 
@@ -104,19 +73,6 @@ def in_order(events: Iterable[Event]) -> list[Event]:
         return min(event.at, first.get((event.id, event.replay), event.at)), rank
 
     return sorted(ordered, key=place)
-
-
-def beyond(sizes: Sequence[int], most: int) -> int:
-    """How many of the oldest must go, so that the rest holds at most `most` bytes together.
-
-    >>> beyond([4, 4, 4], 9)
-    1
-    """
-    total, gone = sum(sizes), 0
-    while total > most:
-        total -= sizes[gone]
-        gone += 1
-    return gone
 
 
 _SAYS: Final[dict[str, str]] = {
