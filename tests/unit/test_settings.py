@@ -145,7 +145,7 @@ def test_the_defaults_of_the_reference() -> None:
     redis, kafka = RedisSettings(), KafkaSettings()
     assert (redis.addr, redis.password.reveal(), redis.db) == ("localhost:6379", "", 0)
     assert (redis.min_idle_conns, redis.max_retries, redis.dial_timeout_s) == (5, 3, 5)
-    assert (redis.read_timeout_s, redis.write_timeout_s, redis.block_timeout_s) == (3, 3, 5)
+    assert (redis.read_timeout_s, redis.write_timeout_s) == (3, 3)
     assert redis.consumer_group == "multiagent"
     assert (kafka.brokers, kafka.group_id, kafka.topic_prefix) == (
         ("localhost:9092",),
@@ -164,6 +164,7 @@ def test_each_default_that_differs_from_the_reference_says_why() -> None:
     differs = {setting.name for setting in EVERY if setting.about.reference}
     assert differs == {
         "inmemory.max_queue_size", "redis.message_ttl_s", "redis.stream_max_len", "redis.pool_size",
+        "redis.block_timeout_s",
         "redis.pipeline_size", "redis.flush_interval_s", "kafka.message_ttl_s",
         "kafka.require_acks", "kafka.batch_timeout_s",
     }  # fmt: skip

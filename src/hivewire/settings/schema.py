@@ -88,7 +88,9 @@ class RedisSettings(msgspec.Struct, frozen=True, kw_only=True):
         int | None,
         About("cap of each agent's queue", least=1, reference="10000", why=_NO_TRIM, sets="queue_cap"),
     ] = None
-    consumer_group: Annotated[str, About("name of the consumer group", env="REDIS_CONSUMER_GROUP")] = "multiagent"
+    consumer_group: Annotated[
+        str, About("name of the consumer group in which streams of the reference are read", env="REDIS_CONSUMER_GROUP")
+    ] = "multiagent"
     inlet: Annotated[
         bool,
         About("take what programs of the reference send to agents that are served here (multiagent:stream:<agent>)"),
@@ -98,7 +100,11 @@ class RedisSettings(msgspec.Struct, frozen=True, kw_only=True):
         About("send where programs of the reference read; what they do to their streams, trimming too, holds then"),
     ] = False
     consumer_name: Annotated[str | None, About("name of this consumer; none: a random one", sets="worker_name")] = None
-    block_timeout_s: Annotated[float, About("time of one blocking read", least=0.001)] = 5.0
+    block_timeout_s: Annotated[
+        float,
+        About("longest wait for news before a queue is read without any", least=0.001, reference="5s", why="so long "
+              "may a message wait whose bell was lost, or that another program has stored"),
+    ] = 2.0  # fmt: skip
     pipeline_size: Annotated[
         int | None,
         About("most commands under way on one connection; none: no limit", least=1, reference="100",

@@ -97,7 +97,8 @@ class RedisConsumer(Consumer):
         if self._closed or limit <= 0 or lanes <= 0 or run <= 0:
             return ()
         loop = asyncio.get_running_loop()
-        until, look_s = loop.time() + wait_s, reading.LOOK_FIRST_S
+        until, look_s = loop.time() + wait_s, self.backend.settings.redis.block_timeout_s
+        most_s = reading.LOOK_RARER * look_s
         with self.tenure.fetching():
             await self.tenure.awake()
             if wait_s <= 0:  # what was stored just now: its bell may still be on the way
@@ -115,7 +116,7 @@ class RedisConsumer(Consumer):
                     async with asyncio.timeout(min(left, look_s)):
                         await self._news.wait()
                 except TimeoutError:
-                    look_s = min(2 * look_s, reading.LOOK_MOST_S)
+                    look_s = min(2 * look_s, most_s)
                     self._look_again()
 
     async def _read(self, limit: int) -> None:

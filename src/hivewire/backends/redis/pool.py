@@ -17,7 +17,7 @@ from hivewire.backends.redis.keys import EPOCH, INLET_BELL, Names
 from hivewire.backends.redis.late import Late
 from hivewire.backends.redis.link import good
 from hivewire.backends.redis.packing import life_of, pack_dead, pack_state
-from hivewire.backends.redis.reading import LOOK_FIRST_S, LOOK_MOST_S, entry_id, read, remember
+from hivewire.backends.redis.reading import LOOK_RARER, entry_id, read, remember
 from hivewire.backends.redis.standing import Standing
 from hivewire.errors import BackendError
 from hivewire.rules import priority as priorities
@@ -107,7 +107,8 @@ class PoolConsumer(Consumer):
         if self._closed or room <= 0:
             return ()
         loop = asyncio.get_running_loop()
-        until, look_s = loop.time() + wait_s, LOOK_FIRST_S
+        until, look_s = loop.time() + wait_s, self.backend.settings.redis.block_timeout_s
+        most_s = LOOK_RARER * look_s
         if wait_s <= 0:
             self._is_hot = True
         while True:
@@ -123,7 +124,7 @@ class PoolConsumer(Consumer):
                 async with asyncio.timeout(min(left, look_s)):
                     await self._news.wait()
             except TimeoutError:
-                look_s = min(2 * look_s, LOOK_MOST_S)
+                look_s = min(2 * look_s, most_s)
                 self._is_hot = True
 
     async def _take(self, room: int) -> Sequence[Fetched]:

@@ -9,9 +9,9 @@ from typing import Any
 from hivewire.backend import Fetched, Record
 from hivewire.backends.redis.packing import unpack, unpack_state
 
-LOOK_FIRST_S = 2.0
-"""When who waits looks anew, should a bell have been lost; then in twice that time …"""
-LOOK_MOST_S = 10.0
+LOOK_RARER = 5
+"""Who waits looks anew after `block_timeout_s`, should a bell have been lost; then in twice that time … up to so many
+times."""
 
 
 def position(id: bytes) -> tuple[int, int]:
