@@ -287,6 +287,8 @@ def test_a_folder_in_place_of_the_file_is_refused() -> None:
         ("redis://h", {"redis.addr": "h:6379", "redis.db": 0, "redis.tls": False}),
         ("redis://h:1/5?pool_size=2", {"redis.addr": "h:1", "redis.db": 5, "redis.pool_size": 2}),
         ("redis://a,b:1,[::1]", {"redis.addr": "a:6379,b:1,[::1]:6379", "url": "redis://a:6379,b:1,[::1]:6379"}),
+        ("redis://a,b", {"redis.cluster": True}),
+        ("redis://a,b?sentinel_master=m", {"redis.cluster": False}),
         ("redis://h?cluster=true", {"redis.addr": "h:6379", "redis.cluster": True}),
         ("redis://s1:1,s2/2?sentinel_master=m", {"redis.sentinel_master": "m", "redis.db": 2}),
         (
@@ -315,7 +317,7 @@ def test_what_a_url_says(url: str, expected: dict[str, Any]) -> None:
      "redis://h:99999", "redis://h:x", "redis://a b", "redis://h#1", "redis://h/1/2", "kafka://h/topic", "kafka://h:1:2",
      "kafka://u:p@h", "kafka://a b", "memory://?leese=1", "memory://?lease_s=0", "memory://?lease_s=1&lease_s=2",
      "memory://?lease_s", "memory://?url=x", "memory://?protocol=kafka", "memory://?lease_s=%ff", "redis://?db=1&redis.db=2",
-     "redis://h/1?db=2", "redis://a,/", "redis://a,b/1", "redis://a/1?cluster=yes", "redis://a?cluster=yes&sentinel_master=m",
+     "redis://h/1?db=2", "redis://a,/", "redis://a,b/1", "redis://a/1?cluster=yes", "redis://a,b?cluster=no", "redis://a?cluster=yes&sentinel_master=m",
      "memory://?kafka.group_id=x"],
 )  # fmt: skip
 def test_urls_that_are_refused(url: str) -> None:

@@ -289,5 +289,11 @@ def _check_redis(values: dict[str, Any], origins: dict[str, str]) -> None:
     if values.get("redis.cluster") and master:
         where = origins["redis.sentinel_master"]
         raise SettingsError(f"the setting redis.sentinel_master in {where}: a cluster (redis.cluster) has no sentinels")
-    if values.get("redis.db") and not master and (several or values.get("redis.cluster")):
+    if several and not master:
+        if values.get("redis.cluster") is False:
+            where = origins["redis.cluster"]
+            raise SettingsError(f"the setting redis.cluster in {where}: several addresses are those of a cluster")
+        values["redis.cluster"] = True
+        origins["redis.cluster"] = origins["redis.addr"]
+    if values.get("redis.db") and values.get("redis.cluster"):
         raise SettingsError(f"the setting redis.db in {origins['redis.db']}: accepted is 0; a cluster has no other")

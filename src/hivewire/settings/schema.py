@@ -89,8 +89,10 @@ class RedisSettings(msgspec.Struct, frozen=True, kw_only=True):
         About("cap of each agent's queue", least=1, reference="10000", why=_NO_TRIM, sets="queue_cap"),
     ] = None
     consumer_group: Annotated[
-        str, About("name of the consumer group in which streams of the reference are read", env="REDIS_CONSUMER_GROUP")
-    ] = "multiagent"
+        str,
+        About("the reference's consumer group; ours has a name of its own, so that its readers miss nothing",
+              env="REDIS_CONSUMER_GROUP"),
+    ] = "multiagent"  # fmt: skip
     inlet: Annotated[
         bool,
         About("take what programs of the reference send to agents that are served here (multiagent:stream:<agent>)"),
