@@ -205,7 +205,7 @@ async def _store(protocol: Protocol, settings: Settings) -> AsyncIterator[Findin
     lasting = {
         "volatile": "messages vanish with this process or server",
         "unknown": "the server does not tell what it keeps; assume nothing",
-        "process": "messages survive the death of every process, not of the machine",
+        "process": "messages survive the death of every process that uses the store, not of the machine",
         "disk": "a sent message is on the disk",
     }
     detail = f"{health.durability}: {lasting.get(health.durability, '')}"
