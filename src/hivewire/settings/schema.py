@@ -105,8 +105,8 @@ class RedisSettings(msgspec.Struct, frozen=True, kw_only=True):
     block_timeout_s: Annotated[
         float,
         About("wait for news before a queue is read without any; while there is none, up to five times that",
-              least=0.001, reference="5s", why="so long may a message wait whose bell was lost, or that another program "
-              "has stored"),
+              least=0.001, reference="5s", why="so long may a message wait whose bell was lost, or that another "
+              "program has stored"),
     ] = 2.0  # fmt: skip
     pipeline_size: Annotated[
         int | None,
