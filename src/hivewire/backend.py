@@ -387,7 +387,7 @@ class Backend(ABC):
 
     @abstractmethod
     async def drop_queue(self, queue: str) -> None:
-        """Remove a queue and all in it. Used for reply mailboxes only."""
+        """Remove a queue and all in it: a reply mailbox, or that of an agent that is forgotten."""
 
     @abstractmethod
     async def publish(self, channel: str, body: bytes) -> None:

@@ -38,6 +38,7 @@ class Priority(IntEnum):
 
 
 PROGRESS: Final = "hivewire_progress"
+BEGUN: Final = "begun"
 """In the metadata of what a handler tells about its work."""
 
 EFFECTS: Final = "hivewire_effects"

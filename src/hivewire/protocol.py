@@ -207,6 +207,11 @@ class Protocol(ABC):
         """Agents that have a queue."""
 
     @abstractmethod
+    async def forget(self, agent: str) -> None:
+        """Remove an agent that nobody needs any more: its subscription, and its queue with every message and
+        dead letter in it. Nobody may receive for it meanwhile; a later send makes a new queue."""
+
+    @abstractmethod
     async def depth(self, agent: str) -> Depth: ...
 
     @abstractmethod

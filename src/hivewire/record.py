@@ -35,6 +35,12 @@ class Record(msgspec.Struct, gc=False):
     """The idempotency key; only where the store cannot check it itself."""
 
 
+def lane_of(record: Record, *, competing: bool) -> str:
+    """What is handled one at a time: a key, or in competing mode each message by itself. Where the store does
+    not check idempotency keys, the messages that have the same one must meet, so that one of them is handled."""
+    return (record.dedup_key or record.id) if competing else record.key
+
+
 def life(record: Record) -> Hashable:
     """What names one life of a message: the id, and the replay number when there is one."""
     return (record.id, record.replay) if record.replay else record.id

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Hashable, Sequence, Set
 from typing import Any
 
@@ -14,9 +15,14 @@ from hivewire.engine import sender as engine_sender
 from hivewire.engine.crew import Crew
 from hivewire.engine.delivery import EngineDelivery
 from hivewire.engine.inbox import Inbox
+from hivewire.engine.protocol import Engine
+from hivewire.engine.sender import Sender
 from hivewire.engine.shards import Shard
 from hivewire.engine.subscriptions import Subscriptions
+from hivewire.errors import QueueFull
+from hivewire.message import Message
 from hivewire.record import Fetched, names
+from hivewire.rules import lanes as rules_lanes
 from hivewire.rules.lanes import Lane, Lanes
 from hivewire.rules.watermark import Watermark
 from hivewire.testing.profiles_driver import ProfileConsumer
@@ -247,6 +253,58 @@ def idempotency_key_not_checked(patch: pytest.MonkeyPatch) -> None:
         return original(self, batch)
 
     patch.setattr(World, "append", append)
+
+
+@planted("kafka", caught_by="only_owners_commit")
+def fence_not_checked_by_the_broker(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(KafkaWorld, "is_fenced_out", lambda *where: False)
+
+
+@planted("redis", "kafka")
+def lane_left_early_does_not_let_its_shard_go(patch: pytest.MonkeyPatch) -> None:
+    def put_back(self: Inbox, lane: Lane, *, first: bool = False) -> None:
+        self.lanes.resume(lane)
+
+    patch.setattr(Inbox, "put_back", put_back)
+
+
+@planted("sql", "redis", "kafka", caught_by="nothing_lost")
+def refused_by_a_full_queue_and_called_sent(patch: pytest.MonkeyPatch) -> None:
+    original = Sender._try
+
+    async def without_refusals(self: Sender, batch: Sequence[Append]) -> dict[int, Any]:
+        problems = await original(self, batch)
+        return {place: problem for place, problem in problems.items() if not isinstance(problem, QueueFull)}
+
+    patch.setattr(Sender, "_try", without_refusals)
+
+
+@planted("sql", "redis", "kafka", caught_by="answers")
+def reply_given_to_another_request(patch: pytest.MonkeyPatch) -> None:
+    original = Engine.reply
+
+    async def mixed_up(self: Engine, message: Message, content: Any, **how: Any) -> Any:
+        return await original(self, message, f"not {content}", **how)
+
+    patch.setattr(Engine, "reply", mixed_up)
+
+
+@planted("sql", "redis", "kafka", caught_by="shouts")
+def volatile_broadcast_handed_out_twice(patch: pytest.MonkeyPatch) -> None:
+    original = Inbox.push_volatile
+
+    def twice(self: Inbox, id: str, body: bytes, type: str) -> None:
+        original(self, id, body, type)
+        original(self, id, body, type)
+
+    patch.setattr(Inbox, "push_volatile", twice)
+
+
+@planted("sql", "redis", "kafka", caught_by="one_at_a_time")
+def copies_in_competing_mode_run_side_by_side(patch: pytest.MonkeyPatch) -> None:
+    """A second copy of a message beside the first."""
+    count = itertools.count()
+    patch.setattr(rules_lanes, "lane_of", lambda record, competing: f"{record.id}/{next(count)}")
 
 
 @pytest.mark.parametrize(

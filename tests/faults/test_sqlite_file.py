@@ -8,6 +8,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -205,6 +206,85 @@ async def test_a_full_disk_refuses_and_goes_on_when_there_is_room(tmp_path: Path
     async with connect(f"sqlite:///{path}") as protocol:
         taken = await take(protocol, "a", stored, within_s=30)
         assert [delivery.message.content["n"] for delivery in taken] == list(range(stored))
+
+
+SMALL_DISK = """
+import asyncio, sys
+from pathlib import Path
+from hivewire.errors import BackendError
+from hivewire.factory import connect
+from hivewire.message import Message
+
+def fill(ballast):
+    with ballast.open("wb", buffering=0) as file:
+        size = 1 << 16
+        while size:
+            try:
+                file.write(b"x" * size)
+            except OSError:
+                size //= 2
+
+async def main(folder):
+    ballast = folder / "ballast"
+    async with connect(f"sqlite:///{folder}/small.db") as protocol:
+        stored = refused = 0
+
+        async def send():
+            nonlocal stored
+            content = {"n": stored, "text": "y" * 2000}
+            await protocol.send(Message(type="task", sender="me", to="a", content=content), timeout_s=0.5)
+            stored += 1
+
+        for _ in range(20):
+            await send()
+        for _ in range(3):  # full, free, full again
+            fill(ballast)
+            while True:
+                try:
+                    await send()
+                except BackendError as error:
+                    refused += 1
+                    print("refused", error)
+                    break
+                assert stored < 5000, "never full"
+            print("health", (await protocol.health()).ok)
+            ballast.unlink()
+            await send()
+            print("health", (await protocol.health()).ok)
+        taken = []
+        while len(taken) < stored:
+            for delivery in await protocol.receive("a", limit=100, wait_s=10.0):
+                async with delivery:
+                    taken.append(delivery.message.content["n"])
+        assert taken == list(range(stored)), taken
+    print("stored", stored, "refused", refused)
+
+asyncio.run(main(Path(sys.argv[1])))
+"""
+IN_A_SMALL_DISK = ("unshare", "-rm", "sh", "-c", 'mount -t tmpfs -o size=24m tmpfs "$0" && exec "$@"')
+
+
+def can_mount() -> bool:
+    """Root may; others where the kernel lets them have a name space of their own."""
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            return not subprocess.run([*IN_A_SMALL_DISK, folder, "true"], check=False, capture_output=True).returncode
+        except FileNotFoundError:
+            return False
+
+
+@pytest.mark.skipif(not can_mount(), reason="nobody may mount here: the imitated full disk must do")
+def test_a_disk_that_is_really_full_refuses_and_goes_on_when_there_is_room(tmp_path: Path) -> None:
+    command = [*IN_A_SMALL_DISK, str(tmp_path), sys.executable, "-c", SMALL_DISK, str(tmp_path)]
+    ran = subprocess.run(
+        command, check=False, capture_output=True, text=True, timeout=120, env={**os.environ, "PYTHONPATH": str(SOURCE)}
+    )
+    assert ran.returncode == 0, ran.stderr
+    said = ran.stdout.splitlines()
+    refusals = [line for line in said if line.startswith("refused")]
+    assert len(refusals) == 3
+    assert all("disk" in line and "small.db" in line for line in refusals)
+    assert [line for line in said if line.startswith("health")] == ["health False", "health True"] * 3
 
 
 HOLDER = """

@@ -288,6 +288,18 @@ def test_a_second_ctrl_c_ends_at_once(hive: Hive, journal: Journal) -> None:
     assert wait_for_end(pid, within_s=0)
 
 
+def test_a_deadline_ends_the_run_and_says_so(hive: Hive, journal: Journal) -> None:
+    journal.plan(subtask("a"), subtask("stuck", "a", waits=True))
+    ran = hivewire(hive, *RUN, "--deadline", "3s", "--grace", "500ms")
+    assert ran.code == 1
+    assert "failed: the run did not end within 3.0 s" in ran.out
+    listed = hivewire(
+        hive, "queues", "--protocol", f"sqlite:///{hive.folder}/hivewire-out/hivewire/messages.db", "--json"
+    )
+    assert listed.code == 0, listed.err
+    assert not [queue for queue in json.loads(listed.out) if queue["agent"].startswith("run-")]
+
+
 # Which run, and refusals.
 
 

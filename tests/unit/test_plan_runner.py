@@ -53,12 +53,16 @@ class Team:
         self.store = PlanStore()
         self.counts = Counts()
 
-    def start(self, *subtasks: Subtask, run: str = "r", **run_input: Any) -> str:
-        self.store.create(new_run(run, Plan(subtasks=subtasks), self.roster.capabilities, run_input), created_at=0.0)
+    def start(self, *subtasks: Subtask, run: str = "r", deadline_s: float | None = None, **run_input: Any) -> str:
+        plan = Plan(subtasks=subtasks)
+        self.store.create(new_run(run, plan, self.roster.capabilities, run_input, timeout_s=deadline_s), created_at=0.0)
         return run
 
     async def execute(self, protocol: Protocol, run: str = "r") -> RunState:
-        return await Runner(protocol, self.store, self.roster, run, watcher=self.counts).execute()
+        return await self.runner(protocol, run).execute()
+
+    def runner(self, protocol: Protocol, run: str = "r") -> Runner:
+        return Runner(protocol, self.store, self.roster, run, watcher=self.counts)
 
 
 @asynccontextmanager
@@ -175,8 +179,40 @@ async def test_a_timeout_ends_a_subtask_and_its_late_result_is_ignored() -> None
         made.start(sub("slow", "work", timeout_s=0.3), sub("other", "work", "slow"))
         state = await made.execute(protocol)
         free.set()
-    assert state.rows["slow"].error == "no result within 0.3 s"
+    assert state.rows["slow"].error == "no result within 0.3 s of its start"
     assert state.rows["other"].status == "skipped"
+
+
+async def test_the_time_of_a_subtask_counts_from_its_start_not_from_its_sending() -> None:
+    work = worker("work", concurrency=1)
+
+    @work.on("task")
+    async def busy(task: Message, ctx: Context) -> Any:
+        await asyncio.sleep(0.4)
+        return {}
+
+    async with team(work) as (made, protocol):
+        made.start(*(sub(f"s{number}", "work", timeout_s=0.9) for number in range(4)))
+        state = await made.execute(protocol)
+    assert {row.status for row in state.rows.values()} == {"done"}
+
+
+async def test_a_deadline_ends_the_run_and_no_mailbox_is_left() -> None:
+    work = worker("work")
+
+    @work.on("task")
+    async def endless(task: Message, ctx: Context) -> Any:
+        await asyncio.sleep(60)
+
+    async with team(work) as (made, protocol):
+        made.start(sub("a", "work"), sub("b", "work", "a"), deadline_s=0.3)
+        runner = made.runner(protocol)
+        state = await runner.execute()
+        await runner.leave()
+        assert not [agent for agent in await protocol.agents() if agent.startswith("run-")]
+    assert state.header.status == "failed"
+    assert "within 0.3 s" in state.header.reason
+    assert {row.status for row in state.rows.values()} == {"cancelled"}
 
 
 async def test_outputs_too_large_to_send_on_fail_with_the_reason() -> None:

@@ -15,6 +15,7 @@ from hivewire.errors import CoordinationError
 from hivewire.rules.plan import Plan, Subtask, is_pattern
 from hivewire.rules.plan_state import (
     SCHEMA,
+    Begun,
     Cancel,
     Command,
     Dispatch,
@@ -218,14 +219,20 @@ def test_what_was_sent_back_replaces_the_subtasks_it_had_returned() -> None:
 
 
 def test_a_timer_fails_the_attempt_it_was_set_for_and_no_other() -> None:
-    state, commands = begin(sub("a", timeout_s=5.0), sub("b"))
-    timer = next(command for command in commands if isinstance(command, SetTimer))
-    assert timer.due_at == 5.0
+    state, commands = begin(sub("a", timeout_s=5.0), sub("b", timeout_s=5.0))
+    assert not any(isinstance(command, SetTimer) for command in commands)  # waiting in the queue does not count
+    row = state.rows["a"]
+    begun = Begun(at=7, version=row.version, subtask="a", attempt=row.attempt)
+    state, commands = step(state, begun)
+    (timer,) = (command for command in commands if isinstance(command, SetTimer))
+    assert timer.due_at == 12.0
+    assert step(state, begun) == (state, [])  # the second start, after a crash, has what is left
     same, commands = step(state, Timer(at=5, subtask="a", generation=timer.generation + 1))
     assert same is state
     assert commands == []
-    state, _ = step(state, Timer(at=5, subtask="a", generation=timer.generation))
-    assert state.rows["a"].error == "no result within 5.0 s"
+    state, _ = step(state, Timer(at=12, subtask="a", generation=timer.generation))
+    assert state.rows["a"].error == "no result within 5.0 s of its start"
+    assert state.rows["b"].status == "running"
 
 
 def test_cancel_ends_the_run_and_late_results_change_nothing() -> None:

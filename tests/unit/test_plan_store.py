@@ -14,7 +14,7 @@ import pytest
 from hivewire.coordination.plan_store import Incoming, PlanStore
 from hivewire.errors import CoordinationError
 from hivewire.rules.plan import Plan, Subtask
-from hivewire.rules.plan_state import Dispatch, Event, RunState, SendBack, Started, dump, event_of, new_run
+from hivewire.rules.plan_state import Begun, Dispatch, Event, RunState, SendBack, Started, dump, event_of, new_run
 from tests.unit.dying import Crash, DyingConnection
 
 
@@ -132,7 +132,12 @@ def test_the_outbox_is_in_the_order_of_the_decisions_whatever_the_ids_are() -> N
 
 def test_timers_are_given_until_they_are_dealt_with_and_never_after() -> None:
     store = PlanStore()
-    started(store, plan=Plan(subtasks=(sub("a", timeout_s=5.0), sub("b", timeout_s=5.0))))
+    state = started(store, plan=Plan(subtasks=(sub("a", timeout_s=5.0), sub("b", timeout_s=5.0))))
+    begun = [
+        Incoming(f"begun:{row.message_id}", Begun(at=1.0, version=1, subtask=name, attempt=row.attempt))
+        for name, row in state.rows.items()
+    ]
+    store.apply("r", begun)
     assert store.due("r", now=5.9) == []
     due = store.due("r", now=6.0)
     assert store.due("r", now=6.0) == due

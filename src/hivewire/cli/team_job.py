@@ -49,6 +49,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     """The messages are in the default file, which belongs to this out folder alone."""
     processes: int
     grace_s: float
+    deadline_s: float | None
     choice: str | None
     """`resume`, `new`, or None: resume when there is something to resume."""
     has_chaos: bool = False
@@ -73,6 +74,12 @@ def add_run_options(parser: argparse.ArgumentParser, *, out: str) -> None:
     parser.add_argument("--processes", type=count, metavar="N", help="how many worker processes (2 to 4, by the cores)")
     parser.add_argument(
         "--grace", type=duration_s, default=10.0, metavar="TIME", help="time to finish what runs after Ctrl-C (10s)"
+    )
+    parser.add_argument(
+        "--deadline",
+        type=duration_s,
+        metavar="TIME",
+        help="end the run when it is not done so long after its start",
     )
     again = parser.add_mutually_exclusive_group()
     again.add_argument("--resume", action="store_true", help="go on with the unfinished run in DIR (the default)")
@@ -101,6 +108,7 @@ def job_from(args: argparse.Namespace, command: str, plan: Plan, team: str, **fi
         has_own_store=protocol is not None and args.protocol is None and protocol.startswith("sqlite:"),
         processes=args.processes or max(2, min(4, os.cpu_count() or 2)),
         grace_s=args.grace,
+        deadline_s=args.deadline,
         choice="resume" if args.resume else "new" if args.new else None,
         as_json=args.json,
         **fields,
@@ -177,7 +185,7 @@ def choose_run(job: Job, store: PlanStore, roster: Roster) -> tuple[RunState, bo
         return state, True
     if job.choice == "resume":
         raise UsageError(f"there is no unfinished run in {job.out}; start one without --resume")
-    state = new_run(secrets.token_hex(6), job.plan, roster.capabilities, job.run_input)
+    state = new_run(secrets.token_hex(6), job.plan, roster.capabilities, job.run_input, timeout_s=job.deadline_s)
     for entry in store.runs():
         store.drop(entry.run)
     if job.has_own_store:  # nobody will read what the earlier runs have left in it

@@ -110,6 +110,8 @@ class _Errand:
                     self.live.tell(f"stopping: what runs has {self._job.grace_s:g} s to finish (Ctrl-C again: at once)")
                 members.stop()
                 await asyncio.wait([serving])
+                if working.done() and not working.exception():
+                    await runner.leave()
                 for task in (working, ticking, asked):
                     task.cancel()
         finally:
@@ -165,6 +167,7 @@ class _Errand:
         figures: dict[str, Any] = {
             "run": self._run,
             "status": state.header.status if state.is_finished else "unfinished",
+            "reason": state.header.reason,
             "subtasks": len(rows),
             "done": done,
             "elapsed_s": round(time.time() - tally.began_at, 3),
@@ -199,6 +202,8 @@ class _Errand:
         if figures["skipped"]:
             shown = ", ".join(figures["skipped"][:5]) + (" …" if len(figures["skipped"]) > 5 else "")
             tell(f"skipped, because of what they depend on: {shown}")
+        if figures["status"] == "failed" and not figures["failed"]:
+            tell(f"failed: {figures['reason']}")
         for line in figures["checks"]:
             tell(f"checked: {line}")
         tell(

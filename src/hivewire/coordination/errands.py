@@ -22,6 +22,7 @@ from hivewire.message import UNORDERED, Message, MessageType
 from hivewire.protocol import Protocol
 from hivewire.rules.plan_limits import Capability
 from hivewire.rules.plan_state import (
+    Begun,
     Dispatch,
     Failed,
     MakePlan,
@@ -29,6 +30,7 @@ from hivewire.rules.plan_state import (
     Row,
     RunState,
     Timer,
+    begun_message,
     content_of,
     event_of,
     marks_of,
@@ -105,11 +107,11 @@ class Errands:
         await _acknowledge([delivery])
 
     async def _take(self, run: str, deliveries: Sequence[Delivery]) -> None:
-        answers = [d.message for d in deliveries if d.message.type != MessageType.EVENT]
+        answers = [d.message for d in deliveries if _concerns_the_state(d.message)]
         notes = [
             (d.message.id, self._clock(), {"type": "progress", "from": d.message.sender, "content": d.message.content})
             for d in deliveries
-            if d.message.type == MessageType.EVENT
+            if not _concerns_the_state(d.message)
         ]
         try:
             if notes:
@@ -126,11 +128,16 @@ class Errands:
 
     def _meaning(self, answers: Sequence[Message], state: RunState) -> list[Incoming]:
         waiting = {row.message_id: row for row in state.rows.values() if row.status == "running"}
-        return [
-            Incoming(f"answer:{message.in_reply_to}", self._event(message, row))
-            for message in answers
-            if (row := waiting.get(message.in_reply_to or "")) is not None
-        ]
+        found = []
+        for message in answers:
+            begun = begun_message(message.content) if message.type == MessageType.EVENT else None
+            row = waiting.get(begun or message.in_reply_to or "")
+            if row is not None and begun:
+                event = Begun(at=self._clock(), version=row.version, subtask=row.spec.name, attempt=row.attempt)
+                found.append(Incoming(f"begun:{begun}", event))
+            elif row is not None:
+                found.append(Incoming(f"answer:{message.in_reply_to}", self._event(message, row)))
+        return found
 
     def _event(self, message: Message, row: Row) -> Any:
         if message.type == MessageType.ERROR:
@@ -231,7 +238,7 @@ class Errands:
             content=content_of(state, row),
             key=UNORDERED,
             priority=row.spec.priority,
-            metadata={"reply_to": mailbox, "progress_to": mailbox, "run": state.header.run, **marks_of(state, row)},
+            metadata={"run": state.header.run, **marks_of(state, row, mailbox)},
         )
 
     # -- plans
@@ -319,3 +326,8 @@ async def _acknowledge(deliveries: Sequence[Delivery]) -> None:
             log.info("an answer comes again; it is known already")
         elif settled is not None:
             raise settled
+
+
+def _concerns_the_state(message: Message) -> bool:
+    """An answer, or the start of a subtask whose time counts from it; other events are only noted."""
+    return message.type != MessageType.EVENT or begun_message(message.content) is not None

@@ -17,6 +17,7 @@ from hivewire.errors import BackendError, DeliveryError, MessageError, NoCapable
 from hivewire.message import UNORDERED, Message, MessageType
 from hivewire.protocol import Protocol
 from hivewire.rules.plan_state import (
+    Begun,
     Cancel,
     Dispatch,
     Event,
@@ -24,6 +25,7 @@ from hivewire.rules.plan_state import (
     Row,
     RunState,
     Started,
+    begun_message,
     content_of,
     event_of,
     marks_of,
@@ -106,6 +108,11 @@ class Runner:
         """End the run now; what its subtasks still answer is ignored."""
         await self._apply([Incoming("cancel", Cancel(at=self._clock(), reason=reason))])
 
+    async def leave(self) -> None:
+        """Remove the run's mailbox, once it is finished and its workers have stopped: nothing comes any more."""
+        if self._state.is_finished:
+            await self._protocol.forget(self._inbox)
+
     async def _follow(self) -> None:
         self._to_send.set()
         self._index()
@@ -166,6 +173,7 @@ class Runner:
         for delivery in deliveries:
             if delivery.message.type == MessageType.EVENT:
                 self._watcher.told(delivery.message)
+                events.update(self._begun(delivery.message))
         if events:
             await self._apply(list(events.values()))
         for settled in await asyncio.gather(*(d.ack() for d in deliveries), return_exceptions=True):
@@ -173,6 +181,15 @@ class Runner:
                 log.info("a result comes again; it is known already", extra={"run": self._run})
             elif settled is not None:
                 raise settled
+
+    def _begun(self, event: Message) -> dict[str, Incoming]:
+        """The start of a subtask whose time is limited, if this event tells of one."""
+        row = self._row_of(begun_message(event.content))
+        if row is None or row.spec.timeout_s is None:
+            return {}
+        name = f"begun:{row.message_id}"
+        begun = Begun(at=self._clock(), version=row.version, subtask=row.spec.name, attempt=row.attempt)
+        return {name: Incoming(name, begun)}
 
     async def _refresh(self) -> None:
         """See what other runners of this run have done meanwhile."""
@@ -255,7 +272,7 @@ class Runner:
             content=content_of(state, row),
             key=UNORDERED,
             priority=row.spec.priority,
-            metadata={"reply_to": self._inbox, "progress_to": self._inbox, **marks_of(state, row)},
+            metadata=marks_of(state, row, self._inbox),
         )
 
     async def _look_around(self) -> None:

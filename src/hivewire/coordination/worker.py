@@ -16,7 +16,7 @@ from hivewire.backend import Mode
 from hivewire.delivery import Delivery
 from hivewire.errors import NoHandler, SettingsError
 from hivewire.ids import derived_id
-from hivewire.message import EFFECTS, PROGRESS, Message
+from hivewire.message import BEGUN, EFFECTS, PROGRESS, Message
 from hivewire.protocol import Protocol, Receipt
 from hivewire.rules.retry import Retry
 
@@ -100,25 +100,32 @@ class Context(msgspec.Struct, eq=False, gc=False):
         """Tell whoever follows the work (`metadata["progress_to"]`), if anybody does."""
         to = self.message.metadata.get("progress_to")
         if to:
-            event = Message(
-                type="event",
-                sender=self.worker.name,
-                to=to,
-                content=content,
-                metadata={PROGRESS: True},
-                in_reply_to=self.message.id,
-                id=self._output_id(to, "event", None)
-                if self.attempt == 1
-                else derived_id(
-                    self.message.id,
-                    self._delivery.replay,
-                    to,
-                    "event",
-                    self.attempt,
-                    self._delivery.next_output(to, "event"),
-                ),
-            )
-            await self.protocol.deliver_reply(event)
+            await self._tell(to, content)
+
+    async def begun(self) -> None:
+        """Tell whoever asked for it (`metadata["start_to"]`) that a handler starts now."""
+        await self._tell(self.message.metadata["start_to"], {"state": BEGUN, "message": self.message.id})
+
+    async def _tell(self, to: str, content: dict[str, Any]) -> None:
+        event = Message(
+            type="event",
+            sender=self.worker.name,
+            to=to,
+            content=content,
+            metadata={PROGRESS: True},
+            in_reply_to=self.message.id,
+            id=self._output_id(to, "event", None)
+            if self.attempt == 1
+            else derived_id(
+                self.message.id,
+                self._delivery.replay,
+                to,
+                "event",
+                self.attempt,
+                self._delivery.next_output(to, "event"),
+            ),
+        )
+        await self.protocol.deliver_reply(event)
 
     def effect_key(self, name: str) -> str:
         """A key for an effect outside: the same at every attempt of this message, over restarts and takeovers; in a
@@ -285,6 +292,8 @@ class Worker:
             entry = self._entry(message.type)
             if entry is None:
                 raise NoHandler(f"worker {self.name} has no handler for type {message.type!r} in this process")
+            if "start_to" in message.metadata:
+                await context.begun()
             if entry.is_async:
                 result = await entry.handler(message, context)
             elif entry.in_process and processes is not None:

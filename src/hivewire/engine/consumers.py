@@ -15,7 +15,7 @@ from hivewire.engine.inbox import Inbox
 from hivewire.engine.pull import Puller
 from hivewire.engine.subscriptions import Subscriptions
 from hivewire.engine.volatile import Volatile
-from hivewire.errors import BackendError
+from hivewire.errors import BackendError, DeliveryError
 
 log = logging.getLogger(__name__)
 
@@ -147,7 +147,7 @@ class Consumers:
     async def retire(self, puller: Puller) -> None:
         """Nobody has received from it for long: its shards go to others."""
         agent = puller.inbox.queue
-        if self._pullers.get(agent) is puller:
+        if self._pullers.get(agent) is puller and not puller.is_used:
             del self._pullers[agent]
             self._inboxes.pop(puller.inbox, None)
             self._volatile.leave(puller.inbox)
@@ -155,6 +155,15 @@ class Consumers:
                 await puller.inbox.close()
             except BackendError as error:
                 log.warning("left without the store; the lease runs out", extra={"queue": agent, "error": str(error)})
+
+    async def leave(self, agent: str) -> None:
+        """Stop receiving for an agent that is to be forgotten. Raises `DeliveryError` while somebody receives."""
+        puller = self._pullers.get(agent)
+        if puller is not None and not puller.is_used:
+            puller.stop()
+            await self.retire(puller)
+        if any(inbox.queue == agent for inbox in self._inboxes):
+            raise DeliveryError(f"forget {agent}: this process is receiving for it; stop that first")
 
     def abandon(self) -> None:
         for inbox in self._inboxes:

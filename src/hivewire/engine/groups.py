@@ -13,7 +13,8 @@ from hivewire.engine.core import Core, lane_key
 from hivewire.engine.crew import Crew
 from hivewire.engine.delivery import EngineDelivery
 from hivewire.engine.inbox import Inbox
-from hivewire.engine.subscriptions import Subscriptions
+from hivewire.engine.subscriptions import Announced, Subscriptions
+from hivewire.errors import BackendError, Closed, HivewireError
 from hivewire.ids import new_id
 from hivewire.message import Message
 
@@ -30,6 +31,8 @@ class Groups:
         self._subscriptions = subscriptions
         self._inboxes: dict[str, Inbox] = {}
         self._starting = asyncio.Lock()
+        self._waiting: dict[str, dict[Announced, asyncio.Future[None]]] = {}
+        self._looking: set[str] = set()
 
     async def ensure(self, group: str) -> None:
         """This process takes part in the fan-out of the group."""
@@ -55,9 +58,38 @@ class Groups:
         body = encode(control, 1024)
         record = Record(control.id, group, body, type=control.type, sender=agent)
         await append(self._core, [Append(GROUP_QUEUE_PREFIX + group, [record], room=Room.ALWAYS)])
-        # Whoever holds the group's queue may be another process: there is no event to wait for.
-        while not await self._subscriptions.is_in_force(group, agent, control.id, joined=joined):  # noqa: ASYNC110
-            await asyncio.sleep(_POLL_S)
+        await self._until_in_force(group, Announced(agent, control.id, joined))
+
+    async def _until_in_force(self, group: str, announced: Announced) -> None:
+        """Whoever holds the group's queue may be another process, so it is looked for: by one for all who wait."""
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        waiting = self._waiting.setdefault(group, {})
+        waiting[announced] = done
+        try:
+            if group not in self._looking:
+                self._core.tasks.start(self._look(group, waiting), f"joins of {group}")
+                self._looking.add(group)
+            await done
+        finally:
+            waiting.pop(announced, None)
+
+    async def _look(self, group: str, waiting: dict[Announced, asyncio.Future[None]]) -> None:
+        error: HivewireError = Closed(f"join {group}: the protocol was closed")
+        try:
+            while waiting:
+                for announced in await self._subscriptions.in_force(group, list(waiting)):
+                    done = waiting.pop(announced, None)
+                    if done is not None and not done.done():
+                        done.set_result(None)
+                await asyncio.sleep(_POLL_S)
+        except BackendError as failed:
+            error = failed
+        finally:
+            self._looking.discard(group)
+            for left in waiting.values():
+                if not left.done():
+                    left.set_exception(error)
+            waiting.clear()
 
     async def _fan_out(self, group: str, delivery: Delivery) -> None:
         assert isinstance(delivery, EngineDelivery)

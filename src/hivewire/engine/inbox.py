@@ -31,6 +31,7 @@ log = logging.getLogger(__name__)
 _QUEUE_FULL_DELAY_S = 0.2
 _SETTLE_RETRY_S = 0.05
 _ROUNDING_S = 1e-6
+_LEAVE_S = 10.0
 _VOLATILE_KEY = "\x00volatile/"
 _MOST_VOLATILE = 10_000
 
@@ -76,6 +77,8 @@ class Inbox(Ownership):
         """Ids that two records held at one time have."""
         self.settling = Settling(queue, self._store, self._stored)
         self._lost_listeners: list[Callable[[Lane], None]] = []
+        self.ending = False
+        """Closing has begun: what is given back then must not be overtaken by what is still on its way here."""
         self.closed = False
         self.arrived = asyncio.Event()
         """Something became ready, or ended."""
@@ -175,6 +178,10 @@ class Inbox(Ownership):
 
     def take_in(self, batch: Sequence[Fetched]) -> None:
         """Put what was fetched into its lanes."""
+        if self.ending:
+            if self._shards is None:
+                self._turn_away(batch)
+            return  # a shard goes to its next owner with all that it holds
         self._settled.tidy(self._now)
         if self._shards is not None:
             batch, finished = self._shards.accept(batch)
@@ -490,6 +497,11 @@ class Inbox(Ownership):
                 self.settling.add(Back(fetched))
         lane.waiting.clear()
 
+    def _turn_away(self, batch: Sequence[Fetched]) -> None:
+        for fetched in batch:
+            self._not_started(fetched)
+            self.settling.add(Back(fetched))
+
     def not_counted(self, lane: Lane, delay_s: float) -> None:
         """The attempt did not come to its end and is not the message's fault."""
         if self.notes is not None:
@@ -574,6 +586,7 @@ class Inbox(Ownership):
     async def close(self) -> None:
         """Give back what is held unstarted, store what is noted, leave. Deliveries that are open come
         again when the store frees them."""
+        self.ending = True
         if self.closed or self._consumer is None:
             self.closed = True
             return
@@ -587,7 +600,11 @@ class Inbox(Ownership):
             log.warning("closed with outcomes that are not stored", extra={"queue": self.queue})
         consumer, self.closed = self._consumer, True
         self.settling.give_up()
-        await consumer.close()
+        try:
+            async with asyncio.timeout(_LEAVE_S):
+                await consumer.close()
+        except TimeoutError:
+            log.warning("left without giving back; the lease runs out", extra={"queue": self.queue})
 
 
 def _describe(error: BaseException | None) -> str:

@@ -63,6 +63,8 @@ from hivewire.settings import Settings
 log = logging.getLogger(__name__)
 
 _HEALTH_S = 3.0
+_STEP_S = 10.0
+"""Of closing: what does not end by then is left behind."""
 _MAINTENANCE_S = 1.0
 _CLEANUP_EACH = 60
 _SWEEP_EACH = 3_600
@@ -174,7 +176,11 @@ class Engine(Protocol):
         )
         for step in steps:
             try:
-                await step()
+                has_own_bound = step in steps[:2]
+                async with asyncio.timeout(None if has_own_bound else _STEP_S):
+                    await step()
+            except TimeoutError:
+                log.warning("closing goes on without a part that does not end", extra={"after_s": _STEP_S})
             except (BackendError, OSError) as error:  # the store is away: leases run out by themselves
                 log.warning("closing without the store", extra={"error": str(error)})
         self._open = False
@@ -331,6 +337,12 @@ class Engine(Protocol):
 
     async def deliver_reply(self, answer: Message) -> Receipt:
         """Store a reply; it is never refused for a full queue, and dropped when nobody waits any more."""
+        if self._outgoing is not None:
+            receipt: Receipt = await self._outgoing(answer, self._deliver_reply)
+            return receipt
+        return await self._deliver_reply(answer)
+
+    async def _deliver_reply(self, answer: Message) -> Receipt:
         if answer.to.startswith(REPLY_PREFIX):
             queue = answer.to
             body = encode(answer.replace(to=split_address(answer.sender)[0]), self.settings.max_message_size_bytes)
@@ -349,17 +361,23 @@ class Engine(Protocol):
         if message.type in (JOIN, LEAVE) or len(message.id.encode()) > _MOST_BROADCAST_ID:
             raise MessageError(f"broadcast {message.id}: its type is reserved or its id is too long")
         sent = message.replace(to=group)
+        if self._outgoing is not None:
+            receipt: Receipt = await self._outgoing(sent, lambda changed: self._broadcast(changed, group, durable))
+            return receipt
+        return await self._broadcast(sent, group, durable)
+
+    async def _broadcast(self, sent: Message, group: str, durable: bool) -> Receipt:
         if not durable:
             encode(sent, self.settings.max_message_size_bytes)
             await self._volatile.publish(group, sent)
             self._core.metrics.messages_sent += 1
-            return Receipt(message.id)
+            return Receipt(sent.id)
         await self._groups.ensure(group)
         _, record = self._record(sent)
         record.key = group
         room = Room.RESERVE if handling.get() is not None else Room.CAP
         await self._sender.append((Append(GROUP_QUEUE_PREFIX + group, (record,), room=room),), 30.0)
-        return Receipt(message.id)
+        return Receipt(sent.id)
 
     # -- receiving
 
@@ -444,6 +462,15 @@ class Engine(Protocol):
     async def agents(self) -> Sequence[str]:
         await self._ready()
         return sorted(spec.name for spec in await self.backend.queues() if not spec.name.startswith("~"))
+
+    async def forget(self, agent: str) -> None:
+        await self._ready()
+        check_agent(agent)
+        await self._consumers.leave(agent)
+        for group in (await self._subscriptions.fresh(agent)).groups:
+            await self._groups.announce(group, agent, joined=False)
+        await self._subscriptions.forget(agent)
+        await self.backend.drop_queue(agent)
 
     # -- looking
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from hivewire.engine.delivery import EngineDelivery
 from hivewire.engine.inbox import Inbox
-from hivewire.errors import BackendError, HivewireError
+from hivewire.errors import BackendError, Closed, HivewireError
 from hivewire.message import Message
 from hivewire.record import VOLATILE_SHARD, Fetched
 from hivewire.rules.blame import runs_alone
@@ -30,6 +30,10 @@ class Puller:
         self._callers = 0
         self._sweep: asyncio.TimerHandle | None = None
 
+    @property
+    def is_used(self) -> bool:
+        return bool(self._callers or self.inbox.handed.open)
+
     async def receive(self, limit: int, wait_s: float) -> list[EngineDelivery]:
         loop = asyncio.get_running_loop()
         deadline = loop.time() + wait_s
@@ -44,6 +48,8 @@ class Puller:
                 handed = await self._hand_out(limit)
                 if handed:
                     return handed
+                if self.inbox.ending:
+                    raise Closed(f"receive from {self.inbox.queue}: the protocol was closed")
                 left = deadline - loop.time()
                 if left <= 0 and self._fetching is None and not self.inbox.lanes.ready:
                     # Ask once even when there is no time to wait.
@@ -126,7 +132,7 @@ class Puller:
         lane: Lane | None = None
         try:
             floor = self.inbox.core.floor
-            while len(handed) < limit and not floor.alone and (lane := self.inbox.lanes.next_lane()) is not None:
+            while len(handed) < limit and not floor.alone and (lane := self._next_lane()) is not None:
                 alone = runs_alone(lane.waiting[0])
                 if alone and (handed or floor.running):
                     self.inbox.put_back(lane, first=True)  # by itself, when all others are settled
@@ -148,6 +154,9 @@ class Puller:
         for delivery in handed:
             self.inbox.handed.hand_out(delivery)
         return handed
+
+    def _next_lane(self) -> Lane | None:
+        return None if self.inbox.ending else self.inbox.lanes.next_lane()
 
     async def _delivery(self, lane: Lane) -> EngineDelivery | None:
         while lane.may_go_on:
@@ -192,7 +201,7 @@ class Puller:
         """Owned shards are not kept from others by somebody who does not read."""
         self._idle = None
         loop = asyncio.get_running_loop()
-        if self._callers or self.inbox.handed.open:
+        if self.is_used:
             self._idle = loop.call_later(self.inbox.core.settings.lease_s, self._unused)
         elif not self.inbox.core.tasks.closed:
             self.inbox.core.tasks.start(self._retire(self), f"retire {self.inbox.queue}")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple
 
 import msgspec
 
@@ -34,6 +35,15 @@ class _Group(msgspec.Struct, frozen=True):
 
 _groups = msgspec.json.Decoder(_Group)
 _MOST_CONTROLS = 256
+_FORGOTTEN_S = 1.0
+
+
+class Announced(NamedTuple):
+    """A join or leave that was put into the group's queue."""
+
+    agent: str
+    control: str
+    joined: bool
 
 
 class Subscriptions:
@@ -106,6 +116,13 @@ class Subscriptions:
 
         await self.change(name, change)
 
+    async def forget(self, name: str) -> None:
+        """As if the agent had never been."""
+        entry = await self._backend.get(AGENT_PREFIX + name)
+        if entry.version:
+            await self._backend.put(AGENT_PREFIX + name, b"", entry.version, ttl_s=_FORGOTTEN_S)
+        self._known.pop(name, None)
+
     async def declare(self, spec: QueueSpec) -> QueueSpec:
         found = await self._backend.declare(spec)
         if spec.mode is not None and found.mode != spec.mode:
@@ -127,10 +144,11 @@ class Subscriptions:
         entry = await self._backend.get(GROUP_PREFIX + group)
         return _groups.decode(entry.value) if entry.value else _Group()
 
-    async def is_in_force(self, group: str, agent: str, control: str, *, joined: bool) -> bool:
-        """Whether a join or leave has been carried out; somebody else may have undone it since."""
+    async def in_force(self, group: str, announced: Iterable[Announced]) -> list[Announced]:
+        """Those joins and leaves that have been carried out; somebody else may have undone them since."""
         known = await self._group(group)
-        return control in known.controls or (agent in known.members) == joined
+        controls = set(known.controls)
+        return [one for one in announced if one.control in controls or (one.agent in known.members) == one.joined]
 
     async def set_member(self, group: str, agent: str, control: str, at: int | str, *, joined: bool) -> None:
         def change(value: bytes) -> bytes:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable
 
-from hivewire.record import Fetched
+from hivewire.record import Fetched, lane_of
 from hivewire.rules.priority import Lines
 
 LONG_LANE = 64
@@ -81,7 +81,7 @@ class Lanes:
         last: str | None = None
         for fetched in batch:
             record = fetched.record
-            key = record.id if competing else record.key
+            key = lane_of(record, competing=True) if competing else record.key
             if lane is None or key != last:  # runs of one key are common
                 last, lane = key, lanes.get(key)
                 if lane is None:

@@ -23,7 +23,7 @@ _PATTERN_CHARACTERS: Final = frozenset("*?[]")
 class Subtask(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One piece of work. `assigned_to` is a capability; `dependencies` are names, or patterns such as
     `mine-*` that stand for all subtasks of the present plan version that match. `timeout_s` counts
-    from the moment the subtask is sent."""
+    from the first start of its handler."""
 
     name: str
     assigned_to: str

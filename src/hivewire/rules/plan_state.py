@@ -9,7 +9,7 @@ from typing import Any, Final, Literal
 import msgspec
 
 from hivewire.errors import CoordinationError, InvalidPlan
-from hivewire.message import EFFECTS, SUBTASKS
+from hivewire.message import BEGUN, EFFECTS, SUBTASKS
 from hivewire.rules.plan import Graph, Plan, Subtask, checked_graph
 
 SCHEMA: Final = 2
@@ -86,6 +86,22 @@ class Started(msgspec.Struct, frozen=True, tag="started"):
     at: float
 
 
+class Begun(msgspec.Struct, frozen=True, kw_only=True, tag="begun"):
+    """A handler of this attempt has started; its time to live counts from here."""
+
+    at: float
+    version: int
+    subtask: str
+    attempt: int
+
+
+def begun_message(content: Any) -> str | None:
+    """The id of the message whose handler starts, if this is the content of an event that tells so."""
+    if not isinstance(content, Mapping) or content.get("state") != BEGUN:
+        return None
+    return str(content.get("message"))
+
+
 class Result(msgspec.Struct, frozen=True, kw_only=True, tag="result"):
     """An attempt ended well. `subtasks` (as read from JSON) become the next plan version."""
 
@@ -143,7 +159,7 @@ class Cancel(msgspec.Struct, frozen=True, tag="cancel"):
     reason: str = "cancelled"
 
 
-Event = Started | Result | Failed | SendBack | Timer | Planned | Cancel
+Event = Started | Begun | Result | Failed | SendBack | Timer | Planned | Cancel
 
 
 class Dispatch(msgspec.Struct, frozen=True, kw_only=True, tag="dispatch"):
@@ -208,10 +224,17 @@ def content_of(state: RunState, row: Row) -> dict[str, Any]:
     }
 
 
-def marks_of(state: RunState, row: Row) -> dict[str, Any]:
-    """What the metadata of a subtask's message says beside: by what its effects are remembered (the same over new
-    attempts, send-backs and new plans), and how many share the run's budget."""
-    return {EFFECTS: f"{state.header.run}/{row.spec.name}", SUBTASKS: len(state.rows)}
+def marks_of(state: RunState, row: Row, mailbox: str) -> dict[str, Any]:
+    """What the metadata of a subtask's message says: where its answer goes, by what its effects are remembered (the
+    same over new attempts, send-backs and new plans), how many share the run's budget, and, where its time is
+    limited, that its start is to be told."""
+    marks = {
+        "reply_to": mailbox,
+        "progress_to": mailbox,
+        EFFECTS: f"{state.header.run}/{row.spec.name}",
+        SUBTASKS: len(state.rows),
+    }
+    return marks if row.spec.timeout_s is None else {**marks, "start_to": mailbox}
 
 
 def event_of(row: Row, output: Any, at: float) -> Event:

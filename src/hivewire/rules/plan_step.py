@@ -11,6 +11,7 @@ from hivewire.errors import InvalidPlan
 from hivewire.ids import derived_id
 from hivewire.rules.plan import checked_graph, read_subtasks
 from hivewire.rules.plan_state import (
+    Begun,
     Cancel,
     Command,
     Dispatch,
@@ -45,6 +46,8 @@ def step(state: RunState, event: Event) -> tuple[RunState, list[Command]]:
     match event:
         case Started():
             work.start()
+        case Begun():
+            work.begun(event)
         case Result():
             work.result(event)
         case Failed():
@@ -90,6 +93,12 @@ class _Step:
         else:
             self._end()
 
+    def begun(self, event: Begun) -> None:
+        """Its time counts from the first start: one that comes again after a crash has what is left."""
+        row = self._current(event.subtask, event.version, event.attempt)
+        if row is not None and row.spec.timeout_s is not None and not row.timer:
+            self._set(row, timer=self._set_timer(row.spec.name, row.spec.timeout_s))
+
     def result(self, event: Result) -> None:
         row = self._current(event.subtask, event.version, event.attempt)
         if row is None:
@@ -115,7 +124,7 @@ class _Step:
         if not event.subtask and event.generation == self._header.timer:
             self._stop("failed", f"the run did not end within {self._header.timeout_s} s")
         elif row is not None and row.status == "running" and row.timer == event.generation:
-            self._fail(row, f"no result within {row.spec.timeout_s} s")
+            self._fail(row, f"no result within {row.spec.timeout_s} s of its start")
 
     def cancel(self, reason: str) -> None:
         self._stop("cancelled", reason)
@@ -280,15 +289,13 @@ class _Step:
             priority=row.spec.priority,
         )
         self._commands.append(command)
-        timeout_s = row.spec.timeout_s
-        timer = self._set_timer(row.spec.name, timeout_s) if timeout_s is not None else 0
         self._set(
             row,
             status="running",
             version=command.version,
             attempt=command.attempt,
             message_id=command.id,
-            timer=timer,
+            timer=0,
             sent_at=self._at,
         )
 

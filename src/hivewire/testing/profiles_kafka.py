@@ -52,7 +52,7 @@ class KafkaWorld(ShardWorld):
         return topic
 
     def store(self, queue: str, record: Record, delay_s: float) -> None:
-        log = self._topic(queue)[self.shard_of(queue, record.key)]
+        log = self._topic(queue)[self.shard_of(queue, self.lane_of(queue, record))]
         log.records[log.end] = (record, self.now())
         log.end += 1
 

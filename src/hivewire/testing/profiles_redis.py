@@ -60,7 +60,7 @@ class RedisWorld(ShardWorld):
             self._add(queue, record, self.now())
 
     def _add(self, queue: str, record: Record, stored_at: float) -> None:
-        shard = self._queue(queue).shards[self.shard_of(queue, record.key)]
+        shard = self._queue(queue).shards[self.shard_of(queue, self.lane_of(queue, record))]
         shard[self.next_number()] = StreamEntry(record, stored_at)
 
     def _mature(self, queue: str) -> None:

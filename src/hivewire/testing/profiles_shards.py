@@ -14,7 +14,7 @@ from hivewire.backend import Depth, Fetched, Member, Ownership, Saved, Unfinishe
 from hivewire.errors import ConnectionLost
 from hivewire.testing.profiles_driver import ProfileBackend, ProfileConsumer, process_of
 from hivewire.testing.profiles_faults import Faults
-from hivewire.testing.profiles_world import World
+from hivewire.testing.profiles_world import Happening, World
 
 HANDOVER_S: Final = 30.0
 """How long a member may take to give up a shard; handlers of the seeded programs are shorter."""
@@ -169,7 +169,11 @@ class ShardWorld(World):
         """Store the shard's state. False: refused by the fence."""
         if self.is_fenced_out(queue, process, number, token):
             return False
-        self.group(queue).shards[number].saved = saved.state
+        shard = self.group(queue).shards[number]
+        if (shard.owner, shard.token) != (process, token):
+            # What the fence is for, looked at once more by itself.
+            self.history.append(Happening(self.loop.time(), "usurped", queue, "", 0, process, f"{queue} {number}"))
+        shard.saved = saved.state
         self.committed(queue, process, number, saved.watermark)
         return True
 

@@ -131,9 +131,7 @@ class SqlWorld(World):
     def store(self, queue: str, record: Record, delay_s: float) -> None:
         table = self._table(queue)
         number = self.next_number()
-        competing = self.specs[queue].mode == "competing"
-        lane = f"#{number}" if competing else record.key
-        row = Row(number, lane, record, self.now(), self.now() + delay_s)
+        row = Row(number, self.lane_of(queue, record), record, self.now(), self.now() + delay_s)
         table.rows[number] = row
         if delay_s > 0:
             heapq.heappush(table.scheduled, (row.due_at, number))

@@ -24,6 +24,7 @@ from hivewire.backend import (
     Room,
 )
 from hivewire.errors import QueueFull, QueueMissing, Unsupported
+from hivewire.record import lane_of
 from hivewire.testing.profiles_faults import Faults
 from hivewire.testing.virtual_time import VirtualLoop
 
@@ -35,7 +36,7 @@ class Happening(msgspec.Struct, frozen=True):
 
     at: float
     what: str
-    """`stored`, `marked`, `settled`, `dead` or `refused`."""
+    """`stored`, `marked`, `settled`, `dead`, `refused` or `usurped`."""
     queue: str
     id: str
     replay: int = 0
@@ -129,6 +130,9 @@ class World(ABC):
         elif present.mode is None and spec.mode is not None:
             present = self.specs[spec.name] = msgspec.structs.replace(present, mode=spec.mode)
         return present
+
+    def lane_of(self, queue: str, record: Record) -> str:
+        return lane_of(record, competing=self.specs[queue].mode == "competing")
 
     def shard_of(self, queue: str, key: str) -> int:
         return crc32(key.encode("utf-8", "surrogatepass")) % self.specs[queue].shards

@@ -77,7 +77,12 @@ class Book:
     def __init__(self) -> None:
         self.sent: dict[str, Sent] = {}
         self.started: list[Started] = []
+        self.heard: list[Started] = []
+        """Starts for volatile broadcasts."""
         self.told: dict[str, Told] = {}
+        self.shouted: dict[str, Told] = {}
+        self.answers: dict[str, object] = {}
+        """What came as the reply to a request, by its id."""
         self.memberships: list[Membership] = []
         self.outages: list[Outage] = []
         self.errors: list[str] = []

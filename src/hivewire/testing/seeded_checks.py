@@ -32,6 +32,9 @@ def violations(result: Result) -> list[str]:
         _dead_for_a_reason,
         _attempts,
         _broadcasts,
+        _shouts,
+        _answers,
+        _only_owners_commit,
         _counters,
     )
     return [f"{check.__name__.strip('_')}: {line}" for check in checks for line in check(result)]
@@ -250,6 +253,33 @@ def _broadcasts(result: Result) -> Iterator[str]:
                 yield f"{listener} was not in the group and got {told.id}"
 
 
+def _shouts(result: Result) -> Iterator[str]:
+    """Volatile broadcasts reach members only, and each process once."""
+    heard = Counter((one.process, one.agent, one.id) for one in result.book.heard)
+    for (process, agent, copy), times in heard.items():
+        id, _, member = copy.partition("@")
+        told = result.book.shouted.get(id)
+        if told is None or member != agent:
+            yield f"{agent} got {copy}, which nobody told it"
+        elif times > 1:
+            yield f"{agent} got {copy} {times} times in {process}"
+
+
+def _answers(result: Result) -> Iterator[str]:
+    """A reply is that of a handler of the request."""
+    handled = {one.id for one in result.book.started}
+    for id, content in result.book.answers.items():
+        if content != id or id not in handled:
+            yield f"the answer to {id} was {content!r}"
+
+
+def _only_owners_commit(result: Result) -> Iterator[str]:
+    """The fence: what a member stores of a shard that is somebody else's by now is refused."""
+    for happening in result.world.history:
+        if happening.what == "usurped":
+            yield f"{happening.process} stored the state of {happening.detail}, which was not its own"
+
+
 def _is_member(result: Result, listener: str, told: Told) -> bool | None:
     """Whether the listener was in the group at the broadcast; None when that cannot be known."""
     mine = [one for one in result.book.memberships if one.listener == listener]
@@ -270,7 +300,8 @@ def _counters(result: Result) -> Iterator[str]:
     """When no process died and no answer was lost, what the members counted is what the store did."""
     if result.left or any(fault.kind not in ("delay", "double") for fault in result.struck):
         return
-    acked = sum(metrics.acked for metrics in result.metrics)
+    heard = sum(one.outcome == "ok" for one in result.book.heard)
+    acked = sum(metrics.acked for metrics in result.metrics) - heard
     settled = sum(happening.what == "settled" for happening in result.world.history)
     if result.world.features.per_record_ack and acked != settled:
         yield f"the members counted {acked} acknowledged messages, the store {settled}"

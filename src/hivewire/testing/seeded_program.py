@@ -15,9 +15,13 @@ FAULTS_TO_STRIKE: Final = 5
 LEASE_S: Final = 2.0
 MAX_ATTEMPTS: Final = 3
 AGENTS: Final = ("ant", "bee")
+COMPETING: Final = ("fox",)
+"""Agents whose queues are in competing mode: no order, any idle worker takes the next one."""
 LISTENERS: Final = ("cat", "dog")
 """Agents that join and leave the group."""
 GROUP: Final = "herd"
+SMALL_CAP: Final = 10
+"""The cap of queues in every third program: senders wait, and some are refused."""
 
 Outcome = Literal["ok", "raise", "after", "reject", "slow"]
 
@@ -47,7 +51,23 @@ class Resend(Step, frozen=True, tag=True):
     of: str
 
 
+class Ask(Step, frozen=True, tag=True):
+    """Request, and wait for the reply."""
+
+    agent: str
+    key: str
+    id: str
+    script: tuple[Outcome, ...]
+    timeout_s: float
+
+
 class Broadcast(Step, frozen=True, tag=True):
+    id: str
+
+
+class Shout(Step, frozen=True, tag=True):
+    """Broadcast to whoever listens now."""
+
     id: str
 
 
@@ -83,7 +103,7 @@ class Replay(Step, frozen=True, tag=True):
     agent: str
 
 
-AnyStep = Send | Resend | Broadcast | Join | Leave | Serve | Rest | Reopen | Replay
+AnyStep = Send | Resend | Ask | Broadcast | Shout | Join | Leave | Serve | Rest | Reopen | Replay
 
 
 class Program(msgspec.Struct, frozen=True):
@@ -94,6 +114,7 @@ class Program(msgspec.Struct, frozen=True):
     draw: int
     steps: tuple[AnyStep, ...]
     faults: tuple[Fault, ...]
+    cap: int = 1_000_000
 
 
 _KINDS: Final[dict[str, dict[FaultKind, int]]] = {
@@ -114,7 +135,7 @@ def draw_program(profile: str, seed: int, draw: int = 0) -> Program:
     chance = Random(f"{profile}/{seed}/{draw}")
     steps = _Steps(chance).all()
     faults = tuple(_fault(chance, profile) for _ in range(chance.randint(6, 9)))
-    return Program(profile, seed, draw, steps, faults)
+    return Program(profile, seed, draw, steps, faults, SMALL_CAP if chance.random() < 1 / 3 else 1_000_000)
 
 
 def _fault(chance: Random, profile: str) -> Fault:
@@ -145,34 +166,51 @@ class _Steps:
 
     def all(self) -> tuple[AnyStep, ...]:
         for slot in range(SLOTS):
-            for agent in AGENTS + LISTENERS:
+            for agent in AGENTS + COMPETING + LISTENERS:
                 self._steps.append(self._serve(slot, 0.0, agent))
         self._steps.append(Join(0, 0.0, LISTENERS[0]))
-        kinds = ("send", "resend", "idempotent", "broadcast", "join", "leave", "serve", "rest", "reopen", "replay")
-        weights = (60, 8, 7, 7, 3, 2, 4, 4, 1, 1)
+        kinds = (
+            "resend",
+            "idempotent",
+            "ask",
+            "broadcast",
+            "shout",
+            "join",
+            "leave",
+            "serve",
+            "rest",
+            "reopen",
+            "replay",
+        )
+        weights = (8, 7, 5, 7, 4, 3, 2, 4, 4, 1, 1)
         while len(self._steps) < OPERATIONS:
             slot = self._chance.randrange(SLOTS)
             pause = self._chance.choice((0.0, 0.0, self._chance.random() * 0.3))
-            kind = self._chance.choices(kinds, weights)[0]
+            kind = self._chance.choices(("send", *kinds), (55, *weights))[0]
             self._steps.append(self._draw(kind, slot, pause))
         return tuple(self._steps)
 
     def _draw(self, kind: str, slot: int, pause: float) -> AnyStep:
         chance = self._chance
-        agent = chance.choice(AGENTS)
+        agent = chance.choice(AGENTS + AGENTS + COMPETING)
         match kind:
             case "resend" if self._sent[slot]:
                 return Resend(slot, pause, chance.choice(self._sent[slot][-5:]))
             case "idempotent":
                 return self._send_idempotent(slot, pause, agent)
+            case "ask":
+                key = f"{slot}.{chance.randrange(3)}"
+                return Ask(slot, pause, agent, key, self._new_id(slot), self._script(), chance.uniform(0.5, 5.0))
             case "broadcast":
                 return Broadcast(slot, pause, self._new_id(slot))
+            case "shout":
+                return Shout(slot, pause, self._new_id(slot))
             case "join":
                 return Join(slot, pause, chance.choice(LISTENERS))
             case "leave":
                 return Leave(slot, pause, LISTENERS[1])
             case "serve":
-                return self._serve(slot, pause, chance.choice(AGENTS + LISTENERS))
+                return self._serve(slot, pause, chance.choice(AGENTS + COMPETING + LISTENERS))
             case "rest":
                 return Rest(slot, pause, agent)
             case "reopen":

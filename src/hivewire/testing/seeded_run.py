@@ -10,8 +10,10 @@ from unittest.mock import patch
 
 import msgspec
 
+from hivewire.backend import Mode, QueueSpec
 from hivewire.engine import inbox
 from hivewire.engine.groups import GROUP_QUEUE_PREFIX
+from hivewire.engine.replies import REPLY_PREFIX
 from hivewire.engine.subscriptions import GROUP_PREFIX
 from hivewire.errors import BackendError, Closed, HivewireError
 from hivewire.message import Message
@@ -23,10 +25,12 @@ from hivewire.testing.profiles_world import World
 from hivewire.testing.seeded_book import Book, Membership, Outage, Sent, Told
 from hivewire.testing.seeded_program import (
     AGENTS,
+    COMPETING,
     GROUP,
     LISTENERS,
     SLOTS,
     AnyStep,
+    Ask,
     Broadcast,
     Join,
     Leave,
@@ -37,8 +41,9 @@ from hivewire.testing.seeded_program import (
     Rest,
     Send,
     Serve,
+    Shout,
 )
-from hivewire.testing.seeded_seat import RETURN_S, Died, Seat, Stage
+from hivewire.testing.seeded_seat import RETURN_S, SHARDS, Died, Seat, Stage
 from hivewire.testing.virtual_time import VirtualLoop, run_virtual, seeded_ids
 
 DRAIN_S: Final = 15.0
@@ -73,7 +78,11 @@ class Runner:
         faults = Faults(program.faults)
         self.program = program
         self.loop = loop
-        self.stage = Stage(loop, make_world(program.profile, faults, chance), faults, chance)
+        world = make_world(program.profile, faults, chance)
+        for agent in AGENTS + COMPETING:
+            mode: Mode = "competing" if agent in COMPETING else "ordered"
+            world.declare(QueueSpec(name=agent, mode=mode, shards=SHARDS, cap=program.cap))
+        self.stage = Stage(loop, world, faults, chance)
         self.book = self.stage.book
         self.seats = [Seat(slot, self.stage) for slot in range(SLOTS)]
         self._begun = 0
@@ -145,13 +154,14 @@ class Runner:
 
     async def _all_serve(self) -> None:
         for seat in self.seats:
-            for agent in AGENTS + LISTENERS:
+            for agent in AGENTS + COMPETING + LISTENERS:
                 await seat.serve(agent, "serve", 4)
 
     async def _drain(self) -> dict[str, int]:
         until = self.loop.time() + DRAIN_S
         while True:
-            left = {name: held for name in self.stage.world.specs if (held := self._held(name))}
+            queues = [name for name in self.stage.world.specs if not name.startswith(REPLY_PREFIX)]
+            left = {name: held for name in queues if (held := self._held(name))}
             if not self._has_members():
                 left.pop(GROUP_QUEUE_PREFIX + GROUP, None)  # nobody takes part in a group that is empty
             if not left or self.loop.time() >= until:
@@ -174,7 +184,11 @@ class Runner:
                 await self._send(seat, step)
             case Resend():
                 await self._resend(seat, step)
+            case Ask():
+                await self._ask(seat, step)
             case Broadcast():
+                await self._broadcast(seat, step)
+            case Shout():
                 await self._broadcast(seat, step)
             case Join():
                 await self._subscribe(seat, step.listener, joins=True)
@@ -215,7 +229,7 @@ class Runner:
             self.book.sent[id] = Sent(
                 id=id,
                 agent=step.agent,
-                key=step.key,
+                key=id if step.agent in COMPETING else step.key,
                 number=len(self.book.sent),
                 script=step.script,
                 delay_s=step.delay_s,
@@ -270,12 +284,35 @@ class Runner:
         if step.of in self.book.sent:
             await self._send_one(seat, self._message(self.book.sent[step.of]))
 
-    async def _broadcast(self, seat: Seat, step: Broadcast) -> None:
-        told = self.book.told[step.id] = Told(step.id, self.loop.time())
+    async def _ask(self, seat: Seat, step: Ask) -> None:
+        sent = self.book.sent[step.id] = Sent(
+            id=step.id,
+            agent=step.agent,
+            key=step.id if step.agent in COMPETING else step.key,
+            number=len(self.book.sent),
+            script=step.script,
+            began_at=self.loop.time(),
+            tries=1,
+        )
+        message = msgspec.structs.replace(self._message(sent), key=step.key)
+
+        async def work(protocol: Protocol) -> Message:
+            return await protocol.request(message, timeout_s=step.timeout_s)
+
+        reply = await self._try(seat, f"ask {step.id}", work)
+        if reply is not None:
+            sent.confirmed_at = self.loop.time()
+            self.book.answers[step.id] = reply.content if reply.in_reply_to == step.id else None
+            self.book.write(self.loop.time(), "answered", step.id)
+
+    async def _broadcast(self, seat: Seat, step: Broadcast | Shout) -> None:
+        durable = isinstance(step, Broadcast)
+        told = Told(step.id, self.loop.time())
+        (self.book.told if durable else self.book.shouted)[step.id] = told
         message = Message(type="event", sender="driver", content=step.id, id=step.id, key="news")
 
         async def work(protocol: Protocol) -> str:
-            return (await protocol.broadcast(message, GROUP)).id
+            return (await protocol.broadcast(message, GROUP, durable=durable)).id
 
         if await self._try(seat, f"broadcast {step.id}", work) is not None:
             told.confirmed_at = self.loop.time()

@@ -10,18 +10,20 @@ from random import Random
 from typing import Any, Final, Literal, TypeVar
 
 from hivewire.delivery import Delivery
+from hivewire.engine.delivery import EngineDelivery
 from hivewire.engine.protocol import Engine
 from hivewire.errors import BackendError, Closed, ConnectionLost, HivewireError, LeaseLost, Reject, RetryAfter
 from hivewire.protocol import Protocol, ProtocolMetrics
+from hivewire.record import VOLATILE_SHARD, lane_of
 from hivewire.settings import Settings
 from hivewire.testing.profiles import connect
 from hivewire.testing.profiles_faults import Faults, ProcessIsDead, Wire
 from hivewire.testing.profiles_world import World
 from hivewire.testing.seeded_book import Book, Outage, Started
-from hivewire.testing.seeded_program import LEASE_S, MAX_ATTEMPTS
+from hivewire.testing.seeded_program import COMPETING, LEASE_S, MAX_ATTEMPTS
 from hivewire.testing.virtual_time import VirtualLoop, process
 
-_SHARDS: Final = 4
+SHARDS: Final = 4
 _DRAIN_S: Final = 3.0
 _REOPEN_S: Final = 0.2
 RETURN_S: Final = 60.0
@@ -91,7 +93,7 @@ class Seat:
             max_attempts=MAX_ATTEMPTS,
             retry_first_s=0.2,
             retry_most_s=1.0,
-            shards=_SHARDS,
+            shards=SHARDS,
             worker_name=self.name,
         )
         self.stage.book.write(self.stage.loop.time(), "born", self.name)
@@ -202,10 +204,13 @@ class Seat:
             except TimeoutError:
                 self.stage.book.errors.append(f"close of {self.name} did not return within {RETURN_S} s")
 
-        wanted = dict(self.wanted)
-        for agent in list(self._serving):
-            await self.rest(agent)
-        self.wanted = wanted
+        name = ""
+        while not (self._alive.is_set() and self.name == name):  # the next process serves, too
+            await self.until_alive()
+            name, wanted = self.name, dict(self.wanted)
+            for agent in list(self._serving):
+                await self.rest(agent)
+            self.wanted = wanted
         try:
             await self.do(leave)
         except Died:
@@ -295,6 +300,9 @@ class Seat:
             return
         except HivewireError as error:
             self._wrong(wire, f"receive {agent}", error)
+        finally:
+            if started.ended_at is None:  # it was lost before the handler began
+                started.ended_at, started.outcome = self.stage.loop.time(), "lost"
 
     def _wrong(self, wire: Wire, doing: str, error: BaseException) -> None:
         if not wire.is_cut:
@@ -311,6 +319,8 @@ class Seat:
         try:
             await wire.at_handler("early")
             outcome = await self._play(agent, delivery, started)
+            if outcome == "ok" and delivery.message.metadata.get("reply_to"):
+                outcome = await self._reply(delivery)
             await wire.at_handler("late")
         except asyncio.CancelledError:
             outcome = "cancelled"
@@ -326,6 +336,14 @@ class Seat:
         if outcome == "reject":
             raise Reject("as planned")
 
+    async def _reply(self, delivery: Delivery) -> str:
+        assert self._engine is not None
+        try:
+            await self._engine.reply(delivery.message, delivery.message.id)
+        except (BackendError, Closed):
+            return "raise"
+        return "ok"
+
     async def _play(self, agent: str, delivery: Delivery, started: Started) -> str:
         sent = self.stage.book.sent.get(started.id)
         script = sent.script if sent is not None else ("ok",)
@@ -339,7 +357,9 @@ class Seat:
 
     def _note_start(self, agent: str, delivery: Delivery, name: str) -> Started:
         stage, message = self.stage, delivery.message
-        key = message.key or message.sender
+        record = delivery.fetched.record if isinstance(delivery, EngineDelivery) else None
+        key = lane_of(record, competing=agent in COMPETING) if record is not None else message.id
+        volatile = isinstance(delivery, EngineDelivery) and delivery.fetched.shard == VOLATILE_SHARD
         replay = int(getattr(delivery, "replay", 0))
         started = Started(
             at=stage.loop.time(),
@@ -350,9 +370,9 @@ class Seat:
             key=key,
             replay=replay,
             attempt=delivery.attempt,
-            is_owner=stage.world.owns(name, agent, key),
+            is_owner=volatile or stage.world.owns(name, agent, key),
         )
-        stage.book.started.append(started)
+        (stage.book.heard if volatile else stage.book.started).append(started)
         stage.book.write(started.at, "start", name, agent, message.id, delivery.attempt, replay)
         return started
 

@@ -74,6 +74,12 @@ class File:
             if os.path.getsize(f"{self.path}-wal") > _LONG_LOG_BYTES:
                 self.connection().execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()  # says busy, never waits
 
+    def make_room(self) -> None:
+        """The disk is full: much of it may be our log, whose pages have their place in the file already."""
+        if self._db is not None:
+            with contextlib.suppress(sqlite3.Error):
+                self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+
     def give_back_space(self) -> bool:
         """Give some free pages back to the file system, unless they are few. True: there are more."""
         db = self.connection()

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from hivewire.backends.sqlite import catalogue, members, tidying
+from hivewire.backends.sqlite import catalogue, members, tidying, trouble
 from hivewire.backends.sqlite.file import File
 from hivewire.backends.sqlite.members import Membership
 from hivewire.backends.sqlite.schema import boot_id, lease_clock
@@ -105,6 +105,8 @@ class Keeper:
                 pause = self._look()
             except Exception as error:  # the watch goes on: trouble with the file may end
                 log.debug("watching the file failed", exc_info=error)
+                if trouble.is_full(error):
+                    self._file.make_room()
                 self._file.close()
                 pause = 0.2
             self._asleep = pause > _IDLE_S

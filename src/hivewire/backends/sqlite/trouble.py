@@ -31,6 +31,12 @@ def is_busy(error: sqlite3.Error) -> bool:
     return getattr(error, "sqlite_errorcode", 0) & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
 
 
+def is_full(error: BaseException) -> bool:
+    """No room on the disk; writing the log says so as a failure to write."""
+    code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+    return isinstance(error, sqlite3.Error) and code in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR)
+
+
 def concerns_the_file(error: BaseException) -> bool:
     """True: every operation would fail so. False: this one is to blame."""
     if isinstance(error, sqlite3.Error):

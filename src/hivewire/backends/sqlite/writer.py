@@ -196,6 +196,8 @@ class Writer:
         if trouble.concerns_the_file(error):
             told = trouble.explain(error, "use", self.path)
             self.trouble = told
+            if trouble.is_full(error):
+                self._file.make_room()
             self._file.close()
             waiting = [item for queue in fresh for item in self._parked.pop(queue, ())]
             return [(item, None, told) for item in (*operations, *waiting)]

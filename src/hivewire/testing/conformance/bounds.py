@@ -210,3 +210,20 @@ async def test_a_handler_that_fills_a_third_agent_is_delayed_not_buried(fabric: 
         assert (await member.depth("source")).dead == 0
     depth = await member.depth("sink")
     assert depth.ready <= CAP + 1 + max(100, CAP // 10) + 1
+
+
+async def test_a_request_into_a_full_queue_waits_for_room_and_then_says_so(fabric: Fabric) -> None:
+    member = await fabric.member(queue_cap=CAP)
+    await _full(fabric, "asked")
+    with pytest.raises(QueueFull):
+        await member.request(task("asked", 98), timeout_s=0.3)
+    waiting = asyncio.create_task(member.request(task("asked", 99), timeout_s=20))
+    done, _ = await asyncio.wait([waiting], timeout=0.2)
+    assert not done
+
+    async def answer(delivery: Delivery) -> None:
+        if delivery.message.metadata.get("reply_to"):
+            await fabric.protocol.reply(delivery.message, number(delivery))
+
+    async with serving(fabric.protocol, "asked", answer):
+        assert (await waiting).content == 99

@@ -1,0 +1,68 @@
+"""What must not grow or last without bounds: closing a store that does not answer, and many joins at once."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections import Counter
+
+import hivewire as hw
+from hivewire.backend import Entry
+from hivewire.backends.memory import MemoryBackend
+from hivewire.engine.protocol import Engine
+from hivewire.settings import Settings
+from hivewire.testing.virtual_time import virtual
+
+
+def engine_on(kind: type[MemoryBackend]) -> Engine:
+    settings = Settings(protocol="inmemory", url=f"memory://{secrets.token_hex(8)}")
+    return Engine(settings, kind(settings))
+
+
+@virtual
+async def test_a_driver_whose_close_hangs_does_not_keep_the_protocol_from_closing() -> None:
+    class Stuck(MemoryBackend):
+        async def close(self) -> None:
+            await asyncio.Event().wait()
+
+    engine = engine_on(Stuck)
+    await engine.__aenter__()
+    await engine.receive("me", wait_s=0.0)
+    loop = asyncio.get_running_loop()
+    began = loop.time()
+    await engine.close(drain_s=1.0)
+    assert loop.time() - began < 30.0
+
+
+@virtual
+async def test_a_consumer_whose_close_hangs_does_not_keep_the_others_open() -> None:
+    engine = engine_on(MemoryBackend)
+    await engine.__aenter__()
+    for agent in ("first", "second"):
+        await engine.receive(agent, wait_s=0.0)
+    closed: list[str] = []
+    for inbox in engine._consumers._inboxes:
+
+        async def close(queue: str = inbox.queue) -> None:
+            if queue == "first":
+                await asyncio.Event().wait()
+            closed.append(queue)
+
+        inbox.consumer.close = close  # type: ignore[method-assign]  # it hangs
+    await engine.close(drain_s=1.0)
+    assert "second" in closed
+
+
+@virtual
+async def test_the_look_ups_of_joins_do_not_grow_with_the_square_of_their_number() -> None:
+    reads: Counter[str] = Counter()
+
+    class Counted(MemoryBackend):
+        async def get(self, key: str) -> Entry:
+            reads[key] += 1
+            return await super().get(key)
+
+    async with engine_on(Counted) as engine:
+        await asyncio.gather(*(engine.subscribe(f"a{number}", groups=["g"]) for number in range(200)))
+        await engine.broadcast(hw.Message(type="news", sender="me"), "g")
+    assert reads["group/g"] < 5 * 200
