@@ -60,6 +60,21 @@ _CAP = 1_000_000
 _MOST_HEARD = 10_000
 
 
+class _Forks:
+    """How often this process was forked from another one since this was imported: cheaper to ask than its id."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        if hasattr(os, "register_at_fork"):
+            os.register_at_fork(after_in_child=self._forked)
+
+    def _forked(self) -> None:
+        self.count += 1
+
+
+_forks = _Forks()
+
+
 class Channel:
     """What this process has heard and nobody has taken yet."""
 
@@ -86,7 +101,7 @@ class RedisBackend(Backend):
         self.address = Address.of(settings.redis)
         self.features = Features(durability="process", store_lanes=False, store_competes=True)
         self._cap = settings.queue_cap or _CAP
-        self._pid = os.getpid()
+        self._forks = _forks.count
         self._link: Link | None = None
         self._ears: Ears | None = None
         self._keeper: Keeper | None = None
@@ -105,7 +120,7 @@ class RedisBackend(Backend):
     async def open(self) -> None:
         if self._link is not None:
             return
-        self._pid = os.getpid()
+        self._forks = _forks.count
         self.address.tls()  # its files are there and can be read
         link = new_link(self.settings.redis, scripts.load())
         try:
@@ -142,7 +157,7 @@ class RedisBackend(Backend):
         return kept
 
     def check_usable(self) -> None:
-        if os.getpid() != self._pid:
+        if self._forks != _forks.count:
             raise BackendError(f"use {self.address}: it was opened before a fork; connect anew in the child process")
         if self._link is None or self._abandoned:
             raise Closed(f"use {self.address}: it is not open")
@@ -205,7 +220,7 @@ class RedisBackend(Backend):
             consumer.abandon()
 
     async def close(self) -> None:
-        if os.getpid() != self._pid:
+        if self._forks != _forks.count:
             return
         async with self._closing:
             if self._link is None:
@@ -250,7 +265,10 @@ class RedisBackend(Backend):
         return await self.sending.append(batch)
 
     def append_soon(self, queue: str, record: Record, room: Room) -> asyncio.Future[BackendError | None] | None:
-        return self.sending.soon(queue, record)
+        sending = self._sending
+        if sending is None or self._abandoned or self._forks != _forks.count:
+            return None  # `append` says what is wrong
+        return sending.soon(queue, record)
 
     def _tell_here(self, base: str, shard: int) -> bool:
         """A record is on its way to a shard: whether its owner is a consumer of this process."""

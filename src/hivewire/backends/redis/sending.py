@@ -34,6 +34,7 @@ _TRUST_S = 1.0
 """For how long a queue is known to have room, when it has much."""
 _MOST_TRUST = 5_000
 _MUCH = 4
+_MOST_KEYS = 10_000
 
 
 class Known(msgspec.Struct):
@@ -44,6 +45,20 @@ class Known(msgspec.Struct):
     competing: bool = False
     room: int = 0
     until: float = 0.0
+    by_key: dict[str, int] = {}
+    """Shards of keys that were seen lately, where a key has one."""
+
+    def shard(self, record: Record) -> int:
+        """Those of a competing queue are levels of urgency."""
+        if self.competing:
+            return level(record) * self.shards // 10
+        by_key, key = self.by_key, record.key
+        shard = by_key.get(key)
+        if shard is None:
+            if len(by_key) >= _MOST_KEYS:
+                by_key.clear()
+            shard = by_key[key] = hashed(key) % self.shards
+        return shard
 
 
 class Sending:
@@ -97,7 +112,7 @@ class Sending:
                 plain.append((len(commands), number, len(entry.records)))
                 names = known.names
                 for record in entry.records:
-                    shard = _shard(record, known)
+                    shard = known.shard(record)
                     commands.append((PACKED, names.base, names.xadd(shard, pack_head(record), record.body)))
                     rung[names, shard] = None
                 number += len(entry.records)
@@ -140,8 +155,7 @@ class Sending:
             or known.until < time.monotonic()
         ):
             return None
-        names = known.names
-        shard = _shard(record, known)
+        names, shard = known.names, known.shard(record)
         stored = self._link.store(names.base, names.xadd(shard, pack_head(record), record.body))
         if stored is not None:
             known.room -= 1
@@ -203,7 +217,9 @@ class Sending:
             shards, cap, mode, held, stored = more
             known = self._known.get(entry.queue)
             if known is not None:
-                known.shards, known.competing = shards, mode == b"competing"
+                if (known.shards, known.competing) != (shards, mode == b"competing"):
+                    known.shards, known.competing = shards, mode == b"competing"
+                    known.by_key.clear()
                 known.room = min((cap - held) // _MUCH, _MOST_TRUST) if cap - held > _MOST_TRUST else 0
                 known.until = time.monotonic() + _TRUST_S
             if stored < len(entry.records):
@@ -214,11 +230,6 @@ class Sending:
         else:
             missing = QueueMissing(f"send to {entry.queue}: nobody waits for replies there any more")
             problems.update(dict.fromkeys(places, missing))
-
-
-def _shard(record: Record, known: Known) -> int:
-    """Those of a competing queue are levels of urgency."""
-    return level(record) * known.shards // 10 if known.competing else hashed(record.key) % known.shards
 
 
 def _is_for_all(entry: Append) -> bool:

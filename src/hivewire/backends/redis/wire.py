@@ -45,12 +45,15 @@ class Stored:
 
     def answered(self, answer: Reply) -> None:
         if not self.future.done():
-            problem: BackendError | None = None
-            try:
-                good(answer, "store a message")
-            except BackendError as error:
-                problem = error
-            self.future.set_result(problem)
+            self.future.set_result(None if answer.__class__ is bytes else _problem(answer))
+
+
+def _problem(answer: Reply) -> BackendError | None:
+    try:
+        good(answer, "store a message")
+    except BackendError as error:
+        return error
+    return None
 
 
 class Wire(asyncio.Protocol):
