@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from hivewire.protocol import Protocol
 
 _NOT_YET: Final = {
-    "kafka": "this version has no Kafka backend yet: use redis://HOST or sqlite:///FILE",
     "hybrid": "this version has no hybrid of Redis and Kafka yet: use redis://HOST or sqlite:///FILE",
 }
 
@@ -79,6 +78,8 @@ def _backend(settings: Settings) -> Backend:
         return SQLiteBackend(settings)
     if settings.protocol == "redis":
         return _redis(settings)
+    if settings.protocol == "kafka":
+        return _kafka(settings)
     from hivewire.backends.memory import MemoryBackend
 
     return MemoryBackend(settings)
@@ -92,3 +93,13 @@ def _redis(settings: Settings) -> Backend:
             raise
         raise Unsupported("redis:// needs hiredis: pip install 'hivewire[redis]'") from None
     return RedisBackend(settings)
+
+
+def _kafka(settings: Settings) -> Backend:
+    try:
+        from hivewire.backends.kafka import KafkaBackend
+    except ModuleNotFoundError as error:
+        if error.name is None or not error.name.startswith("confluent_kafka"):
+            raise
+        raise Unsupported("kafka:// needs confluent-kafka: pip install 'hivewire[kafka]'") from None
+    return KafkaBackend(settings)

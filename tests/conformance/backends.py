@@ -21,6 +21,7 @@ import pytest
 from hivewire.testing.conformance.fabric import Fabric
 from hivewire.testing.redis_groups import Group, RedisCluster, say
 from hivewire.testing.servers import RedisServer, ServerMissing, free_port, redis_program, valkey_program
+from tests.conformance.kafka_fabric import KafkaFabric
 
 
 class SQLiteFabric(Fabric):
@@ -140,6 +141,7 @@ def memory(folder: Path) -> Fabric:
 
 
 FABRICS: dict[str, Callable[[Path], Fabric]] = {
+    "kafka": KafkaFabric,
     "memory": memory,
     "redis": RedisFabric,
     "redis-cluster": ClusterFabric,

@@ -15,6 +15,7 @@ from hivewire.rules.blame import runs_alone
 from hivewire.rules.lanes import Lane
 
 _RECOVER_S = 0.1
+_AHEAD = 1_000
 _MOST_RECOVERED = 1_000
 
 

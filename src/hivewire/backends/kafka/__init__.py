@@ -1,0 +1,5 @@
+"""Kafka."""
+
+from hivewire.backends.kafka.backend import KafkaBackend as KafkaBackend
+
+__all__ = ["KafkaBackend"]

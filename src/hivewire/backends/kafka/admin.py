@@ -1,0 +1,183 @@
+"""Topics, ends of partitions and committed offsets: what is asked of the brokers, not read from a log."""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from typing import Any, Final, TypeVar
+
+from confluent_kafka import ConsumerGroupTopicPartitions, KafkaError, KafkaException, TopicPartition
+from confluent_kafka.admin import AdminClient, NewTopic, OffsetSpec  # type: ignore[attr-defined]  # they are public
+
+from hivewire.backends.kafka.clients import problem
+from hivewire.backends.kafka.tail import Place
+from hivewire.errors import BackendError, ConnectionLost
+
+_REQUEST_S: Final = 2.0
+_CREATE_S: Final = 10.0
+_PROPAGATION_S: Final = 15.0
+_LOOK_EACH_S: Final = 0.02
+_LEADERS_S: Final = 2.5
+_NO_LEADER: Final = {
+    KafkaError.NOT_LEADER_FOR_PARTITION,
+    KafkaError.UNKNOWN_LEADER_EPOCH,
+    KafkaError.FENCED_LEADER_EPOCH,
+    KafkaError.LEADER_NOT_AVAILABLE,
+    KafkaError.UNKNOWN_TOPIC_OR_PART,
+    KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
+    KafkaError.COORDINATOR_NOT_AVAILABLE,
+    KafkaError.NOT_COORDINATOR,
+}
+_T = TypeVar("_T")
+
+
+class Admin:
+    """Made with the first call: who only sends to known topics needs none."""
+
+    def __init__(self, options: dict[str, Any]) -> None:
+        self._options = options
+        self._client: AdminClient | None = None
+
+    @property
+    def client(self) -> AdminClient:
+        if self._client is None:
+            self._client = AdminClient(self._options)
+        return self._client
+
+    async def ends(self, places: Iterable[Place], *, first: bool = False) -> dict[Place, int]:
+        """The next offset of each partition, or its first one."""
+        asked = tuple(places)
+        return await _patiently(lambda: self._ends(asked, first))
+
+    async def _ends(self, places: Sequence[Place], first: bool) -> dict[Place, int]:
+        spec = OffsetSpec.earliest() if first else OffsetSpec.latest()  # type: ignore[no-untyped-call]
+        asked = {TopicPartition(topic, partition): spec for topic, partition in places}
+        if not asked:
+            return {}
+        answers = self.client.list_offsets(asked, request_timeout=_REQUEST_S)
+        found = {}
+        for place, future in answers.items():
+            answer = await _answer(future, f"look at {place.topic}")
+            found[place.topic, place.partition] = int(answer.offset)
+        return found
+
+    async def since(self, place: Place, at: float) -> int:
+        """The first offset that was stored then or later; the end if there is none."""
+        asked = {TopicPartition(*place): OffsetSpec.for_timestamp(int(at * 1000))}
+
+        async def ask() -> int:
+            (future,) = self.client.list_offsets(asked, request_timeout=_REQUEST_S).values()
+            return int((await _answer(future, f"look at {place[0]}")).offset)
+
+        found = await _patiently(ask)
+        return found if found >= 0 else (await self.ends([place]))[place]
+
+    async def committed(self, group: str, places: Iterable[Place]) -> dict[Place, tuple[int, str]]:
+        """How far a group is, with the metadata; partitions without a commit are left out."""
+        asked = ConsumerGroupTopicPartitions(group, [TopicPartition(topic, number) for topic, number in places])
+
+        async def ask() -> Any:
+            answers = self.client.list_consumer_group_offsets([asked], request_timeout=_REQUEST_S)
+            return await _answer(answers[group], f"look at the group {group}")
+
+        found = await _patiently(ask)
+        return {
+            (at.topic, at.partition): (at.offset, at.metadata or "")
+            for at in found.topic_partitions
+            if at.error is None and at.offset >= 0
+        }
+
+    async def members(self, group: str) -> set[str]:
+        """The client ids of the group's members."""
+        answers = self.client.describe_consumer_groups([group], request_timeout=_REQUEST_S)
+        found = await _answer(answers[group], f"look at the group {group}")
+        return {member.client_id for member in found.members}
+
+    async def create(self, topic: str, partitions: int, copies: int, config: Mapping[str, str]) -> int:
+        """Make the topic if it is not there; its number of partitions, when all have a leader."""
+        made = NewTopic(topic, num_partitions=partitions, replication_factor=copies, config=dict(config))
+        answers = self.client.create_topics([made], operation_timeout=_CREATE_S, request_timeout=_CREATE_S)
+        try:
+            await _answer(answers[topic], f"create topic {topic}", ignore=KafkaError.TOPIC_ALREADY_EXISTS)
+        except ConnectionLost:
+            raise
+        except BackendError as error:
+            raise BackendError(
+                f"{error}; or make it yourself with {partitions} partitions and "
+                + ", ".join(f"{name}={value}" for name, value in config.items())
+            ) from error
+        return await self.partitions(topic)
+
+    async def partitions(self, topic: str) -> int:
+        """Waits until the brokers know of it and each partition has a leader."""
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + _PROPAGATION_S
+        while True:
+            count = await self.find(topic)
+            if count:
+                return count
+            if loop.time() > deadline:
+                raise ConnectionLost(f"topic {topic}: its partitions have no leaders after {_PROPAGATION_S} s")
+            await asyncio.sleep(_LOOK_EACH_S)
+
+    async def find(self, topic: str) -> int:
+        """How many partitions; 0: there is no such topic, or no leader yet."""
+        try:
+            found = await asyncio.to_thread(self.client.list_topics, topic, timeout=_REQUEST_S)
+        except KafkaException as error:
+            raise problem(f"look at {topic}", error) from None
+        partitions = found.topics[topic].partitions if topic in found.topics else {}
+        return len(partitions) if partitions and all(p.leader >= 0 for p in partitions.values()) else 0
+
+    async def delete_before(self, offsets: Mapping[Place, int]) -> None:
+        """Give back the space of records below these offsets."""
+        asked = [TopicPartition(topic, partition, offset) for (topic, partition), offset in offsets.items()]
+        for place, future in self.client.delete_records(asked, request_timeout=_CREATE_S).items():
+            await _answer(future, f"delete old records of {place.topic}", ignore=KafkaError.OFFSET_OUT_OF_RANGE)
+
+    async def ping(self) -> int:
+        """How many brokers there are."""
+        answer = await _answer(self.client.describe_cluster(request_timeout=_REQUEST_S), "ask the brokers")
+        return len(answer.nodes)
+
+    async def close(self) -> None:
+        client, self._client = self._client, None
+        if client is not None:
+            await asyncio.to_thread(_let_go, client)
+
+
+def _let_go(client: AdminClient) -> None:
+    """Its end waits for its threads, which must not be the event loop's doing."""
+    client.poll(0)
+    del client
+
+
+class _NotYet(ConnectionLost):
+    """The brokers are still telling each other who leads what."""
+
+
+async def _patiently(ask: Callable[[], Awaitable[_T]]) -> _T:
+    """Again while leaders are being found, for a while."""
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + _LEADERS_S
+    while True:
+        try:
+            return await ask()
+        except _NotYet:
+            if loop.time() > deadline:
+                raise
+            await asyncio.sleep(_LOOK_EACH_S)
+
+
+async def _answer(future: concurrent.futures.Future[Any], doing: str, *, ignore: int | None = None) -> Any:
+    try:
+        return await asyncio.wrap_future(future)
+    except KafkaException as error:
+        if ignore is not None and error.args[0].code() == ignore:
+            return None
+        if error.args[0].code() in _NO_LEADER:
+            raise _NotYet(str(problem(doing, error))) from None
+        raise problem(doing, error) from None
+    except concurrent.futures.CancelledError:
+        raise ConnectionLost(f"{doing}: cancelled") from None

@@ -1,0 +1,310 @@
+"""The Kafka backend: a topic for each agent, owned by partitions in one consumer group."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import time
+from collections.abc import Mapping, Sequence
+from typing import Final
+from uuid import uuid4
+from zlib import crc32
+
+from hivewire.backend import (
+    Append,
+    Backend,
+    BackendHealth,
+    Consumer,
+    DeadRecord,
+    Depth,
+    Duplicate,
+    Entry,
+    Features,
+    Member,
+    Ownership,
+    QueueSpec,
+)
+from hivewire.backends.kafka import depth as depths
+from hivewire.backends.kafka.admin import Admin
+from hivewire.backends.kafka.appending import Appending
+from hivewire.backends.kafka.catalogue import Catalogue
+from hivewire.backends.kafka.clients import Options
+from hivewire.backends.kafka.consumer import KafkaConsumer
+from hivewire.backends.kafka.delays import Delays
+from hivewire.backends.kafka.letters import Letters
+from hivewire.backends.kafka.mailbox import Mailbox, Shared
+from hivewire.backends.kafka.member import Member as GroupMember
+from hivewire.backends.kafka.names import REPLY_PREFIX, Names
+from hivewire.backends.kafka.packing import stored_at
+from hivewire.backends.kafka.sending import Item, Sending
+from hivewire.backends.kafka.tail import Tail
+from hivewire.backends.kafka.topics import Topics
+from hivewire.errors import BackendError, Closed
+from hivewire.settings import Settings
+
+log = logging.getLogger(__name__)
+
+_FOLLOW_WAIT_S: Final = 0.05
+_READ_WAIT_S: Final = 0.01
+_VOLATILE_PARTITIONS: Final = 4
+_CHANNEL: Final = "channel"
+
+
+class KafkaBackend(Backend):
+    """Not to be used from another thread than its event loop's, nor after a fork."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.features = Features(
+            durability="process",
+            store_lanes=False,
+            per_record_ack=False,
+            store_dedup=False,
+            remembers_settled=False,
+            finds_expired=False,
+        )
+        self.names = Names(settings.kafka.topic_prefix)
+        self.client_id = settings.worker_name or f"hivewire-{uuid4().hex[:12]}"
+        self.options = Options(settings, self.client_id)
+        self.admin = Admin(self.options.common)
+        self.topics = Topics(self)
+        self.catalogue = Catalogue(self)
+        self.letters = Letters(self)
+        self.delays = Delays(self)
+        self.appending = Appending(self)
+        self._pid = os.getpid()
+        self._tail: Tail | None = None
+        self._reader: Tail | None = None
+        self._sending: Sending | None = None
+        self._clock_offset_s = 0.0
+        self._consumers: set[KafkaConsumer] = set()
+        self._members: list[GroupMember] = []
+        self._replies = Shared(self, "to")
+        self._channels = Shared(self, _CHANNEL)
+        self._ages: dict[tuple[str, int], tuple[int, float]] = {}
+        self._closing = asyncio.Lock()
+        self._abandoned = False
+
+    # -- life
+
+    async def open(self) -> None:
+        if self._sending is not None:
+            return
+        self._pid = os.getpid()
+        try:
+            await self.admin.ping()
+            self._tail = Tail(self.options.reader(_FOLLOW_WAIT_S), "tail")
+            self._sending = Sending(self.options.producer())
+            await self.catalogue.open()
+        except BaseException:
+            await self._let_go()
+            raise
+
+    def check_usable(self) -> None:
+        if os.getpid() != self._pid:
+            raise BackendError("use Kafka: it was opened before a fork; connect anew in the child process")
+        if self._sending is None or self._abandoned:
+            raise Closed("use Kafka: it is not open")
+
+    @property
+    def tail(self) -> Tail:
+        if self._tail is None:
+            raise Closed("use Kafka: it is not open")
+        return self._tail
+
+    @property
+    def reader(self) -> Tail:
+        """For stretches that are read again: made when it is first needed."""
+        self.check_usable()
+        if self._reader is None:
+            self._reader = Tail(self.options.reader(_READ_WAIT_S), "reader")
+        return self._reader
+
+    @property
+    def sending(self) -> Sending:
+        if self._sending is None:
+            raise Closed("use Kafka: it is not open")
+        return self._sending
+
+    def now(self) -> float:
+        return time.time() + self._clock_offset_s
+
+    def not_before(self, at: float) -> None:
+        """The brokers' clock is that far at least: what they have stamped is never in the future."""
+        self._clock_offset_s += max(0.0, at - self.now())
+
+    async def health(self) -> BackendHealth:
+        durability = self.features.durability
+        try:
+            self.check_usable()
+            brokers = await self.admin.ping()
+        except (BackendError, Closed) as error:
+            return BackendHealth(ok=False, durability=durability, detail=str(error))
+        warnings = []
+        if not self.options.is_safe:
+            warnings.append(
+                f"acks={self.settings.kafka.require_acks}: a broker that fails takes confirmed messages with it, and "
+                "the idempotent producer is off, so a resend may change the order"
+            )
+        detail = f"{','.join(self.settings.kafka.brokers)}: {brokers} broker{'s' if brokers != 1 else ''}"
+        return BackendHealth(ok=True, durability=durability, detail=detail, warnings=warnings)
+
+    def abandon(self) -> None:
+        self._abandoned = True
+        for consumer in self._consumers:
+            consumer.abandon()
+        for member in self._members:
+            member.abandon()
+
+    async def close(self) -> None:
+        if os.getpid() != self._pid:
+            return
+        async with self._closing:
+            if self._sending is None:
+                return
+            for consumer in tuple(self._consumers):
+                await (consumer.stop() if self._abandoned else consumer.close())
+            self._consumers.clear()
+            await self._let_go()
+
+    async def _let_go(self) -> None:
+        for member in self._members:
+            await member.close()
+        self._members.clear()
+        if self._sending is not None:
+            await self._sending.close()
+        for tail in (self._tail, self._reader):
+            if tail is not None:
+                await tail.close()
+        await self.admin.close()
+        self._sending = self._tail = self._reader = None
+
+    # -- storing
+
+    async def append(self, batch: Sequence[Append]) -> Mapping[int, Duplicate | Exception]:
+        self.check_usable()
+        return await self.appending.append(batch)
+
+    async def store_all(self, items: Sequence[tuple[str, Item]]) -> None:
+        """All, or the first problem."""
+        if items:
+            parcel = await self.sending.store(items)
+            for error in parcel.problems.values():
+                raise error
+
+    async def store_one(self, topic: str, item: Item) -> int:
+        """Its offset."""
+        parcel = await self.sending.store([(topic, item)])
+        for error in parcel.problems.values():
+            raise error
+        return parcel.offsets[0]
+
+    # -- queues
+
+    async def declare(self, spec: QueueSpec) -> QueueSpec:
+        self.check_usable()
+        return await self.topics.declare(spec)
+
+    async def queues(self) -> Sequence[QueueSpec]:
+        self.check_usable()
+        return await self.topics.all()
+
+    async def drop_queue(self, queue: str) -> None:
+        """Replies share one topic: what nobody took is gone an hour later."""
+        self._replies.forget(queue)
+
+    async def depth(self, queue: str) -> Depth:
+        self.check_usable()
+        return await depths.depth(self, queue)
+
+    async def stored_at(self, topic: str, partition: int, offset: int) -> float | None:
+        """When the first record from this offset on was stored."""
+        known = self._ages.get((topic, partition))
+        if known is not None and known[0] == offset:
+            return known[1]
+        messages = await self.reader.read(topic, partition, offset, offset, {offset})
+        if not messages:
+            return None
+        self._ages[topic, partition] = (offset, stored_at(messages[0]))
+        return self._ages[topic, partition][1]
+
+    # -- consuming
+
+    async def consume(self, queue: str, member: Member, owner: Ownership) -> Consumer:
+        self.check_usable()
+        if queue.startswith(REPLY_PREFIX):
+            partitions = await self.topics.ensure(queue)
+            mailbox = Mailbox(self, queue, self._replies, owner)
+            await mailbox.begin(self.names.replies, self.reply_partition(queue, partitions))
+            return mailbox
+        await self.topics.declare(QueueSpec(name=queue))
+        topic = self.names.topic(queue)
+        place = next((one for one in self._members if topic not in one.seats), None)
+        if place is None:
+            place = GroupMember(self.options.member(), self.settings.lease_s)
+            self._members.append(place)
+        consumer = KafkaConsumer(self, queue, place, owner)
+        self._consumers.add(consumer)
+        place.join(topic, consumer)
+        return consumer
+
+    @staticmethod
+    def reply_partition(queue: str, partitions: int) -> int:
+        return crc32(queue.encode()) % partitions
+
+    async def forget(self, consumer: KafkaConsumer) -> None:
+        """It was closed; a member without queues leaves the group."""
+        self._consumers.discard(consumer)
+        if not consumer.member.seats and consumer.member in self._members:
+            self._members.remove(consumer.member)
+            await consumer.member.close()
+
+    # -- dead letters
+
+    async def dead(self, queue: str | None, limit: int, after: str | None) -> Sequence[DeadRecord]:
+        self.check_usable()
+        return await self.letters.listed(queue, limit, after)
+
+    async def revive(self, queue: str | None, ids: Sequence[str] | None) -> int:
+        self.check_usable()
+        return await self.letters.revive(queue, ids)
+
+    async def purge_dead(self, queue: str | None, ids: Sequence[str] | None, older_than_s: float | None) -> int:
+        self.check_usable()
+        before = None if older_than_s is None else self.now() - older_than_s
+        return await self.letters.purge(queue, ids, before)
+
+    # -- catalogue and notes
+
+    async def get(self, key: str) -> Entry:
+        self.check_usable()
+        return await self.catalogue.get(key)
+
+    async def put(self, key: str, value: bytes, version: int, *, ttl_s: float | None = None) -> Entry | None:
+        self.check_usable()
+        return await self.catalogue.put(key, value, version, ttl_s)
+
+    async def scan(self, prefix: str) -> Mapping[str, Entry]:
+        self.check_usable()
+        return await self.catalogue.scan(prefix)
+
+    # -- volatile channels
+
+    async def _channel_partition(self, channel: str) -> int:
+        kept = {"cleanup.policy": "delete", "retention.ms": "3600000"}
+        count = await self.topics.ensure_own(self.names.volatile, _VOLATILE_PARTITIONS, kept)
+        return crc32(channel.encode()) % count
+
+    async def publish(self, channel: str, body: bytes) -> None:
+        self.check_usable()
+        partition = await self._channel_partition(channel)
+        await self.store_one(self.names.volatile, Item(None, partition, None, body, [(_CHANNEL, channel)]))
+
+    async def listen(self, channel: str, wait_s: float) -> Sequence[bytes]:
+        self.check_usable()
+        if channel not in self._channels.news:
+            await self._channels.listen(self.names.volatile, await self._channel_partition(channel), channel)
+        if wait_s > 0:
+            await self._channels.wait(channel, wait_s)
+        return [message.value() or b"" for message in self._channels.take(channel, 10_000)]

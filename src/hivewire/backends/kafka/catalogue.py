@@ -1,0 +1,142 @@
+"""Small values with versions. A log decides who was first: everybody reads the same records in the same order."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+from confluent_kafka import OFFSET_BEGINNING
+
+from hivewire.backend import Entry
+from hivewire.backends.kafka.packing import KafkaMessage, stored_at
+from hivewire.backends.kafka.sending import Item
+from hivewire.errors import ConnectionLost
+
+if TYPE_CHECKING:
+    from hivewire.backends.kafka.backend import KafkaBackend
+
+_CATCH_UP_S: Final = 5.0
+_LOCK_S: Final = 30.0
+_LOCK_LOOK_S: Final = 0.03
+_NONE: Final = Entry(b"", 0)
+_EPOCHAL: Final = ("agent/", "group/")
+
+
+class _Change(msgspec.Struct, array_like=True, gc=False):
+    """Valid if the key's version is `expected` when its turn comes; its own version is its offset + 1."""
+
+    key: str
+    expected: int
+    value: bytes
+    ttl_s: float | None
+
+
+_read = msgspec.msgpack.Decoder(_Change).decode
+_write = msgspec.msgpack.Encoder().encode
+
+
+class Follower:
+    """Has read one partition up to `reached`, and goes on."""
+
+    def __init__(self, backend: KafkaBackend, topic: str, partition: int, take: Callable[[KafkaMessage], None]) -> None:
+        self._backend = backend
+        self.topic = topic
+        self.partition = partition
+        self._take = take
+        self.reached = -1
+        self._news = asyncio.Event()
+        self._opening = asyncio.Lock()
+        self._is_open = False
+
+    async def open(self, first: int = OFFSET_BEGINNING) -> None:
+        async with self._opening:
+            if not self._is_open:
+                await self._backend.tail.follow(self.topic, self.partition, first, self._arrived)
+                self._is_open = True
+
+    def _arrived(self, messages: Sequence[KafkaMessage], reached: int) -> None:
+        for message in messages:
+            self._take(message)
+        self.reached = max(self.reached, reached)
+        self._news.set()
+
+    async def until(self, offset: int) -> None:
+        """All below this offset was read."""
+        try:
+            async with asyncio.timeout(_CATCH_UP_S):
+                while self.reached < offset:
+                    self._news.clear()
+                    await self._news.wait()
+        except TimeoutError:
+            raise ConnectionLost(f"read {self.topic}: offset {offset} did not come within {_CATCH_UP_S} s") from None
+
+    async def catch_up(self) -> None:
+        """All that was there when this was called was read."""
+        await self.open()
+        ends = await self._backend.admin.ends([(self.topic, self.partition)])
+        await self.until(ends[self.topic, self.partition])
+
+
+class Catalogue:
+    """All values, in memory, as of the last record that was read."""
+
+    def __init__(self, backend: KafkaBackend) -> None:
+        self._backend = backend
+        self._values: dict[str, tuple[Entry, float | None]] = {}
+        self._log = Follower(backend, backend.names.catalogue, 0, self._take)
+
+    async def open(self) -> None:
+        await self._backend.topics.ensure_own(self._log.topic, 1, {"cleanup.policy": "delete", "retention.ms": "-1"})
+        await self._log.catch_up()
+
+    def _take(self, message: KafkaMessage) -> None:
+        change = _read(message.value())
+        at = stored_at(message)
+        if self._at(change.key, at).version != change.expected:
+            return  # somebody else was first
+        until = None if change.ttl_s is None else at + change.ttl_s
+        self._values[change.key] = Entry(change.value, message.offset() + 1), until
+        if change.key.startswith(_EPOCHAL):
+            self._backend.epoch += 1
+
+    def _at(self, key: str, now: float) -> Entry:
+        entry, until = self._values.get(key, (_NONE, None))
+        return _NONE if until is not None and until <= now else entry
+
+    def known(self, key: str) -> Entry:
+        """As far as was read."""
+        return self._at(key, self._backend.now())
+
+    async def get(self, key: str) -> Entry:
+        await self._log.catch_up()
+        return self.known(key)
+
+    async def scan(self, prefix: str) -> Mapping[str, Entry]:
+        await self._log.catch_up()
+        found = {key: self.known(key) for key in sorted(self._values) if key.startswith(prefix)}
+        return {key: entry for key, entry in found.items() if entry.version}
+
+    async def put(self, key: str, value: bytes, version: int, ttl_s: float | None = None) -> Entry | None:
+        change = _write(_Change(key, version, value, ttl_s))
+        offset = await self._backend.store_one(self._log.topic, Item(None, 0, key.encode(), change, None))
+        await self._log.until(offset + 1)
+        entry, _ = self._values.get(key, (_NONE, None))
+        return entry if entry.version == offset + 1 else None
+
+    @asynccontextmanager
+    async def lock(self, name: str) -> AsyncIterator[None]:
+        """One at a time, of all processes; who dies in it leaves it when its time is over."""
+        key = f"lock/{name}"
+        while True:
+            entry = await self.get(key)
+            mine = None if entry.value else await self.put(key, b"taken", entry.version, _LOCK_S)
+            if mine is not None:
+                break
+            await asyncio.sleep(_LOCK_LOOK_S)
+        try:
+            yield
+        finally:
+            await self.put(key, b"", mine.version)

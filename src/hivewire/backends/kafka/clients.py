@@ -1,0 +1,137 @@
+"""How this process speaks to the brokers: options of librdkafka, and what its errors mean."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any, Final
+
+from confluent_kafka import KafkaError, KafkaException
+
+from hivewire.errors import BackendError, ConnectionLost
+from hivewire.settings import Settings
+
+log = logging.getLogger(__name__)
+_told = logging.getLogger("hivewire.backends.kafka.librdkafka")
+
+HEARTBEAT_S: Final = 0.3
+MAX_POLL_S: Final = 86_400.0
+"""A member that waits for its handlers before it gives partitions up does not poll meanwhile."""
+_ENVELOPE_BYTES: Final = 64 * 1024
+
+_FORBIDDEN: Final = {
+    KafkaError.TOPIC_AUTHORIZATION_FAILED,
+    KafkaError.CLUSTER_AUTHORIZATION_FAILED,
+    KafkaError.GROUP_AUTHORIZATION_FAILED,
+    KafkaError._AUTHENTICATION,
+    KafkaError.SASL_AUTHENTICATION_FAILED,
+    KafkaError.POLICY_VIOLATION,
+    KafkaError.INVALID_CONFIG,
+    KafkaError.INVALID_REPLICATION_FACTOR,
+    KafkaError.INVALID_PARTITIONS,
+    KafkaError.TOPIC_EXCEPTION,
+    KafkaError.MSG_SIZE_TOO_LARGE,
+    KafkaError.UNSUPPORTED_COMPRESSION_TYPE,
+    KafkaError._INVALID_ARG,
+    KafkaError._FATAL,
+    KafkaError.RECORD_LIST_TOO_LARGE,
+}
+
+
+def problem(doing: str, error: KafkaError | KafkaException) -> BackendError:
+    """The error as ours: what may pass by itself is `ConnectionLost`."""
+    reason = error.args[0] if isinstance(error, KafkaException) else error
+    if not isinstance(reason, KafkaError):
+        return BackendError(f"{doing}: {reason}")
+    if reason.code() in _FORBIDDEN or reason.fatal():
+        return BackendError(f"{doing}: {reason.str()} ({reason.name()}){_advice(reason)}")
+    return ConnectionLost(f"{doing}: {reason.str()} ({reason.name()})")
+
+
+def _advice(error: KafkaError) -> str:
+    code = error.code()
+    if code == KafkaError.MSG_SIZE_TOO_LARGE:
+        return "; raise max.message.bytes of the topic and message.max.bytes of the brokers, or send smaller messages"
+    if code == KafkaError.INVALID_REPLICATION_FACTOR:
+        return "; set KAFKA_REPLICATION_FACTOR to at most the number of brokers"
+    if code in (KafkaError.TOPIC_AUTHORIZATION_FAILED, KafkaError.CLUSTER_AUTHORIZATION_FAILED):
+        return "; give this user Create, Describe, Read, Write and Delete on topics with its prefix"
+    return ""
+
+
+class Options:
+    """What all clients of one backend share."""
+
+    def __init__(self, settings: Settings, client_id: str) -> None:
+        kafka = settings.kafka
+        self._settings = settings
+        most = settings.max_message_size_bytes
+        self.largest_bytes = most + most // 2 + _ENVELOPE_BYTES
+        """Of one message as JSON, with its headers."""
+        self.common: dict[str, Any] = {
+            "bootstrap.servers": ",".join(kafka.brokers),
+            "client.id": client_id,
+            "logger": _told,
+            "reconnect.backoff.ms": 50,
+            "reconnect.backoff.max.ms": 500,
+            "retry.backoff.ms": 50,
+            "topic.metadata.refresh.fast.interval.ms": 50,
+            "socket.connection.setup.timeout.ms": 5_000,
+            "log.connection.close": False,
+        }
+
+    @property
+    def is_safe(self) -> bool:
+        return self._settings.kafka.require_acks == "all"
+
+    def producer(self) -> dict[str, Any]:
+        kafka = self._settings.kafka
+        return {
+            **self.common,
+            "acks": kafka.require_acks,
+            "enable.idempotence": self.is_safe,
+            "compression.type": kafka.compression,
+            "linger.ms": 0,
+            "batch.num.messages": kafka.batch_size,
+            "message.max.bytes": self.largest_bytes + (1 << 20),
+            "message.timeout.ms": int(kafka.write_timeout_s * 1000),
+            "request.timeout.ms": min(int(kafka.write_timeout_s * 1000), 30_000),
+            "queue.buffering.max.messages": 1_000_000,
+        }
+
+    def _consumer(self) -> dict[str, Any]:
+        kafka = self._settings.kafka
+        return {
+            **self.common,
+            "group.id": kafka.group_id,
+            "enable.auto.commit": False,
+            "enable.auto.offset.store": False,
+            "auto.offset.reset": "earliest",
+            "fetch.error.backoff.ms": 10,
+            "fetch.min.bytes": kafka.min_bytes,
+            "fetch.max.bytes": max(kafka.max_bytes, self.largest_bytes + (1 << 20)),
+            "message.max.bytes": self.largest_bytes + (1 << 20),
+            "queued.max.messages.kbytes": 16_384,
+            "allow.auto.create.topics": False,
+        }
+
+    def member(self) -> dict[str, Any]:
+        """Of the consumer group."""
+        return {
+            **self._consumer(),
+            "session.timeout.ms": int(self._settings.lease_s * 1000),
+            "heartbeat.interval.ms": int(HEARTBEAT_S * 1000),
+            "max.poll.interval.ms": int(MAX_POLL_S * 1000),
+            "partition.assignment.strategy": "cooperative-sticky",
+            "fetch.wait.max.ms": int(self._settings.kafka.max_wait_s * 1000),
+            "queued.min.messages": 2_000,
+        }
+
+    def reader(self, wait_s: float) -> dict[str, Any]:
+        """Reads what it is told, without a group."""
+        return {
+            **self._consumer(),
+            "fetch.wait.max.ms": int(wait_s * 1000),
+            "fetch.min.bytes": 1,
+            "enable.partition.eof": True,
+            "max.poll.interval.ms": int(MAX_POLL_S * 1000),
+        }

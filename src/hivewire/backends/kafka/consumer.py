@@ -1,0 +1,279 @@
+"""One member's part of one queue: the partitions that it owns, and what came of them."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Hashable, Mapping, Sequence, Set
+from typing import TYPE_CHECKING, Final
+
+from hivewire.backend import Consumer, Dead, Fetched, Ownership, Saved, Unfinished
+from hivewire.backends.kafka.member import Member, Taken
+from hivewire.backends.kafka.metadata import FULL_BYTES
+from hivewire.backends.kafka.packing import record_of, stored_at
+from hivewire.backends.kafka.tail import Place
+from hivewire.errors import BackendError
+from hivewire.record import names
+
+if TYPE_CHECKING:
+    from hivewire.backends.kafka.backend import KafkaBackend
+
+log = logging.getLogger(__name__)
+
+_RETRY_S: Final = 0.2
+_MOST_BUFFERED: Final = 4_000
+_FOREVER_S: Final = 86_400.0
+_CLOSE_S: Final = 5.0
+
+
+class Held:
+    """A partition that is owned here. `buffer`: what was read and the engine has not asked for."""
+
+    __slots__ = ("buffer", "is_leaving", "is_ready", "shard", "state_bytes", "token")
+
+    def __init__(self, shard: int, token: int) -> None:
+        self.shard = shard
+        self.token = token
+        self.buffer: deque[Fetched] = deque()
+        self.state_bytes = 0
+        self.is_ready = False
+        """The engine has taken it over."""
+        self.is_leaving = False
+
+
+class KafkaConsumer(Consumer):
+    """A seat of a member of the group."""
+
+    def __init__(self, backend: KafkaBackend, queue: str, member: Member, owner: Ownership) -> None:
+        self.backend = backend
+        self.queue = queue
+        self.topic = backend.names.topic(queue)
+        self.member = member
+        self._owner = owner
+        self.held: dict[int, Held] = {}
+        self.owned: set[int] = set()
+        """Those that the engine has taken over."""
+        self._news = asyncio.Event()
+        self._is_full = False
+        self._closed = False
+        self._gaining: dict[asyncio.Task[None], int] = {}
+        self._mover = asyncio.get_running_loop().create_task(
+            backend.delays.keep_moving(queue, self.owned), name=f"delayed messages of {queue}"
+        )
+
+    # -- what the member tells
+
+    def assigned(self, taken: Taken) -> None:
+        shard = taken.place[1]
+        if self._closed or self.member.tokens.get(taken.place) != taken.token:
+            return
+        held = self.held[shard] = Held(shard, taken.token)
+        task = asyncio.get_running_loop().create_task(self._gain(held, taken), name=f"take over {self.queue} {shard}")
+        self._gaining[task] = shard
+        task.add_done_callback(self._gained)
+
+    def _gained(self, task: asyncio.Task[None]) -> None:
+        self._gaining.pop(task, None)
+        if not task.cancelled() and task.exception() is not None:
+            log.error("cannot take a partition over", extra={"queue": self.queue}, exc_info=task.exception())
+
+    async def _gain(self, held: Held, taken: Taken) -> None:
+        while True:
+            try:
+                settled = await self._settled_lately(taken) if taken.committed else ()
+                break
+            except BackendError as error:
+                log.warning("cannot take a partition over yet", extra={"queue": self.queue, "error": str(error)})
+                await asyncio.sleep(_RETRY_S)
+        if self.held.get(held.shard) is not held:
+            return
+        await self._owner.gained(held.shard, held.token, taken.state, settled)
+        held.is_ready = True
+        self.owned.add(held.shard)
+        if not self._is_full:
+            self.member.resume(taken.place)
+
+    async def _settled_lately(self, taken: Taken) -> Sequence[Hashable]:
+        """The lives of the newest records below the watermark."""
+        settings = self.backend.settings
+        window_s = max(settings.dedup_window_s, settings.idempotency_window_s)
+        first = await self.backend.admin.since(taken.place, self.backend.now() - window_s)
+        first = max(first, taken.watermark - settings.dedup_window_ids)
+        if first >= taken.watermark:
+            return ()
+        stretch = range(first, taken.watermark)
+        messages = await self.backend.reader.read(*taken.place, first, taken.watermark - 1, stretch)
+        return [name for message in messages for name in names(record_of(message))]
+
+    async def give_up(self, shards: Set[int]) -> Mapping[int, tuple[int, Saved]]:
+        """Returns when nothing of them runs any more, with what is to be committed."""
+        ready: dict[int, Held] = {}
+        for shard in shards:
+            held = self.held.get(shard)
+            if held is None:
+                continue
+            held.is_leaving = True
+            held.buffer.clear()
+            if held.is_ready:
+                ready[shard] = held
+            else:
+                self._drop(shard)
+        states = await self._owner.losing(set(ready), _FOREVER_S) if ready else {}
+        for shard, held in ready.items():
+            if self.held.get(shard) is held:
+                self._drop(shard)
+        return {shard: (ready[shard].token, saved) for shard, saved in states.items()}
+
+    def _drop(self, shard: int) -> None:
+        self.held.pop(shard, None)
+        self.owned.discard(shard)
+        for task, number in list(self._gaining.items()):
+            if number == shard:
+                task.cancel()
+
+    def lost(self, shard: int, token: int) -> None:
+        held = self.held.get(shard)
+        if held is not None and held.token == token:
+            self._drop(shard)
+            if held.is_ready:
+                self._owner.lost({shard})
+        self._news.set()
+
+    def arrived(self, batch: Sequence[Fetched]) -> None:
+        for fetched in batch:
+            held = self.held.get(fetched.shard)
+            if held is not None and held.token == fetched.token and not held.is_leaving:
+                held.buffer.append(fetched)
+        if batch:
+            self.backend.not_before(batch[-1].stored_at)
+        self._press()
+        self._news.set()
+
+    def _press(self) -> None:
+        """Back-pressure: what nobody asks for is not read."""
+        buffered = sum([len(held.buffer) for held in self.held.values()])
+        if buffered > _MOST_BUFFERED and not self._is_full:
+            self._is_full = True
+            for place in self._ready_places():
+                self.member.pause(place)
+        elif buffered < _MOST_BUFFERED // 2 and self._is_full:
+            self._is_full = False
+            for place in self._ready_places():
+                self.member.resume(place)
+
+    def _ready_places(self) -> list[Place]:
+        return [(self.topic, held.shard) for held in self.held.values() if held.is_ready]
+
+    # -- taking
+
+    def holds(self, fetched: Fetched) -> bool:
+        place = (self.topic, fetched.shard)
+        return self.member.tokens.get(place) == fetched.token and not self.member.is_frozen
+
+    async def fetch(
+        self, limit: int, wait_s: float, *, lanes: int = 1_000, run: int = 1_000, starting: int = 0
+    ) -> Sequence[Fetched]:
+        self.backend.check_usable()
+        loop = asyncio.get_running_loop()
+        until = loop.time() + wait_s
+        while not self._closed:
+            self._news.clear()
+            taken = self._hand_out(limit, lanes, run)
+            left = until - loop.time()
+            if taken or left <= 0:
+                self._press()
+                return taken
+            try:
+                async with asyncio.timeout(left):
+                    await self._news.wait()
+            except TimeoutError:
+                continue
+        return ()
+
+    def _hand_out(self, limit: int, lanes: int, run: int) -> list[Fetched]:
+        """Each partition's in its order: a log cannot be taken from its middle."""
+        taken: list[Fetched] = []
+        keys: dict[str, int] = {}
+        for held in self.held.values():
+            if held.state_bytes > FULL_BYTES:
+                continue
+            buffer = held.buffer
+            while buffer and len(taken) < limit:
+                key = buffer[0].record.key
+                so_far = keys.get(key, 0)
+                if so_far >= run or (not so_far and len(keys) >= lanes):
+                    break
+                keys[key] = so_far + 1
+                taken.append(buffer.popleft())
+        return taken
+
+    async def refetch(self, shard: int, at: Sequence[int | str]) -> Sequence[Fetched]:
+        held = self.held.get(shard)
+        if held is None or not at:
+            return ()
+        wanted = {int(place) for place in at}
+        messages = await self.backend.reader.read(self.topic, shard, min(wanted), max(wanted), wanted)
+        return [
+            Fetched(shard, message.offset(), held.token, record_of(message), stored_at(message)) for message in messages
+        ]
+
+    # -- outcomes
+
+    async def start(self, batch: Sequence[Fetched]) -> Sequence[Fetched]:
+        raise NotImplementedError  # running marks are part of what `save` stores
+
+    async def settle(self, done: Sequence[Fetched], rest: Sequence[Unfinished] = ()) -> Sequence[Fetched]:
+        """Dead letters. That a record is finished is said by the next `save`."""
+        self.backend.check_usable()
+        dead = [outcome for outcome in rest if isinstance(outcome, Dead)]
+        held = [outcome for outcome in dead if self.holds(outcome.fetched)]
+        if held:
+            await self.backend.letters.bury(self.queue, held)
+        every = [*done, *(outcome.fetched for outcome in rest)]
+        return [fetched for fetched in every if not self.holds(fetched)]
+
+    async def save(self, shards: Mapping[int, Saved]) -> Set[int]:
+        self.backend.check_usable()
+        states: dict[Place, tuple[int, Saved]] = {}
+        lost: set[int] = set()
+        for shard, saved in shards.items():
+            held = self.held.get(shard)
+            if held is None:
+                lost.add(shard)
+            else:
+                states[self.topic, shard] = (held.token, saved)
+                held.state_bytes = len(saved.state)
+        refused = {shard for _, shard in await self.member.save(states)} if states else set()
+        for shard in refused:
+            self.lost(shard, states[self.topic, shard][0])
+        self._news.set()  # a partition that was full may have room
+        return lost | refused
+
+    # -- ending
+
+    def abandon(self) -> None:
+        self._closed = True
+        self._mover.cancel()
+
+    async def stop(self) -> None:
+        self._closed = True
+        self._news.set()
+        tasks = [self._mover, *self._gaining]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def close(self) -> None:
+        if self._closed:
+            return
+        await self.stop()
+        try:
+            async with asyncio.timeout(_CLOSE_S):
+                states = await self.give_up(set(self.held))
+                await self.member.save({(self.topic, shard): state for shard, state in states.items()})
+        except (TimeoutError, BackendError) as error:
+            log.warning("left without the last commit", extra={"queue": self.queue, "error": str(error)})
+        self.held.clear()
+        self.member.leave(self.topic)
+        await self.backend.forget(self)

@@ -1,0 +1,391 @@
+"""This process's membership in the consumer group: one client and one thread for all its queues.
+
+Invariants: every call of the client is made by its thread. A partition is read only after the engine has taken
+it over, and is given up only after the engine has. A commit names only partitions that are held by the
+token of now; one commit is under way at a time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import queue
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from itertools import count
+from typing import TYPE_CHECKING, Any, Final
+
+import msgspec
+from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, TopicPartition
+
+from hivewire.backend import Fetched, Saved
+from hivewire.backends.kafka import metadata
+from hivewire.backends.kafka.clients import problem
+from hivewire.backends.kafka.packing import KafkaMessage, record_of, stored_at
+from hivewire.backends.kafka.tail import Place
+from hivewire.errors import BackendError
+
+if TYPE_CHECKING:
+    from hivewire.backends.kafka.consumer import KafkaConsumer
+
+log = logging.getLogger(__name__)
+
+_BUSY_POLL_S: Final = 0.002
+_CALM_POLL_S: Final = 0.02
+_CALM_AFTER_S: Final = 0.25
+_TOGETHER: Final = 1_000
+_MOST_A_COMMIT: Final = 200
+_COMMITTED_S: Final = 5.0
+_PULSE_S: Final = 0.25
+_MARGIN_S: Final = 1.0
+
+_PATIENCE_S: Final = 5.0
+"""So long a commit is repeated: during a rebalance it is refused, and a moment later it is good."""
+_LOST: Final = {KafkaError.UNKNOWN_MEMBER_ID, KafkaError.FENCED_INSTANCE_ID}
+_numbers = count(1)
+_clock = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
+
+
+class Taken(msgspec.Struct, frozen=True):
+    """A partition that this member was given."""
+
+    place: Place
+    token: int
+    watermark: int
+    state: bytes
+    committed: bool
+
+
+class _Save:
+    """What one caller wants committed, and who of them is refused."""
+
+    def __init__(self, states: Mapping[Place, tuple[int, Saved]], done: asyncio.Future[set[Place]]) -> None:
+        self.states = states
+        self.done = done
+        self.until = time.monotonic() + _PATIENCE_S
+        self.lost: set[Place] = set()
+        self.error: BackendError | None = None
+
+
+class Member:
+    """`seats` by topic: who consumes which. One seat a topic; a second one needs another member."""
+
+    def __init__(self, options: dict[str, Any], lease_s: float) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._options = options
+        self._lease_s = lease_s
+        self.seats: dict[str, KafkaConsumer] = {}
+        self.tokens: Mapping[Place, int] = {}
+        """Replaced, never changed: read by the loop, written by the thread."""
+        self._commands: deque[Callable[[Consumer], None]] = deque()
+        self._saves: deque[_Save] = deque()
+        self._subscribed: frozenset[str] = frozenset()
+        self._busy_until = 0.0
+        self._ended = False
+        self._abandoned = False
+        self._beat_at = time.clock_gettime(_clock)
+        self._thaw = False
+        self._gone = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="hivewire-kafka-member", daemon=True)
+        self._pulse = threading.Thread(target=self._keep_time, name="hivewire-kafka-pulse", daemon=True)
+        self._thread.start()
+        self._pulse.start()
+
+    # -- on the event loop
+
+    def join(self, topic: str, seat: KafkaConsumer) -> None:
+        self.seats[topic] = seat
+        self._resubscribe()
+
+    def leave(self, topic: str) -> None:
+        self.seats.pop(topic, None)
+        self._resubscribe()
+
+    def _resubscribe(self) -> None:
+        self._commands.append(self._subscribe)
+        self.stir()
+
+    def stir(self) -> None:
+        """Something is going on: commands come soon."""
+        self._busy_until = time.monotonic() + _CALM_AFTER_S
+
+    def pause(self, place: Place) -> None:
+        self._commands.append(lambda client: self._if_held(place, client.pause))
+
+    def resume(self, place: Place) -> None:
+        self._commands.append(lambda client: self._if_held(place, client.resume))
+        self.stir()
+
+    def _if_held(self, place: Place, call: Callable[[list[TopicPartition]], None]) -> None:
+        if place in self.tokens:
+            call([TopicPartition(*place)])
+
+    @property
+    def is_frozen(self) -> bool:
+        """The process stood still for so long that the session may have ended."""
+        return time.clock_gettime(_clock) - self._beat_at > self._lease_s - _MARGIN_S
+
+    async def save(self, states: Mapping[Place, tuple[int, Saved]]) -> set[Place]:
+        """Commit; returns the partitions that are somebody else's."""
+        if self._ended:
+            return set(states)
+        save = _Save(states, self._loop.create_future())
+        self._saves.append(save)
+        self.stir()
+        await save.done
+        if save.error is not None:
+            raise save.error
+        return save.lost
+
+    def abandon(self) -> None:
+        """As if the process was killed: nothing is said to the group."""
+        self._abandoned = True
+        self._ended = True
+
+    async def close(self) -> None:
+        self._ended = True
+        self._gone.set()
+        await asyncio.to_thread(self._thread.join)
+        await asyncio.to_thread(self._pulse.join)
+
+    def _assigned(self, taken: Sequence[Taken]) -> None:
+        for one in taken:
+            seat = self.seats.get(one.place[0])
+            if seat is not None:
+                seat.assigned(one)
+
+    def _losing(self, places: Sequence[Place], answer: queue.SimpleQueue[Mapping[Place, tuple[int, Saved]]]) -> None:
+        task = self._loop.create_task(self._give_up(places), name="kafka gives partitions up")
+        task.add_done_callback(lambda done: answer.put({} if done.cancelled() or done.exception() else done.result()))
+
+    async def _give_up(self, places: Sequence[Place]) -> Mapping[Place, tuple[int, Saved]]:
+        states: dict[Place, tuple[int, Saved]] = {}
+        by_topic: dict[str, set[int]] = {}
+        for topic, number in places:
+            by_topic.setdefault(topic, set()).add(number)
+        seats = [(topic, numbers, self.seats[topic]) for topic, numbers in by_topic.items() if topic in self.seats]
+        given = await asyncio.gather(*(seat.give_up(numbers) for _, numbers, seat in seats))
+        for (topic, _, _), found in zip(seats, given, strict=True):
+            states.update({(topic, number): state for number, state in found.items()})
+        return states
+
+    def _lost(self, tokens: Mapping[Place, int]) -> None:
+        for (topic, number), token in tokens.items():
+            seat = self.seats.get(topic)
+            if seat is not None:
+                seat.lost(number, token)
+
+    def _arrived(self, batches: Mapping[str, Sequence[Fetched]]) -> None:
+        for topic, batch in batches.items():
+            seat = self.seats.get(topic)
+            if seat is not None:
+                seat.arrived(batch)
+
+    def _saved(self, done: Sequence[_Save]) -> None:
+        for save in done:
+            if not save.done.done():
+                save.done.set_result(save.lost)
+
+    # -- on the threads
+
+    def _post(self, callback: Callable[..., None], *arguments: object) -> None:
+        if not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(callback, *arguments)
+
+    def _keep_time(self) -> None:
+        """A thread that does nothing but see that time goes on: who was stopped owns nothing any more."""
+        while not self._gone.wait(_PULSE_S):
+            if self.is_frozen:
+                self._thaw = True
+                self._forget(list(self.tokens))
+            self._beat_at = time.clock_gettime(_clock)
+
+    def _forget(self, places: Sequence[Place]) -> None:
+        gone = {place: self.tokens[place] for place in places if place in self.tokens}
+        self.tokens = {place: token for place, token in self.tokens.items() if place not in gone}
+        if gone:
+            self._post(self._lost, gone)
+
+    def _run(self) -> None:
+        client = Consumer(self._options)
+        try:
+            while not self._ended:
+                if self._thaw:
+                    self._thaw = False
+                    self._begin_again(client)
+                while self._commands:
+                    self._commands.popleft()(client)
+                self._commit(client)
+                is_busy = self._saves or time.monotonic() < self._busy_until
+                first = client.poll(_BUSY_POLL_S if is_busy else _CALM_POLL_S)
+                if first is not None:
+                    self._hand_over([first, *client.consume(_TOGETHER, 0)])
+            self._commit(client)
+        except Exception:
+            log.exception("the Kafka consumer has ended")
+        finally:
+            self._forget(list(self.tokens))
+            if not self._abandoned:
+                client.close()
+            del client
+            self._refuse_rest()
+
+    def _refuse_rest(self) -> None:
+        while self._saves:
+            save = self._saves.popleft()
+            save.lost.update(save.states)
+            self._post(self._saved, [save])
+
+    def _subscribe(self, client: Consumer) -> None:
+        topics = frozenset(self.seats)
+        if topics == self._subscribed:
+            return
+        self._subscribed = topics
+        if topics:
+            for topic in topics:
+                client.list_topics(topic, timeout=_COMMITTED_S)  # a topic it has not met costs half a second more
+            client.subscribe(
+                sorted(topics), on_assign=self._on_assign, on_revoke=self._on_revoke, on_lost=self._on_lost
+            )
+        else:
+            client.unsubscribe()
+
+    def _on_assign(self, client: Consumer, partitions: Sequence[TopicPartition]) -> None:
+        self._take(client, partitions, is_new=True)
+
+    def _take(self, client: Consumer, partitions: Sequence[TopicPartition], *, is_new: bool) -> None:
+        """Begin with partitions where the commit says, at first paused. With `is_new` False they are held already."""
+        if not partitions:
+            if is_new:
+                client.incremental_assign([])
+            return
+        found = self._committed(client, partitions)
+        starts, taken = [], []
+        for at in found:
+            watermark = max(at.offset, 0)
+            committed = metadata.unpack(watermark, at.metadata or "")
+            is_committed = at.offset >= 0
+            starts.append(TopicPartition(at.topic, at.partition, at.offset if is_committed else OFFSET_BEGINNING))
+            place = (at.topic, at.partition)
+            taken.append(Taken(place, next(_numbers), watermark, committed.state, is_committed))
+        if is_new:
+            client.incremental_assign(starts)
+        client.pause(starts)
+        if not is_new:
+            for start in starts:
+                client.seek(start)
+        self.tokens = {**self.tokens, **{one.place: one.token for one in taken}}
+        self._post(self._assigned, taken)
+
+    def _begin_again(self, client: Consumer) -> None:
+        """After a freeze: everything anew, if the group still counts us in. If not, the client will say so."""
+        held = client.assignment()
+        if not held:
+            return
+        found = self._committed(client, held)
+        try:
+            client.commit(
+                offsets=[
+                    TopicPartition(at.topic, at.partition, max(at.offset, 0), metadata=at.metadata or "")
+                    for at in found
+                ],
+                asynchronous=False,
+            )
+        except KafkaException as error:
+            log.warning("stood still for too long: %s", error)
+            return
+        self._take(client, held, is_new=False)
+
+    def _committed(self, client: Consumer, partitions: Sequence[TopicPartition]) -> Sequence[TopicPartition]:
+        asked = [TopicPartition(at.topic, at.partition) for at in partitions]
+        while not self._ended:
+            try:
+                found: list[TopicPartition] = client.committed(asked, timeout=_COMMITTED_S)
+            except KafkaException as error:
+                log.warning("cannot read commits yet: %s", error)
+                continue
+            if all(at.error is None for at in found):
+                return found
+            time.sleep(_CALM_POLL_S)
+        return asked
+
+    def _on_revoke(self, client: Consumer, partitions: Sequence[TopicPartition]) -> None:
+        """Waits until nothing of them runs; commits go on meanwhile."""
+        places = [(at.topic, at.partition) for at in partitions]
+        answer: queue.SimpleQueue[Mapping[Place, tuple[int, Saved]]] = queue.SimpleQueue()
+        self._post(self._losing, [place for place in places if place in self.tokens], answer)
+        while not self._ended:
+            self._commit(client)
+            try:
+                states = answer.get(timeout=_BUSY_POLL_S)
+            except queue.Empty:
+                continue
+            if states:
+                self._saves.append(_Save(states, self._loop.create_future()))
+                while not self._commit(client) and not self._ended:
+                    time.sleep(_BUSY_POLL_S)
+            break
+        self._forget(places)
+        client.incremental_unassign(list(partitions))
+
+    def _on_lost(self, client: Consumer, partitions: Sequence[TopicPartition]) -> None:
+        self._forget([(at.topic, at.partition) for at in partitions])
+        client.incremental_unassign(list(partitions))
+
+    def _commit(self, client: Consumer) -> bool:
+        """All that waits, newest states, in as few commits as may be. False: try again in a moment."""
+        while self._saves:
+            saves = []
+            states: dict[Place, Saved] = {}
+            while self._saves and len(states) < _MOST_A_COMMIT:
+                save = self._saves.popleft()
+                saves.append(save)
+                for place, (token, saved) in save.states.items():
+                    if self.tokens.get(place) == token and not self._thaw:
+                        states[place] = saved
+                    else:
+                        save.lost.add(place)
+            if states:
+                lost, error = self._commit_now(client, states)
+                if error is not None and error.retryable and time.monotonic() < saves[0].until:
+                    self._saves.extendleft(reversed(saves))
+                    return False
+                for save in saves:
+                    save.lost |= lost & save.states.keys()
+                    save.error = error
+            self._post(self._saved, saves)
+        return True
+
+    def _commit_now(self, client: Consumer, states: Mapping[Place, Saved]) -> tuple[set[Place], BackendError | None]:
+        offsets = [
+            TopicPartition(topic, number, saved.watermark, metadata=metadata.pack(saved))
+            for (topic, number), saved in states.items()
+        ]
+        try:
+            answers: list[TopicPartition] = client.commit(offsets=offsets, asynchronous=False)
+        except KafkaException as error:
+            if error.args[0].code() in _LOST:
+                return set(states), None
+            return set(), problem("commit", error)
+        failed = [((at.topic, at.partition), at.error) for at in answers if at.error is not None]
+        lost = {place for place, error in failed if error.code() in _LOST}
+        others = [error for _, error in failed if error.code() not in _LOST]
+        return lost, problem("commit", others[0]) if others else None
+
+    def _hand_over(self, messages: Sequence[KafkaMessage]) -> None:
+        batches: dict[str, list[Fetched]] = {}
+        tokens = self.tokens
+        for message in messages:
+            error = message.error()
+            if error is not None:
+                log.warning("reading failed: %s", error)
+                continue
+            topic, number = message.topic(), message.partition()
+            token = tokens.get((topic, number))
+            if token is not None:
+                fetched = Fetched(number, message.offset(), token, record_of(message), stored_at(message))
+                batches.setdefault(topic, []).append(fetched)
+        if batches:
+            self._post(self._arrived, batches)

@@ -1,0 +1,151 @@
+"""Records as messages of Kafka, and back. The value is the JSON and nothing else, so that others can read it."""
+
+from __future__ import annotations
+
+from typing import Any, Final, TypeAlias
+
+import msgspec
+
+from hivewire.backend import DeadRecord, Letter
+from hivewire.codec import decode, split_address
+from hivewire.errors import MessageError
+from hivewire.record import Record
+
+KafkaMessage: TypeAlias = Any
+"""The client's own type says of each part that it may be missing; of a message without an error none is."""
+OWN: Final = "hivewire"
+"""The header with what the reference's headers do not say."""
+
+
+class _Own(msgspec.Struct, array_like=True, gc=False):
+    id: str
+    ttl_s: float | None
+    priority: int
+    replay: int
+    dedup_key: str | None
+
+
+class _Letter(msgspec.Struct, array_like=True):
+    queue: str
+    id: str
+    key: str
+    type: str
+    sender: str
+    ttl_s: float | None
+    priority: int
+    replay: int
+    reason: str
+    error: str
+    attempts: int
+    first_at: float
+    worker: str
+    body: bytes
+
+
+_write = msgspec.msgpack.Encoder().encode
+_read_own = msgspec.msgpack.Decoder(_Own).decode
+_read_letter = msgspec.msgpack.Decoder(_Letter).decode
+
+Headers = list[tuple[str, str | bytes | None]]
+
+
+def headers_of(queue: str, record: Record) -> Headers:
+    """`type`, `from` and `to` as in the reference, and ours."""
+    own = _write(_Own(record.id, record.ttl_s, record.priority, record.replay, record.dedup_key))
+    return [
+        ("type", record.type.encode("utf-8", "surrogatepass")),
+        ("from", record.sender.encode("utf-8", "surrogatepass")),
+        ("to", queue),
+        (OWN, own),
+    ]
+
+
+def record_of(message: KafkaMessage) -> Record:
+    """Of anybody's message. What is not a message becomes a record that cannot be decoded, with an id."""
+    headers: Any = message.headers() or ()
+    body: bytes = message.value() or b""
+    if len(headers) == 4 and headers[3][0] == OWN:
+        (_, type_), (_, sender), _, (_, packed) = headers
+        try:
+            own = _read_own(packed)
+            key = (message.key() or b"").decode("utf-8", "surrogatepass")
+            return Record(
+                own.id,
+                key,
+                body,
+                type_.decode("utf-8", "surrogatepass"),
+                sender.decode("utf-8", "surrogatepass"),
+                own.ttl_s,
+                own.priority,
+                own.replay,
+                dedup_key=own.dedup_key,
+            )
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            pass  # somebody else's header of this name
+    return _of_a_stranger(message, body)
+
+
+def _of_a_stranger(message: KafkaMessage, body: bytes) -> Record:
+    """Its order is that of its partition: which of them a key has is the sender's own choice."""
+    here = f"{message.partition()}"
+    try:
+        found = decode(body)
+        instance = split_address(found.to)[1] if found.to else None
+    except MessageError:
+        place = f"kafka:{message.topic()}/{here}/{message.offset()}"
+        return Record(place, f"\x00{here}/{place}", body)
+    key = instance or found.key or found.sender
+    return Record(
+        found.id, f"\x00{here}/{key}", body, found.type, found.sender, ttl_s=found.ttl_s, priority=found.priority
+    )
+
+
+def stored_at(message: KafkaMessage) -> float:
+    return float(message.timestamp()[1]) / 1000
+
+
+def letter_key(queue: str, record: Record) -> bytes:
+    return _write((queue, record.id, record.replay))
+
+
+def pack_letter(queue: str, record: Record, letter: Letter) -> bytes:
+    return _write(
+        _Letter(
+            queue,
+            record.id,
+            record.key,
+            record.type,
+            record.sender,
+            record.ttl_s,
+            record.priority,
+            record.replay,
+            letter.reason,
+            letter.error,
+            letter.attempts,
+            letter.first_at,
+            letter.worker,
+            record.body,
+        )
+    )
+
+
+def unpack_letter(cursor: str, message: KafkaMessage) -> DeadRecord:
+    packed = _read_letter(message.value() or b"")
+    record = Record(
+        packed.id,
+        packed.key,
+        packed.body,
+        packed.type,
+        packed.sender,
+        packed.ttl_s,
+        packed.priority,
+        packed.replay,
+    )
+    letter = Letter(
+        reason=packed.reason,
+        error=packed.error,
+        attempts=packed.attempts,
+        first_at=packed.first_at,
+        worker=packed.worker,
+    )
+    return DeadRecord(cursor=cursor, queue=packed.queue, record=record, letter=letter, dead_at=stored_at(message))

@@ -1,0 +1,256 @@
+"""Storing records: one producer, reports in bursts, and nothing produced twice while its outcome is unknown."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections import deque
+from collections.abc import Sequence
+from typing import Any, Final
+
+from confluent_kafka import KafkaError, KafkaException, Message, Producer
+
+from hivewire.backends.kafka.clients import problem
+from hivewire.backends.kafka.packing import Headers
+from hivewire.errors import BackendError, Closed, ConnectionLost, QueueFull
+
+_POLL_S: Final = 0.1
+_UNKNOWN_AFTER_S: Final = 1.0
+"""So long a caller waits for a report before it is told that the outcome is unknown."""
+_FEW: Final = 24
+_HOLD_S: Final = 0.001
+_KEEP_S: Final = 120.0
+
+Name = tuple[str, str, int]
+"""Topic, id and replay number: what makes a second produce the same one."""
+
+
+class Parcel:
+    """Records that one call stores. `problems` by running number."""
+
+    __slots__ = ("done", "due_at", "left", "offsets", "problems")
+
+    def __init__(self, size: int, done: asyncio.Future[None], due_at: float) -> None:
+        self.left = size
+        self.done = done
+        self.due_at = due_at
+        self.problems: dict[int, Exception] = {}
+        self.offsets: dict[int, int] = {}
+
+
+class Item:
+    """One record on its way."""
+
+    __slots__ = ("error", "headers", "is_done", "key", "name", "number", "offset", "parcel", "partition", "value")
+
+    def __init__(
+        self, name: Name | None, partition: int, key: bytes | None, value: bytes | None, headers: Headers | None
+    ) -> None:
+        self.name = name
+        self.partition = partition
+        self.key = key
+        self.value = value
+        self.headers = headers
+        self.parcel: Parcel | None = None
+        self.number = 0
+        self.offset = -1
+        self.error: KafkaError | None = None
+        self.is_done = False
+
+
+class Sending:
+    """The producer of this process. Called on the event loop."""
+
+    def __init__(self, options: dict[str, Any]) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._producer = Producer(options)
+        self._reported: deque[tuple[Item, KafkaError | None, int]] = deque()
+        self._woken = False
+        self._held: list[tuple[str, Item]] = []
+        self._timer: asyncio.TimerHandle | None = None
+        self._open: dict[Parcel, list[Item]] = {}
+        self._sweep: asyncio.TimerHandle | None = None
+        self._late: dict[Name, tuple[Item, float]] = {}
+        """Records whose caller was told that their outcome is unknown, and since when."""
+        self._under_way = 0
+        self._ended = False
+        self._thread = threading.Thread(target=self._run, name="hivewire-kafka-reports", daemon=True)
+        self._thread.start()
+
+    async def store(self, batch: Sequence[tuple[str, Item]]) -> Parcel:
+        """Returns when each is stored or has a problem."""
+        parcel = self.post(batch)
+        if parcel.left:
+            await parcel.done
+        return parcel
+
+    def post(self, batch: Sequence[tuple[str, Item]]) -> Parcel:
+        """Put them on their way, in this order; `done` when each is stored or has a problem."""
+        if self._ended:
+            raise Closed("send: the store was closed")
+        parcel = Parcel(len(batch), self._loop.create_future(), self._loop.time() + _UNKNOWN_AFTER_S)
+        items: list[Item] = []
+        for number, (topic, item) in enumerate(batch):
+            before = self._late.get(item.name) if self._late and item.name is not None else None
+            sent = item if before is None else before[0]  # it is on its way, or came there in the meantime
+            sent.parcel, sent.number = parcel, number
+            items.append(sent)
+            if before is None:
+                self._held.append((topic, item))
+                self._under_way += 1
+        for item in items:
+            if item.is_done:
+                self._settle(item)
+        if parcel.left:
+            self._open[parcel] = items
+            if self._sweep is None:
+                self._sweep = self._loop.call_at(parcel.due_at, self._swept)
+            if self._under_way <= _FEW:
+                self._flush()
+            elif self._timer is None:
+                self._timer = self._loop.call_later(_HOLD_S, self._flush)
+        return parcel
+
+    def _flush(self) -> None:
+        """Hand what is held to the client, which sends it at once."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        held, self._held = self._held, []
+        produce = self._producer.produce
+        for topic, item in held:
+            try:
+                produce(
+                    topic,
+                    item.value,
+                    item.key,
+                    item.partition,
+                    on_delivery=_Report(self, item),
+                    headers=item.headers,
+                )
+            except BufferError:
+                self._end(item, QueueFull(f"send to {topic}: too much is on its way to the brokers"))
+            except KafkaException as error:
+                self._end(item, problem(f"send to {topic}", error))
+
+    # -- reports
+
+    def _run(self) -> None:
+        while not self._ended or self._under_way:
+            self._producer.poll(_POLL_S)
+            if self._ended:
+                return
+
+    def report(self, item: Item, error: KafkaError | None, offset: int) -> None:
+        """On the thread: one wake of the loop for a burst."""
+        self._reported.append((item, error, offset))
+        if not self._woken:
+            self._woken = True
+            if not self._loop.is_closed():
+                self._loop.call_soon_threadsafe(self._take_reports)
+
+    def _take_reports(self) -> None:
+        self._woken = False
+        reported = self._reported
+        while reported:
+            item, error, offset = reported.popleft()
+            if error is None:
+                item.offset = offset
+                self._end(item, None)
+            else:
+                self._end(item, problem("send", error))
+        if self._held:
+            self._flush()
+
+    def _end(self, item: Item, error: BackendError | None) -> None:
+        self._under_way -= 1
+        item.is_done = True
+        if error is not None and item.name is not None:
+            self._late.pop(item.name, None)  # it is not there: produce it anew
+        if item.parcel is not None:
+            self._settle(item, error)
+
+    def _settle(self, item: Item, error: BackendError | None = None) -> None:
+        parcel, item.parcel = item.parcel, None
+        assert parcel is not None
+        if error is not None:
+            parcel.problems[item.number] = error
+        else:
+            parcel.offsets[item.number] = item.offset
+            if item.name is not None and self._late:
+                self._late.pop(item.name, None)
+        parcel.left -= 1
+        if not parcel.left:
+            self._open.pop(parcel, None)
+            if not parcel.done.done():
+                parcel.done.set_result(None)
+
+    def _swept(self) -> None:
+        """Tell who waits too long; what was sent stays on its way."""
+        now = self._loop.time()
+        self._sweep = None
+        for parcel, items in list(self._open.items()):
+            if parcel.due_at > now:
+                self._sweep = self._loop.call_at(parcel.due_at, self._swept)
+                break
+            for item in items:
+                if item.parcel is parcel:
+                    if item.name is not None and not parcel.done.cancelled():
+                        self._late[item.name] = (item, now)
+                    self._settle_unknown(item)
+        for name, (item, since) in list(self._late.items()):
+            if item.is_done and now - since > _KEEP_S:
+                del self._late[name]
+
+    def _settle_unknown(self, item: Item) -> None:
+        parcel, item.parcel = item.parcel, None
+        assert parcel is not None
+        parcel.problems[item.number] = ConnectionLost("send: the brokers have not confirmed it yet; repeat it")
+        parcel.left -= 1
+        if not parcel.left:
+            self._open.pop(parcel, None)
+            if not parcel.done.done():
+                parcel.done.set_result(None)
+
+    async def close(self, within_s: float = 2.0) -> None:
+        """What is on its way may arrive."""
+        if self._ended:
+            return
+        self._flush()
+        if self._under_way:
+            await asyncio.to_thread(self._producer.flush, within_s)
+        self._ended = True
+        for timer in (self._timer, self._sweep):
+            if timer is not None:
+                timer.cancel()
+        await asyncio.to_thread(self._thread.join)
+        self._take_reports()
+        self._producer.purge()
+        for parcel in list(self._open):
+            parcel.problems.setdefault(0, Closed("send: the store was closed"))
+            if not parcel.done.done():
+                parcel.done.set_result(None)
+        self._open.clear()
+        producer = self._producer
+        del self._producer
+        await asyncio.to_thread(_let_go, producer)
+
+
+class _Report:
+    """What the client calls when a record is stored or not."""
+
+    __slots__ = ("item", "sending")
+
+    def __init__(self, sending: Sending, item: Item) -> None:
+        self.sending = sending
+        self.item = item
+
+    def __call__(self, error: KafkaError | None, message: Message) -> None:
+        offset = message.offset()
+        self.sending.report(self.item, error, -1 if offset is None else offset)
+
+
+def _let_go(producer: Producer) -> None:
+    """Its end waits for its threads, which must not be the event loop's doing."""
+    producer.poll(0)
+    del producer

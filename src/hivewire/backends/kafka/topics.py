@@ -1,0 +1,104 @@
+"""Topics and queues: made when they are first used, known from then on."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from hivewire.backend import QueueSpec
+from hivewire.backends.kafka.names import GROUP_PREFIX, REPLY_PREFIX
+
+if TYPE_CHECKING:
+    from hivewire.backends.kafka.backend import KafkaBackend
+
+_QUEUE = "queue/"
+_REPLY_PARTITIONS = 8
+_HOUR_MS = "3600000"
+_decoder = msgspec.msgpack.Decoder(QueueSpec)
+_encode = msgspec.msgpack.Encoder().encode
+
+
+class Topics:
+    """Which there are, and with how many partitions, as far as this process knows."""
+
+    def __init__(self, backend: KafkaBackend) -> None:
+        self._backend = backend
+        self._kafka = backend.settings.kafka
+        self.partitions: dict[str, int] = {}
+        self._read: dict[str, tuple[int, QueueSpec | None]] = {}
+        self._making: dict[str, asyncio.Lock] = {}
+
+    async def ensure_own(self, topic: str, partitions: int, config: Mapping[str, str]) -> int:
+        """One of our own; returns its number of partitions."""
+        known = self.partitions.get(topic)
+        if known is not None:
+            return known
+        async with self._making.setdefault(topic, asyncio.Lock()):
+            known = self.partitions.get(topic)
+            if known is None:
+                known = await self._backend.admin.find(topic)
+                if not known:
+                    largest = self._backend.options.largest_bytes
+                    settled = {
+                        "message.timestamp.type": "LogAppendTime",
+                        "max.message.bytes": str(largest + (1 << 20)),
+                        **config,
+                    }
+                    known = await self._backend.admin.create(topic, partitions, self._kafka.replication_factor, settled)
+                self.partitions[topic] = known
+        return known
+
+    async def ensure(self, queue: str) -> int:
+        """The topic of a queue; unread messages are kept for ever."""
+        topic = self._backend.names.topic(queue)
+        known = self.partitions.get(topic)
+        if known is not None:
+            return known
+        if queue.startswith(REPLY_PREFIX):
+            kept = {"cleanup.policy": "delete", "retention.ms": _HOUR_MS}
+            return await self.ensure_own(topic, _REPLY_PARTITIONS, kept)
+        kept = {"cleanup.policy": "delete", "retention.ms": "-1", "retention.bytes": "-1"}
+        return await self.ensure_own(topic, 1 if queue.startswith(GROUP_PREFIX) else self._wanted(), kept)
+
+    def _wanted(self) -> int:
+        origins = self._backend.settings.origins
+        if "shards" in origins and "kafka.num_partitions" not in origins:
+            return self._backend.settings.shards
+        return self._kafka.num_partitions
+
+    async def declare(self, spec: QueueSpec) -> QueueSpec:
+        """The topic, and its entry in the catalogue; the first one wins."""
+        if spec.name.startswith(REPLY_PREFIX):
+            await self.ensure(spec.name)
+            return spec
+        known = self.known(spec.name)
+        if known is not None and (known.mode is not None or spec.mode is None):
+            return known
+        partitions = await self.ensure(spec.name)
+        wanted = msgspec.structs.replace(spec, shards=partitions)
+        while True:
+            entry = await self._backend.catalogue.get(_QUEUE + spec.name)
+            if entry.version:
+                found = _decoder.decode(entry.value)
+                if found.mode is not None or spec.mode is None:
+                    break
+                wanted = msgspec.structs.replace(found, mode=spec.mode)
+            if await self._backend.catalogue.put(_QUEUE + spec.name, _encode(wanted), entry.version) is not None:
+                return wanted
+        return found
+
+    def known(self, queue: str) -> QueueSpec | None:
+        """As far as the catalogue was read."""
+        entry = self._backend.catalogue.known(_QUEUE + queue)
+        version, spec = self._read.get(queue, (0, None))
+        if entry.version != version:
+            spec = _decoder.decode(entry.value) if entry.version else None
+            self._read[queue] = (entry.version, spec)
+        return spec
+
+    async def all(self) -> Sequence[QueueSpec]:
+        entries = await self._backend.catalogue.scan(_QUEUE)
+        return [_decoder.decode(entry.value) for entry in entries.values()]
