@@ -47,9 +47,7 @@ def test_connect_touches_nothing(tmp_path: Path) -> None:
 
 
 def test_a_store_without_a_backend_is_refused_in_one_sentence() -> None:
-    with pytest.raises(Unsupported, match=r"no Kafka backend yet: use redis://HOST or sqlite:///FILE"):
-        connect("kafka://h")
-    with pytest.raises(Unsupported):
+    with pytest.raises(Unsupported, match=r"no hybrid of Redis and Kafka yet: use redis://HOST or sqlite:///FILE"):
         connect(protocol="hybrid")
 
 
@@ -61,7 +59,7 @@ def test_the_factory_of_the_reference(monkeypatch: pytest.MonkeyPatch) -> None:
     assert ProtocolFactory(Settings(lease_s=3)).settings.lease_s == 3
     monkeypatch.setenv("PROTOCOL_TYPE", "redis")
     assert type(backend_of(ProtocolFactory.from_env().create_protocol())).__name__ == "RedisBackend"
-    monkeypatch.setenv("PROTOCOL_TYPE", "kafka")
+    monkeypatch.setenv("PROTOCOL_TYPE", "hybrid")
     with pytest.raises(Unsupported):
         ProtocolFactory.from_env().validate()
     monkeypatch.setenv("PROTOCOL_TYPE", "rabbit")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hivewire.rules.dedup import Window
+from hivewire.rules.dedup import Keys, Window
 
 _steps = st.lists(st.tuples(st.integers(0, 12), st.floats(0, 40, allow_nan=False)), max_size=60)
 
@@ -44,3 +44,16 @@ def test_forgetting_drops_only_what_is_older(steps: list[tuple[int, float]], bef
     known = set(window)
     window.forget(before)
     assert all(newest[int(str(key))] < before for key in known - set(window))
+
+
+def test_a_key_is_used_within_its_window_and_the_oldest_are_forgotten() -> None:
+    keys = Keys(size=2, seconds=10)
+    for n, key in enumerate("abc"):
+        keys.add(key, at=float(n))
+    assert not keys.is_used("a", at=3.0)
+    assert keys.is_used("b", at=10.9)
+    assert not keys.is_used("b", at=11.0)
+    keys.add("b", at=20.0)
+    keys.add("d", at=21.0)
+    assert keys.is_used("b", at=22.0)
+    assert not keys.is_used("c", at=3.0)

@@ -29,7 +29,7 @@ class Consumers:
         self._groups = groups
         self._volatile = volatile
         self._pullers: dict[str, Puller] = {}
-        self._opening = asyncio.Lock()
+        self._opening: dict[str, asyncio.Lock] = {}
         # In the order they were made, as dicts are: runs of a seed must not differ.
         self._inboxes: dict[Inbox, None] = {}
         self._stops: dict[asyncio.Future[None], None] = {}
@@ -40,7 +40,8 @@ class Consumers:
     async def puller(self, agent: str) -> Puller:
         puller = self._pullers.get(agent)
         if puller is None:
-            async with self._opening:
+            # One agent does not wait for another: to join a group takes a broker some time.
+            async with self._opening.setdefault(agent, asyncio.Lock()):
                 puller = self._pullers.get(agent)
                 if puller is None:
                     puller = self._pullers[agent] = Puller(await self.inbox(agent), self.retire)

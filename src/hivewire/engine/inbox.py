@@ -20,9 +20,9 @@ from hivewire.engine.trail import said
 from hivewire.errors import BackendError, Closed, NoHandler, QueueFull, Reject, RetryAfter, Undecodable
 from hivewire.message import Message
 from hivewire.protocol import ProtocolMetrics
-from hivewire.record import VOLATILE_SHARD, Fetched, Record, message_of, names
+from hivewire.record import VOLATILE_SHARD, Fetched, Record, life, message_of, names
 from hivewire.rules.blame import judge
-from hivewire.rules.dedup import Window
+from hivewire.rules.dedup import Keys, Window
 from hivewire.rules.lanes import LONG_LANE, Lane, Lanes
 from hivewire.rules.retry import Retry
 
@@ -73,6 +73,8 @@ class Inbox(Ownership):
         self._remembers = not (core.features.store_lanes and core.features.remembers_settled)
         """What is settled is remembered here, too, and not by the store alone."""
         self._settled = Window(core.settings.dedup_window_ids, core.settings.dedup_window_s)
+        self._keys = Keys(core.settings.dedup_window_ids, core.settings.idempotency_window_s)
+        """Idempotency keys, where the store does not check them."""
         self._twins = Window(core.settings.dedup_window_ids, core.settings.dedup_window_s)
         """Ids that two records held at one time have."""
         self.settling = Settling(queue, self._store, self._stored)
@@ -112,7 +114,10 @@ class Inbox(Ownership):
             self._shards.gained(shard, token, saved)
         now = self.core.backend.now()
         for one in settled:
-            self._settled.add(one, now)
+            if isinstance(one, tuple) and isinstance(one[1], str):
+                self._keys.add(one[1], now)
+            else:
+                self._settled.add(one, now)
 
     async def losing(self, shards: Set[int], within_s: float) -> Mapping[int, Saved]:
         if self._shards is None:
@@ -283,7 +288,7 @@ class Inbox(Ownership):
             await self.settling.flushed()  # a second one must not start before it is known whether the first is dead
             if lane.lost:
                 return None
-        if fetched.seen or any(name in self._settled for name in names(record)):
+        if fetched.seen or self._is_settled(fetched):
             self.metrics.duplicates += 1
             if self.core.claims is not None and (claim := claim_of(record)) is not None:
                 self.core.claims.note(fetched, claim)  # so that its own copy goes, too
@@ -393,8 +398,17 @@ class Inbox(Ownership):
         return self._next(lane)
 
     def _remember(self, fetched: Fetched) -> None:
-        for name in names(fetched.record):
-            self._settled.add(name, self._now)
+        record = fetched.record
+        self._settled.add(life(record), self._now)
+        if record.dedup_key is not None:
+            self._keys.add(record.dedup_key, fetched.stored_at)
+
+    def _is_settled(self, fetched: Fetched) -> bool:
+        """Its life was settled here, or its idempotency key was used within the window."""
+        record = fetched.record
+        if life(record) in self._settled:
+            return True
+        return record.dedup_key is not None and self._keys.is_used(record.dedup_key, fetched.stored_at)
 
     def _next(self, lane: Lane) -> bool:
         if self.lanes.finished(lane):

@@ -62,3 +62,31 @@ class Window:
         dropped = len(self.old)
         self.old = {}
         return dropped
+
+
+class Keys:
+    """Idempotency keys by the time of the message that used each first. Bounded; the oldest are forgotten first.
+
+    >>> keys = Keys(size=2, seconds=10)
+    >>> keys.add("a", at=100.0)
+    >>> keys.is_used("a", at=109.0), keys.is_used("a", at=111.0)
+    (True, False)
+    """
+
+    __slots__ = ("_seconds", "_size", "_used")
+
+    def __init__(self, size: int, seconds: float) -> None:
+        self._size = size
+        self._seconds = seconds
+        self._used: dict[str, float] = {}
+
+    def add(self, key: str, at: float) -> None:
+        self._used.pop(key, None)
+        self._used[key] = at
+        if len(self._used) > self._size:
+            del self._used[next(iter(self._used))]
+
+    def is_used(self, key: str, at: float) -> bool:
+        """By a message stored less than the window before."""
+        first = self._used.get(key)
+        return first is not None and at - first < self._seconds

@@ -150,7 +150,11 @@ class KafkaSettings(msgspec.Struct, frozen=True, kw_only=True):
     compression: Annotated[Literal["none", "gzip", "snappy", "lz4", "zstd"], About("of batches")] = "snappy"
     min_bytes: Annotated[int, About("least of one fetch", least=1)] = 1
     max_bytes: Annotated[int, About("most of one fetch", least=1)] = 10_000_000
-    max_wait_s: Annotated[float, About("longest wait of a fetch", least=0.001)] = 0.5
+    max_wait_s: Annotated[
+        float,
+        About("longest wait of a fetch", least=0.001, reference="500ms", why="a partition that was taken over is read "
+              "when the fetch that is under way has ended"),
+    ] = 0.1  # fmt: skip
     read_batch_timeout_s: Annotated[float, About("longest wait for a batch", least=0.001)] = 10.0
     commit_interval_s: Annotated[float, About("longest time between commits", least=0.001)] = 1.0
     write_timeout_s: Annotated[float, About("time for a batch to be confirmed", least=0.001)] = 10.0

@@ -12,7 +12,7 @@ from confluent_kafka.admin import AdminClient, NewTopic, OffsetSpec  # type: ign
 
 from hivewire.backends.kafka.clients import problem
 from hivewire.backends.kafka.tail import Place
-from hivewire.errors import BackendError, ConnectionLost
+from hivewire.errors import BackendError, Closed, ConnectionLost
 
 _REQUEST_S: Final = 2.0
 _CREATE_S: Final = 10.0
@@ -38,9 +38,12 @@ class Admin:
     def __init__(self, options: dict[str, Any]) -> None:
         self._options = options
         self._client: AdminClient | None = None
+        self.is_open = False
 
     @property
     def client(self) -> AdminClient:
+        if not self.is_open:
+            raise Closed("use Kafka: it is not open")
         if self._client is None:
             self._client = AdminClient(self._options)
         return self._client
@@ -136,13 +139,13 @@ class Admin:
         for place, future in self.client.delete_records(asked, request_timeout=_CREATE_S).items():
             await _answer(future, f"delete old records of {place.topic}", ignore=KafkaError.OFFSET_OUT_OF_RANGE)
 
-    async def ping(self) -> int:
+    async def ping(self, within_s: float = _REQUEST_S) -> int:
         """How many brokers there are."""
-        answer = await _answer(self.client.describe_cluster(request_timeout=_REQUEST_S), "ask the brokers")
+        answer = await _answer(self.client.describe_cluster(request_timeout=within_s), "ask the brokers")
         return len(answer.nodes)
 
     async def close(self) -> None:
-        client, self._client = self._client, None
+        client, self._client, self.is_open = self._client, None, False
         if client is not None:
             await asyncio.to_thread(_let_go, client)
 

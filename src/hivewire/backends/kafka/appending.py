@@ -63,6 +63,8 @@ class Appending:
             return True
         if self._backend.names.topic(part.queue) not in self._backend.topics.partitions:
             return True
+        if part.queue.startswith(REPLY_PREFIX):
+            return self._backend.topics.known(part.queue) is None
         if part.room is Room.ALWAYS:
             return False
         fill = self._fills.get(part.queue)
@@ -79,6 +81,8 @@ class Appending:
         """Make the queue if there is none, see whether there is room, store what is delayed."""
         try:
             await self._backend.topics.ensure(part.queue)
+            if part.queue.startswith(REPLY_PREFIX):
+                await self._backend.topics.check_mailbox(part.queue)
             if part.room is not Room.ALWAYS:
                 full = await self._refusal(part)
                 if full is not None:

@@ -48,6 +48,8 @@ log = logging.getLogger(__name__)
 _FOLLOW_WAIT_S: Final = 0.05
 _READ_WAIT_S: Final = 0.01
 _VOLATILE_PARTITIONS: Final = 4
+_JOIN_S: Final = 8.0
+_OPEN_S: Final = 5.0
 _CHANNEL: Final = "channel"
 
 
@@ -93,7 +95,8 @@ class KafkaBackend(Backend):
             return
         self._pid = os.getpid()
         try:
-            await self.admin.ping()
+            self.admin.is_open = True
+            await self.admin.ping(_OPEN_S)
             self._tail = Tail(self.options.reader(_FOLLOW_WAIT_S), "tail")
             self._sending = Sending(self.options.producer())
             await self.catalogue.open()
@@ -213,6 +216,7 @@ class KafkaBackend(Backend):
     async def drop_queue(self, queue: str) -> None:
         """Replies share one topic: what nobody took is gone an hour later."""
         self._replies.forget(queue)
+        await self.topics.forget(queue)
 
     async def depth(self, queue: str) -> Depth:
         self.check_usable()
@@ -239,6 +243,7 @@ class KafkaBackend(Backend):
             await mailbox.begin(self.names.replies, self.reply_partition(queue, partitions))
             return mailbox
         await self.topics.declare(QueueSpec(name=queue))
+        self.check_usable()  # it may have been closed meanwhile
         topic = self.names.topic(queue)
         place = next((one for one in self._members if topic not in one.seats), None)
         if place is None:
@@ -247,6 +252,12 @@ class KafkaBackend(Backend):
         consumer = KafkaConsumer(self, queue, place, owner)
         self._consumers.add(consumer)
         place.join(topic, consumer)
+        if not queue.startswith("~"):
+            try:
+                await consumer.joined(_JOIN_S)
+            except BaseException:
+                await consumer.close()
+                raise
         return consumer
 
     @staticmethod

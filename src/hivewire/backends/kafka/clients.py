@@ -10,13 +10,23 @@ from confluent_kafka import KafkaError, KafkaException
 from hivewire.errors import BackendError, ConnectionLost
 from hivewire.settings import Settings
 
-log = logging.getLogger(__name__)
 _told = logging.getLogger("hivewire.backends.kafka.librdkafka")
+
+
+class _Quiet:
+    """librdkafka's own lines, for those who look for them: what matters is told by who asked for it."""
+
+    @staticmethod
+    def log(level: int, text: str, *arguments: object) -> None:
+        _told.debug(text, *arguments)
+
 
 HEARTBEAT_S: Final = 0.3
 MAX_POLL_S: Final = 86_400.0
 """A member that waits for its handlers before it gives partitions up does not poll meanwhile."""
 _ENVELOPE_BYTES: Final = 64 * 1024
+ROOM_BYTES: Final = 8 << 20
+"""Above the largest message of ours: for headers, for tracebacks beside dead letters, for what strangers send."""
 
 _FORBIDDEN: Final = {
     KafkaError.TOPIC_AUTHORIZATION_FAILED,
@@ -70,7 +80,7 @@ class Options:
         self.common: dict[str, Any] = {
             "bootstrap.servers": ",".join(kafka.brokers),
             "client.id": client_id,
-            "logger": _told,
+            "logger": _Quiet(),
             "reconnect.backoff.ms": 50,
             "reconnect.backoff.max.ms": 500,
             "retry.backoff.ms": 50,
@@ -92,7 +102,7 @@ class Options:
             "compression.type": kafka.compression,
             "linger.ms": 0,
             "batch.num.messages": kafka.batch_size,
-            "message.max.bytes": self.largest_bytes + (1 << 20),
+            "message.max.bytes": self.largest_bytes + ROOM_BYTES,
             "message.timeout.ms": int(kafka.write_timeout_s * 1000),
             "request.timeout.ms": min(int(kafka.write_timeout_s * 1000), 30_000),
             "queue.buffering.max.messages": 1_000_000,
@@ -108,10 +118,11 @@ class Options:
             "auto.offset.reset": "earliest",
             "fetch.error.backoff.ms": 10,
             "fetch.min.bytes": kafka.min_bytes,
-            "fetch.max.bytes": max(kafka.max_bytes, self.largest_bytes + (1 << 20)),
-            "message.max.bytes": self.largest_bytes + (1 << 20),
+            "fetch.max.bytes": max(kafka.max_bytes, self.largest_bytes + ROOM_BYTES),
+            "message.max.bytes": self.largest_bytes + ROOM_BYTES,
             "queued.max.messages.kbytes": 16_384,
             "allow.auto.create.topics": False,
+            "enable.partition.eof": True,
         }
 
     def member(self) -> dict[str, Any]:
@@ -132,6 +143,5 @@ class Options:
             **self._consumer(),
             "fetch.wait.max.ms": int(wait_s * 1000),
             "fetch.min.bytes": 1,
-            "enable.partition.eof": True,
             "max.poll.interval.ms": int(MAX_POLL_S * 1000),
         }

@@ -23,6 +23,7 @@ log = logging.getLogger(__name__)
 
 _RETRY_S: Final = 0.2
 _MOST_BUFFERED: Final = 4_000
+_CATCH_UP_S: Final = 1.0
 _FOREVER_S: Final = 86_400.0
 _CLOSE_S: Final = 5.0
 
@@ -30,13 +31,15 @@ _CLOSE_S: Final = 5.0
 class Held:
     """A partition that is owned here. `buffer`: what was read and the engine has not asked for."""
 
-    __slots__ = ("buffer", "is_leaving", "is_ready", "shard", "state_bytes", "token")
+    __slots__ = ("buffer", "is_leaving", "is_ready", "reached", "shard", "state_bytes", "token")
 
     def __init__(self, shard: int, token: int) -> None:
         self.shard = shard
         self.token = token
         self.buffer: deque[Fetched] = deque()
         self.state_bytes = 0
+        self.reached = -1
+        """All below this offset was read; -1: nothing was read yet."""
         self.is_ready = False
         """The engine has taken it over."""
         self.is_leaving = False
@@ -55,6 +58,8 @@ class KafkaConsumer(Consumer):
         self.owned: set[int] = set()
         """Those that the engine has taken over."""
         self._news = asyncio.Event()
+        self._settled_in = asyncio.Event()
+        """The group has decided what is ours, and it was taken over."""
         self._is_full = False
         self._closed = False
         self._gaining: dict[asyncio.Task[None], int] = {}
@@ -62,7 +67,20 @@ class KafkaConsumer(Consumer):
             backend.delays.keep_moving(queue, self.owned), name=f"delayed messages of {queue}"
         )
 
+    async def joined(self, within_s: float) -> None:
+        """Until the group has said which partitions are ours and they are taken over, or the time is up."""
+        try:
+            async with asyncio.timeout(within_s):
+                await self._settled_in.wait()
+        except TimeoutError:
+            log.info("the group has not decided yet", extra={"queue": self.queue, "waited_s": within_s})
+
     # -- what the member tells
+
+    def decided(self) -> None:
+        """The group has shared out its partitions."""
+        if not self._gaining and all(held.reached >= 0 for held in self.held.values()):
+            self._settled_in.set()
 
     def assigned(self, taken: Taken) -> None:
         shard = taken.place[1]
@@ -75,6 +93,7 @@ class KafkaConsumer(Consumer):
 
     def _gained(self, task: asyncio.Task[None]) -> None:
         self._gaining.pop(task, None)
+        self.decided()
         if not task.cancelled() and task.exception() is not None:
             log.error("cannot take a partition over", extra={"queue": self.queue}, exc_info=task.exception())
 
@@ -150,6 +169,14 @@ class KafkaConsumer(Consumer):
         self._press()
         self._news.set()
 
+    def reached(self, shard: int, token: int, offset: int) -> None:
+        held = self.held.get(shard)
+        if held is not None and held.token == token:
+            held.reached = offset
+            if not self._settled_in.is_set():
+                self.decided()
+            self._news.set()
+
     def _press(self) -> None:
         """Back-pressure: what nobody asks for is not read."""
         buffered = sum([len(held.buffer) for held in self.held.values()])
@@ -177,6 +204,8 @@ class KafkaConsumer(Consumer):
         self.backend.check_usable()
         loop = asyncio.get_running_loop()
         until = loop.time() + wait_s
+        if wait_s <= 0 and not any(held.buffer for held in self.held.values()):
+            await self._catch_up()
         while not self._closed:
             self._news.clear()
             taken = self._hand_out(limit, lanes, run)
@@ -190,6 +219,20 @@ class KafkaConsumer(Consumer):
             except TimeoutError:
                 continue
         return ()
+
+    async def _catch_up(self) -> None:
+        """What was stored just now is on its way here: who does not wait gets it all the same."""
+        try:
+            async with asyncio.timeout(_CATCH_UP_S):
+                ends = await self.backend.admin.ends(self._ready_places())
+                while any(
+                    (held := self.held.get(shard)) is not None and held.reached < end
+                    for (_, shard), end in ends.items()
+                ):
+                    self._news.clear()
+                    await self._news.wait()
+        except TimeoutError:
+            return
 
     def _hand_out(self, limit: int, lanes: int, run: int) -> list[Fetched]:
         """Each partition's in its order: a log cannot be taken from its middle."""

@@ -13,7 +13,7 @@ import msgspec
 
 from hivewire.backends.kafka.catalogue import Follower
 from hivewire.backends.kafka.names import key_bytes, partition_of
-from hivewire.backends.kafka.packing import KafkaMessage, headers_of, letter_key
+from hivewire.backends.kafka.packing import KafkaMessage, headers_of, letter_key, stored_at
 from hivewire.backends.kafka.sending import Item
 from hivewire.errors import BackendError
 from hivewire.record import Record
@@ -26,6 +26,7 @@ log = logging.getLogger(__name__)
 _EXISTS = "delayed/"
 _RETRY_S = 0.2
 _AT_ONCE = 500
+_OVER_S = 1e-6
 
 
 class _Later(msgspec.Struct, array_like=True, gc=False):
@@ -169,20 +170,24 @@ class Delays:
         offsets = {known.offset for _, known in due}
         partition = crc32(queue.encode()) % await self._ensure()
         messages = await self._backend.reader.read(self._topic, partition, min(offsets), max(offsets), offsets)
-        found = {message.offset(): _read(message.value()) for message in messages if message.value()}
+        found = {message.offset(): message for message in messages if message.value()}
+        now = self._backend.now()
         topic = self._backend.names.topic(queue)
         items = []
         for _, known in due:
-            later = found.get(known.offset)
-            if later is None:
+            message = found.get(known.offset)
+            if message is None:
                 continue
+            later = _read(message.value())
+            # Its time runs from when it was sent; what is over by now expires with its first reader.
+            left_s = None if later.ttl_s is None else max(_OVER_S, later.ttl_s - (now - stored_at(message)))
             record = Record(
                 later.id,
                 later.key,
                 later.body,
                 later.type,
                 later.sender,
-                later.ttl_s,
+                left_s,
                 later.priority,
                 later.replay,
                 dedup_key=later.dedup_key,

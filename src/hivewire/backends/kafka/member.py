@@ -13,12 +13,12 @@ import queue
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from itertools import count
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
-from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, TopicPartition
+from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
 from hivewire.backend import Fetched, Saved
 from hivewire.backends.kafka import metadata
@@ -150,11 +150,15 @@ class Member:
         await asyncio.to_thread(self._thread.join)
         await asyncio.to_thread(self._pulse.join)
 
-    def _assigned(self, taken: Sequence[Taken]) -> None:
+    def _assigned(self, taken: Sequence[Taken], subscribed: Set[str]) -> None:
         for one in taken:
             seat = self.seats.get(one.place[0])
             if seat is not None:
                 seat.assigned(one)
+        for topic in subscribed:
+            seat = self.seats.get(topic)
+            if seat is not None:
+                seat.decided()
 
     def _losing(self, places: Sequence[Place], answer: queue.SimpleQueue[Mapping[Place, tuple[int, Saved]]]) -> None:
         task = self._loop.create_task(self._give_up(places), name="kafka gives partitions up")
@@ -177,11 +181,15 @@ class Member:
             if seat is not None:
                 seat.lost(number, token)
 
-    def _arrived(self, batches: Mapping[str, Sequence[Fetched]]) -> None:
+    def _arrived(self, batches: Mapping[str, Sequence[Fetched]], reached: Mapping[Place, tuple[int, int]]) -> None:
         for topic, batch in batches.items():
             seat = self.seats.get(topic)
             if seat is not None:
                 seat.arrived(batch)
+        for (topic, number), (token, offset) in reached.items():
+            seat = self.seats.get(topic)
+            if seat is not None:
+                seat.reached(number, token, offset)
 
     def _saved(self, done: Sequence[_Save]) -> None:
         for save in done:
@@ -260,6 +268,7 @@ class Member:
         if not partitions:
             if is_new:
                 client.incremental_assign([])
+                self._post(self._assigned, (), self._subscribed)
             return
         found = self._committed(client, partitions)
         starts, taken = [], []
@@ -267,7 +276,7 @@ class Member:
             watermark = max(at.offset, 0)
             committed = metadata.unpack(watermark, at.metadata or "")
             is_committed = at.offset >= 0
-            starts.append(TopicPartition(at.topic, at.partition, at.offset if is_committed else OFFSET_BEGINNING))
+            starts.append(TopicPartition(at.topic, at.partition, watermark))
             place = (at.topic, at.partition)
             taken.append(Taken(place, next(_numbers), watermark, committed.state, is_committed))
         if is_new:
@@ -277,7 +286,7 @@ class Member:
             for start in starts:
                 client.seek(start)
         self.tokens = {**self.tokens, **{one.place: one.token for one in taken}}
-        self._post(self._assigned, taken)
+        self._post(self._assigned, taken, self._subscribed)
 
     def _begin_again(self, client: Consumer) -> None:
         """After a freeze: everything anew, if the group still counts us in. If not, the client will say so."""
@@ -376,16 +385,21 @@ class Member:
 
     def _hand_over(self, messages: Sequence[KafkaMessage]) -> None:
         batches: dict[str, list[Fetched]] = {}
+        reached: dict[Place, tuple[int, int]] = {}
         tokens = self.tokens
         for message in messages:
             error = message.error()
+            place = (message.topic(), message.partition())
+            token = tokens.get(place)
             if error is not None:
-                log.warning("reading failed: %s", error)
-                continue
-            topic, number = message.topic(), message.partition()
-            token = tokens.get((topic, number))
-            if token is not None:
-                fetched = Fetched(number, message.offset(), token, record_of(message), stored_at(message))
-                batches.setdefault(topic, []).append(fetched)
-        if batches:
-            self._post(self._arrived, batches)
+                if error.code() != KafkaError._PARTITION_EOF:
+                    log.warning("reading failed: %s", error)
+                elif token is not None:
+                    reached[place] = (token, message.offset())
+            elif token is not None:
+                offset = message.offset()
+                fetched = Fetched(place[1], offset, token, record_of(message), stored_at(message))
+                batches.setdefault(place[0], []).append(fetched)
+                reached[place] = (token, offset + 1)
+        if reached:
+            self._post(self._arrived, batches, reached)

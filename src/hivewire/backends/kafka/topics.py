@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from hivewire.backend import QueueSpec
+from hivewire.backends.kafka.clients import ROOM_BYTES
 from hivewire.backends.kafka.names import GROUP_PREFIX, REPLY_PREFIX
+from hivewire.errors import QueueMissing
 
 if TYPE_CHECKING:
     from hivewire.backends.kafka.backend import KafkaBackend
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
 _QUEUE = "queue/"
 _REPLY_PARTITIONS = 8
 _HOUR_MS = "3600000"
+_FORGOTTEN_S = 60.0
 _decoder = msgspec.msgpack.Decoder(QueueSpec)
 _encode = msgspec.msgpack.Encoder().encode
 
@@ -44,7 +47,7 @@ class Topics:
                     largest = self._backend.options.largest_bytes
                     settled = {
                         "message.timestamp.type": "LogAppendTime",
-                        "max.message.bytes": str(largest + (1 << 20)),
+                        "max.message.bytes": str(largest + ROOM_BYTES),
                         **config,
                     }
                     known = await self._backend.admin.create(topic, partitions, self._kafka.replication_factor, settled)
@@ -71,9 +74,6 @@ class Topics:
 
     async def declare(self, spec: QueueSpec) -> QueueSpec:
         """The topic, and its entry in the catalogue; the first one wins."""
-        if spec.name.startswith(REPLY_PREFIX):
-            await self.ensure(spec.name)
-            return spec
         known = self.known(spec.name)
         if known is not None and (known.mode is not None or spec.mode is None):
             return known
@@ -81,7 +81,7 @@ class Topics:
         wanted = msgspec.structs.replace(spec, shards=partitions)
         while True:
             entry = await self._backend.catalogue.get(_QUEUE + spec.name)
-            if entry.version:
+            if entry.value:
                 found = _decoder.decode(entry.value)
                 if found.mode is not None or spec.mode is None:
                     break
@@ -95,10 +95,21 @@ class Topics:
         entry = self._backend.catalogue.known(_QUEUE + queue)
         version, spec = self._read.get(queue, (0, None))
         if entry.version != version:
-            spec = _decoder.decode(entry.value) if entry.version else None
+            spec = _decoder.decode(entry.value) if entry.value else None
             self._read[queue] = (entry.version, spec)
         return spec
 
+    async def check_mailbox(self, queue: str) -> None:
+        """Raises `QueueMissing` when nobody waits for replies there any more."""
+        if self.known(queue) is None and not (await self._backend.catalogue.get(_QUEUE + queue)).value:
+            raise QueueMissing(f"nobody waits for replies at {queue}")
+
+    async def forget(self, queue: str) -> None:
+        """Take it from the catalogue."""
+        entry = await self._backend.catalogue.get(_QUEUE + queue)
+        if entry.value:
+            await self._backend.catalogue.put(_QUEUE + queue, b"", entry.version, _FORGOTTEN_S)
+
     async def all(self) -> Sequence[QueueSpec]:
         entries = await self._backend.catalogue.scan(_QUEUE)
-        return [_decoder.decode(entry.value) for entry in entries.values()]
+        return [_decoder.decode(entry.value) for entry in entries.values() if entry.value]
