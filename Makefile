@@ -16,6 +16,7 @@ demo: ## the main job: a team of agents mines logs, one process is killed, nothi
 test: ## all tests, with sampled counts
 	$(SETUP) dev
 	@sh requirements/servers.sh
+	@$(PY) -m hivewire.testing.kafka_servers
 	@echo "==> all tests, $(JOBS) at a time"
 	@$(PY) -m pytest -n $(JOBS) $(ARGS)
 
@@ -26,6 +27,7 @@ check: ## the fast one (< 60 s): format, lint, types, import contracts, unit tes
 soak: ## all tests with full counts (hours); the results are kept in soak-results/
 	$(SETUP) dev
 	@sh requirements/servers.sh
+	@$(PY) -m hivewire.testing.kafka_servers
 	@mkdir -p soak-results
 	@echo "==> all tests, full counts; results in soak-results/"
 	@HIVEWIRE_SOAK=1 $(PY) -m pytest -n $(JOBS) --timeout 7200 --junit-xml "soak-results/$$(date -u +%Y-%m-%dT%H%M%SZ).xml" $(ARGS)
