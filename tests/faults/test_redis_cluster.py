@@ -12,8 +12,9 @@ from typing import Any
 
 import pytest
 
-from hivewire.backends.redis.keys import base
+from hivewire.backends.redis.keys import CATALOGUE, base
 from hivewire.backends.redis.slots import slot_of
+from hivewire.delivery import Delivery
 from hivewire.engine.protocol import Engine
 from hivewire.errors import BackendError, SettingsError
 from hivewire.factory import connect
@@ -194,6 +195,40 @@ async def test_a_master_is_frozen_and_thawed_after_its_replica_took_over(
         await until(lambda: say(victim, "ROLE")[0] == "slave", "the old master follows", 30)
         await goes_on(loads)
     await _all_is_there(cluster, loads, may_lose=not wait_replicas)
+
+
+@pytest.mark.processes
+@pytest.mark.slow
+@pytest.mark.timeout(120)
+async def test_a_node_that_stands_still_costs_no_lease_of_queues_that_live_elsewhere(cluster: RedisCluster) -> None:
+    """For longer than the lease, and with nobody to take over its slots."""
+    others = [server for server in masters(cluster) if server is not cluster.owner(slot_of(CATALOGUE))]
+    victim = others[0]
+    for server in cluster.servers:
+        if say(server, "ROLE")[0] == "slave" and say(server, "ROLE")[2] == victim.port:
+            server.kill()
+    (spared,) = agents_on(cluster, others[1], "apart")
+    (stuck,) = agents_on(cluster, victim, "stuck")
+    starts = 0
+
+    async def handle(delivery: Delivery) -> None:
+        nonlocal starts
+        starts += 1
+        await asyncio.sleep(3 * SETTINGS["lease_s"])
+
+    async with connect(cluster.url, **SETTINGS, redis={"read_timeout_s": 1.0}) as protocol:
+        async with serving(protocol, stuck, Seen()), serving(protocol, spared, handle):
+            await protocol.send(task(stuck, 1, key="k0"))
+            await protocol.send(task(spared, 1))
+            await until(lambda: starts, "its handler runs")
+            victim.freeze()
+            try:
+                await empty(protocol, spared)
+                assert starts == 1
+            finally:
+                victim.thaw()
+            await empty(protocol, stuck, within_s=30)
+        assert protocol.metrics().nacked == 0
 
 
 async def _all_is_there(cluster: RedisCluster, loads: dict[str, tuple[Load, Seen]], *, may_lose: bool) -> None:

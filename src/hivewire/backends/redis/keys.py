@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 ROOT = "hivewire:"
-QUEUES = f"{ROOT}queues"
-EXPIRING = f"{ROOT}expiring"
+QUEUES = f"{ROOT}{{catalogue}}:queues"
+EXPIRING = f"{ROOT}{{catalogue}}:expiring"
 CATALOGUE = f"{ROOT}{{catalogue}}:values"
 EPOCH = f"{ROOT}{{catalogue}}:epoch"
 NOTE = f"{ROOT}{{catalogue}}:note:"

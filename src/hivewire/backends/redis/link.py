@@ -40,6 +40,10 @@ class Link(ABC):
     async def each(self, commands: Sequence[Command]) -> list[tuple[str, list[Reply]]]:
         """Ask every server that holds messages; their answers by the server's name."""
 
+    def apart(self, commands: Sequence[Command]) -> Sequence[Sequence[int]]:
+        """The numbers of those that go over one connection: each part has its outcome by itself."""
+        return [range(len(commands))] if commands else []
+
     def addresses(self) -> list[Address]:
         """Every server that can be asked."""
         return []

@@ -72,15 +72,22 @@ class Router(Link):
             self._backlog.append((commands, future, firm, beyond_s))
             self._plan_refresh()
             return future
-        parts: dict[Line | None, list[int]] = {}
-        for number, command in enumerate(commands):
-            parts.setdefault(self._line(command), []).append(number)
+        parts = self._parts(commands)
         if len(parts) == 1:
             (line,) = parts
             if line is not None:
                 return line.post(commands, firm=firm, beyond_s=beyond_s)
         _Parts(future, len(commands)).post(parts, commands, firm=firm, beyond_s=beyond_s)
         return future
+
+    def _parts(self, commands: Sequence[Command]) -> dict[Line | None, list[int]]:
+        parts: dict[Line | None, list[int]] = {}
+        for number, command in enumerate(commands):
+            parts.setdefault(self._line(command), []).append(number)
+        return parts
+
+    def apart(self, commands: Sequence[Command]) -> Sequence[Sequence[int]]:
+        return list(self._parts(commands).values()) if self._owners else super().apart(commands)
 
     def _line(self, command: Command) -> Line | None:
         """None: its slot cannot be reached at this moment."""
