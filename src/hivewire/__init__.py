@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from hivewire.backend import Depth as Depth
     from hivewire.coordination.coordinator import Coordinator as Coordinator
-    from hivewire.coordination.coordinator import TaskResult as TaskResult
     from hivewire.coordination.ledger import Guard as Guard
     from hivewire.coordination.ledger import Lease as Lease
     from hivewire.coordination.ledger import Ledger as Ledger
@@ -18,7 +17,8 @@ if TYPE_CHECKING:
     from hivewire.coordination.ledger import TaskFilter as TaskFilter
     from hivewire.coordination.ledger import TaskStatus as TaskStatus
     from hivewire.coordination.ledger import open_ledger as open_ledger
-    from hivewire.coordination.planner import TaskRequest as TaskRequest
+    from hivewire.coordination.tasks import TaskRequest as TaskRequest
+    from hivewire.coordination.tasks import TaskResult as TaskResult
     from hivewire.coordination.worker import Context as Context
     from hivewire.coordination.worker import Worker as Worker
     from hivewire.coordination.worker import run as run
@@ -75,8 +75,8 @@ if TYPE_CHECKING:
 # Loaded when they are first asked for: `import hivewire` is part of every command's start.
 _HOMES = {
     "backend": ["Depth"],
-    "coordination.coordinator": ["Coordinator", "TaskResult"],
-    "coordination.planner": ["TaskRequest"],
+    "coordination.coordinator": ["Coordinator"],
+    "coordination.tasks": ["TaskRequest", "TaskResult"],
     "coordination.ledger": [
         "Guard",
         "Lease",

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from hivewire.coordination.planner import Planner, TaskRequest
+from hivewire.coordination.planner import Planner
+from hivewire.coordination.tasks import TaskRequest
 from hivewire.llm.recorded import Recorded
 from hivewire.testing.scripted_model import ScriptedModel
 from tests.system.commands import environment

@@ -11,13 +11,14 @@ from uuid import uuid4
 import pytest
 
 import hivewire as hw
-from hivewire.coordination.coordinator import Coordinator, TaskResult
+from hivewire.coordination.coordinator import Coordinator
 from hivewire.coordination.ledger import Ledger, TaskFilter, TaskStatus
 from hivewire.coordination.ledger.run_scripts import LogEntry
 from hivewire.coordination.ledger.sqlite import MemoryStore
 from hivewire.coordination.ledger.store import Script
 from hivewire.coordination.ledger.stored import StoredLedger
-from hivewire.coordination.planner import Planner, TaskRequest
+from hivewire.coordination.planner import Planner
+from hivewire.coordination.tasks import TaskRequest, TaskResult
 from hivewire.coordination.team import announced
 from hivewire.errors import Closed, CoordinationError, Deadline, InvalidPlan, NoCapableWorker
 from hivewire.rules.plan_limits import Capability
@@ -467,6 +468,55 @@ def test_a_coordinator_may_die_at_every_write(stored: bool) -> None:
         numbers += 1
         assert numbers < 200
     assert numbers > 10
+
+
+class StumblingStore(DyingStore):
+    """Raises at its `at`-th write something that nobody expects, and works again."""
+
+    async def write(self, make: Callable[[], Script[Any]], *, single: bool = False) -> Any:
+        self._left -= 1
+        if self._left == 0:
+            raise ZeroDivisionError("nobody expects this")
+        return await self._shared.write(make, single=single)
+
+
+@pytest.mark.parametrize("at", range(2, 9))
+def test_an_error_that_nobody_expects_holds_nothing_up(at: int, caplog: pytest.LogCaptureFixture) -> None:
+    """A loop that ended would keep the messages that its process holds."""
+
+    @virtual
+    async def try_it() -> None:
+        async with stage() as on:
+            on.worker("w", "work")
+            stumbling = StoredLedger(StumblingStore(on.store, at, stored=False))
+            coordinator = await on.coordinator(ledger=stumbling)
+            result = await coordinator.execute(TaskRequest(name="t"), plan=plan(sub("a"), sub("b", "a"), sub("c", "b")))
+            assert (result.status, on.calls) == ("completed", ["a", "b", "c"])
+            await asyncio.sleep(5)
+            assert (await coordinator.health()).status == "healthy"
+
+    try_it()
+    assert any(
+        "nobody expects this" in str(record.exc_info) + record.getMessage() + str(record.__dict__)
+        for record in caplog.records
+    )
+
+
+@virtual
+async def test_answers_among_the_dead_letters_are_taken_all_the_same() -> None:
+    """They were with several coordinators that died."""
+    async with stage() as on:
+        on.worker("w", "work")
+        first = await on.coordinator()
+        run = await first.start(TaskRequest(name="t"), plan=plan(sub("a")))
+        await first.close()
+        while not (letters := await on.protocol.dead_letters("coordinator")):
+            for delivery in await on.protocol.receive("coordinator", wait_s=1):
+                await delivery.nack(delay_s=0)
+        assert [letter.reason for letter in letters] == ["max_attempts"]
+        second = await on.coordinator()
+        assert (await second.result(run, timeout_s=20)).status == "completed"
+        assert on.calls == ["a"]
 
 
 @virtual

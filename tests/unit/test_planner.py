@@ -11,8 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hivewire.coordination.planner import Planner, TaskRequest, Trouble, checked_plan
+from hivewire.coordination.planner import Planner, checked_plan
 from hivewire.coordination.prompting import Prompts
+from hivewire.coordination.tasks import TaskRequest, Trouble
 from hivewire.errors import InvalidPlan, ModelUnavailable, PlanRefused, SettingsError
 from hivewire.llm.contract import CompletionResponse
 from hivewire.rules.plan_answer import plan_in
@@ -182,10 +183,11 @@ async def test_the_request_has_the_reference_s_figures_and_a_schema() -> None:
 
 async def test_replanning_names_the_error_and_what_is_finished() -> None:
     """Defect 17: the same prompt was sent again, without either."""
-    made, model = planner(GOOD, GOOD)
+    made, model = planner(GOOD, plan_of(subtask("tell", "find", assigned_to="write")))
     await made.plan(REQUEST, CAPABILITIES)
     trouble = Trouble(errors=("tell failed: no ink",), finished={"find": {"bees": 3}}, facts=("bees are many",))
-    await made.plan(REQUEST, CAPABILITIES, trouble)
+    again = await made.plan(REQUEST, CAPABILITIES, trouble)
+    assert [(each.name, each.dependencies) for each in again.subtasks] == [("tell", ("find",))]
     first, second = (request.user for request in model.requests)
     assert first != second
     for said in ("tell failed: no ink", '- find: {"bees":3}', "bees are many"):

@@ -67,8 +67,9 @@ def _plan(args: argparse.Namespace) -> Plan:
 
 async def _ask(args: argparse.Namespace) -> Plan:
     from hivewire.cli.team_job import checked_paths
-    from hivewire.coordination.planner import Planner, TaskRequest
+    from hivewire.coordination.planner import Planner
     from hivewire.coordination.prompting import Prompts
+    from hivewire.coordination.tasks import TaskRequest
     from hivewire.llm.models import model_from
     from hivewire.settings import load
 

@@ -8,44 +8,32 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from types import TracebackType
-from typing import Any, Final, Literal, Self
+from typing import TYPE_CHECKING, Any, Final, Literal, Self
 
 import msgspec
 
-from hivewire.coordination.errands import Errands
 from hivewire.coordination.ledger import Ledger, open_ledger
-from hivewire.coordination.ledger.run_scripts import LogEntry
-from hivewire.coordination.ledger.runs import Runs
-from hivewire.coordination.plan_store import Incoming
-from hivewire.coordination.planner import Planner, TaskRequest, by_name, checked_plan, plain
-from hivewire.coordination.team import GROUP, Member, Team
+from hivewire.coordination.tasks import TaskRequest, TaskResult, TaskState
 from hivewire.errors import BackendError, Closed, CoordinationError, Deadline, LedgerError, NoCapableWorker
 from hivewire.ids import new_id
-from hivewire.llm.contract import LLM
-from hivewire.protocol import Protocol
-from hivewire.rules.plan import Plan
-from hivewire.rules.plan_limits import Capability
-from hivewire.rules.plan_state import Cancel, RunState, Started, new_run
+
+# The rest is loaded when one is made: all names of the package are loaded by some programs that never make one.
+if TYPE_CHECKING:
+    from hivewire.coordination.ledger.run_scripts import LogEntry
+    from hivewire.coordination.planner import Planner
+    from hivewire.coordination.team import Member
+    from hivewire.llm.contract import LLM
+    from hivewire.protocol import Protocol
+    from hivewire.rules.plan import Plan
+    from hivewire.rules.plan_limits import Capability
+    from hivewire.rules.plan_state import RunState
 
 log = logging.getLogger(__name__)
 
 _PAUSE_S: Final = 0.5
+_OUTCOMES: Final[dict[str, TaskState]] = {"done": "completed", "failed": "failed", "cancelled": "cancelled"}
 _LOOK_S: Final = 0.25
 """How often a run is looked at that another coordinator may have ended."""
-
-TaskState = Literal["completed", "failed", "cancelled"]
-_OUTCOMES: Final[dict[str, TaskState]] = {"done": "completed", "failed": "failed", "cancelled": "cancelled"}
-
-
-class TaskResult(msgspec.Struct, frozen=True, kw_only=True):
-    """What became of a task. `output` has the output of every subtask that is done, also when the run has failed."""
-
-    task_id: str
-    status: TaskState
-    output: dict[str, Any]
-    error: str = ""
-    subtasks: dict[str, str] = {}
-    completed_at: float = 0.0
 
 
 class CoordinatorHealth(msgspec.Struct, frozen=True, kw_only=True):
@@ -89,6 +77,11 @@ class Coordinator:
         lease_s: float = 10.0,
         clock: Callable[[], float] = time.time,
     ) -> None:
+        from hivewire.coordination.errands import Errands
+        from hivewire.coordination.ledger.runs import Runs
+        from hivewire.coordination.planner import Planner, by_name
+        from hivewire.coordination.team import Team
+
         self.ledger = ledger if ledger is not None else open_ledger("memory://")
         self.protocol = protocol
         self.name = name
@@ -105,7 +98,8 @@ class Coordinator:
             lease_s=lease_s, clock=clock,
         )  # fmt: skip
         self._tasks: list[asyncio.Task[None]] = []
-        self._broken: BaseException | None = None
+        self._trouble: dict[Callable[[], Awaitable[None]], Exception] = {}
+        self._ended_by: BaseException | None = None
         self._is_open = False
 
     # -- from opening to closing
@@ -123,6 +117,8 @@ class Coordinator:
         """Begin to work on the runs of the ledger, those of others included. Idempotent."""
         if self._is_open:
             return
+        from hivewire.coordination.team import GROUP
+
         await self.ledger.open()
         await self.protocol.subscribe(self.name, groups=[GROUP], mode="competing")
         self._is_open = True
@@ -142,25 +138,26 @@ class Coordinator:
             await self.ledger.close()
 
     async def _repeat(self, once: Callable[[], Awaitable[None]]) -> None:
-        """For ever; a store that is away for a while is waited for."""
+        """For ever; a store that is away for a while is waited for, and nothing that goes wrong ends it: messages
+        that this process holds would be stuck."""
         while True:
             try:
                 await once()
-            except BackendError as error:
-                if not error.retryable:
-                    self._break(error)
-                    raise
-                log.warning("the coordinator waits for a store", extra={"error": str(error)})
-                await asyncio.sleep(_PAUSE_S)
+                self._trouble.pop(once, None)
             except asyncio.CancelledError:
                 raise
+            except BackendError as error:
+                self._trouble[once] = error
+                log.warning("the coordinator waits for a store", extra={"error": str(error)})
+                await asyncio.sleep(_PAUSE_S)
+            except Exception as error:
+                self._trouble[once] = error
+                log.exception("the coordinator goes on after an error")
+                await asyncio.sleep(_PAUSE_S)
             except BaseException as error:
-                self._break(error)
+                self._ended_by = error
+                self._errands.moved.set()
                 raise
-
-    def _break(self, error: BaseException) -> None:
-        self._broken = error
-        self._errands.moved.set()
 
     # -- tasks
 
@@ -180,6 +177,10 @@ class Coordinator:
         self, request: TaskRequest, *, plan: Plan | Mapping[str, Any] | None = None, timeout_s: float | None = None
     ) -> str:
         """Accept a task: when this returns, its run is stored and will be carried out. Returns the run's id."""
+        from hivewire.coordination.plan_store import Incoming
+        from hivewire.rules.plan import Plan
+        from hivewire.rules.plan_state import Started, new_run
+
         self._check_open()
         if plan is None and self._planner is None:
             raise CoordinationError("there is no model to make a plan: give a plan, or make the Coordinator with one")
@@ -198,6 +199,9 @@ class Coordinator:
         return request.id
 
     async def _checked(self, plan: Plan | Mapping[str, Any], request: TaskRequest) -> Plan:
+        from hivewire.coordination.planner import checked_plan, plain
+        from hivewire.rules.plan import Plan
+
         raw = plain(plan) if isinstance(plan, Plan) else plan
         known = self._known()
         checked = checked_plan(raw, known.values(), request.input) if known else None
@@ -207,6 +211,8 @@ class Coordinator:
 
     def _known(self) -> dict[str, Capability]:
         """The capabilities of those who are there, as they were described."""
+        from hivewire.rules.plan_limits import Capability
+
         return {
             name: self._described.get(name, Capability(name=name)) for name in sorted(self.team.roster.capabilities)
         }
@@ -240,6 +246,9 @@ class Coordinator:
 
         A subtask that is with a worker, or in its queue, is not stopped by this version.
         """
+        from hivewire.coordination.plan_store import Incoming
+        from hivewire.rules.plan_state import Cancel
+
         cause = Incoming(f"cancel:{new_id()}", Cancel(at=self._clock(), reason=reason))
         state, _, _ = await self.runs.apply(run, lambda _: [cause])
         self._errands.moved.set()
@@ -276,9 +285,9 @@ class Coordinator:
             "protocol": protocol.ok,
             "ledger": ledger.ok,
             "workers": bool(self.team.members()),
-            "coordinator": self._is_open and self._broken is None,
+            "coordinator": self._is_open and self._ended_by is None and not self._trouble,
         }
-        told = (protocol.detail, ledger.detail, str(self._broken) if self._broken is not None else "")
+        told = (protocol.detail, ledger.detail, *map(str, self._trouble.values()))
         status: Literal["healthy", "degraded", "unhealthy"] = "healthy"
         if not (components["protocol"] and components["ledger"] and components["coordinator"]):
             status = "unhealthy"
@@ -307,8 +316,8 @@ class Coordinator:
         return self.team.members()
 
     def _check_open(self) -> None:
-        if self._broken is not None:
-            raise CoordinationError(f"the coordinator has failed: {self._broken}") from self._broken
+        if self._ended_by is not None:
+            raise CoordinationError(f"the coordinator has ended: {self._ended_by!r}") from self._ended_by
         if not self._is_open:
             raise Closed("use the coordinator: it is not open; `async with Coordinator(…)` opens it")
 

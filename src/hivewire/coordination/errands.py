@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, Final
 
@@ -13,7 +13,8 @@ from hivewire.coordination.ledger.run_scripts import Kept
 from hivewire.coordination.ledger.runs import Runs
 from hivewire.coordination.losses import Losses
 from hivewire.coordination.plan_store import Incoming
-from hivewire.coordination.planner import Planner, TaskRequest, Trouble, plain
+from hivewire.coordination.planner import Planner, plain
+from hivewire.coordination.tasks import TaskRequest, Trouble
 from hivewire.coordination.team import HEARTBEAT, Team
 from hivewire.delivery import Delivery
 from hivewire.errors import CoordinationError, DeliveryError, HivewireError, MessageError
@@ -104,7 +105,7 @@ class Errands:
             self._team.hear(delivery.message.content)
         except ValueError as error:
             log.warning("not a heartbeat", extra={"sender": delivery.message.sender, "error": str(error)})
-        await _acknowledge([delivery])
+        await _settled([delivery.ack()])
 
     async def _take(self, run: str, deliveries: Sequence[Delivery]) -> None:
         answers = [d.message for d in deliveries if _concerns_the_state(d.message)]
@@ -121,10 +122,9 @@ class Errands:
                 await self._apply(run, partial(self._meaning, answers))
         except CoordinationError as error:  # no such run, or one of a newer version: not to be tried again here
             log.warning("an answer that no run takes", extra={"run": run, "error": str(error)})
-            for delivery in deliveries:
-                await delivery.reject(str(error))
-            return
-        await _acknowledge(deliveries)
+            await _settled(delivery.reject(str(error)) for delivery in deliveries)
+        else:
+            await _settled(delivery.ack() for delivery in deliveries)
 
     def _meaning(self, answers: Sequence[Message], state: RunState) -> list[Incoming]:
         waiting = {row.message_id: row for row in state.rows.values() if row.status == "running"}
@@ -295,37 +295,55 @@ class Errands:
         """Timers that went off, outboxes of coordinators that died, messages that died."""
         for run, subtask, generation in await self._runs.overdue(self._clock()):
             timer = Incoming(f"timer:{generation}", Timer(at=self._clock(), subtask=subtask, generation=generation))
-            await self._apply(run, lambda _, timer=timer: [timer])  # type: ignore[misc]  # bound in each round
+            await self._try(run, partial(_always, timer))
         for run in await self._runs.left_behind(_STALE_S):
             await self.relay_soon(run)
         await self._look_for_dead(self._team.roster.names)
+        await self._revive()
         await asyncio.sleep(_LOOK_S)
+
+    async def _try(self, run: str, resolve: Callable[[RunState], Sequence[Incoming]]) -> None:
+        """A run that is gone, or of a newer version, must not keep the others waiting."""
+        try:
+            await self._apply(run, resolve)
+        except CoordinationError as error:
+            log.info("a run that cannot be looked after here", extra={"run": run, "error": str(error)})
+
+    async def _revive(self) -> None:
+        """An answer that was with several coordinators that died has used up its attempts; it is an answer still."""
+        letters = await self._protocol.dead_letters(self._name, limit=_BATCH)
+        again = [letter.id for letter in letters if letter.reason == "max_attempts"]
+        if again:
+            log.warning("answers are taken from the dead letters", extra={"count": len(again)})
+            await self._protocol.replay(again)
 
     async def _look_for_dead(self, agents: Iterable[str]) -> None:
         for letter in await self._losses.dead(list(agents)):
             run = letter.message.metadata.get("run") if letter.message is not None else None
             if not isinstance(run, str):
                 continue
-            try:
-                await self._apply(run, partial(self._dead, letter.id, self._losses.why(letter)))
-            except CoordinationError as error:
-                log.info("a dead letter of a run that is gone", extra={"run": run, "error": str(error)})
+            await self._try(run, partial(self._dead, letter.id, self._losses.why(letter)))
 
     def _dead(self, message_id: str, why: str, state: RunState) -> list[Incoming]:
         rows = [row for row in state.rows.values() if row.message_id == message_id and row.status == "running"]
         return [Incoming(f"answer:{message_id}", self._failed(row, why)) for row in rows]
 
 
+def _always(event: Incoming, state: RunState) -> list[Incoming]:
+    """The event, whatever the state is."""
+    return [event]
+
+
 def _subtask(kept: Kept) -> str:
     return kept.command.subtask if isinstance(kept.command, Dispatch) else ""
 
 
-async def _acknowledge(deliveries: Sequence[Delivery]) -> None:
-    for settled in await asyncio.gather(*(d.ack() for d in deliveries), return_exceptions=True):
-        if isinstance(settled, DeliveryError):
+async def _settled(settlements: Iterable[Awaitable[None]]) -> None:
+    for outcome in await asyncio.gather(*settlements, return_exceptions=True):
+        if isinstance(outcome, DeliveryError):
             log.info("an answer comes again; it is known already")
-        elif settled is not None:
-            raise settled
+        elif outcome is not None:
+            raise outcome
 
 
 def _concerns_the_state(message: Message) -> bool:

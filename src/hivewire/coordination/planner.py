@@ -8,8 +8,8 @@ from typing import Any, Final
 import msgspec
 
 from hivewire.coordination.prompting import Prompts
+from hivewire.coordination.tasks import TaskRequest, Trouble
 from hivewire.errors import InvalidPlan, PlanRefused
-from hivewire.ids import new_id
 from hivewire.llm.contract import LLM, CompletionRequest, CompletionResponse, Turn
 from hivewire.rules.plan import Plan, parse_plan
 from hivewire.rules.plan_answer import plan_in
@@ -43,25 +43,6 @@ PLAN_SCHEMA: Final[dict[str, Any]] = {
         },
     },
 }
-
-
-class TaskRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """What somebody wants done. `id` names the run: the same id again is the same run."""
-
-    name: str
-    description: str = ""
-    type: str = ""
-    priority: int = 5
-    input: dict[str, Any] = msgspec.field(default_factory=dict)
-    id: str = msgspec.field(default_factory=new_id)
-
-
-class Trouble(msgspec.Struct, frozen=True, kw_only=True):
-    """Why a plan must be made anew: what failed, what is finished, and what is known by now."""
-
-    errors: tuple[str, ...]
-    finished: dict[str, Any] = msgspec.field(default_factory=dict)
-    facts: tuple[str, ...] = ()
 
 
 class Planner:
