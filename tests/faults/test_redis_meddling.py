@@ -28,7 +28,7 @@ from hivewire.testing.conformance.scenario import (
     take_one,
     task,
 )
-from hivewire.testing.conformance.waiting import eventually, until
+from hivewire.testing.conformance.waiting import until, until_true
 from hivewire.testing.leaks import Census, no_unhandled_errors
 from tests.conformance.backends import RedisFabric
 from tests.faults.load import Load, Seen
@@ -225,9 +225,7 @@ async def test_a_replica_refuses_and_the_same_objects_go_on_when_it_is_a_master_
         async with load.running():
             await until(lambda: seen.total > 100, "messages flow")
             await ask(redis, "REPLICAOF", "127.0.0.1", "1")
-            await eventually(lambda: _ok(redis), False, 5)
-            health = await redis.protocol.health()
-            assert "replica" in health.detail
+            await until_true(lambda: _is_told_replica(redis), "health tells", 5)
             await ask(redis, "REPLICAOF", "NO", "ONE")
             confirmed, handled = load.total, seen.total
             await until(lambda: load.total > confirmed + 50, "senders go on", 5)
@@ -235,6 +233,11 @@ async def test_a_replica_refuses_and_the_same_objects_go_on_when_it_is_a_master_
         await empty(redis.protocol, AGENT)
         assert await _ok(redis)
     seen.check(load)
+
+
+async def _is_told_replica(redis: RedisFabric) -> bool:
+    health = await redis.protocol.health()
+    return not health.ok and "is a replica" in health.detail
 
 
 async def _ok(redis: RedisFabric) -> bool:

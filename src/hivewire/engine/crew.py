@@ -11,6 +11,7 @@ from time import monotonic
 from hivewire.engine.core import handling
 from hivewire.engine.delivery import LOST, OPEN, SETTLED, EngineDelivery
 from hivewire.engine.inbox import Inbox
+from hivewire.engine.outage import Outage
 from hivewire.errors import BackendError, Closed
 from hivewire.message import Message
 from hivewire.protocol import Handle
@@ -98,6 +99,7 @@ class Crew:
     # -- taking
 
     async def _feed(self) -> None:
+        outage = Outage(log, "take messages", self.inbox.queue)
         while not self._stopping:
             busy = sum(slot.delivery is not None for slot in self._slots)
             ready = len(self.inbox.lanes.ready)
@@ -112,11 +114,12 @@ class Crew:
                     _FETCH_LIMIT, _FETCH_WAIT_S, lanes=lanes, run=_FETCH_LIMIT, starting=max(free - ready, 0)
                 )
             except BackendError as error:
-                log.warning("cannot take messages yet", extra={"queue": self.inbox.queue, "error": str(error)})
+                outage.goes_on(error)
                 await asyncio.sleep(_FETCH_RETRY_S)
                 continue
             except Closed:
                 return
+            outage.is_over()
             if batch:
                 self.inbox.take_in(batch)
                 self._wake_one()

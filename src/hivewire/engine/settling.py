@@ -7,6 +7,7 @@ import logging
 from collections.abc import Awaitable, Callable, Sequence, Set
 
 from hivewire.backend import Unfinished
+from hivewire.engine.outage import Outage
 from hivewire.errors import BackendError, Closed
 from hivewire.record import Fetched
 
@@ -26,6 +27,7 @@ class Settling:
 
     def __init__(self, queue: str, store: Store, stored: Stored) -> None:
         self._queue = queue
+        self._outage = Outage(log, "store outcomes", queue)
         self._store = store
         self._stored = stored
         self.done: list[Fetched] = []
@@ -65,10 +67,12 @@ class Settling:
     async def _keep_storing(self, done: Sequence[Fetched], rest: Sequence[Unfinished]) -> Sequence[Fetched]:
         while True:
             try:
-                return await self._store(done, rest)
+                refused = await self._store(done, rest)
+                self._outage.is_over()
+                return refused
             except BackendError as error:
                 # Kept until the store is back. Repeating is safe: what got through is refused the second time.
-                log.warning("cannot store outcomes yet", extra={"queue": self._queue, "error": str(error)})
+                self._outage.goes_on(error)
                 await asyncio.sleep(_RETRY_S)
             except Closed:
                 raise

@@ -110,7 +110,7 @@ def good(answer: Reply, doing: str) -> Reply:
             raise answer
         text = str(answer)
         if not is_passing(answer):
-            raise BackendError(f"{doing}: {text}{_advice(text)}")
+            raise BackendError(f"{doing}: {text.rstrip('.')}{_advice(text)}")
         if text.startswith("OOM"):
             raise QueueFull(f"{doing}: the server has no memory left (its maxmemory): {text}")
         if text.startswith(("MOVED", "ASK")):
