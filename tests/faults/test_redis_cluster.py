@@ -22,7 +22,7 @@ from hivewire.testing.conformance.scenario import counts, empty, serving, take, 
 from hivewire.testing.conformance.waiting import count, eventually, until, until_true
 from hivewire.testing.leaks import Census, no_unhandled_errors
 from hivewire.testing.redis_groups import RedisCluster, say
-from hivewire.testing.servers import RedisServer
+from hivewire.testing.servers import RedisServer, valkey_program
 from tests.conformance.backends import start
 from tests.faults.load import Load, Seen
 
@@ -147,6 +147,24 @@ async def test_a_slot_moves_under_load(cluster: RedisCluster) -> None:
             assert moved > 5
             await goes_on(loads)
     await _all_is_there(cluster, loads, may_lose=False)
+
+
+@pytest.mark.processes
+@pytest.mark.slow
+async def test_a_slot_moves_at_once_on_valkey(tmp_path: Path) -> None:
+    made = RedisCluster(tmp_path / "valkey", replicas=False, program=valkey_program)
+    try:
+        start(made)
+        source, target, _ = made.servers
+        (agent,) = agents_on(made, source, "jumps")
+        async with under_load(made, [agent]) as loads:
+            await goes_on(loads)
+            for to in (target, source) * count(2, 10):
+                await asyncio.to_thread(made.move_at_once, slot_of(base(agent)), to)
+                await goes_on(loads)
+        await _all_is_there(made, loads, may_lose=False)
+    finally:
+        made.kill()
 
 
 @pytest.mark.processes

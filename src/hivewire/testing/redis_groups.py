@@ -9,7 +9,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from hivewire.testing.servers import RedisServer, free_port
+from hivewire.testing.servers import RedisServer, free_port, redis_program
 
 SLOTS = 16384
 _READY_S = 30.0
@@ -88,7 +88,12 @@ class RedisCluster(Group):
     """Masters with a replica each. Server n + `masters` is at first the replica of server n."""
 
     def __init__(
-        self, folder: Path, *options: str, masters: int = 3, replicas: bool = True, timeout_ms: int = 1000
+        self,
+        folder: Path,
+        *options: str,
+        masters: int = 3,
+        replicas: bool = True,
+        program: Callable[[], str] = redis_program,
     ) -> None:
         super().__init__()
         self.masters = masters
@@ -96,8 +101,9 @@ class RedisCluster(Group):
         for number, bus in enumerate(self._buses):
             self.servers.append(
                 RedisServer(
-                    folder / f"node{number}", "--cluster-enabled", "yes", "--cluster-node-timeout", str(timeout_ms),
+                    folder / f"node{number}", "--cluster-enabled", "yes", "--cluster-node-timeout", "1000",
                     "--cluster-port", str(bus), "--cluster-require-full-coverage", "no", *_ALWAYS, *options,
+                    program=program,
                 )
             )  # fmt: skip
 
@@ -174,6 +180,12 @@ class RedisCluster(Group):
                 if "replica" not in str(refused) and "master" not in str(refused):
                     raise
         return moved
+
+    def move_at_once(self, slot: int, target: RedisServer) -> None:
+        """As Valkey 9 does by itself: the slot is with one node until it is with the other."""
+        source = self.owner(slot)
+        say(source, "CLUSTER", "MIGRATESLOTS", "SLOTSRANGE", str(slot), str(slot), "NODE", self.id_of(target))
+        wait_for(lambda: self.owner(slot) is target, "the slot has moved")
 
 
 class _Sentinel(RedisServer):
