@@ -38,7 +38,7 @@ from hivewire.backends.kafka.member import Member as GroupMember
 from hivewire.backends.kafka.names import REPLY_PREFIX, Names
 from hivewire.backends.kafka.packing import stored_at
 from hivewire.backends.kafka.sending import Item, Sending
-from hivewire.backends.kafka.tail import Tail
+from hivewire.backends.kafka.tail import Place, Tail
 from hivewire.backends.kafka.topics import Topics
 from hivewire.errors import BackendError, Closed
 from hivewire.settings import Settings
@@ -85,6 +85,7 @@ class KafkaBackend(Backend):
         self._replies = Shared(self, "to")
         self._channels = Shared(self, _CHANNEL)
         self._ages: dict[tuple[str, int], tuple[int, float]] = {}
+        self._deleted: dict[Place, int] = {}
         self._closing = asyncio.Lock()
         self._abandoned = False
 
@@ -263,6 +264,22 @@ class KafkaBackend(Backend):
     @staticmethod
     def reply_partition(queue: str, partitions: int) -> int:
         return crc32(queue.encode()) % partitions
+
+    async def cleanup(self, older_than_s: float) -> int:
+        """Give back the space of what was finished, was stored so long ago, and is owned here. Newer ones are kept
+        to recognise duplicates after a change of owner."""
+        self.check_usable()
+        window_s = max(older_than_s, self.settings.dedup_window_s, self.settings.idempotency_window_s)
+        before: dict[Place, int] = {}
+        for consumer in tuple(self._consumers):
+            for place, watermark in consumer.watermarks().items():
+                old = await self.admin.since(place, self.now() - window_s)
+                if min(watermark, old) > self._deleted.get(place, 0):
+                    before[place] = min(watermark, old)
+        if before:
+            await self.admin.delete_before(before)
+            self._deleted.update(before)
+        return 0
 
     async def forget(self, consumer: KafkaConsumer) -> None:
         """It was closed; a member without queues leaves the group."""

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 _CATCH_UP_S: Final = 5.0
 _LOCK_S: Final = 30.0
+_REMEMBERED: Final = 10_000
 _LOCK_LOOK_S: Final = 0.03
 _NONE: Final = Entry(b"", 0)
 _EPOCHAL: Final = ("agent/", "group/")
@@ -86,6 +87,8 @@ class Catalogue:
     def __init__(self, backend: KafkaBackend) -> None:
         self._backend = backend
         self._values: dict[str, tuple[Entry, float | None]] = {}
+        self._accepted: dict[int, Entry] = {}
+        """The newest changes that were taken, by offset: one may be outdated before its writer looks."""
         self._log = Follower(backend, backend.names.catalogue, 0, self._take)
 
     async def open(self) -> None:
@@ -98,7 +101,11 @@ class Catalogue:
         if self._at(change.key, at).version != change.expected:
             return  # somebody else was first
         until = None if change.ttl_s is None else at + change.ttl_s
-        self._values[change.key] = Entry(change.value, message.offset() + 1), until
+        entry = Entry(change.value, message.offset() + 1)
+        self._values[change.key] = entry, until
+        self._accepted[message.offset()] = entry
+        if len(self._accepted) > _REMEMBERED:
+            del self._accepted[next(iter(self._accepted))]
         if change.key.startswith(_EPOCHAL):
             self._backend.epoch += 1
 
@@ -123,8 +130,7 @@ class Catalogue:
         change = _write(_Change(key, version, value, ttl_s))
         offset = await self._backend.store_one(self._log.topic, Item(None, 0, key.encode(), change, None))
         await self._log.until(offset + 1)
-        entry, _ = self._values.get(key, (_NONE, None))
-        return entry if entry.version == offset + 1 else None
+        return self._accepted.get(offset)
 
     @asynccontextmanager
     async def lock(self, name: str) -> AsyncIterator[None]:

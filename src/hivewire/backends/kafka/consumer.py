@@ -31,10 +31,12 @@ _CLOSE_S: Final = 5.0
 class Held:
     """A partition that is owned here. `buffer`: what was read and the engine has not asked for."""
 
-    __slots__ = ("buffer", "is_leaving", "is_ready", "reached", "shard", "state_bytes", "token")
+    __slots__ = ("buffer", "is_leaving", "is_ready", "reached", "shard", "state_bytes", "token", "watermark")
 
-    def __init__(self, shard: int, token: int) -> None:
+    def __init__(self, shard: int, token: int, watermark: int) -> None:
         self.shard = shard
+        self.watermark = watermark
+        """As it is committed."""
         self.token = token
         self.buffer: deque[Fetched] = deque()
         self.state_bytes = 0
@@ -86,7 +88,7 @@ class KafkaConsumer(Consumer):
         shard = taken.place[1]
         if self._closed or self.member.tokens.get(taken.place) != taken.token:
             return
-        held = self.held[shard] = Held(shard, taken.token)
+        held = self.held[shard] = Held(shard, taken.token, taken.watermark)
         task = asyncio.get_running_loop().create_task(self._gain(held, taken), name=f"take over {self.queue} {shard}")
         self._gaining[task] = shard
         task.add_done_callback(self._gained)
@@ -194,6 +196,10 @@ class KafkaConsumer(Consumer):
 
     # -- taking
 
+    def watermarks(self) -> dict[Place, int]:
+        """Below these offsets all is finished, and committed so."""
+        return {(self.topic, held.shard): held.watermark for held in self.held.values() if held.is_ready}
+
     def holds(self, fetched: Fetched) -> bool:
         place = (self.topic, fetched.shard)
         return self.member.tokens.get(place) == fetched.token and not self.member.is_frozen
@@ -288,8 +294,12 @@ class KafkaConsumer(Consumer):
                 states[self.topic, shard] = (held.token, saved)
                 held.state_bytes = len(saved.state)
         refused = {shard for _, shard in await self.member.save(states)} if states else set()
-        for shard in refused:
-            self.lost(shard, states[self.topic, shard][0])
+        for (_, shard), (token, saved) in states.items():
+            held = self.held.get(shard)
+            if shard in refused:
+                self.lost(shard, token)
+            elif held is not None and held.token == token:
+                held.watermark = saved.watermark
         self._news.set()  # a partition that was full may have room
         return lost | refused
 

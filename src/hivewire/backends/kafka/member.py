@@ -14,6 +14,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence, Set
+from contextlib import suppress
 from itertools import count
 from typing import TYPE_CHECKING, Any, Final
 
@@ -220,16 +221,11 @@ class Member:
         client = Consumer(self._options)
         try:
             while not self._ended:
-                if self._thaw:
-                    self._thaw = False
-                    self._begin_again(client)
-                while self._commands:
-                    self._commands.popleft()(client)
-                self._commit(client)
-                is_busy = self._saves or time.monotonic() < self._busy_until
-                first = client.poll(_BUSY_POLL_S if is_busy else _CALM_POLL_S)
-                if first is not None:
-                    self._hand_over([first, *client.consume(_TOGETHER, 0)])
+                try:
+                    self._step(client)
+                except KafkaException as error:  # a broker that is away; what was to be done is said again by others
+                    log.warning("the consumer goes on after: %s", error)
+                    time.sleep(_CALM_POLL_S)
             self._commit(client)
         except Exception:
             log.exception("the Kafka consumer has ended")
@@ -239,6 +235,18 @@ class Member:
                 client.close()
             del client
             self._refuse_rest()
+
+    def _step(self, client: Consumer) -> None:
+        if self._thaw:
+            self._thaw = False
+            self._begin_again(client)
+        while self._commands:
+            self._commands.popleft()(client)
+        self._commit(client)
+        is_busy = self._saves or time.monotonic() < self._busy_until
+        first = client.poll(_BUSY_POLL_S if is_busy else _CALM_POLL_S)
+        if first is not None:
+            self._hand_over([first, *client.consume(_TOGETHER, 0)])
 
     def _refuse_rest(self) -> None:
         while self._saves:
@@ -253,7 +261,8 @@ class Member:
         self._subscribed = topics
         if topics:
             for topic in topics:
-                client.list_topics(topic, timeout=_COMMITTED_S)  # a topic it has not met costs half a second more
+                with suppress(KafkaException):  # a topic that the client has not met costs half a second more
+                    client.list_topics(topic, timeout=_COMMITTED_S)
             client.subscribe(
                 sorted(topics), on_assign=self._on_assign, on_revoke=self._on_revoke, on_lost=self._on_lost
             )

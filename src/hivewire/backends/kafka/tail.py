@@ -138,11 +138,14 @@ class Tail:
                 if not self._sinks and not self._commands:
                     self._wanted.wait(_IDLE_S)
                 self._wanted.clear()
-                while self._commands:
-                    self._commands.popleft()(client)
-                first = client.poll(_POLL_S)
-                if first is not None:
-                    self._hand_over([first, *client.consume(_TOGETHER, 0)])
+                try:
+                    while self._commands:
+                        self._commands.popleft()(client)
+                    first = client.poll(_POLL_S)
+                    if first is not None:
+                        self._hand_over([first, *client.consume(_TOGETHER, 0)])
+                except KafkaException as error:
+                    log.warning("the reader goes on after: %s", error)
         finally:
             client.close()
 

@@ -1,0 +1,133 @@
+"""Kafka: programs that are not ours, space that is given back, and what a kill repeats behind a handler that lasts."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections import Counter
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import pytest
+from confluent_kafka import Consumer, Producer
+
+from hivewire.backends.kafka import KafkaBackend
+from hivewire.message import Message
+from hivewire.testing.conformance.fabric import Fabric
+from hivewire.testing.conformance.scenario import empty, number, one_letter, send_numbered, take, task
+from hivewire.testing.conformance.waiting import count, eventually, until
+from hivewire.testing.leaks import Census, no_unhandled_errors
+from tests.conformance.kafka_fabric import KafkaFabric
+
+pytestmark = [pytest.mark.processes, pytest.mark.slow, pytest.mark.timeout(120)]
+
+
+@pytest.fixture
+async def fabric(tmp_path: Path) -> AsyncIterator[KafkaFabric]:
+    made = KafkaFabric(tmp_path)
+    before = Census.take()
+    with no_unhandled_errors():
+        async with made:
+            yield made
+    await before.check()
+
+
+def backend_of(fabric: Fabric) -> KafkaBackend:
+    assert isinstance(fabric.backend, KafkaBackend)
+    return fabric.backend
+
+
+def as_the_reference_writes(id: str, n: int) -> bytes:
+    return json.dumps(
+        {
+            "id": id,
+            "type": "request",
+            "from": "planner",
+            "to": "worker",
+            "content": {"n": n},
+            "metadata": {},
+            "created_at": "2025-01-02T03:04:05.000000006Z",
+        }
+    ).encode()
+
+
+async def test_messages_of_the_reference_are_handled_all_of_them(fabric: KafkaFabric) -> None:
+    """Sent before anybody received, more than a read brings, one of them broken."""
+    await fabric.protocol.subscribe("worker")
+    producer = Producer({"bootstrap.servers": fabric.broker.address})
+    topic = backend_of(fabric).names.topic("worker")
+    assert topic.endswith("-worker")
+    for n in range(45):
+        headers: Any = [("type", "request"), ("from", "planner"), ("to", "worker")]
+        producer.produce(topic, as_the_reference_writes(f"r{n}", n), key=str(uuid4()), headers=headers)
+    producer.produce(topic, b"{not json", key="x")
+    await asyncio.to_thread(producer.flush)
+    taken = await take(fabric.protocol, "worker", 45)
+    assert sorted(number(delivery) for delivery in taken) == list(range(45))
+    assert {(delivery.message.sender, delivery.message.type) for delivery in taken} == {("planner", "request")}
+    assert (await fabric.protocol.receive("worker", wait_s=0.2)) == []
+    letter = await one_letter(fabric.protocol, "worker")
+    assert (letter.reason, letter.raw) == ("malformed", b"{not json")
+    await empty(fabric.protocol, "worker", dead=1)
+
+
+async def test_programs_of_the_reference_can_read_ours(fabric: KafkaFabric) -> None:
+    sent = Message(type="result", sender="coder", to="reviewer", content={"ok": True}, in_reply_to="before")
+    await fabric.protocol.send(sent)
+    reader = Consumer(
+        {"bootstrap.servers": fabric.broker.address, "group.id": uuid4().hex, "auto.offset.reset": "earliest"}
+    )
+    reader.subscribe([backend_of(fabric).names.topic("reviewer")])
+    found: Any = None
+    while found is None:
+        found = await asyncio.to_thread(reader.poll, 5.0)
+    await asyncio.to_thread(reader.close)
+    read = json.loads(found.value())
+    assert (read["id"], read["from"], read["to"], read["type"]) == (sent.id, "coder", "reviewer", "result")
+    assert (read["in_reply_to"], read["content"]) == ("before", {"ok": True})
+    headers = dict(found.headers())
+    assert (headers["type"], headers["from"], headers["to"]) == (b"result", b"coder", b"reviewer")
+
+
+async def test_what_is_finished_and_old_is_deleted_and_nothing_else(fabric: KafkaFabric) -> None:
+    member = await fabric.member(dedup_window_s=0.2, idempotency_window_s=0.2)
+    await send_numbered(member, "space", 30, keys=["a", "b", "c", "d"])
+    await take(member, "space", 120)
+    await empty(member, "space")
+    await asyncio.sleep(0.5)  # what is tested is that time passes
+    await send_numbered(member, "space", 5)
+    await member.cleanup(0.2)
+    backend = member.backend
+    assert isinstance(backend, KafkaBackend)
+    topic = backend.names.topic("space")
+    firsts = await backend.admin.ends([(topic, n) for n in range(3)], first=True)
+    assert sum(firsts.values()) == 120
+    assert [number(delivery) for delivery in await take(member, "space", 5)] == [0, 1, 2, 3, 4]
+
+
+async def test_a_kill_repeats_the_long_one_and_not_the_many_behind_it(fabric: KafkaFabric) -> None:
+    many = count(400, 10_000)
+    first = await fabric.process("long", concurrency=8)
+    await fabric.protocol.send(task("long", -1, ("sleep", 600), key="slow"))
+    await until(lambda: fabric.journal.starts("long"), "it runs")
+    await send_numbered(fabric.protocol, "long", many // 8, keys=[f"k{n}" for n in range(8)])
+    await until(lambda: len(fabric.journal.ends("long")) == many // 8 * 8, "all others are done", 60)
+
+    async def left() -> int:
+        depth = await fabric.protocol.depth("long")
+        return depth.ready + depth.in_flight
+
+    await eventually(left, 1, 20)  # the last of them is committed
+    first.kill()
+    await first.ended()
+    second = await fabric.process("long", concurrency=8)
+    await until(lambda: fabric.journal.entries("start", worker=second.name), "it is taken over", 30)
+    await send_numbered(fabric.protocol, "long", 1, keys=["after"])
+    await until(lambda: any(entry.key == "after" for entry in fabric.journal.ends("long")), "others go on", 30)
+    starts = Counter(entry.id for entry in fabric.journal.starts("long"))
+    twice = [id for id, times in starts.items() if times > 1]
+    assert len(twice) == 1
+    (again,) = fabric.journal.entries("start", worker=second.name)[:1]
+    assert (again.id, again.attempt) == (twice[0], 2)
