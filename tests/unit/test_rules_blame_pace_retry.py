@@ -41,6 +41,30 @@ def test_never_less_than_the_free_slots_and_never_without_a_bound(
     assert free <= pace.lanes(slots, free) <= max(1_000, free)
 
 
+@given(
+    each=st.floats(1e-5, 0.01),
+    handled=st.integers(2, 100),
+    slots=st.integers(1, 64),
+    free=st.integers(0, 64),
+    then=st.floats(1e-5, 0.01),
+)
+def test_ahead_is_what_the_slots_handle_in_50_ms(each: float, handled: int, slots: int, free: int, then: float) -> None:
+    pace = Pace()
+    pace.observe(handled, each * handled)
+    mean = each
+    for _ in range(4):  # a moving mean: the new one counts for a fifth
+        assert abs(pace.lanes(slots, free) - min(free + slots * 0.05 / mean, 1_000)) <= 1
+        pace.observe(handled, then * handled)
+        mean += (then - mean) / 5
+
+
+def test_endless_speed_has_a_bound_and_free_slots_have_none() -> None:
+    pace = Pace()
+    pace.observe(1_000_000, 0.0)
+    assert pace.lanes(8, 8) == 1_000
+    assert pace.lanes(4_000, 4_000) == 4_000
+
+
 def test_slow_handlers_take_nothing_ahead() -> None:
     pace = Pace()
     pace.observe(handled=1, seconds=60.0)

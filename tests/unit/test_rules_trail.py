@@ -50,6 +50,10 @@ def test_a_chunk_tells_of_the_message_and_its_copies_alone(noted: list[tuple[flo
 
 def test_a_chunk_of_another_version_is_passed_over() -> None:
     assert unpack(b"\x93\x02\xa1w\x91\x91\x01", "a") == []
+    chunk = pack("w", [_event(1, "acked")])
+    assert chunk.startswith(b"\x93\x01")  # an array of three, version 1: it is in people's stores
+    assert len(unpack(chunk, "a")) == 1
+    assert unpack(b"\x93\x02" + chunk[2:], "a") == []
     assert unpack(b"", "a") == []
 
 

@@ -33,6 +33,8 @@ def unpack(chunk: bytes, id: str) -> list[Event]:
         found = _decoder.decode(chunk)
     except msgspec.DecodeError:
         return []
+    if found.version != _VERSION:
+        return []
     copies = id + "@"
     return [
         msgspec.structs.replace(event, worker=found.worker)

@@ -6,19 +6,25 @@ import asyncio
 
 import pytest
 
+from hivewire.codec import decode, encode
+from hivewire.delivery import Delivery
 from hivewire.errors import HivewireError, MessageError, Undecodable
 from hivewire.message import Message
 from hivewire.testing.bad_messages import BAD_BYTES, BAD_MESSAGES, ODD_BYTES, ODD_MESSAGES, outcome
 from hivewire.testing.conformance.fabric import Fabric
 from hivewire.testing.conformance.scenario import (
     counts,
+    drained,
     empty,
     nothing_for,
     number,
     one_letter,
+    serving,
     take,
     task,
 )
+from hivewire.testing.conformance.waiting import count
+from hivewire.testing.generated import generated_bytes, generated_messages
 
 HOSTILE_NAMES = ["", " ", "a b", "a:b", "a*", "../etc", "a\nb", "a\x00b", "{a}", "a" * 129, "ä", "broadcast-x"]
 HOSTILE_NAMES += ["/x", "a/\n", "a/" + "x" * 257, "a;b", "%61", "a\u200b", "a\\b"]
@@ -112,6 +118,61 @@ async def test_all_odd_bytes_in_the_store_are_delivered(fabric: Fabric) -> None:
     await fabric.put_raw("odd", *(body for _, body in ODD_BYTES))
     assert len(await take(fabric.protocol, "odd", len(ODD_BYTES))) == len(ODD_BYTES)
     assert (await fabric.protocol.depth("odd")).dead == 0
+
+
+async def test_generated_messages_are_refused_or_arrive_whole(fabric: Fabric) -> None:
+    """10,000 on a soak. What is refused leaves nothing; what is taken arrives as it was sent, or is expired."""
+    sent: dict[str, list[Message]] = {}
+    refused = 0
+    for message in generated_messages(1, count(1_000, 10_000), "made"):
+        try:
+            receipt = await fabric.protocol.send(message)
+        except MessageError:
+            refused += 1
+        else:
+            again = decode(encode(message, 1 << 20))  # such as a tuple that comes back as a list
+            sent.setdefault(receipt.id, []).append(again)  # one of those with the same odd id is handled
+    assert refused > 100
+    assert len(sent) > 50
+    got = await _all(fabric, "made")
+    dead = {letter.id: letter for letter in await fabric.protocol.dead_letters("made", limit=10_000)}
+    assert {letter.reason for letter in dead.values()} <= {"expired"}
+    assert set(got) | set(dead) == set(sent)
+    for id_, message in got.items():
+        assert decode(encode(message, 1 << 20)) in sent[id_]
+    await empty(fabric.protocol, "made", dead=len(dead))
+
+
+async def test_generated_bytes_in_the_store_are_delivered_or_kept(fabric: Fabric) -> None:
+    """10,000 on a soak. Each one is a delivery or a dead letter with its bytes; none stops the others."""
+    bodies = list(generated_bytes(2, count(1_000, 10_000)))
+    ids: list[str] = []
+    for start in range(0, len(bodies), 250):
+        ids += await fabric.put_raw("raw", *bodies[start : start + 250], key=f"k{start}")
+    got = await _all(fabric, "raw")
+    letters = []
+    after = None
+    while page := await fabric.protocol.dead_letters("raw", limit=500, after=after):
+        letters += page
+        after = page[-1].cursor
+    kept = {letter.id: letter.raw for letter in letters}
+    assert len(kept) == len(letters)
+    assert all(body == dict(zip(ids, bodies, strict=True))[id_] for id_, body in kept.items())
+    assert len(kept) > len(bodies) // 2
+    assert len(got) + len(kept) == len(bodies)
+    await empty(fabric.protocol, "raw", dead=len(kept))
+
+
+async def _all(fabric: Fabric, agent: str) -> dict[str, Message]:
+    """Everything that is handled, by the id under which it is stored."""
+    found: dict[str, Message] = {}
+
+    async def handle(delivery: Delivery) -> None:
+        found[getattr(delivery, "fetched").record.id] = delivery.message  # noqa: B009  # the engine's own
+
+    async with serving(fabric.protocol, agent, handle, concurrency=8):
+        await drained(fabric.protocol, agent, within_s=120)
+    return found
 
 
 async def test_content_that_is_not_json_is_undecodable(fabric: Fabric) -> None:
