@@ -59,7 +59,10 @@ class Message(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """What one agent says to another. Never changed after it was made; copy with `replace`.
 
     `to` is an agent's name or `name/instance`. Messages of one `key` are handled one at a time, in the
-    order sent; the key is the instance, else `key`, else the sender. `content` is any JSON value or bytes.
+    order sent; the key is the instance, else `key`, else the sender. An `id` names one message: who sends it
+    again sends the same, with the same key. Two with one id and different keys may be handled side by side,
+    for nobody but a key's holder could know; the first that is settled makes later ones duplicates.
+    `content` is any JSON value or bytes.
     `ttl_s` counts from storing, by the store's clock. `extra` holds fields that this version does not
     know; they survive a forward. (The garbage collector does not look into messages: one whose content
     holds the message itself, which cannot be sent, is never freed.)
