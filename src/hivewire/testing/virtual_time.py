@@ -60,6 +60,8 @@ class _Task(asyncio.Task[_T]):
         context: contextvars.Context | None = how.get("context")
         self.process = process.get() if context is None else context.get(process)
         super().__init__(coro, loop=loop, **how)
+        if self.process is not None:
+            loop.note_task(self.process, self)
 
     def __hash__(self) -> int:
         return self._number
@@ -89,6 +91,7 @@ class VirtualLoop(asyncio.BaseEventLoop):
         self._timers: list[tuple[float, int, str | None, asyncio.TimerHandle]] = []
         self._sequence = 0
         self._numbers = 0
+        self._tasks: dict[str, list[asyncio.Task[Any]]] = {}
         self._stopped: dict[str, deque[tuple[str | None, asyncio.Handle]]] = {}
         self._thread = threading.get_ident()
         self._threads = 0
@@ -203,8 +206,12 @@ class VirtualLoop(asyncio.BaseEventLoop):
 
     def tasks_of(self, name: str) -> list[asyncio.Task[Any]]:
         """The unfinished tasks of a process, oldest first."""
-        tasks = [task for task in asyncio.all_tasks(self) if isinstance(task, _Task) and task.process == name]
-        return sorted(tasks, key=hash)
+        self._tasks[name] = [task for task in self._tasks.get(name, ()) if not task.done()]
+        return list(self._tasks[name])
+
+    def note_task(self, name: str, task: asyncio.Task[Any]) -> None:
+        """So that `tasks_of` need not look through the tasks of every loop."""
+        self._tasks.setdefault(name, []).append(task)
 
     # The loop itself
 
@@ -272,6 +279,7 @@ class VirtualLoop(asyncio.BaseEventLoop):
         self._calls.clear()
         self._timers.clear()
         self._stopped.clear()
+        self._tasks.clear()
 
 
 def run_virtual(main: Coroutine[Any, Any, _T], *, loop: VirtualLoop | None = None) -> _T:
