@@ -117,5 +117,5 @@ def test_nothing_is_lost_doubled_or_out_of_order(tmp_path: Path, fault: str) -> 
     journal = team.journal()
     counts = account(journal)
     print(dict(counts), "processes", team.started)
-    assert counts["sent"] > 500
+    assert counts["sent"] > 100
     check_nothing_is_left(team.database)

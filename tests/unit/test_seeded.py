@@ -23,7 +23,9 @@ _SEEDS = 2_000 if os.environ.get("HIVEWIRE_SOAK") == "1" else 150
 
 
 @pytest.mark.parametrize("profile", PROFILES)
-@pytest.mark.parametrize("first", range(0, _SEEDS, _BLOCK))
+@pytest.mark.parametrize(
+    "first", [pytest.param(first, marks=[pytest.mark.slow] if first else []) for first in range(0, _SEEDS, _BLOCK)]
+)
 def test_no_seed_breaks_a_promise(profile: str, first: int) -> None:
     for seed in range(first, first + _BLOCK):
         verdict = seeded.try_seed(profile, seed)

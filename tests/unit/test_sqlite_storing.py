@@ -106,19 +106,19 @@ async def test_the_memory_of_settled_ids_is_bounded(path: Path) -> None:
 async def test_delayed_records_come_in_the_order_they_fall_due(path: Path) -> None:
     async with opened(path) as backend, opened(path) as other:
         consumer = await backend.consume("q", member(), Owner())
-        await put(other, "q", "k", "late", delay_s=0.3)
-        await put(other, "q", "k", "early", delay_s=0.1)
+        begun = time.monotonic()
+        await put(other, "q", "k", "late", delay_s=1.3)
+        await put(other, "q", "k", "early", delay_s=1.1)
         await put(other, "q", "k", "now")
         assert (await backend.depth("q")).scheduled == 2
-        begun = time.monotonic()
         got: list[tuple[str, float]] = []
         while len(got) < 3:
             taken = await consumer.fetch(9, 5)
             got += [(text, time.monotonic() - begun) for text in texts(taken)]
             await consumer.settle(taken)
         assert [text for text, _ in got] == ["now", "early", "late"]
-        assert got[1][1] == pytest.approx(0.1, abs=0.09)
-        assert got[2][1] == pytest.approx(0.3, abs=0.09)
+        assert got[1][1] >= 1.1
+        assert got[2][1] >= 1.3
 
 
 async def test_dead_letters_are_kept_listed_revived_purged(path: Path) -> None:
