@@ -35,7 +35,7 @@ class Line(Link):
         self.retries = retries
         self._stays = stays
         self._on_trouble = on_trouble
-        """Told of each error that the server answers, and of the end and the failure of a connection."""
+        """Told of each error that the server answers, and, without a text, of a connection that is not there."""
         self._wire: Wire | None = None
         self._backlog: list[tuple[Sequence[Command], asyncio.Future[list[Reply]], bool, float]] = []
         self._connecting: asyncio.Task[None] | None = None
@@ -91,7 +91,7 @@ class Line(Link):
                     return
                 self._flush(error)
                 if self._on_trouble is not None:
-                    self._on_trouble(self, str(error))
+                    self._on_trouble(self, "")
                 if not self._stays:
                     return
                 await asyncio.sleep(_AGAIN_S)
@@ -128,7 +128,7 @@ class Line(Link):
         self._wire = None
         self._has_just_ended = True
         asyncio.get_running_loop().call_soon(self._after_end)
-        self._errored("the connection was lost")
+        self._errored("")
 
     def _after_end(self) -> None:
         self._has_just_ended = False

@@ -150,7 +150,7 @@ class Router(Link):
             self.on_return()
 
     def _trouble(self, line: Line, text: str) -> None:
-        """A server refused something, or its connection ended."""
+        """A server refused something; without a text its connection is not there."""
         if text.startswith("MOVED"):
             node = next((node for node in self._nodes.values() if line in node.lines), None)
             moved = slots.moved_to(text, node.place) if node is not None else None
@@ -158,7 +158,7 @@ class Router(Link):
                 slot, place = moved
                 if self._owners[slot] is node:
                     self._adopt([*self._owners[:slot], self._node(place), *self._owners[slot + 1 :]])
-        elif text.startswith(("NOSCRIPT", "WRONGTYPE", "ERR")):
+        elif text and not text.startswith(("CLUSTERDOWN", "MASTERDOWN")):
             return
         self._plan_refresh()
 
@@ -188,6 +188,7 @@ class Router(Link):
         asked = random.sample(places, min(_MOST_ASKED, len(places)))
         answers = await asyncio.gather(*[self._ask(place) for place in asked])
         views: list[View] = []
+        known: set[Place] = set()
         problem: HivewireError | None = None
         for place, answer in zip(asked, answers, strict=True):
             if isinstance(answer, HivewireError):
@@ -196,9 +197,10 @@ class Router(Link):
             view, named = slots.read_view(answer, place)
             if view:
                 views.append(view)
-                self._known |= named
+                known |= named
         if not views:
             return problem or ConnectionLost(f"{self._enter}: no node of the cluster knows where its slots are")
+        self._known = known
         owners: list[Node | None] = [None] * slots.COUNT
         for first, last, place in slots.chosen(views):
             owners[first : last + 1] = [self._node(place)] * (last + 1 - first)
