@@ -78,10 +78,9 @@ class TaskiqRedis(ServedByRedis):
         from taskiq.api import run_receiver_task
 
         self._tally = tally
-        receiving = asyncio.create_task(run_receiver_task(self._broker))
+        self._receiving = asyncio.create_task(run_receiver_task(self._broker))
         await stop.wait()
-        receiving.cancel()
-        await asyncio.gather(receiving, return_exceptions=True)
+        self._receiving.cancel()  # it does not always end, and so is not waited for
 
     async def disconnect(self) -> None:
         await self._broker.shutdown()
