@@ -15,7 +15,7 @@ import sqlite3
 import sys
 import tempfile
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -26,6 +26,7 @@ from hivewire.coordination.ledger.opening import ledger_settings, store_of
 from hivewire.coordination.ledger.store import Ddl, Query, Row, Script
 from hivewire.coordination.ledger.stored import StoredLedger
 from hivewire.coordination.ledger.task_scripts import listing, purge_some
+from hivewire.coordination.serving import loop_factory
 from hivewire.testing.postgres import PostgresServer, postgres_folder
 
 CALLERS = 16
@@ -215,6 +216,11 @@ async def measure(report: Report, kind: str, url: str, many: int) -> None:
         report.say(f"  on the disk {stats.storage_size_bytes / 1e6:,.0f} MB")
 
 
+def run(work: Coroutine[Any, Any, None]) -> None:
+    with asyncio.Runner(loop_factory=loop_factory()) as runner:
+        runner.run(work)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tasks", type=int, default=1_000_000)
@@ -231,10 +237,10 @@ def main() -> None:
     for kind in args.stores.split(","):
         if kind == "sqlite":
             with tempfile.TemporaryDirectory() as folder:
-                asyncio.run(measure(report, kind, f"sqlite:///{folder}/ledger.db", args.tasks))
+                run(measure(report, kind, f"sqlite:///{folder}/ledger.db", args.tasks))
         else:
             with PostgresServer(durable=True, options=("shared_buffers=512MB", "max_wal_size=4GB")) as server:
-                asyncio.run(measure(report, kind, server.url, args.tasks))
+                run(measure(report, kind, server.url, args.tasks))
 
 
 if __name__ == "__main__":

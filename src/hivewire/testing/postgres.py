@@ -78,15 +78,29 @@ class PostgresServer:
         assert self._folder is not None, "not started yet"
         return self._folder
 
+    def prepare(self) -> None:
+        """Make its files; `start` does it, too."""
+        if self._folder is not None:
+            return
+        programs = postgres_folder()
+        self._folder = Path(tempfile.mkdtemp(prefix="hivewire-postgres-"))
+        if self._account:
+            os.chown(self._folder, self._account["user"], self._account["group"])
+        self._run(programs / "initdb", "-D", str(self._data), "-U", "tester", "--auth=trust", "-E", "UTF8", "-N")
+
+    def put(self, name: str, content: bytes) -> None:
+        """A file among its own, readable for it alone: a certificate or a key."""
+        path = self._data / name
+        path.write_bytes(content)
+        path.chmod(0o600)
+        if self._account:
+            os.chown(path, self._account["user"], self._account["group"])
+
     def start(self) -> None:
         """Returns when it takes connections."""
         programs = postgres_folder()
-        if self._folder is None:
-            self._folder = Path(tempfile.mkdtemp(prefix="hivewire-postgres-"))
-            if self._account:
-                os.chown(self._folder, self._account["user"], self._account["group"])
-            self._run(programs / "initdb", "-D", str(self._data), "-U", "tester", "--auth=trust", "-E", "UTF8", "-N")
-        with (self._folder / "server.log").open("ab") as log:
+        self.prepare()
+        with (self.folder / "server.log").open("ab") as log:
             self._process = subprocess.Popen(
                 [str(programs / "postgres"), "-D", str(self._data), *self._settings()],
                 stdin=subprocess.DEVNULL,
