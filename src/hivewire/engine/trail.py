@@ -71,9 +71,8 @@ class Trail:
     async def of(self, id: str) -> list[Event]:
         """What is recorded of a message and its copies, in the order in which it happened."""
         await self.flush()
-        return in_order(
-            [event for entry in (await self._backend.trail()).values() for event in unpack(entry.value, id)]
-        )
+        found = [event for entry in (await self._backend.trail()).values() for event in unpack(entry.value, id)]
+        return in_order(list(dict.fromkeys(found)))  # a chunk whose storing was not confirmed may be there twice
 
 
 def _written_at(key: str) -> float:

@@ -152,7 +152,7 @@ def _properties(node: int, ports: dict[int, tuple[int, int]], data: Path, more: 
         f"share.coordinator.state.topic.replication.factor={copies}",
         "share.coordinator.state.topic.min.isr=1",
         "group.initial.rebalance.delay.ms=0",
-        "broker.session.timeout.ms=1000",  # until then a killed broker may not come back
+        "broker.session.timeout.ms=3000",  # until then a killed broker may not come back
         "broker.heartbeat.interval.ms=100",
         "log.cleaner.dedupe.buffer.size=4194304",
         "log.cleaner.threads=1",

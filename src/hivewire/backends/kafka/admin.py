@@ -100,9 +100,13 @@ class Admin:
     async def create(self, topic: str, partitions: int, copies: int, config: Mapping[str, str]) -> int:
         """Make the topic if it is not there; its number of partitions, when all have a leader."""
         made = NewTopic(topic, num_partitions=partitions, replication_factor=copies, config=dict(config))
-        answers = self.client.create_topics([made], operation_timeout=_CREATE_S, request_timeout=_CREATE_S)
-        try:
+
+        async def ask() -> None:
+            answers = self.client.create_topics([made], operation_timeout=_CREATE_S, request_timeout=_CREATE_S)
             await _answer(answers[topic], f"create topic {topic}", ignore=KafkaError.TOPIC_ALREADY_EXISTS)
+
+        try:
+            await _patiently(ask)
         except ConnectionLost:
             raise
         except BackendError as error:
@@ -179,7 +183,7 @@ async def _answer(future: concurrent.futures.Future[Any], doing: str, *, ignore:
     except KafkaException as error:
         if ignore is not None and error.args[0].code() == ignore:
             return None
-        if error.args[0].code() in _NO_LEADER:
+        if error.args[0].code() in _NO_LEADER or "fenced" in str(error.args[0]):  # a broker that has just come back
             raise _NotYet(str(problem(doing, error))) from None
         raise problem(doing, error) from None
     except concurrent.futures.CancelledError:

@@ -24,8 +24,10 @@ from hivewire.backend import (
     Member,
     Ownership,
     QueueSpec,
+    Waiting,
 )
 from hivewire.backends.kafka import depth as depths
+from hivewire.backends.kafka import looking
 from hivewire.backends.kafka.admin import Admin
 from hivewire.backends.kafka.appending import Appending
 from hivewire.backends.kafka.catalogue import Catalogue
@@ -49,7 +51,7 @@ _FOLLOW_WAIT_S: Final = 0.05
 _READ_WAIT_S: Final = 0.01
 _VOLATILE_PARTITIONS: Final = 4
 _JOIN_S: Final = 8.0
-_OPEN_S: Final = 5.0
+_OPEN_S: Final = 10.0
 _CHANNEL: Final = "channel"
 
 
@@ -88,6 +90,8 @@ class KafkaBackend(Backend):
         self._deleted: dict[Place, int] = {}
         self._closing = asyncio.Lock()
         self._abandoned = False
+        self._is_ending = False
+        """What is made from now on would be left behind."""
 
     # -- life
 
@@ -95,6 +99,7 @@ class KafkaBackend(Backend):
         if self._sending is not None:
             return
         self._pid = os.getpid()
+        self._is_ending = False
         try:
             self.admin.is_open = True
             await self.admin.ping(_OPEN_S)
@@ -108,7 +113,7 @@ class KafkaBackend(Backend):
     def check_usable(self) -> None:
         if os.getpid() != self._pid:
             raise BackendError("use Kafka: it was opened before a fork; connect anew in the child process")
-        if self._sending is None or self._abandoned:
+        if self._sending is None or self._abandoned or self._is_ending:
             raise Closed("use Kafka: it is not open")
 
     @property
@@ -173,6 +178,7 @@ class KafkaBackend(Backend):
             await self._let_go()
 
     async def _let_go(self) -> None:
+        self._is_ending = True
         for member in self._members:
             await member.close()
         self._members.clear()
@@ -193,13 +199,13 @@ class KafkaBackend(Backend):
     async def store_all(self, items: Sequence[tuple[str, Item]]) -> None:
         """All, or the first problem."""
         if items:
-            parcel = await self.sending.store(items)
+            parcel = await self.sending.store(items, self.settings.kafka.write_timeout_s)
             for error in parcel.problems.values():
                 raise error
 
     async def store_one(self, topic: str, item: Item) -> int:
         """Its offset."""
-        parcel = await self.sending.store([(topic, item)])
+        parcel = await self.sending.store([(topic, item)], self.settings.kafka.write_timeout_s)
         for error in parcel.problems.values():
             raise error
         return parcel.offsets[0]
@@ -222,6 +228,10 @@ class KafkaBackend(Backend):
     async def depth(self, queue: str) -> Depth:
         self.check_usable()
         return await depths.depth(self, queue)
+
+    async def peek(self, queue: str, limit: int, after: str | None, *, delayed_only: bool = False) -> Sequence[Waiting]:
+        self.check_usable()
+        return await looking.peek(self, queue, limit, after, delayed_only)
 
     async def stored_at(self, topic: str, partition: int, offset: int) -> float | None:
         """When the first record from this offset on was stored."""

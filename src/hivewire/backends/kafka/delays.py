@@ -164,37 +164,35 @@ class Delays:
             return now
         return min((at for at, _, key in waiting.heap if at > now and key in waiting.known), default=None)
 
+    async def read(self, queue: str, offsets: Sequence[int]) -> dict[int, tuple[Record, float]]:
+        """Those of these that are still there, with the time of their storing."""
+        if not offsets:
+            return {}
+        partition = crc32(queue.encode()) % await self._ensure()
+        messages = await self._backend.reader.read(
+            self._topic, partition, min(offsets), max(offsets), frozenset(offsets)
+        )
+        return {message.offset(): (_record(message), stored_at(message)) for message in messages if message.value()}
+
     async def _move(self, queue: str, due: Sequence[tuple[bytes, _Known]]) -> None:
         """In the order they fall due. Stored in the queue first: a crash in between stores one twice, and it is
         recognised by its id."""
-        offsets = {known.offset for _, known in due}
-        partition = crc32(queue.encode()) % await self._ensure()
-        messages = await self._backend.reader.read(self._topic, partition, min(offsets), max(offsets), offsets)
-        found = {message.offset(): message for message in messages if message.value()}
+        found = await self.read(queue, [known.offset for _, known in due])
         now = self._backend.now()
         topic = self._backend.names.topic(queue)
         items = []
         for _, known in due:
-            message = found.get(known.offset)
-            if message is None:
+            if known.offset not in found:
                 continue
-            later = _read(message.value())
-            # Its time runs from when it was sent; what is over by now expires with its first reader.
-            left_s = None if later.ttl_s is None else max(_OVER_S, later.ttl_s - (now - stored_at(message)))
-            record = Record(
-                later.id,
-                later.key,
-                later.body,
-                later.type,
-                later.sender,
-                left_s,
-                later.priority,
-                later.replay,
-                dedup_key=later.dedup_key,
-            )
+            record, at = found[known.offset]
+            if record.ttl_s is not None:
+                # Its time runs from when it was sent; what is over by now expires with its first reader.
+                record.ttl_s = max(_OVER_S, record.ttl_s - (now - at))
             name = (topic, record.id, record.replay)
-            items.append((topic, Item(name, known.shard, key_bytes(later.key), later.body, headers_of(queue, record))))
+            key = key_bytes(record.key)
+            items.append((topic, Item(name, known.shard, key, record.body, headers_of(queue, record))))
         await self._backend.store_all(items)
+        partition = crc32(queue.encode()) % await self._ensure()
         await self._backend.store_all([(self._topic, Item(None, partition, key, None, None)) for key, _ in due])
 
     async def keep_moving(self, queue: str, owned: set[int]) -> None:
@@ -218,3 +216,18 @@ class Delays:
                     await waiting.changed.wait()
             except TimeoutError:
                 continue
+
+
+def _record(message: KafkaMessage) -> Record:
+    later = _read(message.value())
+    return Record(
+        later.id,
+        later.key,
+        later.body,
+        later.type,
+        later.sender,
+        later.ttl_s,
+        later.priority,
+        later.replay,
+        dedup_key=later.dedup_key,
+    )

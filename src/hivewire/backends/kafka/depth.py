@@ -29,11 +29,8 @@ async def progress(backend: KafkaBackend, topic: str, partitions: int) -> Sequen
 
 
 async def depth(backend: KafkaBackend, queue: str) -> Depth:
-    spec = backend.topics.known(queue)
-    if spec is None:
-        spec = next((one for one in await backend.topics.all() if one.name == queue), None)
-        if spec is None:
-            return Depth()
+    if await backend.topics.look_up(queue) is None:
+        return Depth()
     topic = backend.names.topic(queue)
     partitions = await backend.topics.ensure(queue)
     now = backend.now()

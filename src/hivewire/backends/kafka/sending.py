@@ -77,18 +77,19 @@ class Sending:
         self._thread = threading.Thread(target=self._run, name="hivewire-kafka-reports", daemon=True)
         self._thread.start()
 
-    async def store(self, batch: Sequence[tuple[str, Item]]) -> Parcel:
+    async def store(self, batch: Sequence[tuple[str, Item]], patience_s: float) -> Parcel:
         """Returns when each is stored or has a problem."""
-        parcel = self.post(batch)
+        parcel = self.post(batch, patience_s)
         if parcel.left:
             await parcel.done
         return parcel
 
-    def post(self, batch: Sequence[tuple[str, Item]]) -> Parcel:
-        """Put them on their way, in this order; `done` when each is stored or has a problem."""
+    def post(self, batch: Sequence[tuple[str, Item]], patience_s: float = _UNKNOWN_AFTER_S) -> Parcel:
+        """Put them on their way, in this order; `done` when each is stored or has a problem, or when the patience
+        is over: then the outcome is unknown."""
         if self._ended:
             raise Closed("send: the store was closed")
-        parcel = Parcel(len(batch), self._loop.create_future(), self._loop.time() + _UNKNOWN_AFTER_S)
+        parcel = Parcel(len(batch), self._loop.create_future(), self._loop.time() + patience_s)
         items: list[Item] = []
         for number, (topic, item) in enumerate(batch):
             before = self._late.get(item.name) if self._late and item.name is not None else None
@@ -103,8 +104,8 @@ class Sending:
                 self._settle(item)
         if parcel.left:
             self._open[parcel] = items
-            if self._sweep is None:
-                self._sweep = self._loop.call_at(parcel.due_at, self._swept)
+            if self._sweep is None or self._sweep.when() > parcel.due_at:
+                self._arm(parcel.due_at)
             if self._under_way <= _FEW:
                 self._flush()
             elif self._timer is None:
@@ -191,16 +192,22 @@ class Sending:
         self._sweep = None
         for parcel, items in list(self._open.items()):
             if parcel.due_at > now:
-                self._sweep = self._loop.call_at(parcel.due_at, self._swept)
-                break
+                continue
             for item in items:
                 if item.parcel is parcel:
-                    if item.name is not None and not parcel.done.cancelled():
+                    if item.name is not None:
                         self._late[item.name] = (item, now)
                     self._settle_unknown(item)
         for name, (item, since) in list(self._late.items()):
             if item.is_done and now - since > _KEEP_S:
                 del self._late[name]
+        if self._open:
+            self._arm(min(parcel.due_at for parcel in self._open))
+
+    def _arm(self, at: float) -> None:
+        if self._sweep is not None:
+            self._sweep.cancel()
+        self._sweep = self._loop.call_at(at, self._swept)
 
     def _settle_unknown(self, item: Item) -> None:
         parcel, item.parcel = item.parcel, None

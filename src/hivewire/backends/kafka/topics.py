@@ -110,6 +110,13 @@ class Topics:
         if entry.value:
             await self._backend.catalogue.put(_QUEUE + queue, b"", entry.version, _FORGOTTEN_S)
 
+    async def look_up(self, queue: str) -> QueueSpec | None:
+        """As the catalogue says now, if it is not known here."""
+        known = self.known(queue)
+        if known is None:
+            await self._backend.catalogue.get(_QUEUE + queue)
+        return known or self.known(queue)
+
     async def all(self) -> Sequence[QueueSpec]:
         entries = await self._backend.catalogue.scan(_QUEUE)
         return [_decoder.decode(entry.value) for entry in entries.values() if entry.value]

@@ -66,16 +66,17 @@ async def test_an_idle_worker_takes_what_a_busy_one_does_not(fabric: Fabric, poo
 
 async def test_what_was_taken_ahead_goes_to_an_idle_worker(fabric: Fabric, pool: str) -> None:
     """Quick handlers take many ahead; then one lasts, and what it was taken with must not wait for it."""
-    release, seen = asyncio.Event(), Counter[int]()
+    release, lasts, seen = asyncio.Event(), asyncio.Event(), Counter[int]()
 
     async def quick(delivery: Delivery) -> None:
         if number(delivery) == 300:
+            lasts.set()
             await release.wait()
         seen[number(delivery)] += 1
 
     async with serving(fabric.protocol, pool, quick, concurrency=1):
         await fabric.protocol.send_many([task(pool, n) for n in range(600)])
-        await until(lambda: seen.total() == 300, "it comes to the one that lasts")
+        await until(lasts.is_set, "it comes to the one that lasts")
         other = await fabric.member()
         async with serving(other, pool, quick, concurrency=1):
             if hands_out_one_by_one(fabric):
