@@ -13,7 +13,7 @@ import pytest
 from hivewire.backend import Mode
 from hivewire.testing.conformance.journal import Entry, first_seen, overlapping
 from hivewire.testing.conformance.scenario import counts, empty
-from hivewire.testing.conformance.waiting import count, until_true
+from hivewire.testing.conformance.waiting import count, until, until_true
 from hivewire.testing.conformance.workers import ProcessWorker
 from hivewire.testing.leaks import Census, no_unhandled_errors
 from tests.conformance.backends import RedisFabric
@@ -95,6 +95,8 @@ async def test_a_storm_of_kills_on_both_ends_and_of_the_server(redis: RedisFabri
     for turn in range(count(6, 100)):
         sender = await redis.process(AGENT, program="send", count=100_000, keys=4)
         worker = await redis.process(AGENT, concurrency=4, settings=settings)
+        # Who finds no server when he begins ends with an error: his supervisor starts another.
+        await until(lambda worker=worker: redis.journal.entries("start", worker=worker.name), "it works")  # type: ignore[misc]
         await storm.traffic()
         if turn % 3 == 1:
             await storm.kill_the_server()
