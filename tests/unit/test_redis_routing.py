@@ -116,8 +116,8 @@ class Scripted:
         async with AsyncExitStack() as stack:
             for node in self.nodes:
                 await stack.enter_async_context(node.listening())
-            values = {"min_idle_conns": 0, "max_retries": 0, **settings}
-            link = new_link(RedisSettings(addr=f"127.0.0.1:{self.nodes[0].port}", cluster=True, **values))
+            values = {"min_idle_conns": 0, "max_retries": 0, "cluster": True, **settings}
+            link = new_link(RedisSettings(addr=f"127.0.0.1:{self.nodes[0].port}", **values))
             stack.push_async_callback(link.close)
             yield link
 
@@ -218,6 +218,17 @@ async def test_answers_of_several_nodes_come_in_the_order_of_the_questions() -> 
         cluster.owner = 1
         mixed = await link.post(commands)
         assert all(isinstance(each, Exception) for each in mixed)
+
+
+async def test_a_node_of_a_cluster_is_no_lone_server() -> None:
+    cluster = Scripted()
+    cluster.owner = 1
+    async with cluster.linked(cluster=False) as link:
+        (said,) = await link.post(xadd(1))
+        assert isinstance(said, Exception)
+        with pytest.raises(BackendError, match="node of a cluster; set redis") as caught:
+            await link.post(xadd(2))
+        assert not caught.value.retryable
 
 
 async def test_no_node_is_there() -> None:

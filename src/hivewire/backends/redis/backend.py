@@ -47,7 +47,7 @@ from hivewire.backends.redis.keys import (
     base,
 )
 from hivewire.backends.redis.link import Link, good
-from hivewire.backends.redis.opening import new_link, place_to_listen
+from hivewire.backends.redis.opening import check_kind, new_link, place_to_listen
 from hivewire.backends.redis.pool import PoolConsumer
 from hivewire.backends.redis.sending import Sending
 from hivewire.blobs import BlobStore
@@ -125,7 +125,9 @@ class RedisBackend(Backend):
         link = new_link(self.settings.redis, scripts.load())
         try:
             before = time.time()
-            (told,) = await link.post((("TIME",),))  # not repeated: who cannot connect says so at once
+            # Not repeated: who cannot connect says so at once.
+            told, kind = await link.post((("TIME",), ("INFO", "cluster")))
+            check_kind(self.settings.redis, kind)
             seconds, micros = good(told, f"connect to {self.address}")
             self.set_clock(int(seconds) + int(micros) / 1e6 - (before + time.time()) / 2)
             await self._learn_durability(link)

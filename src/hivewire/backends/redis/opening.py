@@ -106,6 +106,17 @@ def _one_place(settings: RedisSettings) -> Where | None:
     return there
 
 
+def check_kind(settings: RedisSettings, info: Reply) -> None:
+    """From `INFO cluster`, if the server tells it: a lone server is not a node of a cluster."""
+    if not settings.cluster and isinstance(info, bytes) and b"cluster_enabled:1" in info:
+        raise _is_a_node(settings.addr)
+
+
 def _expect_no_cluster(line: Line, text: str) -> None:
+    """For users who may not ask `INFO`."""
     if text.startswith("MOVED"):
-        line.refuse(BackendError(f"use {line.name}: it is a node of a cluster; set redis.cluster, or ?cluster=true"))
+        line.refuse(_is_a_node(line.name))
+
+
+def _is_a_node(name: str) -> BackendError:
+    return BackendError(f"use {name}: it is a node of a cluster; set redis.cluster, or ?cluster=true in the URL")
