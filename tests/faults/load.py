@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
 from hivewire.delivery import Delivery
 from hivewire.engine.protocol import Engine
-from hivewire.testing.conformance.scenario import number, task
+from hivewire.testing.conformance.scenario import empty, number, serving, task
+from hivewire.testing.conformance.waiting import until
 
 KEYS = [f"k{n}" for n in range(8)]
 
@@ -71,3 +72,25 @@ class Seen:
             assert first == sorted(first), key
             missing += [(key, n) for n in confirmed if n not in set(first)]
         return missing
+
+
+async def survive(
+    sender: Engine, member: Engine, trouble: Callable[[], Awaitable[None]], times: int
+) -> tuple[Load, Seen]:
+    """Trouble strikes so often while messages flow; all that was confirmed is handled, and nothing is left."""
+    load, seen = Load(sender, "load"), Seen()
+    async with serving(member, "load", seen, concurrency=4):
+        async with load.running():
+            for _ in range(times):
+                await _flowing(load, seen, 15)
+                await trouble()
+            await _flowing(load, seen, 5)
+        await empty(sender, "load", within_s=30)
+    seen.check(load)
+    return load, seen
+
+
+async def _flowing(load: Load, seen: Seen, within_s: float) -> None:
+    sent, handled = load.total, seen.total
+    await until(lambda: load.total > sent + 100, "messages are sent")
+    await until(lambda: seen.total > handled + 50, "messages are handled", within_s)

@@ -11,12 +11,12 @@ import pytest
 
 from hivewire.engine.protocol import Engine
 from hivewire.errors import LeaseLost
-from hivewire.testing.conformance.scenario import counts, empty, nothing_for, serving, take, take_one, task
+from hivewire.testing.conformance.scenario import counts, empty, nothing_for, take, take_one, task
 from hivewire.testing.conformance.waiting import count, eventually, until
 from hivewire.testing.leaks import Census, no_unhandled_errors
 from hivewire.testing.proxy import Proxy
 from tests.conformance.backends import RedisFabric
-from tests.faults.load import KEYS, Load, Seen
+from tests.faults.load import KEYS, Load, Seen, survive
 
 
 class Proxied(RedisFabric):
@@ -100,20 +100,7 @@ Trouble = Callable[[Proxy], Awaitable[None]]
 
 async def _under_load(redis: Proxied, trouble: Trouble, times: int, lease_s: float) -> tuple[Load, Seen]:
     sender, member = await redis.member(lease_s=lease_s), await redis.member(lease_s=lease_s)
-    load, seen = Load(sender, "load"), Seen()
-    async with serving(member, "load", seen, concurrency=4):
-        async with load.running():
-            for _ in range(times):
-                sent, handled = load.total, seen.total
-                await until(lambda sent=sent: load.total > sent + 50, "messages are sent")  # type: ignore[misc]
-                await until(lambda handled=handled: seen.total > handled + 30, "messages are handled")  # type: ignore[misc]
-                await trouble(redis.proxy)
-            sent, handled = load.total, seen.total
-            await until(lambda: load.total > sent + 50, "senders go on")
-            await until(lambda: seen.total > handled + 50, "the handler goes on", 5)
-        await empty(redis.protocol, "load", within_s=30)
-    seen.check(load)
-    return load, seen
+    return await survive(sender, member, lambda: trouble(redis.proxy), times)
 
 
 @pytest.mark.parametrize("trouble", SHORT, ids=lambda trouble: trouble.__name__.strip("_"))

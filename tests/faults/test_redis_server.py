@@ -18,7 +18,7 @@ from hivewire.testing.conformance.waiting import count, eventually, until
 from hivewire.testing.leaks import Census, no_unhandled_errors
 from hivewire.testing.servers import RedisServer
 from tests.conformance.backends import RedisFabric, start
-from tests.faults.load import KEYS, Load, Seen
+from tests.faults.load import KEYS, Seen, survive
 
 
 @pytest.fixture
@@ -47,20 +47,7 @@ async def _frozen(server: RedisServer) -> None:
 async def test_nothing_confirmed_is_lost(
     redis: RedisFabric, trouble: Callable[[RedisServer], Awaitable[None]], times: int
 ) -> None:
-    member = await redis.member()
-    load, seen = Load(redis.protocol, "load"), Seen()
-    async with serving(member, "load", seen, concurrency=4):
-        async with load.running():
-            for _ in range(times):
-                sent, handled = load.total, seen.total
-                await until(lambda sent=sent: load.total > sent + 100, "messages are sent")  # type: ignore[misc]
-                await until(lambda handled=handled: seen.total > handled + 50, "messages are handled")  # type: ignore[misc]
-                await trouble(redis.server)
-            sent, handled = load.total, seen.total
-            await until(lambda: load.total > sent + 100, "senders go on")
-            await until(lambda: seen.total > handled + 100, "the handler goes on", 5)
-        await empty(redis.protocol, "load", within_s=30)
-    seen.check(load)
+    await survive(redis.protocol, await redis.member(), lambda: trouble(redis.server), times)
 
 
 async def test_workers_and_server_are_killed_in_turn(redis: RedisFabric) -> None:
