@@ -73,7 +73,9 @@ class Members:
         assert await asyncio.to_thread(process.stdout.readline) == b"ready\n"
 
     async def kill_one(self, chance: random.Random) -> None:
-        kind, process = self._alive.pop(chance.randrange(len(self._alive)))
+        wanted = "worker" if self.kills["worker"] < self.kills["coordinator"] else "coordinator"
+        kind, process = chance.choice([member for member in self._alive if member[0] == wanted])
+        self._alive.remove((kind, process))
         end(process)
         self.kills[kind] += 1
         await self.start(kind)
@@ -105,7 +107,7 @@ async def members(redis: str, postgres: str, file: Path) -> AsyncIterator[Member
 @pytest.mark.timeout(3_600 if os.environ.get("HIVEWIRE_SOAK") == "1" else 180)
 async def test_every_run_ends_though_a_process_is_killed_every_second(servers: tuple[str, str], tmp_path: Path) -> None:
     redis, postgres = servers
-    runs, chance = count(24, 200), random.Random(7)
+    runs, kills, chance = count(24, 200), count(4, 1_000_000), random.Random(7)
     file = tmp_path / "started.txt"
     async with AsyncExitStack() as stack:
         ledger = await stack.enter_async_context(hw.open_ledger(postgres, migrate=True))
@@ -119,7 +121,8 @@ async def test_every_run_ends_though_a_process_is_killed_every_second(servers: t
                 )
             )
             while not (await asyncio.wait([results], timeout=1.0))[0]:
-                await team.kill_one(chance)
+                if team.kills.total() < kills:
+                    await team.kill_one(chance)
             done = await results
         await check(ledger, done)
     started = [line.split() for line in file.read_text().splitlines()]

@@ -42,6 +42,8 @@ log = logging.getLogger(__name__)
 _BATCH: Final = 100
 _WAIT_S: Final = 1.0
 _LOOK_S: Final = 0.5
+_STRANDED: Final = ("max_attempts", "crashed")
+"""Reasons of dead letters that say something of the coordinators that had it, and nothing of the answer."""
 _STALE_S: Final = 2.0
 """What has waited in an outbox for so long is sent by whoever sees it."""
 
@@ -312,7 +314,7 @@ class Errands:
     async def _revive(self) -> None:
         """An answer that was with several coordinators that died has used up its attempts; it is an answer still."""
         letters = await self._protocol.dead_letters(self._name, limit=_BATCH)
-        again = [letter.id for letter in letters if letter.reason == "max_attempts"]
+        again = [letter.id for letter in letters if letter.reason in _STRANDED]
         if again:
             log.warning("answers are taken from the dead letters", extra={"count": len(again)})
             await self._protocol.replay(again)
