@@ -79,6 +79,11 @@ class Fabric:
         return type(self.backend).peek is not Backend.peek
 
     @property
+    def can_withdraw(self) -> bool:
+        """Whether delayed messages can be removed from this store."""
+        return type(self.backend).withdraw is not Backend.withdraw
+
+    @property
     def takeover_s(self) -> float:
         """In how many seconds the work of a dead member must be with another one."""
         return self.lease_s + 2.0

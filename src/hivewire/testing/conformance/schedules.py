@@ -269,7 +269,7 @@ async def test_a_cancelled_message_is_never_handled(fabric: Fabric) -> None:
     for message in messages:
         await protocol.send(message, delay_s=1.5)
     ids = [messages[1].id, messages[3].id]
-    if not fabric.can_look:
+    if not fabric.can_withdraw:
         with pytest.raises(Unsupported):
             await protocol.cancel_delayed(ids)
         return
@@ -282,7 +282,7 @@ async def test_a_cancelled_message_is_never_handled(fabric: Fabric) -> None:
 
 
 async def test_what_has_fallen_due_is_not_cancelled(fabric: Fabric) -> None:
-    if not fabric.can_look:
+    if not fabric.can_withdraw:
         return
     protocol = fabric.protocol
     due, retried = task("later", 1, key="a"), task("later", 2, key="b")
@@ -292,11 +292,11 @@ async def test_what_has_fallen_due_is_not_cancelled(fabric: Fabric) -> None:
     await delivery.nack(5.0)
     await asyncio.sleep(0.3)
     assert await protocol.cancel_delayed([due.id, retried.id]) == 0
-    assert [number(delivery) for delivery in await take(protocol, "later", 2)] == [1, 2]
+    assert sorted(number(delivery) for delivery in await take(protocol, "later", 2)) == [1, 2]
 
 
 async def test_of_those_who_cancel_at_once_one_has_done_it(fabric: Fabric) -> None:
-    if not fabric.can_look:
+    if not fabric.can_withdraw:
         return
     members = [fabric.protocol] + [await fabric.member() for _ in range(3)]
     batch = [task("later", n, key=str(n)) for n in range(600)]
