@@ -120,4 +120,4 @@ async def test_who_waits_looks_after_the_block_timeout(server: RedisServer, mode
             await link.call("XADD", stream, "*", "h", pack_head(record), "b", record.body)
             await link.close()
             await until(lambda: len(seen) == 2, "it is found")
-            assert seen[1] - began < 1.5
+            assert seen[1] - began < 1.9  # by default it is 2 s

@@ -154,14 +154,19 @@ async def test_more_than_the_window_is_not_under_way() -> None:
 
 async def test_commands_wait_for_others_as_long_as_they_are_told_to() -> None:
     loop = asyncio.get_running_loop()
-    async with linked(answering(*[b"+OK\r\n"] * 20), flush_interval_s=0.2, pipeline_size=4) as (link, _):
+    async with linked(answering(*[b"+OK\r\n"] * 20), flush_interval_s=0.2) as (link, _):
         await link.call("CONNECT")
         began = loop.time()
         await link.call("ALONE")
         assert loop.time() - began > 0.19
-        began = loop.time()
-        await link.post([("A",)] * 4)  # a full one goes at once
-        assert loop.time() - began < 0.19
+
+
+async def test_a_full_write_waits_for_nobody() -> None:
+    talk = answering(*[b"+OK\r\n"] * 20)
+    async with linked(talk, flush_interval_s=30.0, pipeline_size=4, read_timeout_s=60.0) as (link, _):
+        async with asyncio.timeout(20):
+            await link.post([("CONNECT",)] * 4)
+            await link.post([("A",)] * 4)
 
 
 async def test_a_server_that_takes_nothing_is_given_up_after_the_write_timeout() -> None:
