@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from typing import Any, Final, TypeVar
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Final
 
-from confluent_kafka import ConsumerGroupTopicPartitions, KafkaError, KafkaException, TopicPartition
+from confluent_kafka import KafkaError, KafkaException, TopicPartition
 from confluent_kafka.admin import AdminClient, NewTopic, OffsetSpec  # type: ignore[attr-defined]  # they are public
 
-from hivewire.backends.kafka.clients import problem
+from hivewire.backends.kafka.clients import patiently, problem
 from hivewire.backends.kafka.tail import Place
 from hivewire.errors import BackendError, Closed, ConnectionLost
 
@@ -18,18 +18,6 @@ _REQUEST_S: Final = 2.0
 _CREATE_S: Final = 10.0
 _PROPAGATION_S: Final = 15.0
 _LOOK_EACH_S: Final = 0.02
-_LEADERS_S: Final = 2.5
-_NO_LEADER: Final = {
-    KafkaError.NOT_LEADER_FOR_PARTITION,
-    KafkaError.UNKNOWN_LEADER_EPOCH,
-    KafkaError.FENCED_LEADER_EPOCH,
-    KafkaError.LEADER_NOT_AVAILABLE,
-    KafkaError.UNKNOWN_TOPIC_OR_PART,
-    KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
-    KafkaError.COORDINATOR_NOT_AVAILABLE,
-    KafkaError.NOT_COORDINATOR,
-}
-_T = TypeVar("_T")
 
 
 class Admin:
@@ -51,7 +39,7 @@ class Admin:
     async def ends(self, places: Iterable[Place], *, first: bool = False) -> dict[Place, int]:
         """The next offset of each partition, or its first one."""
         asked = tuple(places)
-        return await _patiently(lambda: self._ends(asked, first))
+        return await patiently(lambda: self._ends(asked, first))
 
     async def _ends(self, places: Sequence[Place], first: bool) -> dict[Place, int]:
         spec = OffsetSpec.earliest() if first else OffsetSpec.latest()  # type: ignore[no-untyped-call]
@@ -73,29 +61,8 @@ class Admin:
             (future,) = self.client.list_offsets(asked, request_timeout=_REQUEST_S).values()
             return int((await _answer(future, f"look at {place[0]}")).offset)
 
-        found = await _patiently(ask)
+        found = await patiently(ask)
         return found if found >= 0 else (await self.ends([place]))[place]
-
-    async def committed(self, group: str, places: Iterable[Place]) -> dict[Place, tuple[int, str]]:
-        """How far a group is, with the metadata; partitions without a commit are left out."""
-        asked = ConsumerGroupTopicPartitions(group, [TopicPartition(topic, number) for topic, number in places])
-
-        async def ask() -> Any:
-            answers = self.client.list_consumer_group_offsets([asked], request_timeout=_REQUEST_S)
-            return await _answer(answers[group], f"look at the group {group}")
-
-        found = await _patiently(ask)
-        return {
-            (at.topic, at.partition): (at.offset, at.metadata or "")
-            for at in found.topic_partitions
-            if at.error is None and at.offset >= 0
-        }
-
-    async def members(self, group: str) -> set[str]:
-        """The client ids of the group's members."""
-        answers = self.client.describe_consumer_groups([group], request_timeout=_REQUEST_S)
-        found = await _answer(answers[group], f"look at the group {group}")
-        return {member.client_id for member in found.members}
 
     async def create(self, topic: str, partitions: int, copies: int, config: Mapping[str, str]) -> int:
         """Make the topic if it is not there; its number of partitions, when all have a leader."""
@@ -106,7 +73,7 @@ class Admin:
             await _answer(answers[topic], f"create topic {topic}", ignore=KafkaError.TOPIC_ALREADY_EXISTS)
 
         try:
-            await _patiently(ask)
+            await patiently(ask)
         except ConnectionLost:
             raise
         except BackendError as error:
@@ -160,31 +127,12 @@ def _let_go(client: AdminClient) -> None:
     del client
 
 
-class _NotYet(ConnectionLost):
-    """The brokers are still telling each other who leads what."""
-
-
-async def _patiently(ask: Callable[[], Awaitable[_T]]) -> _T:
-    """Again while leaders are being found, for a while."""
-    loop = asyncio.get_running_loop()
-    deadline = loop.time() + _LEADERS_S
-    while True:
-        try:
-            return await ask()
-        except _NotYet:
-            if loop.time() > deadline:
-                raise
-            await asyncio.sleep(_LOOK_EACH_S)
-
-
 async def _answer(future: concurrent.futures.Future[Any], doing: str, *, ignore: int | None = None) -> Any:
     try:
         return await asyncio.wrap_future(future)
     except KafkaException as error:
         if ignore is not None and error.args[0].code() == ignore:
             return None
-        if error.args[0].code() in _NO_LEADER or "fenced" in str(error.args[0]):  # a broker that has just come back
-            raise _NotYet(str(problem(doing, error))) from None
         raise problem(doing, error) from None
     except concurrent.futures.CancelledError:
         raise ConnectionLost(f"{doing}: cancelled") from None

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
-from typing import Any, Final
+from collections.abc import Awaitable, Callable
+from typing import Any, Final, TypeVar
 
 from confluent_kafka import KafkaError, KafkaException
 
@@ -28,6 +30,20 @@ _ENVELOPE_BYTES: Final = 64 * 1024
 ROOM_BYTES: Final = 8 << 20
 """Above the largest message of ours: for headers, for tracebacks beside dead letters, for what strangers send."""
 
+_LEADERS_S: Final = 2.5
+_LOOK_EACH_S: Final = 0.02
+_T = TypeVar("_T")
+_NO_LEADER: Final = {
+    KafkaError.NOT_LEADER_FOR_PARTITION,
+    KafkaError.UNKNOWN_LEADER_EPOCH,
+    KafkaError.FENCED_LEADER_EPOCH,
+    KafkaError.LEADER_NOT_AVAILABLE,
+    KafkaError.UNKNOWN_TOPIC_OR_PART,
+    KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
+    KafkaError.COORDINATOR_NOT_AVAILABLE,
+    KafkaError.NOT_COORDINATOR,
+    KafkaError._NOENT,
+}
 _FORBIDDEN: Final = {
     KafkaError.TOPIC_AUTHORIZATION_FAILED,
     KafkaError.CLUSTER_AUTHORIZATION_FAILED,
@@ -47,11 +63,30 @@ _FORBIDDEN: Final = {
 }
 
 
+class NotYet(ConnectionLost):
+    """The brokers are still telling each other who leads what."""
+
+
+async def patiently(ask: Callable[[], Awaitable[_T]]) -> _T:
+    """Again while leaders are being found, for a while."""
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + _LEADERS_S
+    while True:
+        try:
+            return await ask()
+        except NotYet:
+            if loop.time() > deadline:
+                raise
+            await asyncio.sleep(_LOOK_EACH_S)
+
+
 def problem(doing: str, error: KafkaError | KafkaException) -> BackendError:
     """The error as ours: what may pass by itself is `ConnectionLost`."""
     reason = error.args[0] if isinstance(error, KafkaException) else error
     if not isinstance(reason, KafkaError):
         return BackendError(f"{doing}: {reason}")
+    if reason.code() in _NO_LEADER or "fenced" in reason.str():  # a broker that has just come back
+        return NotYet(f"{doing}: {reason.str()} ({reason.name()})")
     if reason.code() in _FORBIDDEN or reason.fatal():
         return BackendError(f"{doing}: {reason.str()} ({reason.name()}){_advice(reason)}")
     return ConnectionLost(f"{doing}: {reason.str()} ({reason.name()})")

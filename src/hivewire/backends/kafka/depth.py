@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 async def progress(backend: KafkaBackend, topic: str, partitions: int) -> Sequence[tuple[int, Committed]]:
     """End and committed progress of each partition."""
     places = [(topic, number) for number in range(partitions)]
-    committed = await backend.admin.committed(backend.settings.kafka.group_id, places)
+    committed = await backend.reader.committed(places)
     ends = await backend.admin.ends(places)
     fresh = [place for place in places if place not in committed]
     firsts = await backend.admin.ends(fresh, first=True)

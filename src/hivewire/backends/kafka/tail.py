@@ -16,7 +16,7 @@ from typing import Any, Final
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
-from hivewire.backends.kafka.clients import problem
+from hivewire.backends.kafka.clients import patiently, problem
 from hivewire.backends.kafka.packing import KafkaMessage
 from hivewire.errors import BackendError, Closed, ConnectionLost
 
@@ -26,6 +26,7 @@ _POLL_S: Final = 0.01
 _IDLE_S: Final = 0.1
 _TOGETHER: Final = 1_000
 _METADATA_S: Final = 5.0
+_COMMITTED_S: Final = 2.0
 
 Place = tuple[str, int]
 Sink = Callable[[Sequence[KafkaMessage], int], None]
@@ -95,6 +96,25 @@ class Tail:
             finally:
                 self.unfollow(topic, partition)
             return found
+
+    async def committed(self, places: Sequence[Place]) -> dict[Place, tuple[int, str]]:
+        """How far the group is, with the metadata; partitions without a commit are left out.
+
+        Asked by a consumer: the administrator of librdkafka 2.16 crashes when the coordinator of the group has
+        just moved or is being loaded.
+        """
+        found: dict[Place, tuple[int, str]] = {}
+
+        def ask(client: Consumer) -> None:
+            asked = [TopicPartition(topic, number) for topic, number in places]
+            for at in client.committed(asked, timeout=_COMMITTED_S):
+                if at.error is not None:
+                    raise KafkaException(at.error)
+                if at.offset >= 0:
+                    found[at.topic, at.partition] = (at.offset, at.metadata or "")
+
+        await patiently(lambda: self._command(ask, "look at commits"))
+        return found
 
     async def _command(self, command: Callable[[Consumer], None], doing: str) -> None:
         if self._ended:
