@@ -228,10 +228,13 @@ async def test_their_broadcast_reaches_our_members_that_live(redis: RedisFabric,
 
     said = {"id": str(uuid4()), "type": "inform", "from": "boss", "to": "", "content": {"n": 7}}
     async with serving(redis.protocol, "one", handle), serving(redis.protocol, "two", handle):
+        for member in ("one", "two"):
+            await redis.protocol.send(task(member, 1))
+        await until(lambda: len(seen) == 2, "both are there")
         await eventually(lambda: _listeners(theirs), 1, 5)
         await theirs.ask("PUBLISH", "multiagent:broadcast:team", json.dumps(said))
-        await until(lambda: len(seen) == 2, "both have it")
-    assert sorted(seen) == [("one", 7), ("two", 7)]
+        await until(lambda: len(seen) == 4, "both have it")
+    assert sorted(seen[2:]) == [("one", 7), ("two", 7)]
 
 
 async def _listeners(theirs: Theirs, channel: str = "multiagent:broadcast:team") -> int:
