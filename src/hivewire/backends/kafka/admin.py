@@ -97,10 +97,9 @@ class Admin:
 
     async def find(self, topic: str) -> int:
         """How many partitions; 0: there is no such topic, or no leader yet."""
-        try:
-            found = await asyncio.to_thread(self.client.list_topics, topic, timeout=_REQUEST_S)
-        except KafkaException as error:
-            raise problem(f"look at {topic}", error) from None
+        found, failed = await asyncio.to_thread(_topics, self.client, topic)
+        if failed is not None:
+            raise failed
         partitions = found.topics[topic].partitions if topic in found.topics else {}
         return len(partitions) if partitions and all(p.leader >= 0 for p in partitions.values()) else 0
 
@@ -119,6 +118,14 @@ class Admin:
         client, self._client, self.is_open = self._client, None, False
         if client is not None:
             await asyncio.to_thread(_let_go, client)
+
+
+def _topics(client: AdminClient, topic: str) -> tuple[Any, BackendError | None]:
+    """An error is given back as a value: one that is raised would hold the client in its traceback."""
+    try:
+        return client.list_topics(topic, timeout=_REQUEST_S), None
+    except KafkaException as error:
+        return None, problem(f"look at {topic}", error)
 
 
 def _let_go(client: AdminClient) -> None:

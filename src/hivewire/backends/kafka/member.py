@@ -224,7 +224,7 @@ class Member:
                 try:
                     self._step(client)
                 except KafkaException as error:  # a broker that is away; what was to be done is said again by others
-                    log.warning("the consumer goes on after: %s", error)
+                    log.warning("the consumer goes on after: %s", str(error))
                     time.sleep(_CALM_POLL_S)
             self._commit(client)
         except Exception:
@@ -312,7 +312,7 @@ class Member:
                 asynchronous=False,
             )
         except KafkaException as error:
-            log.warning("stood still for too long: %s", error)
+            log.warning("stood still for too long: %s", str(error))
             return
         self._take(client, held, is_new=False)
 
@@ -322,7 +322,7 @@ class Member:
             try:
                 found: list[TopicPartition] = client.committed(asked, timeout=_COMMITTED_S)
             except KafkaException as error:
-                log.warning("cannot read commits yet: %s", error)
+                log.warning("cannot read commits yet: %s", str(error))
                 continue
             if all(at.error is None for at in found):
                 return found
@@ -402,7 +402,7 @@ class Member:
             token = tokens.get(place)
             if error is not None:
                 if error.code() != KafkaError._PARTITION_EOF:
-                    log.warning("reading failed: %s", error)
+                    log.warning("reading failed: %s", str(error))
                 elif token is not None:
                     reached[place] = (token, message.offset())
             elif token is not None:

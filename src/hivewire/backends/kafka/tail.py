@@ -165,7 +165,7 @@ class Tail:
                     if first is not None:
                         self._hand_over([first, *client.consume(_TOGETHER, 0)])
                 except KafkaException as error:
-                    log.warning("the reader goes on after: %s", error)
+                    log.warning("the reader goes on after: %s", str(error))
         finally:
             client.close()
 
@@ -174,7 +174,7 @@ class Tail:
         for message in messages:
             error = message.error()
             if error is not None and error.code() != KafkaError._PARTITION_EOF:
-                log.warning("reading failed: %s", error)
+                log.warning("reading failed: %s", str(error))
                 continue
             place = (message.topic(), message.partition())
             found = batches.get(place, ([], 0))[0]
