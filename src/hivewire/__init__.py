@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from hivewire.backend import Depth as Depth
     from hivewire.coordination.coordinator import Coordinator as Coordinator
+    from hivewire.coordination.effects import LedgerEffects as LedgerEffects
     from hivewire.coordination.ledger import Guard as Guard
     from hivewire.coordination.ledger import Lease as Lease
     from hivewire.coordination.ledger import Ledger as Ledger
@@ -77,6 +78,7 @@ _HOMES = {
     "backend": ["Depth"],
     "coordination.coordinator": ["Coordinator"],
     "coordination.tasks": ["TaskRequest", "TaskResult"],
+    "coordination.effects": ["LedgerEffects"],
     "coordination.ledger": [
         "Guard",
         "Lease",

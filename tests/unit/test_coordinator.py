@@ -573,3 +573,27 @@ async def test_an_effect_stays_done_over_retries_and_a_new_plan() -> None:
     assert len(of_pay) == 3
     assert len({message for message, _, _ in of_pay}) == 2
     assert {value for _, _, value in seen} == {7}
+
+
+@virtual
+async def test_effects_of_a_worker_can_be_remembered_in_the_ledger() -> None:
+    computed: list[int] = []
+
+    async def pay(task: hw.Message, ctx: hw.Context) -> Any:
+        async def charge() -> int:
+            computed.append(ctx.attempt)
+            return 7
+
+        value = await ctx.once("charge", charge)
+        if ctx.attempt == 1:
+            raise OSError("after the effect")
+        return {"paid": value}
+
+    async with stage() as on:
+        on.worker("w", "work", handler=pay).effects = hw.LedgerEffects(on.ledger)
+        coordinator = await on.coordinator()
+        result = await coordinator.execute(TaskRequest(name="pay"), plan=plan(sub("pay")))
+        effects = [task for task in await on.ledger.list_tasks() if task.type == "effect"]
+    assert result.output == {"pay": {"paid": 7}}
+    assert computed == [1]
+    assert [(task.status, task.output) for task in effects] == [(TaskStatus.COMPLETED, 7)]

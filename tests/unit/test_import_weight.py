@@ -19,7 +19,8 @@ BARE = "import hivewire"
 ALL_NAMES = "import hivewire; [getattr(hivewire, name) for name in dir(hivewire)]"
 OF_A_WORKER = (
     "import hivewire; [getattr(hivewire, name) for home, names in hivewire._HOMES.items() for name in names"
-    " if home not in ('coordination.coordinator', 'coordination.ledger', 'coordination.planner')]"
+    " if home not in ('coordination.coordinator', 'coordination.ledger', 'coordination.planner',"
+    " 'coordination.effects')]"
 )
 """All but what only a coordinator's process needs."""
 """The package loads its parts when they are asked for: this asks for all of them."""

@@ -21,6 +21,7 @@ from hivewire.protocol import Protocol, Receipt
 from hivewire.rules.retry import Retry
 
 if TYPE_CHECKING:
+    from hivewire.coordination.effects import LedgerEffects
     from hivewire.coordination.processes import Pool
 
 Handler = Callable[[Message, Any], Any]
@@ -144,8 +145,8 @@ class Context(msgspec.Struct, eq=False, gc=False):
         """The stored result of `fn` (plain or async) for this message and name; computed only if there is none.
 
         The result (any JSON value) is stored before it is returned and kept for 24 times the idempotency
-        window, a day by default. Attempts at the same time compute it once; the others wait for it. An `fn` that
-        raises stores nothing: the next attempt computes.
+        window, a day by default; in a ledger (`Worker(effects=…)`) until it is purged. Attempts at the same time
+        compute it once; the others wait for it. An `fn` that raises stores nothing: the next attempt computes.
 
         A crash between the effect of `fn` and the storing of its result is a window: the next attempt computes it
         again. `find` closes it. After an attempt that ended without a result, `find` is asked first: it looks
@@ -154,7 +155,10 @@ class Context(msgspec.Struct, eq=False, gc=False):
         """
         cause, replay, owner = self._effects
         scope = f"{owner}/{cause}/{replay}"
-        return await self.protocol.once(scope, name, _awaited(fn), None if find is None else _awaited(find))
+        compute, look = _awaited(fn), None if find is None else _awaited(find)
+        if self.worker.effects is not None:
+            return await self.worker.effects.once(f"{scope}/{name}", compute, look)
+        return await self.protocol.once(scope, name, compute, look)
 
 
 def _awaited(fn: Callable[[], Any]) -> Callable[[], Awaitable[Any]]:
@@ -200,7 +204,8 @@ class Worker:
     """An agent's handlers. The same worker may be served in many processes.
 
     `capabilities` say what plans may ask of it; `concurrency` is how many messages one process handles at
-    a time (of different keys, unless `mode="competing"`); `groups` are joined when it is first served.
+    a time (of different keys, unless `mode="competing"`); `groups` are joined when it is first served; `effects`: a
+    ledger that remembers what `Context.once` has done, in place of the protocol's store.
     """
 
     def __init__(
@@ -211,6 +216,7 @@ class Worker:
         concurrency: int = 8,
         groups: Sequence[str] = (),
         mode: Mode = "ordered",
+        effects: LedgerEffects | None = None,
     ) -> None:
         if concurrency < 1:
             raise SettingsError(f"worker {name}: concurrency must be at least 1, not {concurrency}")
@@ -219,6 +225,7 @@ class Worker:
         self.concurrency = concurrency
         self.groups = tuple(groups)
         self.mode: Mode = mode
+        self.effects = effects
         self._entries: dict[str, _Entry] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
 

@@ -105,7 +105,7 @@ async def test_only_an_attempt_after_another_looks_whether_it_has_happened(fabri
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(3600)
 async def test_effects_happen_once_though_workers_die_between_effect_and_record(fabric: Fabric) -> None:
     """Each worker dies at its first effect; another comes in its place. Without `find` each would be there twice."""
     effects = count(6, 1000)

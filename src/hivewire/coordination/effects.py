@@ -1,0 +1,115 @@
+"""Effects that happen once, remembered in a ledger: a task for each, owned while somebody is at it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any, Final
+
+from hivewire.coordination.ledger import Guard, Lease, Ledger, Task, TaskChange, TaskStatus
+from hivewire.errors import BackendError, LeaseLost, TaskExists, TaskMissing
+from hivewire.ids import derived_id, new_id
+
+TYPE: Final = "effect"
+"""The type of the tasks that remember effects."""
+
+_FIRST_PAUSE_S: Final = 0.005
+_MOST_PAUSE_S: Final = 0.25
+
+Fn = Callable[[], Awaitable[Any]]
+
+
+class LedgerEffects:
+    """Of those who ask for one effect at the same time, one computes and the others wait for its result.
+
+    The task is `pending` until the first begins, `in_progress` until a result is stored, then `completed` with the
+    result as its output. Writes are fenced: who was silent for longer than `lease_s` can store nothing any more.
+    """
+
+    def __init__(self, ledger: Ledger, *, lease_s: float = 10.0) -> None:
+        self._ledger = ledger
+        self._lease_s = lease_s
+
+    async def once(self, name: str, fn: Fn, find: Fn | None = None) -> Any:
+        """The stored result; else, after an attempt that ended without one, what `find` finds; else that of `fn`.
+
+        Stored before it is returned. Raises `LeaseLost` when somebody else has taken the effect over meanwhile.
+        """
+        id, owner = derived_id(TYPE, name), new_id()
+        pause_s = _FIRST_PAUSE_S
+        while (task := await self._known(id, name)).status is not TaskStatus.COMPLETED:
+            lease = await self._ledger.acquire(f"{TYPE}:{id}", owner, self._lease_s)
+            if lease is not None:
+                return await self._owned(id, lease, fn, find)
+            await asyncio.sleep(pause_s)
+            pause_s = min(pause_s * 2, _MOST_PAUSE_S)
+        return task.output
+
+    async def _known(self, id: str, name: str) -> Task:
+        try:
+            return await self._ledger.get_task(id)
+        except TaskMissing:
+            try:
+                return await self._ledger.create_task(Task(id=id, name=name, type=TYPE))
+            except TaskExists:  # somebody was faster
+                return await self._ledger.get_task(id)
+
+    async def _owned(self, id: str, lease: Lease, fn: Fn, find: Fn | None) -> Any:
+        keeping = _Keeping(self._ledger, lease, self._lease_s)
+        renewing = asyncio.create_task(keeping.run(), name=f"keep effect {id}")
+        try:
+            task = await self._ledger.get_task(id)  # it may have ended before it was ours
+            if task.status is TaskStatus.COMPLETED:
+                return task.output
+            value = None
+            if task.status is TaskStatus.PENDING:
+                change = TaskChange(status=TaskStatus.IN_PROGRESS)
+                await self._ledger.update_task(id, change, Guard(lease=keeping.lease))
+            elif find is not None:
+                value = await find()
+            if value is None:
+                value = await fn()
+            return await self._stored(id, value, keeping)
+        finally:
+            await asyncio.shield(self._leave(keeping, renewing))
+
+    async def _stored(self, id: str, value: Any, keeping: _Keeping) -> Any:
+        try:
+            return (await self._ledger.complete_task(id, value, Guard(lease=keeping.lease))).output
+        except LeaseLost:
+            task = await self._ledger.get_task(id)
+            if task.status is TaskStatus.COMPLETED:
+                return task.output  # who took it over has stored its result first
+            raise
+
+    async def _leave(self, keeping: _Keeping, renewing: asyncio.Task[None]) -> None:
+        """The next one need not wait for the lease to run out."""
+        keeping.ended.set()
+        await renewing
+        try:
+            await self._ledger.release(keeping.lease)
+        except BackendError:  # the ledger is away: the lease runs out by itself
+            return
+
+
+class _Keeping:
+    """A lease that is renewed until `ended`."""
+
+    def __init__(self, ledger: Ledger, lease: Lease, lease_s: float) -> None:
+        self._ledger = ledger
+        self._lease_s = lease_s
+        self.lease = lease
+        self.ended = asyncio.Event()
+
+    async def run(self) -> None:
+        while not self.ended.is_set():
+            try:
+                async with asyncio.timeout(self._lease_s / 3):
+                    await self.ended.wait()
+            except TimeoutError:
+                try:
+                    self.lease = await self._ledger.renew(self.lease, self._lease_s)
+                except LeaseLost:
+                    return  # writes with it are refused
+                except BackendError:
+                    continue  # the ledger is away: the next turn tries again

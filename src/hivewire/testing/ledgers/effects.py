@@ -1,0 +1,138 @@
+"""Effects that a ledger remembers: once, whoever asks and whoever dies in between."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from asyncio.subprocess import PIPE
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from hivewire.coordination.effects import TYPE, LedgerEffects
+from hivewire.coordination.ledger import TaskFilter, TaskStatus
+from hivewire.errors import LeaseLost
+from hivewire.testing.conformance.waiting import count
+from hivewire.testing.ledgers.fabric import LedgerFabric
+
+LEASE_S = 1.0
+PAYER = "hivewire.testing.ledgers.payer"
+
+
+def nothing() -> Any:
+    async def compute() -> None:
+        raise AssertionError("computed again")
+
+    return compute
+
+
+async def test_of_many_who_ask_at_once_one_computes(ledgers: LedgerFabric) -> None:
+    ledger = await ledgers.open()
+    computed: list[int] = []
+
+    async def compute() -> dict[str, int]:
+        computed.append(1)
+        await asyncio.sleep(0.05)
+        return {"n": len(computed)}
+
+    effects = [LedgerEffects(ledger, lease_s=LEASE_S) for _ in range(2)]
+    assert await asyncio.gather(*(each.once("pay", compute) for each in effects for _ in range(5))) == [{"n": 1}] * 10
+    assert computed == [1]
+    (task,) = await ledger.list_tasks(TaskFilter(statuses=(TaskStatus.COMPLETED,)))
+    assert (task.type, task.name, task.output) == (TYPE, "pay", {"n": 1})
+    assert await effects[0].once("pay", nothing()) == {"n": 1}
+
+
+async def test_after_a_failure_it_is_looked_for_and_then_done(ledgers: LedgerFabric) -> None:
+    effects = LedgerEffects(await ledgers.open(), lease_s=LEASE_S)
+    looked: list[int] = []
+
+    async def fail() -> None:
+        raise OSError("in between")
+
+    async def look() -> str | None:
+        looked.append(1)
+        return None if len(looked) == 1 else "found"
+
+    for tries in range(2):  # the first has nothing to look for, the second looks and finds nothing
+        with pytest.raises(OSError, match="in between"):
+            await effects.once("pay", fail, look)
+        assert len(looked) == tries
+    assert await effects.once("pay", fail, look) == "found"
+    assert await effects.once("pay", nothing()) == "found"
+
+
+async def test_an_effect_longer_than_the_lease_stays_with_who_began_it(ledgers: LedgerFabric) -> None:
+    ledger = await ledgers.open()
+    began = asyncio.Event()
+
+    async def slow() -> str:
+        began.set()
+        await asyncio.sleep(1.6 * LEASE_S)
+        return "first"
+
+    first = asyncio.create_task(LedgerEffects(ledger, lease_s=LEASE_S).once("pay", slow))
+    await began.wait()
+    assert await LedgerEffects(ledger, lease_s=LEASE_S).once("pay", nothing()) == "first"
+    assert await first == "first"
+
+
+async def test_who_was_silent_stores_nothing(ledgers: LedgerFabric) -> None:
+    """Its lease runs out, another takes over and is at it when the first one ends."""
+    ledger = await ledgers.open()
+    taken_over, may_end = asyncio.Event(), asyncio.Event()
+
+    class Silent(LedgerEffects):
+        async def _owned(self, id: str, lease: Any, fn: Any, find: Any) -> Any:
+            await ledger.release(lease)  # as if its time had run out
+            return await super()._owned(id, lease, fn, find)
+
+    async def right() -> str:
+        taken_over.set()
+        await may_end.wait()
+        return "right"
+
+    async def late() -> str:
+        others.append(asyncio.create_task(LedgerEffects(ledger, lease_s=LEASE_S).once("pay", right)))
+        await taken_over.wait()
+        return "late"
+
+    others: list[asyncio.Task[Any]] = []
+    with pytest.raises(LeaseLost):
+        await Silent(ledger, lease_s=LEASE_S).once("pay", late)
+    may_end.set()
+    assert await others[0] == "right"
+    assert await LedgerEffects(ledger, lease_s=LEASE_S).once("pay", nothing()) == "right"
+
+
+@pytest.mark.slow
+@pytest.mark.processes
+@pytest.mark.timeout(3600)
+async def test_effects_happen_once_though_processes_die_between_effect_and_record(
+    ledgers: LedgerFabric, tmp_path: Path
+) -> None:
+    """Every other process is killed after its effect and before that is stored; without `find` it would be doubled."""
+    if not ledgers.shared:
+        return
+    await ledgers.open()
+    path, effects = tmp_path / "effects.txt", count(6, 1000)
+    settings = msgspec.json.encode(ledgers.settings).decode()
+
+    async def pay(first: int, last: int, *, dies: bool) -> int:
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", PAYER, ledgers.url, settings, str(path), str(first), str(last), str(int(dies)),
+            stdin=PIPE, stdout=PIPE,
+        )  # fmt: skip
+        await process.communicate()
+        assert process.returncode is not None
+        return process.returncode
+
+    for n in range(0, effects, 2):
+        assert await pay(n, n + 1, dies=True) == -9
+    assert await pay(0, effects, dies=False) == 0
+    lines = Counter(path.read_text().split())
+    assert len(lines) == effects
+    assert set(lines.values()) == {1}

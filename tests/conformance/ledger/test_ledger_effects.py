@@ -1,0 +1,3 @@
+"""Effects that a ledger remembers."""
+
+from hivewire.testing.ledgers.effects import *  # noqa: F403
