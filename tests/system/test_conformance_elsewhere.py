@@ -16,7 +16,7 @@ GUIDE = (ROOT / "docs" / "guides" / "test-a-backend.md").read_text()
 
 @pytest.mark.processes
 def test_another_project_runs_the_suite_with_one_fixture(tmp_path: Path) -> None:
-    conftest, order = re.findall(r"```python\n(.*?)```", GUIDE, re.DOTALL)
+    conftest, order, *_ = re.findall(r"```python\n(.*?)```", GUIDE, re.DOTALL)
     (tmp_path / "conftest.py").write_text(conftest)
     (tmp_path / "test_order.py").write_text(order)
     options = ["-q", "-o", "asyncio_mode=auto", "-p", "no:cacheprovider", "-k", "nack or unordered"]

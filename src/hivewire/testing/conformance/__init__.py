@@ -24,7 +24,8 @@ Where each promise is tested:
     6 retry                       retry          13 reconnect            reconnect
     7 dead letters                dead_letters
 
-and beside them `delivery`, `filters` and `bad_input`. A feature that the store lacks (`Features`) turns
+and beside them `delivery`, `filters`, `competing`, `priority`, `schedules`, `claims` (large contents), `retention`,
+`explain`, `values`, `effects`, `corners`, `mistakes` and `bad_input`. A feature that the store lacks (`Features`) turns
 its case into one of the documented lesser promise; none is skipped. Counts are sampled unless
 HIVEWIRE_SOAK=1. The cases need pytest and pytest-asyncio with `asyncio_mode = auto`.
 """
