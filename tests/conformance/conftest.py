@@ -29,10 +29,15 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
 
 
 _EVERY = 3
+_KAFKA_S = 240.0
+"""A case joins groups several times, and each takes Kafka seconds."""
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Every case runs on each kind of store. On a cluster, one of three: all of them with HIVEWIRE_SOAK=1."""
+    for item in items:
+        if "[kafka" in item.nodeid and item.get_closest_marker("timeout") is None:
+            item.add_marker(pytest.mark.timeout(_KAFKA_S))
     if SOAK:
         return
     on_cluster = [item for item in items if "[redis-cluster" in item.nodeid]

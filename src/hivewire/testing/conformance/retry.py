@@ -84,9 +84,9 @@ async def test_a_nack_s_delay_is_kept(fabric: Fabric) -> None:
     await fabric.protocol.send(task("delay"))
     for delay_s in (0.2, 0.5):
         delivery = await take_one(fabric.protocol, "delay")
+        began = asyncio.get_running_loop().time()
         await delivery.nack(delay_s=delay_s)
         assert counts(await fabric.protocol.depth("delay")) == (0, 0, 1, 0)
-        began = asyncio.get_running_loop().time()
         delivery = await take_one(fabric.protocol, "delay")
         waited = asyncio.get_running_loop().time() - began
         assert delay_s - 0.05 <= waited <= delay_s + 1.0
