@@ -54,6 +54,11 @@ class KafkaFabric(Fabric):
     def takeover_s(self) -> float:
         return self.lease_s + 3.0
 
+    @property
+    def resume_s(self) -> float:
+        """The group of a broker that was killed may wait for the session of its members to end."""
+        return self.lease_s + 3.0
+
     def restart_store(self) -> None:
         self.broker.kill()
         self.broker.start()

@@ -88,6 +88,11 @@ class Fabric:
         """In how many seconds the work of a dead member must be with another one."""
         return self.lease_s + 2.0
 
+    @property
+    def resume_s(self) -> float:
+        """In how many seconds consumers go on after a store has come back."""
+        return 5.0
+
     def now(self) -> float:
         """The clock of the journal."""
         return time.time()

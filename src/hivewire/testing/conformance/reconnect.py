@@ -36,7 +36,7 @@ async def test_senders_and_consumers_go_on_after_an_outage(fabric: Fabric) -> No
             done, _ = await asyncio.wait([sending], timeout=1.0)
             assert bool(done) is not fabric.has_outages
         await asyncio.wait_for(sending, 10)
-        await until(lambda: 2 in seen, "consumers resume", 5)
+        await until(lambda: 2 in seen, "consumers resume", fabric.resume_s)
     assert list(dict.fromkeys(seen)) == [1, 2]
 
 
