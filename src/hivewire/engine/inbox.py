@@ -174,6 +174,8 @@ class Inbox(Ownership):
         metrics.last_updated = now
 
     async def fetch(self, limit: int, wait_s: float, *, lanes: int, run: int, starting: int) -> Sequence[Fetched]:
+        if self.ending:  # what came now would be given back, and come again at once, and so on
+            raise Closed(f"receive from {self.queue}: the protocol is being closed")
         batch = await self.consumer.fetch(limit, wait_s, lanes=lanes, run=run, starting=starting)
         if batch:
             self._sample_latency(batch[0])
