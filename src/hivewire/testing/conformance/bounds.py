@@ -173,9 +173,10 @@ async def test_what_runs_does_not_expire_under_its_handler(fabric: Fabric) -> No
 
 
 async def test_a_retry_past_the_time_to_live_expires(fabric: Fabric) -> None:
-    await fabric.protocol.send(task("again", 1, ttl_s=0.4))
+    assert await fabric.protocol.receive("again", wait_s=0) == []  # a group that is joined late takes its time
+    await fabric.protocol.send(task("again", 1, ttl_s=0.8))
     delivery = await take_one(fabric.protocol, "again")
-    await delivery.nack(delay_s=0.6)
+    await delivery.nack(delay_s=1.0)
     await nothing_for(fabric.protocol, "again", 1.0)
     letter = await one_letter(fabric.protocol, "again")
     assert letter.reason == "expired"
