@@ -14,7 +14,8 @@ from hivewire.backends.kafka.names import Names, key_bytes, partition_of
 from hivewire.backends.kafka.packing import headers_of, letter_key, pack_letter, record_of, unpack_letter
 from hivewire.record import Record
 
-texts = st.text(st.characters(), max_size=30)
+texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=30)
+"""Without lone surrogates: no name, key or id that can be sent has one."""
 
 
 class Stored:
