@@ -59,6 +59,10 @@ class KafkaFabric(Fabric):
         """The group of a broker that was killed may wait for the session of its members to end."""
         return self.lease_s + 3.0
 
+    @property
+    def joins_slowly(self) -> bool:
+        return True
+
     def restart_store(self) -> None:
         self.broker.kill()
         self.broker.start()

@@ -93,6 +93,11 @@ class Fabric:
         """In how many seconds consumers go on after a store has come back."""
         return 5.0
 
+    @property
+    def joins_slowly(self) -> bool:
+        """Whether the store takes seconds to give a new member its share."""
+        return False
+
     def now(self) -> float:
         """The clock of the journal."""
         return time.time()
