@@ -10,7 +10,17 @@ import pytest
 from hivewire.delivery import Delivery
 from hivewire.errors import Reject, RetryAfter
 from hivewire.testing.conformance.fabric import Fabric
-from hivewire.testing.conformance.scenario import counts, empty, number, send_numbered, serving, take, take_one, task
+from hivewire.testing.conformance.scenario import (
+    counts,
+    empty,
+    holds,
+    number,
+    send_numbered,
+    serving,
+    take,
+    take_one,
+    task,
+)
 from hivewire.testing.conformance.waiting import count, until, until_true
 
 
@@ -24,7 +34,7 @@ async def test_a_message_is_in_flight_until_its_handler_returned(fabric: Fabric)
     await fabric.protocol.send(task("ack"))
     async with serving(fabric.protocol, "ack", handle):
         await running.wait()
-        assert counts(await fabric.protocol.depth("ack")) == (0, 1, 0, 0)
+        await holds(fabric.protocol, "ack", (0, 1, 0, 0))
         go_on.set()
         await empty(fabric.protocol, "ack")
 

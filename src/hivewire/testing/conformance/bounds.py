@@ -13,6 +13,7 @@ from hivewire.testing.conformance.fabric import Fabric
 from hivewire.testing.conformance.scenario import (
     counts,
     empty,
+    holds,
     nothing_for,
     number,
     one_letter,
@@ -169,7 +170,7 @@ async def test_what_runs_does_not_expire_under_its_handler(fabric: Fabric) -> No
     await fabric.protocol.send(task("running", 1, ttl_s=1.0))
     async with await take_one(fabric.protocol, "running"):
         await asyncio.sleep(1.3)
-    assert counts(await fabric.protocol.depth("running")) == (0, 0, 0, 0)
+    await holds(fabric.protocol, "running", (0, 0, 0, 0))
 
 
 async def test_a_retry_past_the_time_to_live_expires(fabric: Fabric) -> None:
@@ -181,7 +182,7 @@ async def test_a_retry_past_the_time_to_live_expires(fabric: Fabric) -> None:
     letter = await one_letter(fabric.protocol, "again")
     assert letter.reason == "expired"
     assert letter.attempts == 1
-    assert counts(await fabric.protocol.depth("again")) == (0, 0, 0, 1)
+    await holds(fabric.protocol, "again", (0, 0, 0, 1))
 
 
 async def test_cleanup_never_touches_messages(fabric: Fabric) -> None:

@@ -14,6 +14,7 @@ from hivewire.testing.conformance.fabric import Fabric
 from hivewire.testing.conformance.scenario import (
     counts,
     empty,
+    holds,
     nothing_for,
     number,
     one_letter,
@@ -137,13 +138,13 @@ async def test_what_waits_for_another_attempt_goes_to_whoever_is_idle(fabric: Fa
     await fabric.protocol.send(task(pool, 1))
     first = await take_one(fabric.protocol, pool)
     await first.nack(delay_s=0.5)
-    assert counts(await fabric.protocol.depth(pool)) == (0, 0, 1, 0)
+    await holds(fabric.protocol, pool, (0, 0, 1, 0))
     if hands_out_one_by_one(fabric):
         again = await take_one(await fabric.member(), pool, within_s=3)
     else:
         again = await take_one(fabric.protocol, pool, within_s=3)
     assert (number(again), again.attempt) == (1, 2)
-    assert counts(await fabric.protocol.depth(pool)) == (0, 1, 0, 0)
+    await holds(fabric.protocol, pool, (0, 1, 0, 0))
     await again.ack()
     await empty(fabric.protocol, pool)
 
@@ -194,7 +195,7 @@ async def test_a_frozen_member_settles_nothing_any_more(fabric: Fabric, pool: st
     frozen.thaw()
     await until(lambda: fabric.journal.ends(pool), "the frozen one goes on")
     await nothing_for(fabric.protocol, pool)
-    assert counts(await fabric.protocol.depth(pool)) == (0, 1, 0, 0)
+    await holds(fabric.protocol, pool, (0, 1, 0, 0))
     await again.ack()
     await empty(fabric.protocol, pool)
 

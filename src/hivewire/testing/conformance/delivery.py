@@ -15,6 +15,7 @@ from hivewire.testing.conformance.fabric import Fabric
 from hivewire.testing.conformance.scenario import (
     counts,
     empty,
+    holds,
     nothing_for,
     number,
     send_numbered,
@@ -251,13 +252,13 @@ async def test_concurrent_settlements_one_wins(fabric: Fabric) -> None:
 async def test_depth_tells_where_messages_are(fabric: Fabric) -> None:
     await send_numbered(fabric.protocol, "deep", 1, keys=["a", "b", "c"])
     await fabric.protocol.send(task("deep"), delay_s=60)
-    assert counts(await fabric.protocol.depth("deep")) == (3, 0, 1, 0)
+    await holds(fabric.protocol, "deep", (3, 0, 1, 0))
     delivery = await take_one(fabric.protocol, "deep")
-    assert counts(await fabric.protocol.depth("deep")) == (2, 1, 1, 0)
+    await holds(fabric.protocol, "deep", (2, 1, 1, 0))
     await delivery.reject("no")
     await eventually(lambda: _counts(fabric, "deep"), (2, 0, 1, 1))
     assert (await fabric.protocol.depth("deep")).oldest_age_s >= 0
-    assert counts(await fabric.protocol.depth("nobody")) == (0, 0, 0, 0)
+    await holds(fabric.protocol, "nobody", (0, 0, 0, 0))
 
 
 async def _counts(fabric: Fabric, agent: str) -> tuple[int, int, int, int]:
@@ -303,4 +304,4 @@ async def test_a_closed_protocol_says_so(fabric: Fabric) -> None:
         await member.send(task("closed"))
     with pytest.raises(Closed):
         await member.receive("closed", wait_s=0)
-    assert counts(await fabric.protocol.depth("closed")) == (0, 0, 0, 0)
+    await holds(fabric.protocol, "closed", (0, 0, 0, 0))

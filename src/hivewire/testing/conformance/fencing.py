@@ -9,7 +9,15 @@ import pytest
 from hivewire.delivery import Delivery
 from hivewire.errors import AlreadySettled, Closed, LeaseLost
 from hivewire.testing.conformance.fabric import Fabric
-from hivewire.testing.conformance.scenario import counts, empty, nothing_for, number, send_numbered, take_one, task
+from hivewire.testing.conformance.scenario import (
+    empty,
+    holds,
+    nothing_for,
+    number,
+    send_numbered,
+    take_one,
+    task,
+)
 from hivewire.testing.conformance.waiting import until
 
 LATE = ("ack", "nack", "reject", "extend")
@@ -36,7 +44,7 @@ async def test_a_late_settlement_is_refused_and_changes_nothing(fabric: Fabric, 
     assert fresh.attempt == 2
     with pytest.raises(LeaseLost):
         await _settle(stale, how)
-    assert counts(await fabric.protocol.depth("late")) == (1, 1, 0, 0)
+    await holds(fabric.protocol, "late", (1, 1, 0, 0))
     await fresh.ack()
     following = await take_one(other, "late")
     assert number(following) == 1
@@ -52,7 +60,7 @@ async def test_a_late_settlement_after_the_other_finished_is_refused(fabric: Fab
     with pytest.raises(LeaseLost):
         await stale.nack(delay_s=0)
     await nothing_for(other, "done")
-    assert counts(await fabric.protocol.depth("done")) == (0, 0, 0, 0)
+    await holds(fabric.protocol, "done", (0, 0, 0, 0))
 
 
 async def test_the_old_delivery_of_a_member_that_took_it_again_is_refused(fabric: Fabric) -> None:
@@ -62,7 +70,7 @@ async def test_the_old_delivery_of_a_member_that_took_it_again_is_refused(fabric
     fresh = await take_one(fabric.protocol, "twice", within_s=fabric.takeover_s + 1)
     with pytest.raises((LeaseLost, AlreadySettled)):
         await stale.ack()
-    assert counts(await fabric.protocol.depth("twice")) == (0, 1, 0, 0)
+    await holds(fabric.protocol, "twice", (0, 1, 0, 0))
     await fresh.ack()
     await empty(fabric.protocol, "twice")
 
@@ -141,6 +149,6 @@ async def test_a_dead_member_s_deliveries_are_nobody_s(fabric: Fabric) -> None:
             await asyncio.wait_for(held.ack(), 5)
     fresh = await take_one(fabric.protocol, "gone", within_s=fabric.takeover_s + 1)
     assert fresh.attempt == 2
-    assert counts(await fabric.protocol.depth("gone")) == (0, 1, 0, 0)
+    await holds(fabric.protocol, "gone", (0, 1, 0, 0))
     await fresh.ack()
     await empty(fabric.protocol, "gone")

@@ -70,13 +70,19 @@ async def nothing_for(protocol: Protocol, agent: str, wait_s: float = 0.3) -> No
     assert not got, f"unexpected: {[delivery.message for delivery in got]}"
 
 
-async def empty(protocol: Protocol, agent: str, *, dead: int = 0, within_s: float = 20.0) -> None:
-    """Wait until the agent's queue holds nothing but `dead` dead letters."""
+async def holds(protocol: Protocol, agent: str, wanted: tuple[int, int, int, int], *, within_s: float = 20.0) -> None:
+    """Wait until the agent's queue holds this many ready, in flight, scheduled and dead: a store may count what was
+    committed last."""
 
     async def held() -> tuple[int, int, int, int]:
         return counts(await protocol.depth(agent))
 
-    await eventually(held, (0, 0, 0, dead), within_s)
+    await eventually(held, wanted, within_s)
+
+
+async def empty(protocol: Protocol, agent: str, *, dead: int = 0, within_s: float = 20.0) -> None:
+    """Wait until the agent's queue holds nothing but `dead` dead letters."""
+    await holds(protocol, agent, (0, 0, 0, dead), within_s=within_s)
 
 
 async def drained(protocol: Protocol, agent: str, *, within_s: float = 20.0) -> None:
