@@ -373,7 +373,9 @@ class Inbox(Ownership):
         if fetched.shard == VOLATILE_SHARD:
             self.metrics.acked += 1
             return self._next(lane)
-        if self._remembers:
+        if fetched.seen:
+            pass  # a copy; where the first one is with another member, nobody has handled it yet
+        elif self._remembers:
             record = fetched.record
             if record.replay or record.dedup_key is not None:
                 self._remember(fetched)
