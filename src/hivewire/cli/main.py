@@ -33,6 +33,7 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "outbox": ("hivewire.cli.outbox", "messages in your own transactions: tables, relay, what waits"),
     "budget": ("hivewire.cli.budget", "tell what models have cost, by day, month, run or label"),
     "loadtest": ("hivewire.cli.loadtest", "send at a fixed rate; count what is lost, doubled, out of order"),
+    "bench": ("hivewire.cli.bench", "measure what a message costs here, beside raw loops without an engine"),
     "doctor": ("hivewire.cli.doctor", "check what is reachable, durable, misconfigured"),
     "config": ("hivewire.cli.config", "print the settings in force, and where each comes from"),
 }
