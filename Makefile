@@ -1,7 +1,7 @@
 # Each target makes its own set-up: a fresh machine needs Python >= 3.11, make and git, and the network once.
 # ARGS="…" is handed on: make test ARGS="-k order", make demo ARGS="--input /var/log".
 .DEFAULT_GOAL := help
-.PHONY: help demo test check soak bench bench-compare lock clean
+.PHONY: help demo test check soak flat bench bench-compare lock clean
 PY := .venv/bin/python
 SETUP := @sh requirements/setup.sh
 # Most tests wait: three at a time are quicker on two cores.
@@ -32,6 +32,11 @@ soak: ## all tests with full counts (hours); the results are kept in soak-result
 	@mkdir -p soak-results
 	@echo "==> all tests, full counts; results in soak-results/"
 	@HIVEWIRE_SOAK=1 $(PY) -m pytest -n $(JOBS) --timeout 7200 --junit-xml "soak-results/$$(date -u +%Y-%m-%dT%H%M%SZ).xml" $(ARGS)
+
+flat: ## is what is in use flat at 500 messages a second? Ten minutes; less with ARGS="--seconds 60 --on memory,sqlite,redis"
+	$(SETUP) dev
+	@sh requirements/servers.sh
+	@$(PY) -m benchmarks.soak $(ARGS)
 
 bench: ## speed beside raw loops, libraries and frameworks: table, JSON and plots in benchmarks/results/ (10 minutes at most)
 	$(SETUP) run
