@@ -23,7 +23,7 @@ test: ## all tests, with sampled counts
 
 check: ## the fast one (< 60 s): format, lint, types, import contracts, unit tests, conformance on memory, a smoke of it on SQLite
 	$(SETUP) dev
-	@PY=$(PY) JOBS=$(JOBS) sh requirements/check.sh $(ARGS)
+	@PY=$(PY) sh requirements/check.sh $(ARGS)
 
 soak: ## all tests with full counts (hours); the results are kept in soak-results/
 	$(SETUP) dev
