@@ -1,5 +1,5 @@
-"""A program with outbox, relay and inbox that kills itself at a given step:
-`python -m tests.faults.outbox_member DATABASE PROTOCOL ORDERS KILL_AT`.
+"""A program with outbox, relay and inbox that kills itself at a given point, at the Nth time that it comes there:
+`python -m tests.faults.outbox_member DATABASE PROTOCOL ORDERS POINT N`.
 
 It takes `ORDERS` orders, sends a message for each, and handles them; every third transaction is undone first. What an
 earlier process has finished is not done again.
@@ -24,14 +24,23 @@ class Undone(Exception):
     """Ends a transaction without a commit."""
 
 
-class Steps:
-    """Counts the points at which the process may die, and dies at one of them."""
+POINTS = (
+    *("after the order", "after the put", "after the commit"),
+    *("before the relay's write", "after the relay's write", "before the send", "after the send"),
+    *("after the take", "after the row", "before the ack", "after the ack"),
+)
 
-    def __init__(self, kill_at: int) -> None:
-        self._left = kill_at
+
+class Steps:
+    """Points at which the process may die; it dies at one of them."""
+
+    def __init__(self, wanted: str, times: int) -> None:
+        self._wanted = wanted
+        self._left = times
 
     def point(self, name: str) -> None:
-        self._left -= 1
+        assert name in POINTS, name
+        self._left -= name == self._wanted
         if self._left == 0:
             print(name, flush=True)
             os.kill(os.getpid(), signal.SIGKILL)
@@ -81,8 +90,8 @@ async def handle(database: UsersDatabase, connection: Any, protocol: hw.Protocol
 
 
 async def main() -> None:
-    url, protocol_url, wanted, kill_at = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
-    database, steps = users_database(url), Steps(kill_at)
+    url, protocol_url, wanted, point, times = *sys.argv[1:3], int(sys.argv[3]), sys.argv[4], int(sys.argv[5])
+    database, steps = users_database(url), Steps(point, times)
     async with hw.connect(protocol_url, lease_s=1) as protocol, database.connection() as connection:
         relay = hw.Relay(protocol, url, poll_s=0.01, lease_s=1)
         await take_orders(database, connection, wanted, steps)

@@ -7,6 +7,7 @@ import os
 import random
 import signal
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,11 +17,10 @@ from hivewire.testing.conformance.waiting import count
 from hivewire.testing.postgres import PostgresServer
 from hivewire.testing.servers import ServerMissing
 from tests.conformance.ledger.users import users_database
+from tests.faults.outbox_member import POINTS
 
 A_ROUND = 4
 """New orders for each process."""
-POINTS = 22
-"""So many steps, about, has a round."""
 
 
 @pytest.fixture(params=["sqlite", "postgres"])
@@ -57,16 +57,17 @@ async def test_each_order_is_one_message_handled_once_wherever_the_process_dies(
     await database.prepare()
     async with database.connection() as connection:
         await database.run(connection, "CREATE TABLE handled (number integer NOT NULL)")
-    protocol, rounds = f"sqlite:///{tmp_path}/queues.db", count(8, 120)
-    died_at = []
-    for number in range(1, rounds + 1):
-        point, code = await run_member(url, protocol, number * A_ROUND, chance.randint(1, POINTS))
-        assert code in (-signal.SIGKILL, 0), f"round {number} ended with {code}"
-        died_at += [point] * (code != 0)
+    protocol, rounds = f"sqlite:///{tmp_path}/queues.db", count(len(POINTS), 10 * len(POINTS))
+    deaths: Counter[str] = Counter()
+    for number in range(rounds):
+        point, times = POINTS[number % len(POINTS)], chance.randint(1, 2)
+        last, code = await run_member(url, protocol, (number + 1) * A_ROUND, point, times)
+        assert (last, code) in ((point, -signal.SIGKILL), ("done", 0))
+        deaths[point] += code != 0
     wanted = rounds * A_ROUND
-    assert await run_member(url, protocol, wanted, 0) == ("done", 0)
+    assert await run_member(url, protocol, wanted, "never", 1) == ("done", 0)
     async with database.connection() as connection:
         handled = [row[0] for row in await database.run(connection, "SELECT number FROM handled ORDER BY number")]
     assert await database.numbers() == list(range(wanted))
-    assert handled == list(range(wanted)), f"died at {died_at}"
-    assert len(set(died_at)) >= count(4, 10), f"too few kinds of deaths to prove anything: {died_at}"
+    assert handled == list(range(wanted)), f"died at {deaths}"
+    assert len(+deaths) >= count(8, len(POINTS)), f"too few kinds of deaths to prove anything: {deaths}"

@@ -167,13 +167,10 @@ class Stops:
 
     async def _look(self) -> None:
         async with self._asking:
-            before = self._epoch
             await self._ask_epoch()
-            if self._epoch == before:
-                return
-            # Those of others are asked for when they come again: their epoch is another one.
             for run in {run for run, _ in self._running.values()}:
-                await self._ask_marks(run)
+                if (permit := self._permits.get(run)) is None or permit.epoch != self._epoch:
+                    await self._ask_marks(run)
         for task, (run, message_id) in list(self._running.items()):
             if run in self._permits and self._permits[run].marks.stops(message_id) and task not in self._stopped:
                 log.info("a subtask is stopped", extra={"run": run, "id": message_id})
