@@ -1,19 +1,48 @@
-"""All peers by name: those of the package, and the libraries and frameworks that people install."""
+"""Peers by name, and what runs them."""
 
 from __future__ import annotations
 
-from typing import Final
+import asyncio
+from collections.abc import Callable
 
-from hivewire.bench.peers import PEERS as OWN
+from benchmarks.plan import REDIS_PEERS
+from benchmarks.workload import Peer
 
-FRAMEWORKS: Final = ("FastStream", "Taskiq", "Dramatiq")
-PEERS: Final = {
-    **OWN,
-    "litequeue": "benchmarks.queue_libraries:LiteQueuePeer",
-    "persist-queue": "benchmarks.queue_libraries:PersistQueuePeer",
-    "redis-py asyncio": "benchmarks.redis_py:RedisPyAsyncio",
-    "FastStream": "benchmarks.frameworks:FastStreamRedis",
-    "Taskiq": "benchmarks.frameworks:TaskiqRedis",
-    "Dramatiq": "benchmarks.frameworks:DramatiqRedis",
-}
-PACKAGES: Final = ("litequeue", "persist-queue", "redis", "faststream", "taskiq-redis", "dramatiq")
+
+def make(name: str) -> Peer:
+    """Imports no more than this peer needs."""
+    if name.startswith("hivewire"):
+        return _ours()[name]()
+    return (_on_redis() if name in REDIS_PEERS else _embedded())[name]()
+
+
+def _embedded() -> dict[str, Callable[[], Peer]]:
+    from benchmarks.queue_libraries import LiteQueuePeer, PersistQueuePeer
+    from benchmarks.raw_memory import AsyncioQueue, MemDeque
+    from benchmarks.raw_sqlite import SqliteWal, SqliteWalNormal
+
+    raw: list[type[Peer]] = [MemDeque, AsyncioQueue, SqliteWal, SqliteWalNormal, LiteQueuePeer, PersistQueuePeer]
+    return {kind.name: kind for kind in raw}
+
+
+def _on_redis() -> dict[str, Callable[[], Peer]]:
+    from benchmarks.frameworks import DramatiqRedis, FastStreamRedis, TaskiqRedis
+    from benchmarks.raw_redis import RedisAutopipe, RedisPyAsyncio
+
+    raw: list[type[Peer]] = [RedisAutopipe, RedisPyAsyncio, FastStreamRedis, TaskiqRedis, DramatiqRedis]
+    return {kind.name: kind for kind in raw}
+
+
+def _ours() -> dict[str, Callable[[], Peer]]:
+    from benchmarks.ours import OnMemory, OnRedis, OnSqlite, OnSqliteNormal
+
+    return {kind.name: kind for kind in (OnMemory, OnRedis, OnSqlite, OnSqliteNormal)}
+
+
+def loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    """uvloop for every peer where it is installed."""
+    try:
+        import uvloop
+    except ImportError:
+        return None
+    return uvloop.new_event_loop

@@ -242,21 +242,16 @@ class Coordinator:
         return await self.runs.load(run)
 
     async def cancel(self, run: str, reason: str = "cancelled") -> TaskResult:
-        """End a run: when this returns, nothing of it begins any more, anywhere. Async handlers that run are cancelled
-        within a second, handlers in processes end with their process; what a thread still answers is ignored.
+        """End a run. What its subtasks still answer is ignored; nothing more is sent for it.
 
-        While the protocol's store is away this waits for it; the run is ended all the same.
+        A subtask that is with a worker, or in its queue, is not stopped by this version.
         """
         from hivewire.coordination.plan_store import Incoming
         from hivewire.rules.plan_state import Cancel
-        from hivewire.rules.stops import PERMIT_S
 
         cause = Incoming(f"cancel:{new_id()}", Cancel(at=self._clock(), reason=reason))
         state, _, _ = await self.runs.apply(run, lambda _: [cause])
         self._errands.moved.set()
-        if state.header.status == "cancelled":
-            await self._errands.relay(run)
-            await asyncio.sleep(PERMIT_S)  # who has asked before may begin for so long
         return _result(state)
 
     async def events(self, run: str, *, after: int = 0) -> AsyncIterator[LogEntry]:
@@ -264,6 +259,7 @@ class Coordinator:
 
         From any coordinator on the ledger; one that reads slowly holds nothing in memory.
         """
+        is_over = False
         while True:
             self._errands.moved.clear()
             page = await self.runs.log(run, after)
@@ -273,8 +269,11 @@ class Coordinator:
                 if entry.body.get("type") == "run" and entry.body.get("status") in _OUTCOMES:
                     return
             if not page:
-                if after == 0:
-                    await self.runs.load(run)  # raises when there is none
+                if is_over:
+                    return  # whoever asks for what comes after the end
+                is_over = (await self.runs.load(run)).is_finished  # raises when there is none
+                if is_over:
+                    continue  # the end may have been told since the page was read
                 self._check_open()
                 try:
                     await asyncio.wait_for(self._errands.moved.wait(), _LOOK_S)

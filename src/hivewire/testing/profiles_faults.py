@@ -14,7 +14,8 @@ from hivewire.errors import ConnectionLost
 _T = TypeVar("_T")
 
 FaultKind = Literal["lose", "double", "delay", "fail", "revoke", "freeze", "crash"]
-Place = Literal["append", "fetch", "start", "settle", "save", "handle"]
+Place = Literal["append", "fetch", "start", "settle", "save", "handle", "write"]
+"""`write` is that of a ledger."""
 Moment = Literal["early", "late"]
 
 PLACES: Final[dict[FaultKind, tuple[tuple[Place, Moment], ...]]] = {

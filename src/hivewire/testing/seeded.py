@@ -8,40 +8,21 @@ A seed that breaks a promise is printed with its profile, replays exactly, and i
 from __future__ import annotations
 
 import argparse
-import gc
-import os
 import sys
-import time
 from collections.abc import Iterable, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from typing import Final
 
 import msgspec
 
 from hivewire.testing.profiles import PROFILES
 from hivewire.testing.seeded_checks import violations
+from hivewire.testing.seeded_driver import Verdict, add_arguments, judge
 from hivewire.testing.seeded_program import FAULTS_TO_STRIKE, Program, draw_program
 from hivewire.testing.seeded_run import run_program
 from hivewire.testing.virtual_time import Deadlock, Livelock
 
 MOST_DRAWS: Final = 20
-_CHUNK: Final = 25
-
-
-class Verdict(msgspec.Struct, frozen=True):
-    """What became of one seed."""
-
-    profile: str
-    seed: int
-    draws: int
-    """Programs tried until enough faults struck work in flight; 0: none of them did."""
-    struck: int
-    broken: tuple[str, ...]
-    log: tuple[str, ...] = ()
-
-    @property
-    def is_good(self) -> bool:
-        return not self.broken
 
 
 def broken_by(program: Program) -> tuple[list[str], int, list[str]]:
@@ -127,61 +108,16 @@ def report(verdict: Verdict, *, shrinking: bool) -> str:
     return "\n".join(lines)
 
 
-def _try_all(work: Sequence[tuple[str, int]]) -> list[Verdict]:
-    gc.disable()  # a run leaves little behind; looking for it each time costs a tenth of it
-    try:
-        return [try_seed(profile, seed) for profile, seed in work]
-    finally:
-        gc.enable()
-
-
-def try_many(work: Sequence[tuple[str, int]], processes: int) -> Iterable[Verdict]:
-    """The verdicts on (profile, seed), in order, worked out by several processes."""
-    if processes <= 1:
-        for profile, seed in work:
-            yield try_seed(profile, seed)
-        return
-    with ProcessPoolExecutor(processes) as pool:
-        chunks = [work[start : start + _CHUNK] for start in range(0, len(work), _CHUNK)]
-        for verdicts in pool.map(_try_all, chunks):
-            yield from verdicts
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Run seeds and say which broke a promise. Exit code 1 when one did."""
     parser = argparse.ArgumentParser(prog="python -m hivewire.testing.seeded", description=__doc__)
     parser.add_argument("--profile", choices=(*PROFILES, "all"), default="all")
-    parser.add_argument("--seed", type=int, default=0, help="the first seed")
-    parser.add_argument("--count", type=int, default=1)
-    parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
-    parser.add_argument("--log", action="store_true", help="print all that happened")
     parser.add_argument("--no-shrink", action="store_true")
-    parser.add_argument("--keep-going", type=int, default=1, help="stop after so many broken seeds")
+    add_arguments(parser)
     args = parser.parse_args(argv)
     profiles = list(PROFILES) if args.profile == "all" else [args.profile]
     work = [(profile, seed) for seed in range(args.seed, args.seed + args.count) for profile in profiles]
-    if args.log:
-        for profile, seed in work:
-            print("\n".join(try_seed(profile, seed, with_log=True).log))
-    began = time.perf_counter()
-    done = redrawn = struck = 0
-    broken: list[Verdict] = []
-    for verdict in try_many(work, min(args.processes, len(work))):
-        done += 1
-        redrawn += max(0, verdict.draws - 1)
-        struck += verdict.struck
-        if not verdict.is_good:
-            broken.append(verdict)
-            print(report(verdict, shrinking=not args.no_shrink), flush=True)
-            if len(broken) >= args.keep_going:
-                break
-    seconds = time.perf_counter() - began
-    print(
-        f"{done} seeds, {len(broken)} broken, {redrawn} drawn again, {struck} faults struck work in flight; "
-        f"{seconds:.1f} s, {done / seconds * 60:.0f} seeds a minute",
-        file=sys.stderr,
-    )
-    return 1 if broken else 0
+    return judge(work, args, partial(try_seed, with_log=args.log), partial(report, shrinking=not args.no_shrink))
 
 
 if __name__ == "__main__":

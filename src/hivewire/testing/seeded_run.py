@@ -23,6 +23,7 @@ from hivewire.testing.profiles import make_world
 from hivewire.testing.profiles_faults import Fault, Faults, ProcessIsDead
 from hivewire.testing.profiles_world import World
 from hivewire.testing.seeded_book import Book, Membership, Outage, Sent, Told
+from hivewire.testing.seeded_process import Died, Stage
 from hivewire.testing.seeded_program import (
     AGENTS,
     COMPETING,
@@ -43,7 +44,7 @@ from hivewire.testing.seeded_program import (
     Serve,
     Shout,
 )
-from hivewire.testing.seeded_seat import RETURN_S, SHARDS, Died, Seat, Stage
+from hivewire.testing.seeded_seat import RETURN_S, SHARDS, Seat
 from hivewire.testing.virtual_time import VirtualLoop, run_virtual, seeded_ids
 
 DRAIN_S: Final = 15.0
@@ -108,16 +109,8 @@ class Runner:
 
     async def run(self) -> Result:
         """Everything, from the first step to the last check's data."""
-        listener = _Errors(self.book)
-        log = logging.getLogger("hivewire")
-        level = log.level
-        log.addHandler(listener)
-        log.setLevel(logging.ERROR)
-        try:
+        with ErrorsOf(self.book):
             return await self._run()
-        finally:
-            log.setLevel(level)
-            log.removeHandler(listener)
 
     async def _run(self) -> Result:
         self.loop.set_exception_handler(self._unexpected)
@@ -339,12 +332,22 @@ class Runner:
         self.book.replayed[step.agent] = self.book.replayed.get(step.agent, 0) + (count or 0)
 
 
-class _Errors(logging.Handler):
-    """What the engine logs as an error breaks a promise, too."""
+class ErrorsOf(logging.Handler):
+    """While this lasts, what the package logs as an error breaks a promise, too."""
 
     def __init__(self, book: Book) -> None:
         super().__init__(logging.ERROR)
         self._book = book
+        self._log = logging.getLogger("hivewire")
+        self._level = self._log.level
+
+    def __enter__(self) -> None:
+        self._log.addHandler(self)
+        self._log.setLevel(logging.ERROR)
+
+    def __exit__(self, *_: object) -> None:
+        self._log.setLevel(self._level)
+        self._log.removeHandler(self)
 
     def emit(self, record: logging.LogRecord) -> None:
         error = record.exc_info[1] if record.exc_info else None

@@ -15,7 +15,8 @@ from hivewire.ids import derived_id
 from hivewire.rules.plan_state import (
     UNFINISHED,
     Command,
-    KeptCommand,
+    Dispatch,
+    MakePlan,
     Planned,
     RunState,
     SetTimer,
@@ -55,7 +56,7 @@ class Kept(msgspec.Struct, frozen=True):
     """A command in the outbox, and to whom it goes; nobody has been chosen yet when that is empty."""
 
     run: str
-    command: KeptCommand
+    command: Dispatch | MakePlan
     recipient: str
 
 
@@ -172,7 +173,7 @@ def _store_commands(state: RunState, commands: Sequence[Command], cause: Incomin
     sent = [
         (head.run, head.seq, place, command.id, _text(dump(command)))
         for place, command in enumerate(commands)
-        if isinstance(command, KeptCommand)
+        if isinstance(command, Dispatch | MakePlan)
     ]
     if sent:
         yield Many(
@@ -247,9 +248,9 @@ def _task_row(run: str, row: SubtaskRow) -> tuple[Any, ...]:
 
 
 def _finish(state: RunState) -> Script[None]:
-    """It takes no event any more, known or not."""
+    """It takes no event any more, known or not, and nothing more is to be sent or planned for it."""
     head = state.header
-    for table in ("run_inbox", "run_timers"):
+    for table in ("run_inbox", "run_timers", "run_outbox"):
         yield Query(f"DELETE FROM {table} WHERE run = $1", [head.run])
     outputs = {name: row.output for name, row in state.rows.items() if row.status == "done"}
     yield Query(
@@ -264,6 +265,7 @@ def told(before: RunState, after: RunState) -> list[dict[str, Any]]:
     if after is before:
         return []
     entries: list[dict[str, Any]] = []
+    moves: list[dict[str, Any]] = []
     run = {"type": "run", "status": after.header.status, "reason": after.header.reason}
     is_news = after.header.status != before.header.status
     if is_news and not after.is_finished:
@@ -276,7 +278,8 @@ def told(before: RunState, after: RunState) -> list[dict[str, Any]]:
         old = before.rows.get(name)
         if old is not row and (old is None or (old.status, old.attempt) != (row.status, row.attempt)):
             entry = {"type": "subtask", "subtask": name, "status": row.status, "attempt": row.attempt}
-            entries.append(entry | ({"error": row.error} if row.error else {}))
+            moves.append(entry | ({"error": row.error} if row.error else {}))
+    entries += sorted(moves, key=lambda entry: entry["status"] == "running")  # what ended is why others begin
     if is_news and after.is_finished:  # the end is told last of all
         entries.append(run)
     return entries
@@ -319,7 +322,7 @@ def outbox(run: str, limit: int) -> Script[list[Kept]]:
 
 def _kept(run: str, body: str, recipient: str) -> Kept:
     command = load_command(body.encode())
-    if not isinstance(command, KeptCommand):
+    if not isinstance(command, Dispatch | MakePlan):
         raise CoordinationError(f"the outbox of run {run} has a {type(command).__name__} in it")
     return Kept(run, command, recipient)
 

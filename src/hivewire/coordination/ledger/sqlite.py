@@ -173,19 +173,15 @@ class SQLiteStore(Store):
             self.path.absolute().parent.mkdir(parents=True, exist_ok=True)
             connection = Connection(str(self.path), self._clock)
             try:
-                self.prepare(connection.db)
+                self._check_owner(connection.db)
+                connection.db.execute("PRAGMA journal_mode = WAL")
+                connection.db.execute("PRAGMA synchronous = FULL")
             except BaseException:
                 connection.db.close()
                 raise
         except (sqlite3.Error, OSError) as error:
             raise trouble.explain(error, "open the ledger", self.path) from error
         return connection
-
-    def prepare(self, db: sqlite3.Connection) -> None:
-        """Called for each new connection."""
-        self._check_owner(db)
-        db.execute("PRAGMA journal_mode = WAL")
-        db.execute("PRAGMA synchronous = FULL")
 
     def _check_owner(self, db: sqlite3.Connection) -> None:
         owner = db.execute("PRAGMA application_id").fetchone()[0]
@@ -298,9 +294,13 @@ class MemoryStore(Store):
             self._connection = Connection(":memory:", self._clock)
 
     async def read(self, make: Callable[[], Script[T]]) -> T:
-        return await self.write(make)
+        return self.run(make)
 
     async def write(self, make: Callable[[], Script[T]], *, single: bool = False) -> T:
+        return self.run(make)
+
+    def run(self, make: Callable[[], Script[T]]) -> T:
+        """Run a script as one transaction, at once."""
         if self._connection is None:
             raise Closed("use the ledger in memory: it was closed")
         db = self._connection.db
@@ -314,6 +314,18 @@ class MemoryStore(Store):
             if db.in_transaction:
                 db.execute("ROLLBACK")
         return result
+
+    def image(self) -> bytes:
+        """All that it holds now, for `load`."""
+        if self._connection is None:
+            raise Closed("use the ledger in memory: it was closed")
+        return self._connection.db.serialize()
+
+    def load(self, image: bytes) -> None:
+        """Hold what another one held."""
+        if self._connection is None:
+            raise Closed("use the ledger in memory: it was closed")
+        self._connection.db.deserialize(image)
 
     async def storage_size_bytes(self) -> int:
         return int((await self.read(_size))[0][0])

@@ -1,0 +1,92 @@
+"""Runs many seeds, by several processes, and says which broke a promise."""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import os
+import sys
+import time
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from typing import Final
+
+import msgspec
+
+_CHUNK: Final = 25
+
+
+class Verdict(msgspec.Struct, frozen=True):
+    """What became of one seed."""
+
+    profile: str
+    seed: int
+    draws: int
+    """Programs tried until enough faults struck work in flight; 0: none of them did."""
+    struck: int
+    broken: tuple[str, ...]
+    log: tuple[str, ...] = ()
+
+    @property
+    def is_good(self) -> bool:
+        return not self.broken
+
+
+TrySeed = Callable[[str, int], Verdict]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """What every driver can be told."""
+    parser.add_argument("--seed", type=int, default=0, help="the first seed")
+    parser.add_argument("--count", type=int, default=1)
+    parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--log", action="store_true", help="print all that happened")
+    parser.add_argument("--keep-going", type=int, default=1, help="stop after so many broken seeds")
+
+
+def _try_all(try_seed: TrySeed, work: Sequence[tuple[str, int]]) -> list[Verdict]:
+    gc.disable()  # a run leaves little behind; looking for it each time costs a tenth of it
+    try:
+        return [try_seed(profile, seed) for profile, seed in work]
+    finally:
+        gc.enable()
+
+
+def try_many(try_seed: TrySeed, work: Sequence[tuple[str, int]], processes: int) -> Iterable[Verdict]:
+    """The verdicts on (profile, seed), in order, worked out by several processes."""
+    if processes <= 1:
+        for profile, seed in work:
+            yield try_seed(profile, seed)
+        return
+    with ProcessPoolExecutor(processes) as pool:
+        chunks = [work[start : start + _CHUNK] for start in range(0, len(work), _CHUNK)]
+        for verdicts in pool.map(partial(_try_all, try_seed), chunks):
+            yield from verdicts
+
+
+def judge(
+    work: Sequence[tuple[str, int]], args: argparse.Namespace, try_seed: TrySeed, report: Callable[[Verdict], str]
+) -> int:
+    """Try them all; print what broke, and how many there were. The exit code."""
+    began = time.perf_counter()
+    done = redrawn = struck = 0
+    broken: list[Verdict] = []
+    for verdict in try_many(try_seed, work, min(args.processes, len(work))):
+        for line in verdict.log:
+            print(line)
+        done += 1
+        redrawn += max(0, verdict.draws - 1)
+        struck += verdict.struck
+        if not verdict.is_good:
+            broken.append(verdict)
+            print(report(verdict), flush=True)
+            if len(broken) >= args.keep_going:
+                break
+    seconds = time.perf_counter() - began
+    print(
+        f"{done} seeds, {len(broken)} broken, {redrawn} drawn again, {struck} faults struck work in flight; "
+        f"{seconds:.1f} s, {done / seconds * 60:.0f} seeds a minute",
+        file=sys.stderr,
+    )
+    return 1 if broken else 0

@@ -1,0 +1,41 @@
+"""Coordinators and workers on virtual time, struck by faults: no seed breaks a promise, and each replays exactly.
+
+HIVEWIRE_SOAK=1 pytest tests/unit/test_simulated.py                       # 10,000 seeds
+python -m hivewire.testing.simulated --profile redis --seed 17 --log      # one seed, for people
+"""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from hivewire.testing.profiles import PROFILES
+from hivewire.testing.simulated import FAULTS_TO_STRIKE, profile_of, report, try_seed
+from hivewire.testing.simulated_program import draw_program
+from hivewire.testing.simulated_run import run_program
+
+_BLOCK = 25
+_SEEDS = 10_000 if os.environ.get("HIVEWIRE_SOAK") == "1" else 1_000
+
+
+@pytest.mark.parametrize(
+    "first", [pytest.param(first, marks=[pytest.mark.slow] if first else []) for first in range(0, _SEEDS, _BLOCK)]
+)
+def test_no_seed_breaks_a_promise(first: int) -> None:
+    """Each has at least 100 operations, and at least 5 faults that struck work in flight; else it is broken, too."""
+    for seed in range(first, first + _BLOCK):
+        verdict = try_seed(profile_of(seed), seed)
+        assert verdict.is_good, report(verdict)
+        assert verdict.struck >= FAULTS_TO_STRIKE
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_one_seed_always_goes_the_same_way(profile: str) -> None:
+    for seed in range(2):
+        program = draw_program(profile, seed)
+        first, second = run_program(program), run_program(program)
+        assert first.book.log == second.book.log
+        assert first.world.history == second.world.history
+        assert first.logs == second.logs
+        assert first.steps == second.steps
