@@ -1,14 +1,14 @@
 # Each target makes its own set-up: a fresh machine needs Python >= 3.11, make and git, and the network once.
 # ARGS="…" is handed on: make test ARGS="-k order", make demo ARGS="--input /var/log".
 .DEFAULT_GOAL := help
-.PHONY: help demo test check soak bench lock clean
+.PHONY: help demo test check soak flat bench bench-compare lock clean
 PY := .venv/bin/python
 SETUP := @sh requirements/setup.sh
 # Most tests wait: three at a time are quicker on two cores.
 JOBS ?= 3
 
 help: ## print the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 demo: ## the main job: a team of agents mines logs, one process is killed, nothing is lost (half a minute)
 	$(SETUP) run
@@ -23,7 +23,7 @@ test: ## all tests, with sampled counts
 
 check: ## the fast one (< 60 s): format, lint, types, import contracts, unit tests, conformance on memory, a smoke of it on SQLite
 	$(SETUP) dev
-	@PY=$(PY) JOBS=$(JOBS) sh requirements/check.sh $(ARGS)
+	@PY=$(PY) sh requirements/check.sh $(ARGS)
 
 soak: ## all tests with full counts (hours); the results are kept in soak-results/
 	$(SETUP) dev
@@ -33,10 +33,19 @@ soak: ## all tests with full counts (hours); the results are kept in soak-result
 	@echo "==> all tests, full counts; results in soak-results/"
 	@HIVEWIRE_SOAK=1 $(PY) -m pytest -n $(JOBS) --timeout 7200 --junit-xml "soak-results/$$(date -u +%Y-%m-%dT%H%M%SZ).xml" $(ARGS)
 
-bench: ## speed beside raw references in one run: table, JSON and plot in benchmarks/results/ (about 5 minutes)
+flat: ## is what is in use flat at 500 messages a second? Ten minutes; less with ARGS="--seconds 60 --on memory,sqlite,redis"
+	$(SETUP) dev
+	@sh requirements/servers.sh
+	@$(PY) -m benchmarks.soak $(ARGS)
+
+bench: ## speed beside raw loops, libraries and frameworks: table, JSON and plots in benchmarks/results/ (10 minutes at most)
 	$(SETUP) run
 	$(SETUP) bench
 	@$(PY) -m benchmarks $(ARGS)
+
+bench-compare: ## CPU a message over the raw loop, 7 rounds, against benchmarks/baseline.json: exit 1 when it has grown by a quarter
+	$(SETUP) run
+	@$(PY) -m hivewire bench --protocol memory --protocol sqlite --workload W1,W2,W3,W5,W6 --rounds 7 --scale 0.5 --tolerance 25 --compare benchmarks/baseline.json $(ARGS)
 
 lock: ## resolve the requirements again: pinned, with hashes, without addresses (needs the network)
 	$(SETUP) dev

@@ -1,13 +1,12 @@
-"""Runs every peer and workload in alternating rounds, a process each, and writes table, JSON and plot.
+"""Runs every peer and workload in alternating rounds, a process each, and writes table, JSON, plot and page.
 
-python -m benchmarks [--rounds 7] [--scale 1.0] [--only memory|sqlite|redis|promises] [--results FOLDER]
+python -m benchmarks [--rounds 5] [--scale 1.0] [--within 600] [--only memory|sqlite|redis|promises] [--results FOLDER]
 """
 
 from __future__ import annotations
 
 import argparse
 import shlex
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
@@ -15,56 +14,42 @@ from pathlib import Path
 
 import msgspec
 
-from benchmarks.machine import machine
-from benchmarks.plan import BACKENDS, Entry, entries
-from benchmarks.plot import page
-from benchmarks.promises import Proof, names
-from benchmarks.report import Report, judge, medians, table
-from benchmarks.workload import Figures
+from benchmarks.floors import judge
+from benchmarks.peers import PACKAGES, PEERS
+from benchmarks.plan import BACKENDS, entries
+from benchmarks.promises import names
+from hivewire.bench.machine import machine
+from hivewire.bench.plot import page, picture
+from hivewire.bench.report import Verdict, make_report, table
+from hivewire.bench.rounds import ChildFailed, Runs, child, run_idle, run_rounds
 
-RUN_LIMIT_S = 400
-
-
-def _child(module: str, *arguments: str) -> bytes:
-    command = [sys.executable, "-m", module, *arguments]
-    ran = subprocess.run(command, stdout=subprocess.PIPE, timeout=RUN_LIMIT_S, check=False)
-    if ran.returncode:
-        raise SystemExit(f"bench: {shlex.join(command)} ended with {ran.returncode}")
-    return ran.stdout.splitlines()[-1]
+AGENTS = 10_000
 
 
 def _say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def _rounds(plan: Sequence[Entry], rounds: int, scale: float) -> list[Figures]:
-    runs: list[Figures] = []
-    for number in range(rounds):
-        _say(f"==> round {number + 1} of {rounds}")
-        # What is compared runs next to each other, every second round backwards: a change of load hits all.
-        for entry in plan if number % 2 == 0 else reversed(plan):
-            line = _child("benchmarks.one", entry.peer, entry.workload, str(max(int(entry.messages * scale), 500)))
-            run = msgspec.json.decode(line, type=Figures)
-            runs.append(run)
-            _say(f"    {run.workload:4} {run.peer:24} {run.rate:>10,.0f}/s {run.cpu_us:>8.2f} us")
-    return runs
-
-
-def _proofs(backends: Sequence[str], scale: float) -> list[Proof]:
+def _proofs(backends: Sequence[str], scale: float) -> list[Verdict]:
     proofs = []
     for name, backend in names(backends):
         _say(f"==> {name} on {backend}")
-        proofs.append(msgspec.json.decode(_child("benchmarks.promises", name, backend, str(scale)), type=Proof))
-        _say(f"    {proofs[-1].text}")
+        try:
+            proof = msgspec.json.decode(child("benchmarks.promises", name, backend, str(scale)), type=Verdict)
+        except ChildFailed as error:
+            proof = Verdict(f"{backend}: {name}", str(error), False)
+        proofs.append(proof)
+        _say(f"    {proof.measured}")
     return proofs
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks", description="Hivewire beside raw references, in one run."
+        prog="python -m benchmarks", description="Hivewire beside raw loops, libraries and frameworks, in one run."
     )
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--scale", type=float, default=1.0, help="multiplies every count of messages")
+    parser.add_argument("--within", type=float, default=600.0, help="seconds; no round begins that would end later")
     parser.add_argument(
         "--only", choices=[*BACKENDS, "promises"], help="one backend, or the checks that are no comparison"
     )
@@ -72,21 +57,24 @@ def main() -> int:
     options = parser.parse_args()
 
     backends = [options.only] if options.only in BACKENDS else list(BACKENDS)
-    before = machine()
-    started = time.time()
-    runs = [] if options.only == "promises" else _rounds(entries(backends), options.rounds, options.scale)
+    before, started = machine(PACKAGES), time.time()
     proofs = _proofs(backends, min(options.scale, 1.0))
-    report = Report(
-        command=shlex.join(["python", "-m", "benchmarks", *sys.argv[1:]]),
-        started_at=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(started)),
-        seconds=round(time.time() - started),
-        machine=before,
-        load_after=machine().load,
-        medians=medians(runs),
-        verdicts=judge(medians(runs), runs, proofs),
-        proofs=proofs,
-        runs=runs,
+    idle, failures = run_idle(dict.fromkeys(backends, ""), int(AGENTS * min(options.scale, 1.0)), say=_say)
+    runs = Runs()
+    if options.only != "promises":
+        left_s = options.within - (time.time() - started)
+        plan = entries(backends)
+        runs = run_rounds(plan, PEERS, rounds=options.rounds, scale=options.scale, within_s=left_s, say=_say)
+    runs.failures += failures
+    report = make_report(
+        shlex.join(["python", "-m", "benchmarks", *sys.argv[1:]]),
+        time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(started)),
+        time.time() - started,
+        before,
+        runs,
+        idle=idle,
     )
+    report.verdicts = judge(report.medians) + report.verdicts + proofs
     text = table(report)
     print(text)
     options.results.mkdir(parents=True, exist_ok=True)
@@ -94,8 +82,9 @@ def main() -> int:
     stem.with_suffix(".json").write_bytes(msgspec.json.format(msgspec.json.encode(report), indent=1))
     stem.with_suffix(".txt").write_text(text + "\n", encoding="utf-8")
     stem.with_suffix(".html").write_text(page(report), encoding="utf-8")
-    print(f"\nwritten: {stem}.txt, .json, .html")
-    return 0 if all(verdict.is_met for verdict in report.verdicts) else 1
+    stem.with_suffix(".svg").write_text(picture(report), encoding="utf-8")
+    print(f"\nwritten: {stem}.txt, .json, .html, .svg")
+    return 0 if report.is_good else 1
 
 
 if __name__ == "__main__":

@@ -7,8 +7,8 @@ import logging
 import threading
 from typing import Any, ClassVar
 
-from benchmarks.served import ServedByRedis
-from benchmarks.workload import Tally, content_of
+from hivewire.bench.served import ServedByRedis
+from hivewire.bench.workload import Tally, content_of
 
 
 class FastStreamRedis(ServedByRedis):

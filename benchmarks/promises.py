@@ -19,20 +19,15 @@ from typing import Final
 import msgspec
 
 import hivewire as hw
-from benchmarks.ours import message
-from benchmarks.peers import loop_factory
-from benchmarks.served import REDIS_OPTIONS
-from benchmarks.workload import BATCH, Tally
+from hivewire.bench.ours import message
+from hivewire.bench.report import Verdict
+from hivewire.bench.served import REDIS_OPTIONS
+from hivewire.bench.workload import BATCH, Tally
+from hivewire.coordination.serving import loop_factory
 from hivewire.testing.servers import RedisServer
 
 KEYS: Final = 10
 WAIT_S: Final = 120.0
-
-
-class Proof(msgspec.Struct):
-    name: str
-    text: str
-    is_met: bool
 
 
 servers: Final = ExitStack()
@@ -78,7 +73,7 @@ async def _serve_until_done(protocol: hw.Protocol, workers: Sequence[hw.Worker],
         stop.set()
 
 
-async def before_the_first_reader(backend: str, scale: float, folder: Path) -> Proof:
+async def before_the_first_reader(backend: str, scale: float, folder: Path) -> Verdict:
     count = int(30_000 * scale)
     tally = Tally()
     tally.expect(count)
@@ -90,14 +85,14 @@ async def before_the_first_reader(backend: str, scale: float, folder: Path) -> P
     text = (
         f"{tally.lost} lost, {tally.duplicates} doubled of {count:,} sent before anyone reads; {rest} left in the queue"
     )
-    return Proof(
+    return Verdict(
         f"P8 {backend}: before the first reader",
         text,
         not (tally.lost or tally.duplicates or rest),
     )
 
 
-async def thousand_queues(backend: str, scale: float, folder: Path) -> Proof:
+async def thousand_queues(backend: str, scale: float, folder: Path) -> Verdict:
     queues, each = max(int(1_000 * scale), 10), 10
     tally = Tally()
     tally.expect(queues * each)
@@ -108,7 +103,7 @@ async def thousand_queues(backend: str, scale: float, folder: Path) -> Proof:
         await _serve_until_done(protocol, [tallying(f"sink-{queue}", tally) for queue in range(queues)], tally)
         seconds = perf_counter() - start
     text = f"{tally.lost} lost, {tally.duplicates} doubled of {queues * each:,} in {queues:,} queues, {seconds:.1f} s"
-    return Proof(f"P8 {backend}: a thousand queues", text, not (tally.lost or tally.duplicates))
+    return Verdict(f"P8 {backend}: a thousand queues", text, not (tally.lost or tally.duplicates))
 
 
 async def _cpu_with_backlog(target: str, backlog: int, count: int) -> float:
@@ -136,7 +131,7 @@ async def _cpu_with_backlog(target: str, backlog: int, count: int) -> float:
     return spent / max(handled, 1) * 1e6
 
 
-async def backlog_cost(backend: str, scale: float, folder: Path) -> Proof:
+async def backlog_cost(backend: str, scale: float, folder: Path) -> Verdict:
     small, large, count = int(900 * scale), int(90_000 * scale), max(int(10_000 * scale), 500)
     costs: dict[int, list[float]] = {small: [], large: []}
     for number in range(5):
@@ -146,7 +141,7 @@ async def backlog_cost(backend: str, scale: float, folder: Path) -> Proof:
             costs[backlog].append(await _cpu_with_backlog(target_of(backend, path), backlog, count))
     low, high = median(costs[small]), median(costs[large])
     text = f"{high / low:.2f} x the CPU per message: {high:.1f} us with {large:,} waiting, {low:.1f} us with {small:,}"
-    return Proof(f"{backend}: cost at 100 x the backlog <= 1.3 x", text, high <= 1.3 * low)
+    return Verdict(f"{backend}: cost at 100 x the backlog <= 1.3 x", text, high <= 1.3 * low)
 
 
 VICTIM: Final = """
@@ -193,7 +188,7 @@ async def _takeover_s(target: str, lease_s: float) -> float:
         await victim.wait()
 
 
-async def takeover(backend: str, scale: float, folder: Path) -> Proof:
+async def takeover(backend: str, scale: float, folder: Path) -> Verdict:
     texts, is_met = [], True
     for lease_s, times in ((2.0, 3), (10.0, 1)):
         worst = 0.0
@@ -203,10 +198,10 @@ async def takeover(backend: str, scale: float, folder: Path) -> Proof:
             worst = max(worst, await _takeover_s(target_of(backend, path), lease_s))
         texts.append(f"{worst:.2f} s with a lease of {lease_s:g} s (worst of {times})")
         is_met = is_met and worst <= lease_s + 2
-    return Proof(f"{backend}: takeover after kill -9 <= lease + 2 s", "; ".join(texts), is_met)
+    return Verdict(f"{backend}: takeover after kill -9 <= lease + 2 s", "; ".join(texts), is_met)
 
 
-async def resume(backend: str, scale: float, folder: Path) -> Proof:
+async def resume(backend: str, scale: float, folder: Path) -> Verdict:
     """From the moment when a server that was killed answers again until the same objects have sent and handled."""
     server, worst, times = _redis(folder), 0.0, 5
     tally, stop = Tally(), asyncio.Event()
@@ -228,10 +223,10 @@ async def resume(backend: str, scale: float, folder: Path) -> Proof:
             tally.expect(1)
         stop.set()
     text = f"{worst:.2f} s (worst of {times})"
-    return Proof(f"{backend}: sent and handled <= 2 s after the server is back", text, worst <= 2)
+    return Verdict(f"{backend}: sent and handled <= 2 s after the server is back", text, worst <= 2)
 
 
-PROOFS: Final[dict[str, Callable[[str, float, Path], Awaitable[Proof]]]] = {
+PROOFS: Final[dict[str, Callable[[str, float, Path], Awaitable[Verdict]]]] = {
     "before_the_first_reader": before_the_first_reader,
     "thousand_queues": thousand_queues,
     "backlog_cost": backlog_cost,
@@ -249,7 +244,7 @@ def names(backends: Sequence[str]) -> Iterator[tuple[str, str]]:
                 yield name, backend
 
 
-async def _prove(name: str, backend: str, scale: float) -> Proof:
+async def _prove(name: str, backend: str, scale: float) -> Verdict:
     with tempfile.TemporaryDirectory(prefix="bench-") as folder, servers:
         return await PROOFS[name](backend, scale, Path(folder))
 

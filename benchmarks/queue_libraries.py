@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 
 import msgspec
 
-from benchmarks.workload import Peer, Tally, Wire, build
+from hivewire.bench.workload import Peer, Tally, Wire, build
 
 _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder(Wire).decode

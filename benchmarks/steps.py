@@ -13,8 +13,10 @@ from pathlib import Path
 from types import CodeType, FrameType
 from typing import Any
 
-from benchmarks.peers import loop_factory, make
-from benchmarks.workload import Peer, Tally, produce
+from benchmarks.peers import PEERS
+from hivewire.bench.peers import make
+from hivewire.bench.workload import QUEUES, Peer, Tally, produce
+from hivewire.coordination.serving import loop_factory
 
 SHOWN = 30
 
@@ -43,9 +45,10 @@ class Steps:
 
 
 async def count(peer: Peer, workload: str, messages: int, folder: Path) -> Steps:
+    peer.queues = QUEUES.get(workload, 1)
     await peer.open(folder)
     tally, stop = Tally(), asyncio.Event()
-    consumer = asyncio.create_task(peer.consume(tally, stop))
+    consumer = asyncio.create_task(peer.answer(stop) if workload == "W6" else peer.consume(tally, stop))
     for number in (500, messages):  # the first time to warm up
         tally.expect(number)
         with Steps() as steps:
@@ -59,7 +62,7 @@ async def count(peer: Peer, workload: str, messages: int, folder: Path) -> Steps
 
 def main(name: str, workload: str, messages: int = 3_000) -> None:
     with tempfile.TemporaryDirectory(prefix="steps-") as folder, asyncio.Runner(loop_factory=loop_factory()) as runner:
-        steps = runner.run(count(make(name), workload, messages, Path(folder)))
+        steps = runner.run(count(make(PEERS[name]), workload, messages, Path(folder)))
     print(f"{name}, {workload}: {steps.of.total() / messages:.0f} steps a message")
     for code, number in steps.of.most_common(SHOWN):
         print(f"{number / messages:8.1f}  {code.co_qualname}  {Path(code.co_filename).name}:{code.co_firstlineno}")

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from hivewire.coordination.ledger import TaskFilter as TaskFilter
     from hivewire.coordination.ledger import TaskStatus as TaskStatus
     from hivewire.coordination.ledger import open_ledger as open_ledger
+    from hivewire.coordination.outbox.boxes import Inbox as Inbox
+    from hivewire.coordination.outbox.boxes import Outbox as Outbox
+    from hivewire.coordination.outbox.relay import Relay as Relay
     from hivewire.coordination.tasks import TaskRequest as TaskRequest
     from hivewire.coordination.tasks import TaskResult as TaskResult
     from hivewire.coordination.worker import Context as Context
@@ -90,6 +93,8 @@ _HOMES = {
         "TaskStatus",
         "open_ledger",
     ],
+    "coordination.outbox.boxes": ["Inbox", "Outbox"],
+    "coordination.outbox.relay": ["Relay"],
     "coordination.worker": ["Context", "Worker", "run"],
     "delivery": ["Delivery"],
     "errors": [

@@ -44,6 +44,9 @@ BEGUN: Final = "begun"
 EFFECTS: Final = "hivewire_effects"
 """In the metadata of a plan's subtask: what its effects are remembered by, over new attempts and new plans."""
 
+STOPS: Final = "hivewire_stops"
+"""In the metadata of a plan's subtask: the run whose stops concern it."""
+
 SUBTASKS: Final = "hivewire_subtasks"
 """In the metadata of a plan's subtask: how many subtasks the plan has."""
 

@@ -17,11 +17,14 @@ from hivewire.coordination.ledger.run_scripts import LogEntry
 from hivewire.coordination.ledger.sqlite import MemoryStore
 from hivewire.coordination.ledger.store import Script
 from hivewire.coordination.ledger.stored import StoredLedger
+from hivewire.coordination.plan_store import Incoming
 from hivewire.coordination.planner import Planner
 from hivewire.coordination.tasks import TaskRequest, TaskResult
 from hivewire.coordination.team import announced
 from hivewire.errors import Closed, CoordinationError, Deadline, InvalidPlan, NoCapableWorker
 from hivewire.rules.plan_limits import Capability
+from hivewire.rules.plan_state import Cancel
+from hivewire.testing.conformance.waiting import until, until_true
 from hivewire.testing.scripted_model import Answer, ScriptedModel
 from hivewire.testing.virtual_time import EPOCH, virtual
 
@@ -319,6 +322,77 @@ async def test_cancel_ends_it_and_sends_nothing_more() -> None:
         assert on.calls == ["a", "b"]
         assert await coordinator.cancel(run) == result
         assert (await on.ledger.get_task(run)).status is TaskStatus.CANCELLED
+
+
+@virtual
+async def test_nothing_begins_after_a_cancel_has_returned() -> None:
+    """Subtasks that wait in the worker's queue, one that runs, and the messages of an outbox that was not sent yet."""
+    ended: list[str] = []
+
+    async def long(task: hw.Message, ctx: hw.Context) -> Any:
+        try:
+            await asyncio.sleep(1_000)
+        except asyncio.CancelledError:
+            ended.append(task.content["subtask"])
+            raise
+
+    async with stage() as on:
+        on.worker("w", "work", handler=long, concurrency=2)
+        coordinator = await on.coordinator()
+        run = await coordinator.start(TaskRequest(name="t"), plan=plan(*(sub(f"s{n}") for n in range(9))))
+        other = await coordinator.start(TaskRequest(name="other"), plan=plan(sub("goes on")))
+        await until(lambda: len(on.calls) >= 2, "two began")
+        began = now()
+        await coordinator.cancel(run)
+        assert elapsed(began) <= 1
+        begun = list(on.calls)
+        await until_true(lambda: is_empty(on.protocol), "what waited is taken")
+        assert set(on.calls) - set(begun) <= {"goes on"}
+        assert set(ended) == set(begun) - {"goes on"}
+        assert await on.protocol.dead_letters("w") == []
+        assert (await coordinator.state(other)).header.status == "running"
+
+
+async def is_empty(protocol: hw.Protocol) -> bool:
+    return (await protocol.depth("w")).ready == 0
+
+
+@virtual
+async def test_a_subtask_whose_time_is_over_is_stopped_and_its_worker_is_free() -> None:
+    async def handle(task: hw.Message, ctx: hw.Context) -> Any:
+        if task.content["subtask"] == "slow":
+            await asyncio.sleep(1_000)
+
+    async with stage() as on:
+        on.worker("w", "work", handler=handle, concurrency=1)
+        coordinator = await on.coordinator()
+        began = now()
+        parts = plan(sub("slow", timeout_s=2, priority=10), sub("next"))
+        result = await coordinator.execute(TaskRequest(name="t"), plan=parts)
+        assert result.subtasks == {"slow": "failed", "next": "done"}
+        assert elapsed(began) < 5
+
+
+@virtual
+async def test_a_stop_that_was_decided_and_not_told_is_told_by_another() -> None:
+    """The coordinator that took the cancel in dies before it tells the workers."""
+    ended: list[str] = []
+
+    async def long(task: hw.Message, ctx: hw.Context) -> Any:
+        try:
+            await asyncio.sleep(1_000)
+        finally:
+            ended.append(task.content["subtask"])
+
+    async with stage() as on:
+        on.worker("w", "work", handler=long)
+        first = await on.coordinator()
+        run = await first.start(TaskRequest(name="t"), plan=plan(sub("a")))
+        await until(lambda: on.calls, "it began")
+        await first.runs.apply(run, lambda _: [Incoming("cancel:x", Cancel(at=now()))])
+        await first.close()
+        await on.coordinator()
+        await until(lambda: ended, "it is stopped", within_s=5)
 
 
 async def told(coordinator: Coordinator, run: str, after: int = 0) -> list[LogEntry]:

@@ -27,6 +27,7 @@ from hivewire.rules.plan_state import (
     SendBack,
     SetTimer,
     Started,
+    Stop,
     Timer,
     content_of,
     dump,
@@ -239,9 +240,51 @@ def test_cancel_ends_the_run_and_late_results_change_nothing() -> None:
     state, _ = begin(sub("a"), sub("b", "a"))
     late = answer(state, "a")
     state, commands = step(state, Cancel(at=1, reason="asked to"))
-    assert isinstance(commands[-1], Finish)
+    finish, stop = commands
+    assert isinstance(finish, Finish)
+    assert stop == Stop(id=stop.id, messages=())
     assert statuses(state) == {"a": "cancelled", "b": "cancelled"}
     assert step(state, late) == (state, [])
+
+
+def stopped(commands: list[Command]) -> list[tuple[str, ...]]:
+    return [command.messages for command in commands if isinstance(command, Stop)]
+
+
+def test_what_nobody_waits_for_any_more_is_stopped_and_nothing_else() -> None:
+    """A subtask whose time is over, one that waits for its dependency anew, one that is not in the plan any more."""
+    state, _ = begin(sub("slow", timeout_s=5), sub("beside"))
+    state, (timer,) = step(state, Begun(at=2, version=1, subtask="slow", attempt=1))
+    assert isinstance(timer, SetTimer)
+    message = state.rows["slow"].message_id
+    state, commands = step(state, Timer(at=9, subtask="slow", generation=timer.generation))
+    assert stopped(commands) == [(message,)]
+    state, commands = done(state, "beside")
+    assert stopped(commands) == []
+
+    state, _ = begin(sub("a"), sub("review", "a"), sub("other", "a"))
+    state, commands = done(state, "a")
+    assert stopped(commands) == []
+    message = state.rows["other"].message_id
+    state, commands = done(state, "review", {"send_back": {"subtask": "a", "feedback": "again"}})
+    assert stopped(commands) == [(message,)]
+
+    state, _ = begin(sub("maker"), sub("checker", "maker"))
+    state, _ = done(state, "maker", {"subtasks": [{"name": "p", "assigned_to": "work"}]})
+    message = state.rows["p"].message_id
+    state, _ = done(state, "checker", {"send_back": {"subtask": "maker", "feedback": "without p"}})
+    state, commands = done(state, "maker")
+    assert stopped(commands) == [(message,)]
+    assert "p" not in state.rows
+
+
+def test_a_run_that_fails_by_its_time_stops_everything() -> None:
+    state, (timer, _, _) = step(
+        new_run("r", Plan(subtasks=(sub("a"), sub("b"))), ["work"], timeout_s=3), Started(at=0.0)
+    )
+    assert isinstance(timer, SetTimer)
+    _, commands = step(state, Timer(at=3, subtask="", generation=timer.generation))
+    assert stopped(commands) == [()]
 
 
 def test_a_state_of_newer_code_is_refused() -> None:
@@ -307,6 +350,10 @@ class World:
             assert not any(row.is_open for row in self.state.rows.values())
         elif isinstance(command, SetTimer):
             self.timers.append(command)
+        elif isinstance(command, Stop):
+            waited_for = {row.message_id for row in self.state.rows.values() if row.status == "running"}
+            assert not waited_for.intersection(command.messages)
+            assert command.messages or self.state.is_finished
         else:
             assert isinstance(command, Dispatch), "nobody has asked for a plan"
             assert (command.subtask, command.attempt) not in self.sendings, "an attempt was sent twice"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -76,3 +77,36 @@ def test_the_wait_grows_to_its_bound(failures: int, chance: float, first: float)
     retry = Retry(first_s=first, most_s=60)
     assert 0 <= retry.delay_s(failures, chance) <= retry.ceiling_s(failures) <= 60
     assert retry.ceiling_s(failures) <= retry.ceiling_s(failures + 1)
+
+
+@given(failures=st.integers(1, 60), first=st.floats(0.001, 10), factor=st.floats(1, 4), most=st.floats(0, 1e9))
+def test_each_failure_multiplies_the_wait(failures: int, first: float, factor: float, most: float) -> None:
+    retry = Retry(first_s=first, most_s=most, factor=factor)
+    expected = first
+    for _ in range(failures - 1):
+        expected *= factor
+    assert retry.ceiling_s(failures) == pytest.approx(min(most, expected))
+
+
+def test_after_very_many_failures_the_wait_is_the_longest() -> None:
+    retry = Retry(first_s=1e-30, most_s=1e6)
+    assert retry.ceiling_s(60) < retry.ceiling_s(61) == retry.ceiling_s(5_000) == 1e6
+    assert Retry(most_s=8.0).delay_s(10, 0.25) == 2.0
+
+
+def test_the_policy_that_is_used_when_none_is_given() -> None:
+    retry = Retry()
+    assert retry.max_attempts == 5
+    assert [retry.ceiling_s(failures) for failures in (1, 2, 3, 7)] == [1.0, 2.0, 4.0, 60.0]
+
+
+@pytest.mark.parametrize("wrong", [{"max_attempts": 0}, {"first_s": -0.1}, {"most_s": -0.1}, {"factor": 0.9}])
+def test_it_refuses_what_is_no_policy(wrong: dict[str, float]) -> None:
+    Retry(max_attempts=1, first_s=0, most_s=0, factor=1)
+    Retry(first_s=0.5, most_s=0.5)
+    with pytest.raises(ValueError, match="not a retry policy"):
+        Retry(**wrong)  # type: ignore[arg-type]  # each of them has a right type
+
+
+def test_nothing_is_known_before_the_first_handler_has_ended() -> None:
+    assert Pace().lanes(slots=8, free=3) == 3

@@ -30,8 +30,10 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "cleanup": ("hivewire.cli.cleanup", "forget what is kept for recognising repeats, and give space back"),
     "explain": ("hivewire.cli.explain", "tell the life of one message, and where it is now"),
     "ledger": ("hivewire.cli.ledger", "the ledger's tables: status, upgrade, downgrade, purge"),
+    "outbox": ("hivewire.cli.outbox", "messages in your own transactions: tables, relay, what waits"),
     "budget": ("hivewire.cli.budget", "tell what models have cost, by day, month, run or label"),
     "loadtest": ("hivewire.cli.loadtest", "send at a fixed rate; count what is lost, doubled, out of order"),
+    "bench": ("hivewire.cli.bench", "measure what a message costs here, beside raw loops without an engine"),
     "doctor": ("hivewire.cli.doctor", "check what is reachable, durable, misconfigured"),
     "config": ("hivewire.cli.config", "print the settings in force, and where each comes from"),
 }

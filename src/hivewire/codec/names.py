@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from typing import Final
 
 from hivewire.codec.values import shown
@@ -76,6 +77,14 @@ def utf8_len(text: str, what: str) -> int:
         return len(text.encode())
     except UnicodeEncodeError as error:
         raise Undecodable(f"{what} holds a lone surrogate, which is not text: {error}") from None
+
+
+def check_texts(texts: Iterable[object], what: str) -> None:
+    """Raise `MessageError` unless all of them are text that can be stored: a str without half a character."""
+    for text in texts:
+        if not isinstance(text, str):
+            raise MessageError(f"{what} is a str, not {type(text).__name__}")
+        utf8_len(text, what)
 
 
 def check_id(id: object, what: str) -> None:

@@ -242,16 +242,21 @@ class Coordinator:
         return await self.runs.load(run)
 
     async def cancel(self, run: str, reason: str = "cancelled") -> TaskResult:
-        """End a run. What its subtasks still answer is ignored; nothing more is sent for it.
+        """End a run: when this returns, nothing of it begins any more, anywhere. Async handlers that run are cancelled
+        within a second, handlers in processes end with their process; what a thread still answers is ignored.
 
-        A subtask that is with a worker, or in its queue, is not stopped by this version.
+        While the protocol's store is away this waits for it; the run is ended all the same.
         """
         from hivewire.coordination.plan_store import Incoming
         from hivewire.rules.plan_state import Cancel
+        from hivewire.rules.stops import PERMIT_S
 
         cause = Incoming(f"cancel:{new_id()}", Cancel(at=self._clock(), reason=reason))
         state, _, _ = await self.runs.apply(run, lambda _: [cause])
         self._errands.moved.set()
+        if state.header.status == "cancelled":
+            await self._errands.relay(run)
+            await asyncio.sleep(PERMIT_S)  # who has asked before may begin for so long
         return _result(state)
 
     async def events(self, run: str, *, after: int = 0) -> AsyncIterator[LogEntry]:

@@ -14,12 +14,13 @@ from hivewire.coordination.ledger.runs import Runs
 from hivewire.coordination.losses import Losses
 from hivewire.coordination.plan_store import Incoming
 from hivewire.coordination.planner import Planner, plain
+from hivewire.coordination.stopping import stop
 from hivewire.coordination.tasks import TaskRequest, Trouble
 from hivewire.coordination.team import HEARTBEAT, Team
 from hivewire.delivery import Delivery
 from hivewire.errors import CoordinationError, DeliveryError, HivewireError, MessageError
 from hivewire.ids import new_id
-from hivewire.message import UNORDERED, Message, MessageType
+from hivewire.message import STOPS, UNORDERED, Message, MessageType
 from hivewire.protocol import Protocol
 from hivewire.rules.plan_limits import Capability
 from hivewire.rules.plan_state import (
@@ -30,6 +31,7 @@ from hivewire.rules.plan_state import (
     Planned,
     Row,
     RunState,
+    Stop,
     Timer,
     begun_message,
     content_of,
@@ -166,7 +168,7 @@ class Errands:
         if under_way is not None and not under_way.done():
             await asyncio.wait([under_way])  # it may have looked before the latest was there
         if (later := self._relaying.get(run)) is None or later.done():
-            task = self._relaying[run] = asyncio.create_task(self._relay(run), name=f"hivewire-relay-{run}")
+            task = self._relaying[run] = asyncio.create_task(self.relay(run), name=f"hivewire-relay-{run}")
             task.add_done_callback(partial(self._relayed, run))
 
     def _relayed(self, run: str, task: asyncio.Task[None]) -> None:
@@ -175,18 +177,25 @@ class Errands:
         if not task.cancelled() and (error := task.exception()) is not None:
             log.warning("not sent yet; it is tried again", extra={"run": run, "error": str(error)})
 
-    async def _relay(self, run: str) -> None:
+    async def relay(self, run: str) -> None:
+        """Send and stop what was decided for a run. When this returns, everything that could be done is done."""
         while kept := [each for each in await self._runs.outbox(run, _BATCH) if not self._is_planning(each)]:
             state = await self._runs.load(run)
             plans = [each.command for each in kept if isinstance(each.command, MakePlan)]
             for command in plans:
                 self._begin_planning(run, state, command)
+            await self._stop(run, [each.command for each in kept if isinstance(each.command, Stop)])
             dispatches = [each for each in kept if isinstance(each.command, Dispatch)]
-            if not dispatches:
-                return
-            await self._runs.sent(run, await self._send(run, state, dispatches))
+            if dispatches:
+                await self._runs.sent(run, await self._send(run, state, dispatches))
             if len(kept) < _BATCH:
                 return
+
+    async def _stop(self, run: str, stops: Sequence[Stop]) -> None:
+        for command in stops:
+            await stop(self._protocol, run, command.messages)
+        if stops:
+            await self._runs.sent(run, [command.id for command in stops])
 
     async def _send(self, run: str, state: RunState, kept: Sequence[Kept]) -> list[str]:
         """Send those that are still wanted; returns the ids that need not be sent any more."""
@@ -241,7 +250,7 @@ class Errands:
             content=content_of(state, row),
             key=UNORDERED,
             priority=row.spec.priority,
-            metadata={"run": state.header.run, **marks_of(state, row, mailbox)},
+            metadata={"run": state.header.run, STOPS: state.header.run, **marks_of(state, row, mailbox)},
         )
 
     # -- plans

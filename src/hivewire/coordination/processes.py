@@ -12,15 +12,18 @@ import os
 import pickle
 import signal
 import threading
+import time
 import traceback
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from math import inf
 from multiprocessing.connection import Connection, wait
 from typing import Any, Final
 
 import msgspec
 
+from hivewire.coordination.stopping import TooLate
 from hivewire.errors import HivewireError, Reject, RetryAfter, SettingsError
 from hivewire.message import Message
 
@@ -45,7 +48,7 @@ class ProcessContext(msgspec.Struct, frozen=True):
     attempt: int
 
 
-Call = tuple[Callable[[Message, ProcessContext], Any], Message, int]
+Call = tuple[Callable[[Message, ProcessContext], Any], Message, int, float]
 
 
 def check(name: str, handler: Callable[..., Any]) -> None:
@@ -68,12 +71,13 @@ class Pool:
         self._threads = ThreadPoolExecutor(size, thread_name_prefix=f"hivewire-{name}-process")
         """Each waits for one process."""
 
-    async def run(self, handler: Callable[..., Any], message: Message, attempt: int) -> Any:
-        """What the handler returns or raises; `ProcessDied` when its process did not live to say."""
+    async def run(self, handler: Callable[..., Any], message: Message, attempt: int, start_by: float = inf) -> Any:
+        """What the handler returns or raises; `ProcessDied` when its process did not live to say; `TooLate` when it
+        had not begun by then (of `time.monotonic`, which all processes of a machine share)."""
         loop = asyncio.get_running_loop()
         child = self._idle.pop() if self._idle else _Child(self._name)
         try:
-            answer = await loop.run_in_executor(self._threads, child.ask, (handler, message, attempt))
+            answer = await loop.run_in_executor(self._threads, child.ask, (handler, message, attempt, start_by))
         except BaseException:
             child.kill()
             raise
@@ -144,6 +148,8 @@ def _opened(answer: tuple[str, Any]) -> Any:
     kind, value = answer
     if kind == "result":
         return value
+    if kind == "late":
+        raise TooLate
     if kind == "reject":
         raise Reject(value)
     if kind == "retry_after":
@@ -181,7 +187,9 @@ def _end_with_parent() -> None:
 
 def _answer(raw: bytes) -> bytes:
     try:
-        handler, message, attempt = pickle.loads(raw)  # of our own parent
+        handler, message, attempt, start_by = pickle.loads(raw)  # of our own parent
+        if time.monotonic() > start_by:
+            return pickle.dumps(("late", None))
         return pickle.dumps(("result", handler(message, ProcessContext(attempt))))
     except Reject as error:
         return pickle.dumps(("reject", error.reason))

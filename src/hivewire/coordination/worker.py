@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import contextvars
 import inspect
+import logging
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 
 from hivewire.backend import Mode
+from hivewire.coordination.calling import Calls, Entry, Handler
+from hivewire.coordination.stopping import Stopped
 from hivewire.delivery import Delivery
 from hivewire.errors import NoHandler, SettingsError
 from hivewire.ids import derived_id
@@ -24,21 +25,13 @@ if TYPE_CHECKING:
     from hivewire.coordination.effects import LedgerEffects
     from hivewire.coordination.processes import Pool
 
-Handler = Callable[[Message, Any], Any]
-"""Called with a message and its `Context`; in a process of its own with a `ProcessContext`."""
+log = logging.getLogger(__name__)
+
 HandlerT = TypeVar("HandlerT", bound=Handler)
 T = TypeVar("T")
 
 ANY = "*"
 """A handler for every type that has none of its own."""
-
-
-class _Entry(msgspec.Struct, frozen=True):
-    handler: Handler
-    is_async: bool
-    retry: Retry | None
-    timeout_s: float | None
-    in_process: bool
 
 
 class Context(msgspec.Struct, eq=False, gc=False):
@@ -226,7 +219,7 @@ class Worker:
         self.groups = tuple(groups)
         self.mode: Mode = mode
         self.effects = effects
-        self._entries: dict[str, _Entry] = {}
+        self._entries: dict[str, Entry] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
 
     @property
@@ -259,12 +252,12 @@ class Worker:
             is_async = inspect.iscoroutinefunction(handler)
             if process and is_async:
                 raise SettingsError(f"worker {self.name}: process=True is for a plain function, not for an async one")
-            self._entries[type] = _Entry(handler, is_async, retry, timeout_s, process)
+            self._entries[type] = Entry(handler, is_async, retry, timeout_s, process)
             return handler
 
         return register
 
-    def _entry(self, type: str) -> _Entry | None:
+    def _entry(self, type: str) -> Entry | None:
         return self._entries.get(type) or self._entries.get(ANY)
 
     def _retry(self, type: str) -> Retry | None:
@@ -276,13 +269,8 @@ class Worker:
         types = self.types
         await protocol.subscribe(self.name, types, groups=self.groups, mode=self.mode)
         self._loop = asyncio.get_running_loop()
-        processes = self._pool()
-        threads = ThreadPoolExecutor(self.concurrency, thread_name_prefix=f"hivewire-{self.name}")
+        calls = Calls(self.name, self.concurrency, protocol, self._pool())
         limits = [entry.timeout_s for entry in self._entries.values()]
-
-        async def in_thread(handler: Handler, message: Message, context: Context) -> Any:
-            run = contextvars.copy_context().run
-            return await self.loop.run_in_executor(threads, run, handler, message, context)
 
         plain = {type: entry.handler for type, entry in self._entries.items() if entry.is_async}
 
@@ -301,14 +289,11 @@ class Worker:
                 raise NoHandler(f"worker {self.name} has no handler for type {message.type!r} in this process")
             if "start_to" in message.metadata:
                 await context.begun()
-            if entry.is_async:
-                result = await entry.handler(message, context)
-            elif entry.in_process and processes is not None:
-                result = await processes.run(entry.handler, message, context.attempt)
-            else:
-                result = await in_thread(entry.handler, message, context)
-                if inspect.isawaitable(result):  # a plain wrapper around an async function
-                    result = await result
+            try:
+                result = await calls.call(entry, message, context)
+            except Stopped as stopped:  # nobody waits for an answer
+                log.info("not done", extra={"worker": self.name, "reason": str(stopped)})
+                return
             if "reply_to" in message.metadata:
                 await context.reply(result, type="result", name="result")
 
@@ -323,9 +308,7 @@ class Worker:
                 drain_s=drain_s,
             )
         finally:
-            threads.shutdown(wait=False, cancel_futures=True)
-            if processes is not None:
-                processes.close()
+            await calls.close()
 
     def _pool(self) -> Pool | None:
         """Processes for the handlers that want one."""

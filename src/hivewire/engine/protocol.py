@@ -16,6 +16,7 @@ import msgspec
 
 from hivewire.backend import Append, Backend, Depth, Duplicate, Mode, Record, Room
 from hivewire.codec import ADDRESSES, check_agent, check_group, check_type, encode, keep, split_address
+from hivewire.codec.names import check_id, check_texts
 from hivewire.delivery import Delivery
 from hivewire.engine import looking
 from hivewire.engine.claims import blob_store
@@ -255,6 +256,8 @@ class Engine(Protocol):
     async def _send(self, message: Message, delay_s: float, idempotency_key: str | None, timeout_s: float) -> Receipt:
         """With all that is rare."""
         queue, record = self._record(message)
+        if idempotency_key is not None:
+            check_id(idempotency_key, "an idempotency key")
         room = Room.RESERVE if handling.get() is not None else Room.CAP
         features = self.backend.features
         if delay_s > 0 and not features.delayed_append:
@@ -358,6 +361,7 @@ class Engine(Protocol):
     async def broadcast(self, message: Message, group: str, *, durable: bool = True) -> Receipt:
         await self._ready()
         check_group(group)
+        check_id(message.id, "the id of a message")
         if message.type in (JOIN, LEAVE) or len(message.id.encode()) > _MOST_BROADCAST_ID:
             raise MessageError(f"broadcast {message.id}: its type is reserved or its id is too long")
         sent = message.replace(to=group)
@@ -484,19 +488,20 @@ class Engine(Protocol):
         self, agent: str | None = None, *, limit: int = 100, after: str | None = None
     ) -> list[DeadLetter]:
         await self._ready()
+        check_texts((agent or "", after or ""), "an agent or a place in the dead letters")
         await self._bury_expired()
         return await looking.dead_letters(self._core, agent, limit, after)
 
     async def replay(self, what: str | Sequence[str]) -> int:
         await self._ready()
-        queue, ids = (what, None) if isinstance(what, str) else (None, list(what))
+        queue, ids = _letters(what)
         if self._core.trail.on:
             await note_letters(self.backend, self._core.trail, "replayed", queue, ids)
         return await self.backend.revive(queue, ids)
 
     async def purge_dead(self, what: str | Sequence[str] | None = None, *, older_than_s: float | None = None) -> int:
         await self._ready()
-        queue, ids = (what, None) if what is None or isinstance(what, str) else (None, list(what))
+        queue, ids = (None, None) if what is None else _letters(what)
         if self._core.trail.on:
             await note_letters(self.backend, self._core.trail, "purged", queue, ids, older_than_s)
         return await self.backend.purge_dead(queue, ids, older_than_s)
@@ -504,12 +509,14 @@ class Engine(Protocol):
     async def delayed(self, agent: str, *, limit: int = 100, after: str | None = None) -> list[Delayed]:
         await self._ready()
         check_agent(agent)
+        check_texts((after or "",), "a place among the delayed messages")
         return await looking.delayed(self._core, agent, limit, after)
 
     async def cancel_delayed(self, ids: Sequence[str], *, agent: str | None = None) -> int:
         await self._ready()
         if isinstance(ids, str):
-            raise MessageError(f"cancel {ids}: ids are a list, not one str")
+            raise MessageError(f"cancel {ids!r}: ids are a list, not one str")
+        check_texts((*ids, agent or ""), "an id of a message")
         return await looking.cancel_delayed(self.backend, self._core.trail, ids, agent)
 
     async def schedule(
@@ -532,6 +539,7 @@ class Engine(Protocol):
 
     async def explain(self, id: str) -> Explanation:
         await self._ready()
+        check_texts((id,), "the id of a message")
         await self._bury_expired()
         return await explain(self.backend, self._core.trail, id)
 
@@ -568,16 +576,19 @@ class Engine(Protocol):
 
     async def value(self, name: str) -> Value:
         await self._ready()
+        check_texts((name,), "the name of a value")
         entry = await self.backend.get(_VALUE_PREFIX + name)
         return Value(entry.value, entry.version)
 
     async def set_value(self, name: str, data: bytes, version: int, *, ttl_s: float | None = None) -> Value | None:
         await self._ready()
+        check_texts((name,), "the name of a value")
         entry = await self.backend.put(_VALUE_PREFIX + name, data, version, ttl_s=ttl_s)
         return None if entry is None else Value(entry.value, entry.version)
 
     async def values(self, prefix: str) -> Mapping[str, Value]:
         await self._ready()
+        check_texts((prefix,), "the name of a value")
         found = await self.backend.scan(_VALUE_PREFIX + prefix)
         return {key[len(_VALUE_PREFIX) :]: Value(entry.value, entry.version) for key, entry in found.items()}
 
@@ -585,6 +596,7 @@ class Engine(Protocol):
         self, scope: str, name: str, fn: Callable[[], Awaitable[Any]], find: Callable[[], Awaitable[Any]] | None = None
     ) -> Any:
         await self._ready()
+        check_texts((scope, name), "the name of an effect")
         settings = self.settings
         effect = Once(
             self.backend,
@@ -599,6 +611,13 @@ class Engine(Protocol):
             raise Closed("the protocol was closed; make a new one with hivewire.connect")
         if not self._open:
             await self._start()
+
+
+def _letters(what: str | Sequence[str]) -> tuple[str | None, list[str] | None]:
+    """Dead letters: those of an agent, or these ids."""
+    queue, ids = (what, None) if isinstance(what, str) else (None, list(what))
+    check_texts(ids or (queue or "",), "an agent or an id of a dead letter")
+    return queue, ids
 
 
 def _check_subscription(agent: str, types: Sequence[str], groups: Sequence[str]) -> None:

@@ -7,7 +7,7 @@ class Breaker:
     """Closed: calls go through. After `failures` failures in a row it opens: no call for `rest_s` seconds. Then one
     call is let through; its outcome closes the breaker or opens it again. (M. Nygard, "Release It!", 2007.)
 
-    >>> breaker = Breaker(failures=2, rest_s=60)
+    >>> breaker = Breaker(failures=2, rest_s=60.0)
     >>> breaker.failed(now=0), breaker.failed(now=1), breaker.wait_s(now=11)
     (None, None, 50.0)
     """

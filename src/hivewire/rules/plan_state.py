@@ -12,7 +12,7 @@ from hivewire.errors import CoordinationError, InvalidPlan
 from hivewire.message import BEGUN, EFFECTS, SUBTASKS
 from hivewire.rules.plan import Graph, Plan, Subtask, checked_graph
 
-SCHEMA: Final = 2
+SCHEMA: Final = 3
 """Raised whenever older code could misread what this code writes."""
 
 SubtaskStatus = Literal["waiting", "running", "done", "failed", "skipped", "cancelled"]
@@ -182,6 +182,13 @@ class SetTimer(msgspec.Struct, frozen=True, kw_only=True, tag="set_timer"):
     due_at: float
 
 
+class Stop(msgspec.Struct, frozen=True, kw_only=True, tag="stop"):
+    """The subtasks with these messages are not wanted any more, wherever they are; without any: nothing of the run."""
+
+    id: str
+    messages: tuple[str, ...] = ()
+
+
 class MakePlan(msgspec.Struct, frozen=True, kw_only=True, tag="make_plan"):
     """Ask for a plan and give back `Planned`. `errors` say what went wrong with the one before."""
 
@@ -197,7 +204,9 @@ class Finish(msgspec.Struct, frozen=True, kw_only=True, tag="finish"):
     reason: str
 
 
-Command = Dispatch | SetTimer | MakePlan | Finish
+Command = Dispatch | Stop | SetTimer | MakePlan | Finish
+KeptCommand = Dispatch | Stop | MakePlan
+"""What stays in the outbox until it is carried out."""
 
 
 def new_run(

@@ -27,6 +27,7 @@ from hivewire.rules.plan_state import (
     SendBack,
     SetTimer,
     Started,
+    Stop,
     Timer,
 )
 
@@ -74,10 +75,17 @@ class _Step:
         self._graph = state.graph
         self._commands: list[Command] = []
         self._is_changed = False
+        self._answered = ""
+        """The message whose answer this event is."""
+        self._dropped: list[str] = []
+        """Messages that are with workers, or on their way, and whose answers nobody waits for any more."""
 
     def outcome(self) -> tuple[RunState, list[Command]]:
         if not self._is_changed:
             return self._before, []
+        if unwanted := tuple(self._dropped):
+            everything = self._header.status in ("failed", "cancelled")
+            self._commands.append(Stop(id=self._next_id(), messages=() if everything else unwanted))
         return RunState(self._header, self._rows, self._graph), self._commands
 
     def start(self) -> None:
@@ -100,7 +108,7 @@ class _Step:
             self._set(row, timer=self._set_timer(row.spec.name, row.spec.timeout_s))
 
     def result(self, event: Result) -> None:
-        row = self._current(event.subtask, event.version, event.attempt)
+        row = self._answer_of(event)
         if row is None:
             return
         try:
@@ -115,7 +123,7 @@ class _Step:
             self._advance(self._graph.before[row.spec.name], only_done=True)
 
     def failed(self, event: Failed) -> None:
-        row = self._current(event.subtask, event.version, event.attempt)
+        row = self._answer_of(event)
         if row is not None:
             self._fail(row, event.error)
 
@@ -169,7 +177,7 @@ class _Step:
         self._set_header(planning=command.id, plans_left=self._header.plans_left - 1)
 
     def send_back(self, event: SendBack) -> None:
-        reviewer = self._current(event.subtask, event.version, event.attempt)
+        reviewer = self._answer_of(event)
         if reviewer is None:
             return
         target = self._rows.get(event.target)
@@ -187,8 +195,14 @@ class _Step:
     def _again(self, row: Row, **changes: Any) -> None:
         self._set(row, status="waiting", output=None, error="", timer=0, ended_at=0.0, **changes)
 
-    def _current(self, name: str, version: int, attempt: int) -> Row | None:
+    def _answer_of(self, event: Result | Failed | SendBack) -> Row | None:
         """The row that a worker's answer is about, if it is still waited for."""
+        row = self._current(event.subtask, event.version, event.attempt)
+        if row is not None:
+            self._answered = row.message_id
+        return row
+
+    def _current(self, name: str, version: int, attempt: int) -> Row | None:
         row = self._rows.get(name)
         if row is None or row.status != "running" or (row.version, row.attempt) != (version, attempt):
             return None
@@ -214,6 +228,8 @@ class _Step:
             raise InvalidPlan("; ".join(errors))
         kept = {spec.name for spec in specs if (old := outdated.get(spec.name)) is not None and old.spec == spec}
         removed = self._with_what_they_made(outdated.keys() - kept)
+        for name in removed:
+            self._drop(self._rows[name])
         rows = [row for name, row in self._rows.items() if name not in removed]
         # The attempts go on counting, so that no answer to an earlier one of the same name fits.
         attempts = {name: self._rows[name].attempt for name in removed}
@@ -320,7 +336,13 @@ class _Step:
     def _next_id(self) -> str:
         return derived_id("run", self._header.run, self._header.seq, len(self._commands))
 
+    def _drop(self, row: Row) -> None:
+        if row.status == "running" and row.message_id != self._answered:
+            self._dropped.append(row.message_id)
+
     def _set(self, row: Row, **changes: Any) -> None:
+        if changes.get("status", "running") != "running":
+            self._drop(row)
         self._rows[row.spec.name] = msgspec.structs.replace(row, **changes)
         self._is_changed = True
 

@@ -201,6 +201,11 @@ class Broker:
     def url(self) -> str:
         return f"kafka://{self.address}"
 
+    @property
+    def pid(self) -> int | None:
+        """None while it does not run."""
+        return None if self._process is None else self._process.pid
+
     def launch(self) -> None:
         """Start the process; `ready` waits for it."""
         prepared = self._prepared or prepare()

@@ -15,8 +15,7 @@ from hivewire.ids import derived_id
 from hivewire.rules.plan_state import (
     UNFINISHED,
     Command,
-    Dispatch,
-    MakePlan,
+    KeptCommand,
     Planned,
     RunState,
     SetTimer,
@@ -56,7 +55,7 @@ class Kept(msgspec.Struct, frozen=True):
     """A command in the outbox, and to whom it goes; nobody has been chosen yet when that is empty."""
 
     run: str
-    command: Dispatch | MakePlan
+    command: KeptCommand
     recipient: str
 
 
@@ -173,7 +172,7 @@ def _store_commands(state: RunState, commands: Sequence[Command], cause: Incomin
     sent = [
         (head.run, head.seq, place, command.id, _text(dump(command)))
         for place, command in enumerate(commands)
-        if isinstance(command, Dispatch | MakePlan)
+        if isinstance(command, KeptCommand)
     ]
     if sent:
         yield Many(
@@ -322,7 +321,7 @@ def outbox(run: str, limit: int) -> Script[list[Kept]]:
 
 def _kept(run: str, body: str, recipient: str) -> Kept:
     command = load_command(body.encode())
-    if not isinstance(command, Dispatch | MakePlan):
+    if not isinstance(command, KeptCommand):
         raise CoordinationError(f"the outbox of run {run} has a {type(command).__name__} in it")
     return Kept(run, command, recipient)
 

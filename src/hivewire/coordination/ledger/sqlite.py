@@ -173,15 +173,19 @@ class SQLiteStore(Store):
             self.path.absolute().parent.mkdir(parents=True, exist_ok=True)
             connection = Connection(str(self.path), self._clock)
             try:
-                self._check_owner(connection.db)
-                connection.db.execute("PRAGMA journal_mode = WAL")
-                connection.db.execute("PRAGMA synchronous = FULL")
+                self.prepare(connection.db)
             except BaseException:
                 connection.db.close()
                 raise
         except (sqlite3.Error, OSError) as error:
             raise trouble.explain(error, "open the ledger", self.path) from error
         return connection
+
+    def prepare(self, db: sqlite3.Connection) -> None:
+        """Called for each new connection."""
+        self._check_owner(db)
+        db.execute("PRAGMA journal_mode = WAL")
+        db.execute("PRAGMA synchronous = FULL")
 
     def _check_owner(self, db: sqlite3.Connection) -> None:
         owner = db.execute("PRAGMA application_id").fetchone()[0]

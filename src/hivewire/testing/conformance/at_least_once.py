@@ -230,6 +230,7 @@ async def test_given_back_unstarted_is_not_an_attempt(fabric: Fabric) -> None:
     assert {delivery.attempt for delivery in await take(fabric.protocol, "back", left)} == {1}
 
 
+@pytest.mark.slow
 async def test_a_poison_message_is_buried_and_its_neighbours_are_not(fabric: Fabric) -> None:
     """It kills every process that handles it; what ran beside it is handled."""
     settings = {"max_attempts": 3}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
 
 import pytest
 
@@ -86,6 +87,44 @@ async def test_every_bad_message_is_refused_and_nothing_is_stored(fabric: Fabric
     assert counts(await fabric.protocol.depth("good")) == (0, 0, 0, 0)
     await fabric.protocol.send(task("good", 7))
     assert number((await take(fabric.protocol, "good", 1))[-1]) == 7
+
+
+async def test_half_a_character_is_refused_before_the_store_wherever_text_goes(fabric: Fabric) -> None:
+    protocol, bad = fabric.protocol, "half \ud800"
+    calls: dict[str, Callable[[], Awaitable[object]]] = {
+        "send": lambda: protocol.send(task("good"), idempotency_key=bad),
+        "send with an empty key": lambda: protocol.send(task("good"), idempotency_key=""),
+        "send with a key that is too long": lambda: protocol.send(task("good"), idempotency_key="k" * 257),
+        "broadcast": lambda: protocol.broadcast(task("good").replace(id=bad), "team"),
+        "volatile": lambda: protocol.broadcast(task("good").replace(id=bad), "team", durable=False),
+        "request": lambda: protocol.request(task("good").replace(id=bad), timeout_s=1),
+        "subscribe": lambda: protocol.subscribe("good", [bad]),
+        "dead_letters": lambda: protocol.dead_letters(bad),
+        "dead_letters after": lambda: protocol.dead_letters(after=bad),
+        "replay": lambda: protocol.replay(bad),
+        "replay ids": lambda: protocol.replay(["x", bad]),
+        "purge": lambda: protocol.purge_dead(bad),
+        "purge ids": lambda: protocol.purge_dead(["x", bad]),
+        "cancel_delayed": lambda: protocol.cancel_delayed([bad]),
+        "cancel_delayed of": lambda: protocol.cancel_delayed(["x"], agent=bad),
+        "delayed": lambda: protocol.delayed("good", after=bad),
+        "schedule": lambda: protocol.schedule(bad, 60, task("good")),
+        "schedule when": lambda: protocol.schedule("s", bad, task("good")),
+        "schedule where": lambda: protocol.schedule("s", "0 3 * * *", task("good"), timezone=bad),
+        "unschedule": lambda: protocol.unschedule(bad),
+        "explain": lambda: protocol.explain(bad),
+        "value": lambda: protocol.value(bad),
+        "set_value": lambda: protocol.set_value(bad, b"", 0),
+        "values": lambda: protocol.values(bad),
+    }
+    for name, call in calls.items():
+        (refused,) = await asyncio.gather(call(), return_exceptions=True)
+        assert isinstance(refused, MessageError), f"{name}: {refused!r}"
+    assert counts(await protocol.depth("good")) == (0, 0, 0, 0)
+    longest = "k" * 256
+    first = await protocol.send(task("good", 7), idempotency_key=longest)
+    assert number((await take(protocol, "good", 1))[-1]) == 7
+    assert first.duplicate in (False, None)
 
 
 async def test_every_odd_message_arrives_whole(fabric: Fabric) -> None:

@@ -88,6 +88,7 @@ async def test_what_was_taken_ahead_goes_to_an_idle_worker(fabric: Fabric, pool:
     assert set(seen.values()) == {1}
 
 
+@pytest.mark.slow
 async def test_a_handler_longer_than_the_lease_runs_once(fabric: Fabric, pool: str) -> None:
     for _ in range(2):
         await fabric.worker(pool)
@@ -96,6 +97,7 @@ async def test_a_handler_longer_than_the_lease_runs_once(fabric: Fabric, pool: s
     assert [(entry.n, entry.attempt) for entry in fabric.journal.starts(pool)] == [(1, 1)]
 
 
+@pytest.mark.slow
 async def test_a_dead_workers_messages_are_taken_over_in_time(fabric: Fabric, pool: str) -> None:
     first = await fabric.worker(pool, concurrency=4)
     await fabric.protocol.send_many([task(pool, n, ("sleep", 1.5)) for n in range(12)])
@@ -111,6 +113,7 @@ async def test_a_dead_workers_messages_are_taken_over_in_time(fabric: Fabric, po
     assert max(entry.at for entry in taken_over) - killed_at <= fabric.takeover_s
 
 
+@pytest.mark.slow
 async def test_only_starts_count_and_a_killer_takes_nobody_with_it(fabric: Fabric, pool: str) -> None:
     """A message that kills its process becomes a dead letter; those that were with the process, taken and never
     started or running beside it, do not."""

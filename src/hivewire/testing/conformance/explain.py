@@ -228,6 +228,7 @@ async def test_a_refused_life(fabric: Fabric, trail: str) -> None:
     assert told.startswith("refused by the queue of small: QueueFull: ")
 
 
+@pytest.mark.slow
 async def test_a_life_that_is_taken_over(fabric: Fabric) -> None:
     protocol = await _narrator(fabric)
     await fabric.worker("coder", settings={"trail": "all", "worker_name": "first"})

@@ -44,6 +44,7 @@ class _Clock:
         assert len({message.id for message in self.seen}) == len(due)
 
 
+@pytest.mark.slow
 async def test_fired_once_with_many_members_there(fabric: Fabric) -> None:
     members = [fabric.protocol] + [await fabric.member() for _ in range(3)]
     await asyncio.gather(*(member.schedule("beat", 0.3, _tick()) for member in members))
@@ -105,12 +106,14 @@ async def drain(protocol: Engine) -> None:
         await delivery.ack()
 
 
+@pytest.mark.slow
 async def test_of_missed_times_the_latest_is_made_good(fabric: Fabric) -> None:
     clock = await _asleep(fabric)
     assert clock.seen[0].metadata["missed"] >= 4
     assert clock.seen[0].created_at.timestamp() - clock.due[0] < 0.5 + 2.0
 
 
+@pytest.mark.slow
 async def test_of_missed_times_each_is_made_good_if_asked(fabric: Fabric) -> None:
     clock = await _asleep(fabric, catch_up="all")
     clock.assert_every(0.5)
@@ -118,6 +121,7 @@ async def test_of_missed_times_each_is_made_good_if_asked(fabric: Fabric) -> Non
     assert clock.seen[0].created_at.timestamp() - clock.due[0] > 2.0
 
 
+@pytest.mark.slow
 async def test_who_dies_between_sending_and_moving_on_makes_no_second_message(fabric: Fabric) -> None:
     protocol = fabric.protocol
     clock = _Clock()
@@ -140,6 +144,7 @@ async def test_who_dies_between_sending_and_moving_on_makes_no_second_message(fa
     assert len({message.id for message in clock.seen}) == len(clock.seen)
 
 
+@pytest.mark.slow
 async def test_a_member_that_is_killed_takes_no_schedule_with_it(fabric: Fabric) -> None:
     worker = await fabric.worker("clock")
     await fabric.protocol.schedule("beat", 0.5, task("clock", 7))
@@ -173,6 +178,7 @@ async def test_made_again_it_stays_as_it_is(fabric: Fabric) -> None:
     assert (await protocol.schedules())[1].next_at > ten.next_at + 60
 
 
+@pytest.mark.slow
 async def test_unscheduled_it_fires_no_more(fabric: Fabric) -> None:
     protocol = fabric.protocol
     other = await fabric.member()
@@ -281,6 +287,7 @@ async def test_a_cancelled_message_is_never_handled(fabric: Fabric) -> None:
     assert (await protocol.explain(ids[0])).events[-1].what == "cancelled"
 
 
+@pytest.mark.slow
 async def test_what_has_fallen_due_is_not_cancelled(fabric: Fabric) -> None:
     if not fabric.can_withdraw:
         return

@@ -23,6 +23,7 @@ from hivewire.testing.conformance.scenario import (
 from hivewire.testing.conformance.waiting import until
 
 
+@pytest.mark.slow
 async def test_a_dead_worker_s_work_is_taken_over_in_time(fabric: Fabric) -> None:
     first = await fabric.worker("over", concurrency=4)
     await send_numbered(fabric.protocol, "over", 3, keys=["a", "b", "c", "d"], steps=[("sleep", 1.2)])
@@ -66,6 +67,7 @@ async def test_an_idle_members_death_holds_nobody_up(fabric: Fabric) -> None:
     assert asyncio.get_running_loop().time() - began <= fabric.takeover_s
 
 
+@pytest.mark.slow
 async def test_a_handler_longer_than_the_lease_keeps_its_message(fabric: Fabric) -> None:
     await fabric.worker("slow")
     await fabric.worker("slow")
@@ -95,6 +97,7 @@ async def test_async_with_is_renewed_and_a_bare_delivery_is_not(fabric: Fabric) 
     await empty(fabric.protocol, "held")
 
 
+@pytest.mark.slow
 async def test_extend_keeps_a_bare_delivery(fabric: Fabric) -> None:
     await fabric.protocol.send(task("extend", 1))
     other = await fabric.member()
@@ -126,6 +129,7 @@ async def test_a_handler_past_its_time_limit_is_cancelled_and_it_counts(fabric: 
     assert (attempts, cancelled) == ([1, 2], [1])
 
 
+@pytest.mark.slow
 async def test_two_of_three_members_die_and_nothing_is_lost(fabric: Fabric) -> None:
     workers = [await fabric.worker("three", concurrency=4) for _ in range(3)]
     await send_numbered(fabric.protocol, "three", 6, keys=[f"k{n}" for n in range(12)], steps=[("sleep", 0.1)])

@@ -6,7 +6,8 @@ import os
 import platform
 import sqlite3
 import subprocess
-from importlib.metadata import version
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Final
 
@@ -41,9 +42,7 @@ def _cpu() -> str:
     return names[0] if names else platform.machine()
 
 
-PACKAGES: Final = (
-    "msgspec", "uvloop", "hiredis", "litequeue", "persist-queue", "redis", "faststream", "taskiq-redis", "dramatiq"
-)  # fmt: skip
+PACKAGES: Final = ("msgspec", "uvloop", "hiredis", "confluent-kafka")
 
 
 def _redis() -> str:
@@ -56,7 +55,23 @@ def _redis() -> str:
     return f"{words[0]} {next(word for word in words if word.startswith('v='))[2:]}"
 
 
-def machine() -> Machine:
+def _versions(names: Sequence[str]) -> dict[str, str]:
+    """Of those that are installed."""
+    found = {}
+    for name in names:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def load() -> tuple[float, float, float]:
+    return os.getloadavg()
+
+
+def machine(packages: Sequence[str] = ()) -> Machine:
+    """`packages`: whose versions matter beside ours."""
     return Machine(
         cpu=_cpu(),
         cores=os.cpu_count() or 1,
@@ -65,6 +80,6 @@ def machine() -> Machine:
         python=platform.python_version(),
         sqlite=sqlite3.sqlite_version,
         redis=_redis(),
-        packages={name: version(name) for name in PACKAGES},
-        load=os.getloadavg(),
+        packages=_versions([*PACKAGES, *packages]),
+        load=load(),
     )

@@ -6,13 +6,23 @@ import asyncio
 import os
 import resource
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from time import perf_counter
 from typing import Any, ClassVar, Final
 
 import msgspec
+
+WORKLOADS: Final = {
+    "W1": "one producer, each send awaited",
+    "W2": "one producer, all the batching there is",
+    "W3a": "10 producers, each awaits its own sends",
+    "W3b": "100 producers, each awaits its own sends",
+    "W4": "1,000 a second, whether or not those before are stored",
+    "W5": "100 agents in one consumer process, all the batching there is",
+    "W6": "requests, one after another",
+}
 
 TEXT: Final = "A report of what was found, what it means and what should be done. " * 3
 """Makes the content 242 bytes of JSON, and the whole message about 443."""
@@ -29,6 +39,8 @@ QUEUES: Final = {"W5": 100}
 """In W5 one process reads so many queues; sent as in W2, to each in turn."""
 
 WARM_UP: Final = 500
+SOON_S: Final = 0.05
+"""From the end of the warming up to the first message of W4."""
 PATIENCE_S: Final = 120.0
 """A run in which nothing is complete after this long is reported with its losses."""
 
@@ -70,6 +82,11 @@ def build(number: int, sender: str) -> dict[str, Any]:
     }
 
 
+def answer_to(asked: str, content: Any) -> dict[str, Any]:
+    """The reply of a peer that has no messages of its own."""
+    return {**build(0, "sink"), "in_reply_to": asked, "content": content}
+
+
 class Tally:
     """What has arrived: each number once, or lost, or more than once. Latency of one message in sixteen."""
 
@@ -88,6 +105,10 @@ class Tally:
         self.duplicates = 0
         self.latencies: list[float] = []
         self.done.clear()
+
+    def by_the_clock(self, began_at: float) -> None:
+        """The latency of each, from when it was to be sent: number 0 at `began_at`."""
+        self.began_at, self.sample = began_at, 0
 
     def note(self, content: dict[str, Any]) -> None:
         """One message was handled; its content is read here, for every peer alike."""
@@ -109,11 +130,18 @@ class Tally:
     def lost(self) -> int:
         return self._left
 
+    def percentiles_ms(self) -> list[float]:
+        """p50, p95, p99, p99.9."""
+        ordered = sorted(self.latencies)
+        return [percentile(ordered, share) * 1e3 for share in (0.50, 0.95, 0.99, 0.999)]
+
 
 class Figures(msgspec.Struct, kw_only=True):
     """One run of one peer. Rates are of messages handled and acknowledged; CPU is user + system, all threads, of
-    the client's process (producer and consumer) and, where there is one, of the server's."""
+    the client's process (producer and consumer) and, where there is one, of the server's. Latency from the
+    message's making to its handling; W4: from when it was to be sent; W6: of the whole request."""
 
+    backend: str = ""
     peer: str
     workload: str
     count: int
@@ -121,7 +149,9 @@ class Figures(msgspec.Struct, kw_only=True):
     cpu_us: float
     server_us: float = 0.0
     p50_ms: float
+    p95_ms: float = 0.0
     p99_ms: float
+    p999_ms: float = 0.0
     lost: int
     duplicates: int
     load: float
@@ -134,9 +164,11 @@ class Peer(ABC):
     name: ClassVar[str]
     queues = 1
     """How many it serves; set before `open`."""
+    sink = "sink"
+    """The queue's name, and how those of many begin; set before `open`."""
 
     def queue_of(self, number: int) -> str:
-        return "sink" if self.queues == 1 else f"sink-{number % self.queues}"
+        return self.sink if self.queues == 1 else f"{self.sink}-{number % self.queues}"
 
     def queue_names(self) -> list[str]:
         return [self.queue_of(number) for number in range(self.queues)]
@@ -206,8 +238,10 @@ async def produce(peer: Peer, workload: str, count: int, tally: Tally) -> None:
 
 async def _at_their_time(peer: Peer, count: int, tally: Tally) -> None:
     """An open loop: a send that takes long delays no other."""
-    tally.sample = 0
-    began_at = tally.began_at = perf_counter() if tally.began_at is None else tally.began_at
+    if tally.began_at is None:
+        tally.by_the_clock(perf_counter())
+    began_at = tally.began_at
+    assert began_at is not None
     async with asyncio.TaskGroup() as group:
         for number in range(count):
             early_s = began_at + number / RATE - perf_counter()
@@ -216,11 +250,12 @@ async def _at_their_time(peer: Peer, count: int, tally: Tally) -> None:
             group.create_task(peer.send(number, "p0"))
 
 
-def percentile(ordered: list[float], share: float) -> float:
+def percentile(ordered: Sequence[float], share: float) -> float:
     return ordered[min(int(len(ordered) * share), len(ordered) - 1)] if ordered else 0.0
 
 
 def rss_mb() -> float:
+    """The most that this process had in memory."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 

@@ -5,20 +5,19 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, ClassVar
 from urllib.parse import urlsplit
 
 import hiredis
 import msgspec
 
-from benchmarks.served import ServedByRedis
-from benchmarks.workload import Tally, Wire, build, chunks
+from hivewire.bench.served import ServedByRedis
+from hivewire.bench.workload import Tally, Wire, answer_to, build, chunks
 
 COUNT, BLOCK_MS = 500, 200
 SENDERS = 256
 """In W2 so many sends are under way together, each with an answer of its own."""
-PIPELINE = 200
-REPLIES = "replies"
 
 _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder(Wire).decode
@@ -64,19 +63,26 @@ class Connection(asyncio.Protocol):
         self._transport.close()
 
 
-class StreamPeer(ServedByRedis):
-    """One stream a queue, one group."""
+class RedisAutopipe(ServedByRedis):
+    """What asyncio and hiredis can do: one connection for writes, one for blocking reads.
 
-    group = "g"
-
-
-class RedisAutopipe(StreamPeer):
-    """What asyncio and hiredis can do: one connection for writes, one for blocking reads."""
+    One stream a queue, one group."""
 
     name: ClassVar[str] = "redis-autopipe"
 
+    async def open(self, folder: Path) -> None:
+        await super().open(folder)
+        for name in self.queue_names():
+            await self._writes.call("XGROUP", "CREATE", name, "g", "0", "MKSTREAM")
+
+    async def remove(self) -> None:
+        await self._writes.call("DEL", *self.queue_names(), self._mailbox)
+
     async def connect(self, url: str) -> None:
-        self._port = urlsplit(url).port or 6379
+        parts = urlsplit(url)
+        self._place = parts.hostname or "127.0.0.1", parts.port or 6379
+        self._password = parts.password
+        self._mailbox = f"{self.sink}-replies"
         self._writes = await self._dial()
         self._reads = await self._dial()
         self._replies: dict[str, asyncio.Future[dict[str, Any]]] = {}
@@ -84,7 +90,10 @@ class RedisAutopipe(StreamPeer):
 
     async def _dial(self) -> Connection:
         loop = asyncio.get_running_loop()
-        return (await loop.create_connection(Connection, "127.0.0.1", self._port))[1]
+        connection = (await loop.create_connection(Connection, *self._place))[1]
+        if self._password is not None:
+            await connection.call("AUTH", self._password)
+        return connection
 
     async def send(self, number: int, sender: str) -> None:
         await self._writes.call("XADD", self.queue_of(number), "*", "b", _encode(build(number, sender)))
@@ -128,14 +137,14 @@ class RedisAutopipe(StreamPeer):
             self._listener = asyncio.create_task(self._listen(await self._dial()))
         message = build(number, "p0")
         reply = self._replies[message["id"]] = asyncio.get_running_loop().create_future()
-        self._writes.call("XADD", "sink", "*", "b", _encode(message))
+        self._writes.call("XADD", self.sink, "*", "b", _encode(message))
         content: dict[str, Any] = await reply
         return content
 
     async def _listen(self, reads: Connection) -> None:
         last = b"0"
         while True:
-            found = await reads.call("XREAD", "COUNT", COUNT, "BLOCK", BLOCK_MS, "STREAMS", REPLIES, last) or ()
+            found = await reads.call("XREAD", "COUNT", COUNT, "BLOCK", BLOCK_MS, "STREAMS", self._mailbox, last) or ()
             for _, entries in found:
                 last = entries[-1][0]
                 for _, fields in entries:
@@ -145,11 +154,11 @@ class RedisAutopipe(StreamPeer):
     async def answer(self, stop: asyncio.Event) -> None:
         self._ends_with(stop)
         while not stop.is_set():
-            for name, entries in await self._take(["sink"]):
+            for name, entries in await self._take([self.sink]):
                 for id, fields in entries:
                     asked = _decode(fields[1])
-                    reply = {**build(0, "sink"), "in_reply_to": asked.id, "content": asked.content}
-                    self._writes.call("XADD", REPLIES, "*", "b", _encode(reply))
+                    reply = answer_to(asked.id, asked.content)
+                    self._writes.call("XADD", self._mailbox, "*", "b", _encode(reply))
                     self._writes.call("XACK", name, "g", id)
 
     async def disconnect(self) -> None:
@@ -157,35 +166,3 @@ class RedisAutopipe(StreamPeer):
             self._listener.cancel()
         self._writes.close()
         self._reads.close()
-
-
-class RedisPyAsyncio(StreamPeer):
-    """redis-py, as most programs use it: its pool, a pipeline where many are sent."""
-
-    name: ClassVar[str] = "redis-py asyncio"
-
-    async def connect(self, url: str) -> None:
-        import redis.asyncio
-
-        self._client = redis.asyncio.Redis.from_url(url, max_connections=200)
-
-    async def send(self, number: int, sender: str) -> None:
-        await self._client.xadd(self.queue_of(number), {"b": _encode(build(number, sender))})
-
-    async def send_all(self, numbers: range, sender: str) -> None:
-        for chunk in chunks(numbers, PIPELINE):
-            pipe = self._client.pipeline(transaction=False)
-            for number in chunk:
-                pipe.xadd(self.queue_of(number), {"b": _encode(build(number, sender))})
-            await pipe.execute()
-
-    async def consume(self, tally: Tally, stop: asyncio.Event) -> None:
-        streams: dict[Any, Any] = dict.fromkeys(self.queue_names(), ">")
-        while not stop.is_set():
-            for name, entries in await self._client.xreadgroup("g", "c", streams, COUNT, BLOCK_MS) or ():
-                for _, fields in entries:
-                    tally.note(_decode(fields[b"b"]).content)
-                await self._client.xack(name, "g", *[id for id, _ in entries])
-
-    async def disconnect(self) -> None:
-        await self._client.aclose()

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import hivewire as hw
-from benchmarks.served import ServedByRedis
-from benchmarks.workload import TRACE, Peer, Tally, content_of
+from hivewire.bench.served import ServedByKafka, ServedByRedis
+from hivewire.bench.workload import TRACE, Peer, Tally, content_of
 
 
 def message(number: int, sender: str, to: str = "sink") -> hw.Message:
@@ -44,18 +44,22 @@ class Hivewire(Peer):
                 group.create_task(worker.serve(self._protocol, stop=stop.wait()))
 
     async def ask(self, number: int) -> dict[str, Any]:
-        reply = await self._protocol.request(message(number, "p0"), timeout_s=30)
+        reply = await self._protocol.request(message(number, "p0", self.sink), timeout_s=30)
         content: dict[str, Any] = reply.content
         return content
 
     async def answer(self, stop: asyncio.Event) -> None:
-        worker = hw.Worker("sink")
+        worker = hw.Worker(self.sink)
 
         @worker.on("task")
         async def handle(message: hw.Message, ctx: hw.Context) -> Any:
             return message.content
 
         await worker.serve(self._protocol, stop=stop.wait())
+
+    async def remove(self) -> None:
+        for name in self.queue_names():
+            await self._protocol.forget(name)
 
 
 class OnMemory(Hivewire):
@@ -70,6 +74,10 @@ class OnMemory(Hivewire):
 
 class OnRedis(Hivewire, ServedByRedis):
     name: ClassVar[str] = "hivewire redis"
+
+
+class OnKafka(Hivewire, ServedByKafka):
+    name: ClassVar[str] = "hivewire kafka"
 
 
 class OnSqlite(Hivewire):

@@ -1,6 +1,8 @@
 """One peer with a server, one workload, two processes: the producer in the caller's, the consumer in a child.
 
-python -m benchmarks.pair PEER WORKLOAD COUNT URL     (the child; it speaks with its parent over its pipes)
+python -m hivewire.bench.pair MODULE:CLASS WORKLOAD COUNT URL SINK
+
+is the child; it speaks with its parent over its pipes.
 """
 
 from __future__ import annotations
@@ -13,11 +15,11 @@ from time import perf_counter, process_time
 
 import msgspec
 
-from benchmarks.peers import loop_factory, make
-from benchmarks.served import Served
-from benchmarks.workload import QUEUES, WARM_UP, Figures, Tally, complete, percentile, produce, rss_mb
+from hivewire.bench.peers import address_of, make
+from hivewire.bench.served import Served
+from hivewire.bench.workload import QUEUES, SOON_S, WARM_UP, Figures, Tally, complete, produce, rss_mb
+from hivewire.coordination.serving import loop_factory
 
-SOON_S = 0.05
 _LIMIT = 1 << 20
 
 
@@ -26,8 +28,7 @@ class Told(msgspec.Struct):
 
     done_at: float
     cpu_s: float
-    p50_ms: float
-    p99_ms: float
+    latency_ms: list[float]
     lost: int
     duplicates: int
     rss_mb: float
@@ -53,11 +54,10 @@ async def measure(peer: Served, workload: str, count: int, folder: Path) -> Figu
     peer.queues = QUEUES.get(workload, 1)
     await peer.open(folder)
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "benchmarks.pair", peer.name, workload, str(count), peer.url),
+        *(sys.executable, "-m", "hivewire.bench.pair", address_of(peer), workload, str(count), peer.url, peer.sink),
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
         limit=_LIMIT,
-        cwd=Path(__file__).parent.parent,
     )
     try:
         return await _with(peer, workload, count, Child(process))
@@ -69,15 +69,15 @@ async def measure(peer: Served, workload: str, count: int, folder: Path) -> Figu
 
 
 async def _with(peer: Served, workload: str, count: int, child: Child) -> Figures:
-    tally = Tally()
-    tally.expect(WARM_UP)
+    tally, warm_up = Tally(), min(WARM_UP, count)
+    tally.expect(warm_up)
     await child.expect(b"ready")
-    await produce(peer, workload, WARM_UP, tally)
+    await produce(peer, "W2" if workload == "W4" else workload, warm_up, tally)
     child.say("warm")
     await child.expect(b"set")
     tally.expect(count)
     if workload == "W4":
-        tally.began_at = perf_counter() + SOON_S
+        tally.by_the_clock(perf_counter() + SOON_S)
     child.say(str(tally.began_at or 0.0))
     await child.expect(b"set")
     cpu, server_cpu, start = process_time(), peer.server_cpu_s(), tally.began_at or perf_counter()
@@ -87,7 +87,7 @@ async def _with(peer: Served, workload: str, count: int, child: Child) -> Figure
     told = msgspec.json.decode(await child.expect(), type=Told)
     seconds = max(told.done_at, produced_at) - start
     is_asked = workload == "W6"  # then it is the asker who counts
-    ordered = sorted(tally.latencies)
+    p50_ms, p95_ms, p99_ms, p999_ms = tally.percentiles_ms() if is_asked else told.latency_ms
     return Figures(
         peer=peer.name,
         workload=workload,
@@ -95,8 +95,10 @@ async def _with(peer: Served, workload: str, count: int, child: Child) -> Figure
         rate=count / seconds,
         cpu_us=(process_time() - cpu + told.cpu_s) / count * 1e6,
         server_us=(peer.server_cpu_s() - server_cpu) / count * 1e6,
-        p50_ms=percentile(ordered, 0.50) * 1e3 if is_asked else told.p50_ms,
-        p99_ms=percentile(ordered, 0.99) * 1e3 if is_asked else told.p99_ms,
+        p50_ms=p50_ms,
+        p95_ms=p95_ms,
+        p99_ms=p99_ms,
+        p999_ms=p999_ms,
         lost=tally.lost if is_asked else told.lost,
         duplicates=tally.duplicates if is_asked else told.duplicates,
         load=os.getloadavg()[0],
@@ -104,14 +106,14 @@ async def _with(peer: Served, workload: str, count: int, child: Child) -> Figure
     )
 
 
-async def _consume(peer: Served, workload: str, count: int, url: str) -> None:
+async def _consume(peer: Served, workload: str, count: int, url: str, sink: str) -> None:
     """The child."""
-    peer.queues = QUEUES.get(workload, 1)
+    peer.queues, peer.sink = QUEUES.get(workload, 1), sink
     await peer.connect(url)
     lines = asyncio.StreamReader()
     await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(lines), sys.stdin)
     tally, stop, is_asked = Tally(), asyncio.Event(), workload == "W6"
-    tally.expect(WARM_UP)
+    tally.expect(min(WARM_UP, count))
     consumer = asyncio.create_task(peer.answer(stop) if is_asked else peer.consume(tally, stop))
     print("ready", flush=True)
     await lines.readline()
@@ -121,7 +123,7 @@ async def _consume(peer: Served, workload: str, count: int, url: str) -> None:
     print("set", flush=True)
     began_at = float(await lines.readline())
     if began_at:
-        tally.began_at, tally.sample = began_at, 0
+        tally.by_the_clock(began_at)
     cpu = process_time()
     print("set", flush=True)
     if is_asked:
@@ -130,19 +132,18 @@ async def _consume(peer: Served, workload: str, count: int, url: str) -> None:
         await complete(tally, consumer)
     stop.set()
     await consumer
-    done_at, spent, ordered = perf_counter(), process_time() - cpu, sorted(tally.latencies)
-    p50_ms, p99_ms = (percentile(ordered, share) * 1e3 for share in (0.50, 0.99))
-    told = Told(done_at, spent, p50_ms, p99_ms, tally.lost, tally.duplicates, rss_mb())
+    done_at, spent = perf_counter(), process_time() - cpu
+    told = Told(done_at, spent, tally.percentiles_ms(), tally.lost, tally.duplicates, rss_mb())
     print(msgspec.json.encode(told).decode(), flush=True)
     await peer.disconnect()
 
 
 def main() -> None:
-    name, workload, count, url = sys.argv[1:]
-    peer = make(name)
+    address, workload, count, url, sink = sys.argv[1:]
+    peer = make(address)
     assert isinstance(peer, Served)
     with asyncio.Runner(loop_factory=loop_factory()) as runner:
-        runner.run(_consume(peer, workload, int(count), url))
+        runner.run(_consume(peer, workload, int(count), url, sink))
 
 
 if __name__ == "__main__":

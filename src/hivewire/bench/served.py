@@ -1,4 +1,4 @@
-"""Peers with a server: of its own for each run, on a free port."""
+"""Peers with a server: one of its own for each run, on a free port, or the one that was named."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import os
 from abc import abstractmethod
 from pathlib import Path
 
-from benchmarks.workload import Peer
+from hivewire.bench.workload import Peer
+from hivewire.testing.kafka_servers import Broker
 from hivewire.testing.servers import RedisServer
 
 REDIS_OPTIONS = ("--appendfsync", "everysec")
@@ -25,15 +26,22 @@ def cpu_of(pid: int | None) -> float:
 class Served(Peer):
     """One object in the producer's process, which starts the server, and one in the consumer's."""
 
-    url: str
+    url = ""
+    """Set before `open`: a server that runs already, on which nothing is left behind."""
+    _is_own = False
 
     async def open(self, folder: Path) -> None:
-        self.start_server(folder)
+        if not self.url:
+            self._is_own = True
+            self.start_server(folder)
         await self.connect(self.url)
 
     async def close(self) -> None:
+        if not self._is_own:
+            await self.remove()
         await self.disconnect()
-        self.stop_server()
+        if self._is_own:
+            self.stop_server()
 
     @abstractmethod
     def start_server(self, folder: Path) -> None:
@@ -47,6 +55,10 @@ class Served(Peer):
 
     @abstractmethod
     async def disconnect(self) -> None: ...
+
+    async def remove(self) -> None:
+        """Take away all that was made on the server."""
+        raise NotImplementedError(f"{self.name} works on a server of its own alone")
 
 
 class ServedByRedis(Served):
@@ -66,4 +78,21 @@ class ServedByRedis(Served):
         self.server.kill()
 
     def server_cpu_s(self) -> float:
-        return cpu_of(self.server.pid)
+        return cpu_of(self.server.pid) if self._is_own else 0.0
+
+
+class ServedByKafka(Served):
+    """One broker that is its own controller."""
+
+    broker: Broker
+
+    def start_server(self, folder: Path) -> None:
+        self.broker = Broker(folder / "kafka")
+        self.broker.start()
+        self.url = self.broker.url
+
+    def stop_server(self) -> None:
+        self.broker.kill()
+
+    def server_cpu_s(self) -> float:
+        return cpu_of(self.broker.pid) if self._is_own else 0.0

@@ -1,0 +1,79 @@
+"""Calling a worker's handlers: on the event loop, in a thread, or in a process of their own."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import inspect
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from math import inf
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from hivewire.coordination.stopping import Stops, TooLate
+from hivewire.message import STOPS, Message
+from hivewire.protocol import Protocol
+from hivewire.rules.retry import Retry
+
+if TYPE_CHECKING:
+    from hivewire.coordination.processes import Pool
+    from hivewire.coordination.worker import Context
+
+Handler = Callable[[Message, Any], Any]
+"""Called with a message and its `Context`; in a process of its own with a `ProcessContext`."""
+
+
+class Entry(msgspec.Struct, frozen=True):
+    """A handler and how it is to be called."""
+
+    handler: Handler
+    is_async: bool
+    retry: Retry | None
+    timeout_s: float | None
+    in_process: bool
+
+
+class Calls:
+    """What one `Worker.serve` has of threads, processes, and knowledge of what is not wanted any more."""
+
+    def __init__(self, name: str, concurrency: int, protocol: Protocol, processes: Pool | None) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._threads = ThreadPoolExecutor(concurrency, thread_name_prefix=f"hivewire-{name}")
+        self._processes = processes
+        self._stops = Stops(protocol)
+
+    async def call(self, entry: Entry, message: Message, context: Context) -> Any:
+        """What the handler returns. Raises `Stopped` where the message is a subtask that is not wanted any more."""
+        run = message.metadata.get(STOPS)
+        if isinstance(run, str):
+            return await self._stops.guard(run, message.id, partial(self._call, entry, message, context))
+        return await self._call(entry, message, context)
+
+    async def close(self) -> None:
+        """What runs in a thread runs on; its result is dropped."""
+        await self._stops.close()
+        self._threads.shutdown(wait=False, cancel_futures=True)
+        if self._processes is not None:
+            self._processes.close()
+
+    async def _call(self, entry: Entry, message: Message, context: Context, start_by: float = inf) -> Any:
+        if entry.is_async:
+            return await entry.handler(message, context)
+        if entry.in_process and self._processes is not None:
+            return await self._processes.run(entry.handler, message, context.attempt, start_by)
+        result = await self._in_thread(entry.handler, message, context, start_by)
+        return await result if inspect.isawaitable(result) else result  # a plain wrapper around an async function
+
+    async def _in_thread(self, handler: Handler, message: Message, context: Context, start_by: float) -> Any:
+        run = contextvars.copy_context().run
+
+        def begin() -> Any:
+            if time.monotonic() > start_by:
+                raise TooLate
+            return run(handler, message, context)
+
+        return await self._loop.run_in_executor(self._threads, begin)
