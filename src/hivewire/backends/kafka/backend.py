@@ -31,18 +31,23 @@ from hivewire.backends.kafka import looking
 from hivewire.backends.kafka.admin import Admin
 from hivewire.backends.kafka.appending import Appending
 from hivewire.backends.kafka.catalogue import Catalogue
+from hivewire.backends.kafka.claims import Claims
 from hivewire.backends.kafka.clients import Options
+from hivewire.backends.kafka.competing import CompetingConsumer
 from hivewire.backends.kafka.consumer import KafkaConsumer
 from hivewire.backends.kafka.delays import Delays
+from hivewire.backends.kafka.feed import Feed
 from hivewire.backends.kafka.letters import Letters
 from hivewire.backends.kafka.mailbox import Mailbox, Shared
 from hivewire.backends.kafka.member import Member as GroupMember
 from hivewire.backends.kafka.names import REPLY_PREFIX, Names
 from hivewire.backends.kafka.packing import stored_at
+from hivewire.backends.kafka.pulse import Pulse
 from hivewire.backends.kafka.sending import Item, Sending
 from hivewire.backends.kafka.tail import Place, Tail
 from hivewire.backends.kafka.topics import Topics
 from hivewire.errors import BackendError, Closed
+from hivewire.rules.pool import Pool
 from hivewire.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -63,6 +68,7 @@ class KafkaBackend(Backend):
         self.features = Features(
             durability="process",
             store_lanes=False,
+            store_competes=True,
             per_record_ack=False,
             store_dedup=False,
             remembers_settled=False,
@@ -76,13 +82,16 @@ class KafkaBackend(Backend):
         self.catalogue = Catalogue(self)
         self.letters = Letters(self)
         self.delays = Delays(self)
+        self.claims = Claims(self)
+        self.feeds: dict[str, Feed] = {}
+        self.pulse = Pulse()
         self.appending = Appending(self)
         self._pid = os.getpid()
         self._tail: Tail | None = None
         self._reader: Tail | None = None
         self._sending: Sending | None = None
         self._clock_offset_s = 0.0
-        self._consumers: set[KafkaConsumer] = set()
+        self._consumers: set[KafkaConsumer | CompetingConsumer] = set()
         self._members: list[GroupMember] = []
         self._replies = Shared(self, "to")
         self._channels = Shared(self, _CHANNEL)
@@ -182,6 +191,8 @@ class KafkaBackend(Backend):
         for member in self._members:
             await member.close()
         self._members.clear()
+        await asyncio.to_thread(self.pulse.end)
+        await self.claims.close()
         if self._sending is not None:
             await self._sending.close()
         for tail in (self._tail, self._reader):
@@ -253,8 +264,10 @@ class KafkaBackend(Backend):
             mailbox = Mailbox(self, queue, self._replies, owner)
             await mailbox.begin(self.names.replies, self.reply_partition(queue, partitions))
             return mailbox
-        await self.topics.declare(QueueSpec(name=queue))
+        spec = await self.topics.declare(QueueSpec(name=queue))
         self.check_usable()  # it may have been closed meanwhile
+        if self.features.leases_lanes(queue, competing=spec.mode == "competing"):
+            return await self._compete(queue, owner)
         topic = self.names.topic(queue)
         place = next((one for one in self._members if topic not in one.seats), None)
         if place is None:
@@ -270,6 +283,26 @@ class KafkaBackend(Backend):
                 await consumer.close()
                 raise
         return consumer
+
+    async def _compete(self, queue: str, owner: Ownership) -> Consumer:
+        consumer = CompetingConsumer(self, queue, self.settings.lease_s, owner)
+        self._consumers.add(consumer)
+        try:
+            await consumer.open()
+        except BaseException:
+            await consumer.close()
+            raise
+        return consumer
+
+    def feed(self, queue: str, pool: Pool) -> Feed:
+        """One for all consumers of the queue in this process."""
+        found = self.feeds.get(queue)
+        if found is None:
+            found = self.feeds[queue] = Feed(self, queue, pool)
+        return found
+
+    def discard(self, consumer: CompetingConsumer) -> None:
+        self._consumers.discard(consumer)
 
     @staticmethod
     def reply_partition(queue: str, partitions: int) -> int:

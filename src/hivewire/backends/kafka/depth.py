@@ -7,14 +7,23 @@ from typing import TYPE_CHECKING
 
 from hivewire.backend import Depth
 from hivewire.backends.kafka.metadata import Committed, unpack
+from hivewire.rules.pool import Pool
+from hivewire.rules.progress import History, Progress, encode
 
 if TYPE_CHECKING:
     from hivewire.backends.kafka.backend import KafkaBackend
 
 
-async def progress(backend: KafkaBackend, topic: str, partitions: int) -> Sequence[tuple[int, Committed]]:
-    """End and committed progress of each partition."""
+async def progress(backend: KafkaBackend, queue: str) -> Sequence[tuple[int, Committed]]:
+    """End and progress of each partition: as committed, or of a competing queue as its members said."""
+    topic = backend.names.topic(queue)
+    partitions = await backend.topics.ensure(queue)
     places = [(topic, number) for number in range(partitions)]
+    spec = backend.topics.known(queue)
+    if backend.features.leases_lanes(queue, competing=spec is not None and spec.mode == "competing"):
+        ends = await backend.admin.ends(places)
+        pool = (await backend.claims.log_of(queue)).pool(queue)
+        return [(ends[place], _claimed(pool, place[1])) for place in places]
     committed = await backend.reader.committed(places)
     ends = await backend.admin.ends(places)
     fresh = [place for place in places if place not in committed]
@@ -28,15 +37,27 @@ async def progress(backend: KafkaBackend, topic: str, partitions: int) -> Sequen
     return found
 
 
+def _claimed(pool: Pool, shard: int) -> Committed:
+    """What its members said of one partition. What was handed out counts as running."""
+    low, ahead = pool.low(shard), pool.ahead(shard)
+    here = [(offset, known) for (number, offset), known in pool.known.items() if number == shard]
+    history = [
+        History(offset, known.starts, known.failures, known.crashes, known.holder is not None)
+        for offset, known in sorted(here, key=lambda one: one[0])
+    ]
+    running = sum(known.holder is not None for _, known in here)
+    due_at = [known.due_at for _, known in here if known.holder is None and known.due_at]
+    return Committed(low, encode(Progress(low, ahead, history, low)), len(ahead), running, due_at)
+
+
 async def depth(backend: KafkaBackend, queue: str) -> Depth:
     if await backend.topics.look_up(queue) is None:
         return Depth()
     topic = backend.names.topic(queue)
-    partitions = await backend.topics.ensure(queue)
     now = backend.now()
     held = running = scheduled = 0
     oldest: float | None = None
-    for number, (end, at) in enumerate(await progress(backend, topic, partitions)):
+    for number, (end, at) in enumerate(await progress(backend, queue)):
         here = max(0, end - at.watermark - at.finished)
         held += here
         running += at.running

@@ -27,8 +27,7 @@ async def peek(backend: KafkaBackend, queue: str, limit: int, after: str | None,
     start = after or ""
     if not delayed_only and start < "b":
         topic = backend.names.topic(queue)
-        partitions = await backend.topics.ensure(queue)
-        for number, (end, at) in enumerate(await progress(backend, topic, partitions)):
+        for number, (end, at) in enumerate(await progress(backend, queue)):
             if len(found) < limit:
                 found += await _of_partition(backend, topic, number, end, at, limit - len(found), start)
     if len(found) < limit:

@@ -21,6 +21,7 @@ class Names:
         self.delayed = f"{prefix}.delayed"
         self.replies = f"{prefix}.replies"
         self.volatile = f"{prefix}.volatile"
+        self.claims = f"{prefix}.claims"
 
     def topic(self, queue: str) -> str:
         """`<prefix>-<agent>`, and `<prefix>-broadcast-<group>`, as in the reference."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
@@ -133,6 +133,15 @@ class Sending:
                 self._end(item, QueueFull(f"send to {topic}: too much is on its way to the brokers"))
             except KafkaException as error:
                 self._end(item, problem(f"send to {topic}", error))
+
+    def shout(self, topic: str, partition: int, key: bytes, value: bytes, heard: Callable[[bool], None]) -> bool:
+        """From any thread, without waiting: `heard` is told, on another thread, whether it was stored. False: it
+        is not on its way."""
+        try:
+            self._producer.produce(topic, value, key, partition, on_delivery=lambda error, _: heard(error is None))
+        except (BufferError, KafkaException):
+            return False
+        return True
 
     # -- reports
 

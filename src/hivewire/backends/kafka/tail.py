@@ -74,6 +74,23 @@ class Tail:
             self._commands.append(lambda client: client.incremental_unassign([TopicPartition(topic, partition)]))
             self._wanted.set()
 
+    def pause(self, places: Sequence[Place]) -> None:
+        self._flow(places, lambda client, held: client.pause(held))
+
+    def resume(self, places: Sequence[Place]) -> None:
+        self._flow(places, lambda client, held: client.resume(held))
+
+    def _flow(self, places: Sequence[Place], change: Callable[[Consumer, list[TopicPartition]], None]) -> None:
+        def run(client: Consumer) -> None:
+            held = [TopicPartition(*place) for place in places if place in self._sinks]
+            try:
+                change(client, held)
+            except KafkaException as error:
+                log.warning("the flow of partitions is not changed: %s", str(error))
+
+        self._commands.append(run)
+        self._wanted.set()
+
     async def read(
         self, topic: str, partition: int, first: int, last: int, wanted: Collection[int]
     ) -> list[KafkaMessage]:

@@ -1,0 +1,453 @@
+"""One member of a competing queue: any idle one takes the next message, whoever owns partitions.
+
+Nothing here decides who has what: a member says in the log of claims what it would take, and reads there what it got.
+Invariants: a message is handed to the engine once for each grant; what a member says under a name that was buried
+changes nothing; the name is new after each lapse.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import deque
+from collections.abc import Coroutine, Sequence
+from typing import TYPE_CHECKING, Any, Final
+from uuid import uuid4
+
+from hivewire.backend import Again, Consumer, Dead, Fetched, Ownership, Unfinished
+from hivewire.backends.kafka.claims import ClaimsLog, pack_word
+from hivewire.backends.kafka.feed import Feed, Fresh
+from hivewire.backends.kafka.packing import record_of, stored_at
+from hivewire.backends.kafka.tail import Place
+from hivewire.errors import BackendError
+from hivewire.rules.pool import At, Grant, Heard, Kept, Offer, Pool, Take, Word
+
+if TYPE_CHECKING:
+    from hivewire.backends.kafka.backend import KafkaBackend
+
+log = logging.getLogger(__name__)
+
+_TICK_S: Final = 0.2
+_RETRY_S: Final = 0.1
+_UNLUCKY_S: Final = 0.02
+_MORE: Final = 4
+"""Offers for each message that is wanted: others want some, too."""
+_LEAST_OFFERS: Final = 32
+_MOST_OFFERS: Final = 1_000
+_CATCH_UP_S: Final = 2.0
+_MARGIN_S: Final = 0.2
+_REMEMBERED: Final = 10_000
+_clock = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
+
+
+def lease_clock() -> float:
+    """Goes on while the machine sleeps."""
+    return time.clock_gettime(_clock)
+
+
+class CompetingConsumer(Consumer):
+    """`until`: so long nobody takes anything from this member, by its own clock."""
+
+    def __init__(self, backend: KafkaBackend, queue: str, lease_s: float, owner: Ownership) -> None:
+        self.backend = backend
+        self.queue = queue
+        self.topic = backend.names.topic(queue)
+        self.lease_s = lease_s
+        self._owner = owner
+        self.name = ""
+        self._token = 0
+        self.until = 0.0
+        self._steady_since = 0.0
+        self._log: ClaimsLog | None = None
+        self._feed: Feed | None = None
+        self._news = asyncio.Event()
+        self._ready: deque[Fetched] = deque()
+        self._settled: dict[At, None] = {}
+        """Finished under the present name: to settle one of them again is no error."""
+        self._asking: asyncio.Task[None] | None = None
+        self._filling = 0
+        self._is_beating = False
+        self._last_heard: dict[str, float] = {}
+        self._is_in = False
+        self._closed = False
+        self._tasks: set[asyncio.Task[None]] = set()
+        self.owned: set[int] = set()
+        """Partitions into which this member moves what was delayed: one member moves for all."""
+
+    # -- membership
+
+    async def open(self) -> None:
+        self._log = await self.backend.claims.log_of(self.queue)
+        self._feed = self.backend.feed(self.queue, self._log.pool(self.queue))
+        await self._feed.open(self._stir)
+        await self._join()
+        self._spawn(self._keep(), f"keep the claims of {self.queue}")
+        self._spawn(self.backend.delays.keep_moving(self.queue, self.owned), f"delayed messages of {self.queue}")
+        self.backend.pulse.add(self)
+
+    def _spawn(self, coroutine: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
+        task = asyncio.get_running_loop().create_task(coroutine, name=name)
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+        return task
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            log.error("task failed", extra={"task": task.get_name()}, exc_info=task.exception())
+
+    @property
+    def log(self) -> ClaimsLog:
+        assert self._log is not None
+        return self._log
+
+    @property
+    def feed(self) -> Feed:
+        assert self._feed is not None
+        return self._feed
+
+    @property
+    def pool(self) -> Pool:
+        return self.log.pool(self.queue)
+
+    def _stir(self) -> None:
+        self._news.set()
+
+    async def _join(self) -> None:
+        """Under a name that was never used."""
+        self.log.seats.setdefault(self.queue, {}).pop(self.name, None)
+        self._token += 1
+        self.name = f"{self.backend.client_id}/{uuid4().hex[:12]}"
+        self.log.seats[self.queue][self.name] = self
+        self._settled.clear()
+        asked_at = lease_clock()
+        await self.log.say(self.queue, Word(self.name, self.lease_s))
+        self._steady_since = asked_at
+        self.until = asked_at + self.lease_s
+        self._is_in = True
+        await self._owner.gained(0, self._token, b"")
+        self._news.set()
+
+    def beat(self) -> None:
+        """Called by a thread that nothing here delays: say that this member lives."""
+        if self._is_beating or not self._is_in or self._closed:
+            return
+        name, asked_at = self.name, lease_clock()
+
+        def heard(is_stored: bool) -> None:
+            self._is_beating = False
+            if is_stored and name == self.name:
+                if asked_at > self.until:
+                    self._steady_since = asked_at
+                self.until = max(self.until, asked_at + self.lease_s)
+
+        self._is_beating = True
+        value = pack_word(self.queue, Word(name))
+        if not self.backend.sending.shout(self.log.topic, self.log.partition, self.queue.encode(), value, heard):
+            self._is_beating = False
+
+    @property
+    def has_lapsed(self) -> bool:
+        return lease_clock() > self.until - _MARGIN_S
+
+    async def _keep(self) -> None:
+        while True:
+            await asyncio.sleep(_TICK_S)
+            try:
+                if not self._is_in or self.has_lapsed:
+                    await self._begin_again()
+                await self._look_after_others()
+            except BackendError as error:
+                log.warning("cannot keep the claims yet", extra={"queue": self.queue, "error": str(error)})
+                await asyncio.sleep(_RETRY_S)
+
+    async def _begin_again(self) -> None:
+        """What was held is with others, or must be given to them."""
+        before = self.name
+        self._lose()
+        await self.log.say(self.queue, Word(before, leaves=True))
+        await self._join()
+
+    def _lose(self) -> None:
+        self._is_in = False
+        self._ready.clear()
+        self._owner.lost({0})
+
+    async def _look_after_others(self) -> None:
+        now = lease_clock()
+        pool = self.pool
+        names = pool.members
+        first = min(names, default="")
+        if first == self.name:
+            self.owned.update(range(self.feed.partitions))
+            self.log.tidy()
+        else:
+            self.owned.clear()
+        if self.feed.gaps:
+            gaps, self.feed.gaps = self.feed.gaps, []
+            await self.log.say(self.queue, Word(self.name, gaps=gaps))
+        self._last_heard = {name: self._last_heard.get(name, now) for name in names}
+        if pool.next_due(self.backend.now() - _TICK_S * 2) is not None:
+            self._news.set()
+        if now - self._steady_since < self.lease_s:
+            return  # after an outage everybody was silent, this one too
+        for name, seat in tuple(names.items()):
+            silent_s = now - self._last_heard.get(name, now)
+            if name != self.name and silent_s > seat.lease_s + _MARGIN_S:
+                await self.log.say(self.queue, Word(self.name, silent=(name, seat.last)))
+
+    # -- what the log tells
+
+    def heard(self, word: Word, heard: Heard, *, is_mine: bool) -> None:
+        """Called for each word, in the order of the log."""
+        self._last_heard[word.member] = lease_clock()
+        if heard.buried == self.name or (is_mine and not heard.is_member and self._is_in):
+            log.warning("the lease ended", extra={"queue": self.queue})
+            self._lose()
+        if is_mine:
+            if word.done:
+                self._settled.update(dict.fromkeys(word.done))
+                for at in heard.refused:
+                    self._settled.pop(at, None)
+                while len(self._settled) > _REMEMBERED:
+                    del self._settled[next(iter(self._settled))]
+            if heard.granted and self._is_in:
+                self._granted(heard.granted)
+        if heard.freed or word.lease_s:
+            self._news.set()
+
+    def _granted(self, granted: Sequence[Grant]) -> None:
+        missing: list[Grant] = []
+        for grant in granted:
+            fresh = self.feed.take(grant.at)
+            if fresh is None:
+                missing.append(grant)
+            else:
+                self._ready.append(self._fetched(grant, fresh))
+        if missing:
+            self._filling += 1
+            self._spawn(self._fill(missing, self._token), f"read {self.queue} again")
+        self._news.set()
+
+    def _fetched(self, grant: Grant, fresh: Fresh) -> Fetched:
+        return Fetched(
+            0,
+            f"{grant.at[0]}:{grant.at[1]}",
+            self._token,
+            fresh.record,
+            fresh.stored_at,
+            grant.starts,
+            grant.failures,
+            grant.crashes,
+            grant.died,
+            grant.suspect,
+            grant.marked,
+            grant.seen,
+        )
+
+    async def _fill(self, granted: Sequence[Grant], token: int) -> None:
+        """Those whose bodies are not here: they were with others before."""
+        try:
+            while token == self._token and self._is_in and not self._closed:
+                try:
+                    bodies = await self._read([grant.at for grant in granted])
+                    break
+                except BackendError as error:
+                    log.warning("cannot read messages again yet", extra={"queue": self.queue, "error": str(error)})
+                    await asyncio.sleep(_RETRY_S)
+            else:
+                return
+            if token != self._token or not self._is_in:
+                return
+            self._ready.extend(self._fetched(grant, bodies[grant.at]) for grant in granted if grant.at in bodies)
+            gone = [grant.at for grant in granted if grant.at not in bodies]
+            if gone:
+                self.backend.lost += len(gone)
+                await self.log.say(self.queue, Word(self.name, done=gone))
+        finally:
+            self._filling -= 1
+            self._news.set()
+
+    async def _read(self, wanted: Sequence[At]) -> dict[At, Fresh]:
+        found: dict[At, Fresh] = {}
+        by_shard: dict[int, set[int]] = {}
+        for at in wanted:
+            fresh = self.feed.take(at)
+            if fresh is not None:
+                found[at] = fresh
+            else:
+                by_shard.setdefault(at[0], set()).add(at[1])
+        for shard, offsets in by_shard.items():
+            messages = await self.backend.reader.read(self.topic, shard, min(offsets), max(offsets), offsets)
+            for message in messages:
+                at = (shard, message.offset())
+                found[at] = Fresh(at, record_of(message), stored_at(message))
+        return found
+
+    # -- taking
+
+    def watermarks(self) -> dict[Place, int]:
+        """Below these offsets all is finished."""
+        return {(self.topic, number): self.pool.low(number) for number in range(self.feed.partitions)}
+
+    def holds(self, fetched: Fetched) -> bool:
+        return fetched.token == self._token and self._is_in and not self.has_lapsed
+
+    async def fetch(
+        self, limit: int, wait_s: float, *, lanes: int = 1_000, run: int = 1_000, starting: int = 0
+    ) -> Sequence[Fetched]:
+        self.backend.check_usable()
+        most = min(limit, lanes)
+        if most <= 0:
+            return ()
+        loop = asyncio.get_running_loop()
+        until = loop.time() + wait_s
+        if wait_s <= 0 and not self._ready:
+            await self._catch_up()
+        while not self._closed:
+            self._news.clear()
+            if self._ready:
+                return [self._ready.popleft() for _ in range(min(most, len(self._ready)))]
+            is_under_way = self._ask(most, starting)
+            left = until - loop.time()
+            if left <= 0 and not is_under_way:
+                return ()
+            await self._wait(max(left, _CATCH_UP_S) if is_under_way else left)
+            if left <= -_CATCH_UP_S:
+                return ()
+        return ()
+
+    async def _wait(self, seconds: float) -> None:
+        due_at = self.pool.next_due(self.backend.now())
+        if due_at is not None:
+            seconds = min(seconds, max(due_at - self.backend.now(), 0.001))
+        try:
+            async with asyncio.timeout(seconds):
+                await self._news.wait()
+        except TimeoutError:
+            return
+
+    async def _catch_up(self) -> None:
+        """What was stored just now is on its way here: who does not wait gets it all the same."""
+        try:
+            async with asyncio.timeout(_CATCH_UP_S):
+                places = [(self.topic, number) for number in range(self.feed.partitions)]
+                found = await self.backend.admin.ends(places)
+                ends = {number: end for (_, number), end in found.items()}
+                while not self.feed.has_read(ends):
+                    self._news.clear()
+                    await self._news.wait()
+        except TimeoutError:
+            return
+
+    def _ask(self, most: int, starting: int) -> bool:
+        """Say what would be taken. Whether an answer is still to come."""
+        if self._asking is not None or self._filling:
+            return True
+        if not self._is_in or self.has_lapsed:
+            return False
+        wanted = min(max(_MORE * most, _LEAST_OFFERS), _MOST_OFFERS)
+        now = self.backend.now()
+        pool = self.pool
+        again = [Offer(*at, pool.known[at].life, pool.known[at].key) for at in pool.free if pool.may_be_taken(at, now)]
+        fresh = self.feed.offers(wanted)
+        if not again and not fresh:
+            return False
+        take = Take(most, starting, [*again[:wanted], *fresh])
+        self._asking = self._spawn(self._say_take(take, fresh), f"take from {self.queue}")
+        return True
+
+    async def _say_take(self, take: Take, fresh: Sequence[Offer]) -> None:
+        granted = 0
+        try:
+            heard = await self.log.say(self.queue, Word(self.name, take=take))
+            granted = len(heard.granted)
+            if not granted:
+                await asyncio.sleep(_UNLUCKY_S)
+        except BackendError as error:  # what was granted all the same is told by the log
+            log.debug("cannot take yet", extra={"queue": self.queue, "error": str(error)})
+            await asyncio.sleep(_RETRY_S)
+        finally:
+            self.feed.settle(fresh, granted)
+            self._asking = None
+            self._news.set()
+
+    # -- outcomes
+
+    async def start(self, batch: Sequence[Fetched]) -> Sequence[Fetched]:
+        self.backend.check_usable()
+        return await self._say(batch, (), [_kept(fetched) for fetched in batch if fetched.token == self._token], ())
+
+    async def settle(self, done: Sequence[Fetched], rest: Sequence[Unfinished] = ()) -> Sequence[Fetched]:
+        self.backend.check_usable()
+        dead = [outcome for outcome in rest if isinstance(outcome, Dead) and self._has(outcome.fetched)]
+        if dead:
+            await self.backend.letters.bury(self.queue, dead)
+        finished = [*done, *(outcome.fetched for outcome in rest if isinstance(outcome, Dead))]
+        now = self.backend.now()
+        back = [
+            _kept(outcome.fetched, now + outcome.delay_s if isinstance(outcome, Again) else 0.0)
+            for outcome in rest
+            if not isinstance(outcome, Dead) and outcome.fetched.token == self._token
+        ]
+        ats = [at for fetched in finished if fetched.token == self._token and (at := _at(fetched)) not in self._settled]
+        return await self._say([*finished, *(outcome.fetched for outcome in rest)], ats, (), back)
+
+    async def _say(
+        self, about: Sequence[Fetched], done: Sequence[At], started: Sequence[Kept], back: Sequence[Kept]
+    ) -> list[Fetched]:
+        """Returns those of the records that were refused."""
+        token = self._token
+        refused: set[At] = set()
+        if done or started or back:
+            heard = await self.log.say(self.queue, Word(self.name, done=done, started=started, back=back))
+            refused = set(heard.refused)
+        unique = {id(fetched): fetched for fetched in about}
+        return [fetched for fetched in unique.values() if fetched.token != token or _at(fetched) in refused]
+
+    def _has(self, fetched: Fetched) -> bool:
+        return fetched.token == self._token and self.pool.is_held(_at(fetched), self.name)
+
+    # -- ending
+
+    def abandon(self) -> None:
+        """As if the process was killed."""
+        self._closed = True
+        self.backend.pulse.remove(self)
+        for task in self._tasks:
+            task.cancel()
+
+    async def stop(self) -> None:
+        self._closed = True
+        self.backend.pulse.remove(self)
+        self._news.set()
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def close(self) -> None:
+        if self._closed:
+            return
+        await self.stop()
+        self.backend.discard(self)
+        if self._log is None:
+            return
+        if self._feed is not None and self._feed.close(self._stir):
+            self.backend.feeds.pop(self.queue, None)
+        try:
+            if self._is_in:
+                await self.log.say(self.queue, Word(self.name, leaves=True))
+        except BackendError as error:
+            log.warning("what was held could not be given back; it is free when the lease ends: %s", error)
+        self.log.seats.get(self.queue, {}).pop(self.name, None)
+
+
+def _at(fetched: Fetched) -> At:
+    shard, _, offset = str(fetched.at).partition(":")
+    return int(shard), int(offset)
+
+
+def _kept(fetched: Fetched, due_at: float = 0.0) -> Kept:
+    return Kept(*_at(fetched), fetched.starts, fetched.failures, fetched.crashes, due_at)
