@@ -143,10 +143,28 @@ class KafkaSettings(msgspec.Struct, frozen=True, kw_only=True):
         int | None, About("largest content", least=1, most=1024 * Mib, sets="max_message_size_bytes")
     ] = None
     require_acks: Annotated[
-        Literal["all", "1"],
-        About("who must have a message before `send` returns", reference="1", why="with 1 the loss of the leader "
-              "loses messages that were confirmed"),
+        Literal["all", "1", "0"],
+        About("who must have a message before `send` returns: all that are in sync, the leader, nobody", reference="1",
+              why="with 1 the loss of the leader loses messages that were confirmed"),
     ] = "all"  # fmt: skip
+    username: Annotated[str | None, About("user of the brokers")] = None
+    password: Annotated[Secret, About("password of the user")] = Secret()
+    sasl_mechanism: Annotated[
+        Literal["none", "PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"],
+        About("how the user is shown to the brokers; with PLAIN the password goes to them as it is: encrypt"),
+    ] = "none"
+    tls: Annotated[bool, About("encrypt the connections")] = False
+    tls_ca_file: Annotated[
+        str | None, About("PEM file of the authorities that are trusted; none: those of the system")
+    ] = None
+    tls_cert_file: Annotated[str | None, About("PEM file of our own certificate, if the broker asks for one")] = None
+    tls_key_file: Annotated[str | None, About("PEM file of its key, if that is not in the same file")] = None
+    tls_check_host: Annotated[bool, About("the broker's certificate must name the host that we connect to")] = True
+    group_protocol: Annotated[
+        Literal["classic", "consumer"],
+        About("how partitions are shared out; `consumer` (KIP-848) moves them without stopping the others, but a dead "
+              "process is noticed after the brokers' own time, 45 s unless they are told otherwise"),
+    ] = "classic"  # fmt: skip
     compression: Annotated[Literal["none", "gzip", "snappy", "lz4", "zstd"], About("of batches")] = "snappy"
     min_bytes: Annotated[int, About("least of one fetch", least=1)] = 1
     max_bytes: Annotated[int, About("most of one fetch", least=1)] = 10_000_000

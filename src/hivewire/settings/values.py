@@ -82,11 +82,13 @@ def _within(setting: Setting, value: Any) -> Any:
 
 
 def _choice(kind: Any, value: Any) -> str:
+    choices: dict[str, str] = {choice.lower(): choice for choice in get_args(kind)}
     text = str(value).lower()
-    text = {"-1": "all", "0": "false", "no": "false"}.get(text, text)
-    if text not in get_args(kind):
+    if text not in choices:
+        text = {"-1": "all", "0": "false", "no": "false"}.get(text, text)
+    if text not in choices:
         raise ValueError("not one of them")
-    return text
+    return choices[text]
 
 
 def _bool(value: Any) -> bool:

@@ -10,7 +10,7 @@ from typing import Any, Final
 from confluent_kafka import KafkaError, KafkaException, TopicPartition
 from confluent_kafka.admin import AdminClient, NewTopic, OffsetSpec  # type: ignore[attr-defined]  # they are public
 
-from hivewire.backends.kafka.clients import patiently, problem
+from hivewire.backends.kafka.clients import Options, patiently, problem
 from hivewire.backends.kafka.tail import Place
 from hivewire.errors import BackendError, Closed, ConnectionLost
 
@@ -23,7 +23,7 @@ _LOOK_EACH_S: Final = 0.02
 class Admin:
     """Made with the first call: who only sends to known topics needs none."""
 
-    def __init__(self, options: dict[str, Any]) -> None:
+    def __init__(self, options: Options) -> None:
         self._options = options
         self._client: AdminClient | None = None
         self.is_open = False
@@ -33,7 +33,7 @@ class Admin:
         if not self.is_open:
             raise Closed("use Kafka: it is not open")
         if self._client is None:
-            self._client = AdminClient(self._options)
+            self._client = AdminClient(self._options.common)
         return self._client
 
     async def ends(self, places: Iterable[Place], *, first: bool = False) -> dict[Place, int]:
@@ -110,14 +110,28 @@ class Admin:
             await _answer(future, f"delete old records of {place.topic}", ignore=KafkaError.OFFSET_OUT_OF_RANGE)
 
     async def ping(self, within_s: float = _REQUEST_S) -> int:
-        """How many brokers there are."""
-        answer = await _answer(self.client.describe_cluster(request_timeout=within_s), "ask the brokers")
-        return len(answer.nodes)
+        """How many brokers there are. A refusal is told at once, and in full."""
+        refusals = self._options.refusals
+        refusals.last = None
+        asked = self.client.describe_cluster(request_timeout=within_s)
+        while not asked.done():
+            await asyncio.sleep(_LOOK_EACH_S)
+            self.client.poll(0)
+            refused = refusals.explained(self._options.kafka)
+            if refused is not None and not asked.done():
+                asked.add_done_callback(_let_go_of)
+                raise refused
+        return len((await _answer(asked, "ask the brokers")).nodes)
 
     async def close(self) -> None:
         client, self._client, self.is_open = self._client, None, False
         if client is not None:
             await asyncio.to_thread(_let_go, client)
+
+
+def _let_go_of(asked: concurrent.futures.Future[Any]) -> None:
+    if not asked.cancelled():
+        asked.exception()
 
 
 def _topics(client: AdminClient, topic: str) -> tuple[Any, BackendError | None]:

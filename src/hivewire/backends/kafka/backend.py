@@ -58,6 +58,8 @@ _VOLATILE_PARTITIONS: Final = 4
 _JOIN_S: Final = 8.0
 _OPEN_S: Final = 10.0
 _CHANNEL: Final = "channel"
+_CONSUMER_SESSION_S: Final = 45.0
+"""Of `group.protocol=consumer`, as brokers have it unless told otherwise, and never less unless they allow it."""
 
 
 class KafkaBackend(Backend):
@@ -66,7 +68,7 @@ class KafkaBackend(Backend):
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.features = Features(
-            durability="process",
+            durability="volatile" if settings.kafka.require_acks == "0" else "process",
             store_lanes=False,
             store_competes=True,
             per_record_ack=False,
@@ -77,7 +79,7 @@ class KafkaBackend(Backend):
         self.names = Names(settings.kafka.topic_prefix)
         self.client_id = settings.worker_name or f"hivewire-{uuid4().hex[:12]}"
         self.options = Options(settings, self.client_id)
-        self.admin = Admin(self.options.common)
+        self.admin = Admin(self.options)
         self.topics = Topics(self)
         self.catalogue = Catalogue(self)
         self.letters = Letters(self)
@@ -90,6 +92,8 @@ class KafkaBackend(Backend):
         self._tail: Tail | None = None
         self._reader: Tail | None = None
         self._sending: Sending | None = None
+        self._sure: Sending | None = None
+        """For what must not be lost, whatever `require_acks` says of messages: catalogue, claims, dead letters."""
         self._clock_offset_s = 0.0
         self._consumers: set[KafkaConsumer | CompetingConsumer] = set()
         self._members: list[GroupMember] = []
@@ -113,7 +117,8 @@ class KafkaBackend(Backend):
             self.admin.is_open = True
             await self.admin.ping(_OPEN_S)
             self._tail = Tail(self.options.reader(_FOLLOW_WAIT_S), "tail")
-            self._sending = Sending(self.options.producer())
+            self._sending = Sending(self.options.producer(is_safe=self.options.is_safe))
+            self._sure = self._sending if self.options.is_safe else Sending(self.options.producer(is_safe=True))
             await self.catalogue.open()
         except BaseException:
             await self._let_go()
@@ -145,6 +150,12 @@ class KafkaBackend(Backend):
             raise Closed("use Kafka: it is not open")
         return self._sending
 
+    @property
+    def sure(self) -> Sending:
+        if self._sure is None:
+            raise Closed("use Kafka: it is not open")
+        return self._sure
+
     def now(self) -> float:
         return time.time() + self._clock_offset_s
 
@@ -159,14 +170,28 @@ class KafkaBackend(Backend):
             brokers = await self.admin.ping()
         except (BackendError, Closed) as error:
             return BackendHealth(ok=False, durability=durability, detail=str(error))
-        warnings = []
-        if not self.options.is_safe:
-            warnings.append(
-                f"acks={self.settings.kafka.require_acks}: a broker that fails takes confirmed messages with it, and "
-                "the idempotent producer is off, so a resend may change the order"
-            )
+        warnings = self._warnings()
         detail = f"{','.join(self.settings.kafka.brokers)}: {brokers} broker{'s' if brokers != 1 else ''}"
         return BackendHealth(ok=True, durability=durability, detail=detail, warnings=warnings)
+
+    def _warnings(self) -> list[str]:
+        kafka, found = self.settings.kafka, []
+        if not self.options.is_safe:
+            lost = (
+                "a message counts as sent before any broker has it"
+                if kafka.require_acks == "0"
+                else "a broker that fails takes confirmed messages with it"
+            )
+            found.append(
+                f"acks={kafka.require_acks}: {lost}, and the idempotent producer is off, so a resend may change the "
+                "order"
+            )
+        if kafka.group_protocol == "consumer":
+            found.append(
+                "group_protocol=consumer: work of a dead process is taken over after the brokers' "
+                "group.consumer.session.timeout.ms (45 s unless set), not after lease_s"
+            )
+        return found
 
     def abandon(self) -> None:
         self._abandoned = True
@@ -193,13 +218,14 @@ class KafkaBackend(Backend):
         self._members.clear()
         await asyncio.to_thread(self.pulse.end)
         await self.claims.close()
-        if self._sending is not None:
-            await self._sending.close()
+        for sending in {self._sending, self._sure}:
+            if sending is not None:
+                await sending.close()
         for tail in (self._tail, self._reader):
             if tail is not None:
                 await tail.close()
         await self.admin.close()
-        self._sending = self._tail = self._reader = None
+        self._sending = self._sure = self._tail = self._reader = None
 
     # -- storing
 
@@ -210,13 +236,13 @@ class KafkaBackend(Backend):
     async def store_all(self, items: Sequence[tuple[str, Item]]) -> None:
         """All, or the first problem."""
         if items:
-            parcel = await self.sending.store(items, self.settings.kafka.write_timeout_s)
+            parcel = await self.sure.store(items, self.settings.kafka.write_timeout_s)
             for error in parcel.problems.values():
                 raise error
 
     async def store_one(self, topic: str, item: Item) -> int:
         """Its offset."""
-        parcel = await self.sending.store([(topic, item)], self.settings.kafka.write_timeout_s)
+        parcel = await self.sure.store([(topic, item)], self.settings.kafka.write_timeout_s)
         for error in parcel.problems.values():
             raise error
         return parcel.offsets[0]
@@ -271,7 +297,7 @@ class KafkaBackend(Backend):
         topic = self.names.topic(queue)
         place = next((one for one in self._members if topic not in one.seats), None)
         if place is None:
-            place = GroupMember(self.options.member(), self.settings.lease_s)
+            place = GroupMember(self.options.member(), self._session_s())
             self._members.append(place)
         consumer = KafkaConsumer(self, queue, place, owner)
         self._consumers.add(consumer)
@@ -283,6 +309,10 @@ class KafkaBackend(Backend):
                 await consumer.close()
                 raise
         return consumer
+
+    def _session_s(self) -> float:
+        """So long may this process stand still before others have its partitions."""
+        return _CONSUMER_SESSION_S if self.settings.kafka.group_protocol == "consumer" else self.settings.lease_s
 
     async def _compete(self, queue: str, owner: Ownership) -> Consumer:
         consumer = CompetingConsumer(self, queue, self.settings.lease_s, owner)

@@ -9,6 +9,7 @@ from typing import Any, Final, TypeVar
 
 from confluent_kafka import KafkaError, KafkaException
 
+from hivewire.backends.kafka import security
 from hivewire.errors import BackendError, ConnectionLost
 from hivewire.settings import Settings
 
@@ -109,9 +110,11 @@ class Options:
     def __init__(self, settings: Settings, client_id: str) -> None:
         kafka = settings.kafka
         self._settings = settings
+        self.kafka = kafka
         most = settings.max_message_size_bytes
         self.largest_bytes = most + most // 2 + _ENVELOPE_BYTES
         """Of one message as JSON, with its headers."""
+        self.refusals = security.Refusals()
         self.common: dict[str, Any] = {
             "bootstrap.servers": ",".join(kafka.brokers),
             "client.id": client_id,
@@ -122,18 +125,21 @@ class Options:
             "topic.metadata.refresh.fast.interval.ms": 50,
             "socket.connection.setup.timeout.ms": 5_000,
             "log.connection.close": False,
+            "error_cb": self.refusals.note,
+            **security.options(kafka),
         }
 
     @property
     def is_safe(self) -> bool:
         return self._settings.kafka.require_acks == "all"
 
-    def producer(self) -> dict[str, Any]:
+    def producer(self, *, is_safe: bool) -> dict[str, Any]:
+        """`is_safe`: whatever is wanted for messages."""
         kafka = self._settings.kafka
         return {
             **self.common,
-            "acks": kafka.require_acks,
-            "enable.idempotence": self.is_safe,
+            "acks": "all" if is_safe else kafka.require_acks,
+            "enable.idempotence": is_safe,
             "compression.type": kafka.compression,
             "linger.ms": 0,
             "batch.num.messages": kafka.batch_size,
@@ -162,12 +168,17 @@ class Options:
 
     def member(self) -> dict[str, Any]:
         """Of the consumer group."""
-        return {
-            **self._consumer(),
+        group: dict[str, Any] = {
             "session.timeout.ms": int(self._settings.lease_s * 1000),
             "heartbeat.interval.ms": int(HEARTBEAT_S * 1000),
-            "max.poll.interval.ms": int(MAX_POLL_S * 1000),
             "partition.assignment.strategy": "cooperative-sticky",
+        }
+        if self._settings.kafka.group_protocol == "consumer":
+            group = {"group.protocol": "consumer"}  # the rest is the brokers' to say
+        return {
+            **self._consumer(),
+            **group,
+            "max.poll.interval.ms": int(MAX_POLL_S * 1000),
             "fetch.wait.max.ms": int(self._settings.kafka.max_wait_s * 1000),
             "queued.min.messages": 2_000,
         }

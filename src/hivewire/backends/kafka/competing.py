@@ -144,7 +144,7 @@ class CompetingConsumer(Consumer):
 
         self._is_beating = True
         value = pack_word(self.queue, Word(name))
-        if not self.backend.sending.shout(self.log.topic, self.log.partition, self.queue.encode(), value, heard):
+        if not self.backend.sure.shout(self.log.topic, self.log.partition, self.queue.encode(), value, heard):
             self._is_beating = False
 
     @property
