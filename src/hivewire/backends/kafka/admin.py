@@ -121,7 +121,12 @@ class Admin:
             if refused is not None and not asked.done():
                 asked.add_done_callback(_let_go_of)
                 raise refused
-        return len((await _answer(asked, "ask the brokers")).nodes)
+        try:
+            return len((await _answer(asked, "ask the brokers")).nodes)
+        except ConnectionLost as error:
+            if self._options.kafka.tls:
+                raise
+            raise ConnectionLost(f"{error}; if the brokers are up: is this a port for TLS (kafka.tls)?") from None
 
     async def close(self) -> None:
         client, self._client, self.is_open = self._client, None, False

@@ -19,9 +19,12 @@ _told = logging.getLogger("hivewire.backends.kafka.librdkafka")
 class _Quiet:
     """librdkafka's own lines, for those who look for them: what matters is told by who asked for it."""
 
-    @staticmethod
-    def log(level: int, text: str, *arguments: object) -> None:
+    def __init__(self, refusals: security.Refusals) -> None:
+        self._refusals = refusals
+
+    def log(self, level: int, text: str, *arguments: object) -> None:
         _told.debug(text, *arguments)
+        self._refusals.note_line(text % arguments if arguments else text)
 
 
 HEARTBEAT_S: Final = 0.3
@@ -118,7 +121,7 @@ class Options:
         self.common: dict[str, Any] = {
             "bootstrap.servers": ",".join(kafka.brokers),
             "client.id": client_id,
-            "logger": _Quiet(),
+            "logger": _Quiet(self.refusals),
             "reconnect.backoff.ms": 50,
             "reconnect.backoff.max.ms": 500,
             "retry.backoff.ms": 50,

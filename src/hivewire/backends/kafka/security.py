@@ -52,24 +52,31 @@ def _tls(kafka: KafkaSettings) -> dict[str, Any]:
 
 
 class Refusals:
-    """What brokers refused, as the clients were told behind everybody's back."""
+    """What brokers refused, as the clients were told behind everybody's back. Noted on threads of clients."""
 
     def __init__(self) -> None:
-        self.last: KafkaError | None = None
+        self.last: tuple[int, str] | None = None
+        """The code of the error and what was said."""
 
     def note(self, error: KafkaError) -> None:
-        """Called on threads of clients."""
-        if error.code() in (KafkaError._AUTHENTICATION, KafkaError._SSL) or any(hint in error.str() for hint in _HINTS):
-            self.last = error
+        if error.code() in (KafkaError._AUTHENTICATION, KafkaError._SSL):
+            self.last = (error.code(), error.str())
+        else:
+            self.note_line(error.str())
+
+    def note_line(self, text: str) -> None:
+        """A line of the client's own log: who is hung up on is told there alone."""
+        if self.last is None and any(hint in text for hint in _HINTS):
+            self.last = (KafkaError._TRANSPORT, text)
 
     def explained(self, kafka: KafkaSettings) -> BackendError | None:
         """Not worth repeating: what the broker shows and what it accepts does not change by itself."""
-        error = self.last
-        if error is None:
+        if self.last is None:
             return None
-        text = error.str().split("): ", 1)[-1] if error.code() == KafkaError._AUTHENTICATION else error.str()
+        code, text = self.last
+        text = text.rsplit("]: ", 1)[-1]
         where = ",".join(kafka.brokers)
-        if error.code() == KafkaError._AUTHENTICATION:
+        if code == KafkaError._AUTHENTICATION:
             return BackendError(
                 f"connect to {where}: the broker refuses this user: {text}; check kafka.username, kafka.password and "
                 "kafka.sasl_mechanism"
