@@ -19,6 +19,7 @@ from hivewire.rules.plan_state import (
     Planned,
     RunState,
     SetTimer,
+    Stop,
     dump,
     load_command,
     load_header,
@@ -247,9 +248,11 @@ def _task_row(run: str, row: SubtaskRow) -> tuple[Any, ...]:
 
 
 def _finish(state: RunState) -> Script[None]:
-    """It takes no event any more, known or not, and nothing more is to be sent or planned for it."""
+    """It takes no event any more, known or not; nothing more is to be sent or planned, only to be stopped."""
     head = state.header
-    for table in ("run_inbox", "run_timers", "run_outbox"):
+    kept = yield Query("SELECT id, body FROM run_outbox WHERE run = $1", [head.run])
+    yield from sent(head.run, [name for name, body in kept if not isinstance(load_command(body.encode()), Stop)])
+    for table in ("run_inbox", "run_timers"):
         yield Query(f"DELETE FROM {table} WHERE run = $1", [head.run])
     outputs = {name: row.output for name, row in state.rows.items() if row.status == "done"}
     yield Query(
