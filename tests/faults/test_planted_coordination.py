@@ -43,7 +43,7 @@ def planted(caught_by: str, first: int = 0) -> Callable[[Plant], Plant]:
     return add
 
 
-@planted("everything_ends")
+@planted("nothing_vanishes")
 def answers_acknowledged_before_they_are_stored(patch: pytest.MonkeyPatch) -> None:
     original = Errands._take
 
@@ -55,7 +55,7 @@ def answers_acknowledged_before_they_are_stored(patch: pytest.MonkeyPatch) -> No
     patch.setattr(Errands, "_take", take)
 
 
-@planted("everything_ends")
+@planted("nothing_vanishes")
 def forgotten_in_the_outbox_before_it_is_sent(patch: pytest.MonkeyPatch) -> None:
     original = Errands._send
 
@@ -149,7 +149,7 @@ def outputs_are_not_handed_on(patch: pytest.MonkeyPatch) -> None:
     patch.setattr("hivewire.coordination.errands.content_of", content_of)
 
 
-@planted("everything_ends")
+@planted("nothing_vanishes")
 def the_dead_letters_of_workers_are_not_looked_at(patch: pytest.MonkeyPatch) -> None:
     async def nothing(self: Losses, agents: Sequence[str]) -> list[Any]:
         return []
@@ -157,7 +157,7 @@ def the_dead_letters_of_workers_are_not_looked_at(patch: pytest.MonkeyPatch) -> 
     patch.setattr(Losses, "dead", nothing)
 
 
-@planted("everything_ends")
+@planted("nothing_vanishes")
 def state_stored_without_what_follows(patch: pytest.MonkeyPatch) -> None:
     """The commands of every tenth step are not in the transaction."""
     turn = itertools.count()

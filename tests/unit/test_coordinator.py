@@ -593,6 +593,51 @@ async def test_answers_among_the_dead_letters_are_taken_all_the_same() -> None:
         assert on.calls == ["a"]
 
 
+async def taken_away(protocol: hw.Protocol, agent: str) -> int:
+    """Somebody takes what waits for the agent, and does nothing with it."""
+    taken = await protocol.receive(agent, wait_s=1)
+    for delivery in taken:
+        await delivery.ack()
+    return len(taken)
+
+
+@virtual
+async def test_what_vanished_is_sent_anew_and_an_old_answer_does_not_count() -> None:
+    async with stage() as on:
+        await on.protocol.subscribe("w", mode="competing")
+        coordinator = await on.coordinator(team=[("w", ["work"])])
+        run = await coordinator.start(TaskRequest(name="t"), plan=plan(sub("a"), sub("b", "a")))
+        first = (await coordinator.state(run)).rows["a"]
+        while not await taken_away(on.protocol, "w"):
+            pass
+        on.worker("w", "work")
+        result = await coordinator.result(run, timeout_s=20)
+        assert (result.status, on.calls) == ("completed", ["a", "b"])
+        row = (await coordinator.state(run)).rows["a"]
+        assert (row.attempt, row.resends) == (2, 1)
+        assert row.message_id != first.message_id
+
+
+@virtual
+async def test_what_vanishes_again_and_again_fails_and_what_lasts_does_not() -> None:
+    async with stage() as on:
+        coordinator = await on.coordinator(team=[("gone", ["lose"]), ("w", ["work"])])
+        parts = plan(sub("a", assigned_to="lose"), sub("b", "a"), sub("c"))
+        run = await coordinator.start(TaskRequest(name="t"), plan=parts)
+
+        async def last(task: hw.Message, ctx: hw.Context) -> Any:
+            await asyncio.sleep(30)
+
+        on.worker("w", "work", handler=last)
+        while not (await coordinator.state(run)).is_finished:
+            await taken_away(on.protocol, "gone")
+        result = await coordinator.result(run)
+        assert result.subtasks == {"a": "failed", "b": "skipped", "c": "done"}
+        assert "its message has vanished" in result.error
+        assert on.calls == ["c"]
+        assert (await coordinator.state(run)).rows["a"].attempt == 4
+
+
 @virtual
 async def test_an_odd_answer_for_no_run_is_kept_as_a_dead_letter() -> None:
     async with stage() as on:

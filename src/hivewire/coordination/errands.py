@@ -12,6 +12,7 @@ from hivewire.coordination.ledger import Ledger
 from hivewire.coordination.ledger.run_scripts import Kept
 from hivewire.coordination.ledger.runs import Runs
 from hivewire.coordination.losses import Losses
+from hivewire.coordination.missing import Missing
 from hivewire.coordination.plan_store import Incoming
 from hivewire.coordination.planner import Planner, plain
 from hivewire.coordination.stopping import stop
@@ -33,6 +34,7 @@ from hivewire.rules.plan_state import (
     RunState,
     Stop,
     Timer,
+    Vanished,
     begun_message,
     content_of,
     event_of,
@@ -78,6 +80,7 @@ class Errands:
         self._clock = clock
         self._owner = new_id()
         self._losses = Losses(protocol, name)
+        self._missing = Missing(protocol, runs, name, self._able, clock)
         self._planning: dict[str, asyncio.Task[None]] = {}
         self._relaying: dict[str, asyncio.Task[None]] = {}
         self.moved = asyncio.Event()
@@ -224,8 +227,7 @@ class Errands:
     def _choose(self, kept: Kept, row: Row) -> str:
         if kept.recipient:
             return kept.recipient
-        able = self._team.roster.capabilities.get(row.spec.assigned_to)
-        if not able:
+        if not self._able(row.spec.assigned_to):
             log.info("nobody is there who can do it", extra={"capability": row.spec.assigned_to, "run": kept.run})
             return ""
         return self._team.roster.worker_for(row.spec.assigned_to, kept.command.id)
@@ -312,6 +314,9 @@ class Errands:
             await self.relay_soon(run)
         await self._look_for_dead(self._team.roster.names)
         await self._revive()
+        for run, name in await self._missing.look():
+            log.warning("a message has vanished; its subtask is sent anew", extra={"run": run, "id": name})
+            await self._try(run, partial(self._vanished, name))
         await asyncio.sleep(_LOOK_S)
 
     async def _try(self, run: str, resolve: Callable[[RunState], Sequence[Incoming]]) -> None:
@@ -339,6 +344,19 @@ class Errands:
     def _dead(self, message_id: str, why: str, state: RunState) -> list[Incoming]:
         rows = [row for row in state.rows.values() if row.message_id == message_id and row.status == "running"]
         return [Incoming(f"answer:{message_id}", self._failed(row, why)) for row in rows]
+
+    def _vanished(self, message_id: str, state: RunState) -> list[Incoming]:
+        return [
+            Incoming(
+                f"vanished:{message_id}",
+                Vanished(at=self._clock(), version=row.version, subtask=row.spec.name, attempt=row.attempt),
+            )
+            for row in state.rows.values()
+            if row.message_id == message_id
+        ]
+
+    def _able(self, capability: str) -> Sequence[str]:
+        return self._team.roster.capabilities.get(capability, ())
 
 
 def _always(event: Incoming, state: RunState) -> list[Incoming]:

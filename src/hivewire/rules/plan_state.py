@@ -32,6 +32,8 @@ class Row(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     message_id: str = ""
     timer: int = 0
     send_backs: int = 0
+    resends: int = 0
+    """How often its message had vanished and it was sent anew."""
     feedback: str | None = None
     output: Any = None
     error: str = ""
@@ -123,6 +125,15 @@ class Failed(msgspec.Struct, frozen=True, kw_only=True, tag="failed"):
     error: str
 
 
+class Vanished(msgspec.Struct, frozen=True, kw_only=True, tag="vanished"):
+    """The message of this attempt, and its answer, are nowhere: neither waiting, nor in hand, nor dead."""
+
+    at: float
+    version: int
+    subtask: str
+    attempt: int
+
+
 class SendBack(msgspec.Struct, frozen=True, kw_only=True, tag="send_back"):
     """A reviewer (`subtask`) asks for `target`, on which it depends, to be done again."""
 
@@ -159,7 +170,7 @@ class Cancel(msgspec.Struct, frozen=True, tag="cancel"):
     reason: str = "cancelled"
 
 
-Event = Started | Begun | Result | Failed | SendBack | Timer | Planned | Cancel
+Event = Started | Begun | Result | Failed | Vanished | SendBack | Timer | Planned | Cancel
 
 
 class Dispatch(msgspec.Struct, frozen=True, kw_only=True, tag="dispatch"):
@@ -296,6 +307,10 @@ def load_event(stored: bytes) -> Event:
 
 def load_command(stored: bytes) -> Command:
     return _command_reader.decode(stored)
+
+
+def load_row(stored: bytes) -> Row:
+    return _row_reader.decode(stored)
 
 
 def load_state(header: bytes, rows: Iterable[bytes]) -> RunState:

@@ -29,10 +29,14 @@ from hivewire.rules.plan_state import (
     Started,
     Stop,
     Timer,
+    Vanished,
 )
 
 MAX_SEND_BACKS: Final = 3
 """A subtask may be sent back so often; the next time, the reviewer's subtask fails."""
+
+MAX_RESENDS: Final = 3
+"""A subtask whose message vanishes is sent anew so often; the next time, it fails."""
 
 
 def step(state: RunState, event: Event) -> tuple[RunState, list[Command]]:
@@ -53,6 +57,8 @@ def step(state: RunState, event: Event) -> tuple[RunState, list[Command]]:
             work.result(event)
         case Failed():
             work.failed(event)
+        case Vanished():
+            work.vanished(event)
         case SendBack():
             work.send_back(event)
         case Timer():
@@ -175,6 +181,18 @@ class _Step:
         command = MakePlan(id=self._next_id(), errors=tuple(errors))
         self._commands.append(command)
         self._set_header(planning=command.id, plans_left=self._header.plans_left - 1)
+
+    def vanished(self, event: Vanished) -> None:
+        """Sent anew as another attempt: should the old message be found after all, its answer does not count."""
+        row = self._current(event.subtask, event.version, event.attempt)
+        if row is None:
+            return
+        if row.resends >= MAX_RESENDS:
+            self._fail(row, "its message has vanished: neither waiting, nor with a worker, nor among the dead letters")
+        else:
+            self._drop(row)
+            self._set(row, resends=row.resends + 1)
+            self._dispatch(self._rows[row.spec.name])
 
     def send_back(self, event: SendBack) -> None:
         reviewer = self._answer_of(event)

@@ -20,6 +20,7 @@ def violations(result: Result) -> list[str]:
         _errors,
         _everything_ends,
         _nothing_is_left,
+        _nothing_vanishes,
         _outcomes,
         _results,
         _outputs,
@@ -55,6 +56,14 @@ def _everything_ends(result: Result) -> Iterator[str]:
 def _nothing_is_left(result: Result) -> Iterator[str]:
     for place, count in result.left.items():
         yield f"{count} in {place}"
+
+
+def _nothing_vanishes(result: Result) -> Iterator[str]:
+    """What nobody has taken away is where it belongs: it is never sent anew because it was nowhere."""
+    for run, state in result.states.items():
+        for name, row in state.rows.items():
+            if row.resends:
+                yield f"{run}/{name} was sent anew {row.resends} times"
 
 
 def _start_of(result: Result, run: str) -> Start:

@@ -23,6 +23,7 @@ from hivewire.rules.plan_state import (
     dump,
     load_command,
     load_header,
+    load_row,
     load_state,
 )
 from hivewire.rules.plan_state import Row as SubtaskRow
@@ -354,6 +355,21 @@ def left_behind(older_than_s: float) -> Script[list[str]]:
         "SELECT DISTINCT run FROM run_outbox WHERE created_at < hivewire_begun() - $1 LIMIT 500", [older_than_s]
     )
     return [run for (run,) in rows]
+
+
+def running(limit: int) -> Script[list[tuple[str, SubtaskRow]]]:
+    """Subtasks that were sent and are not answered, with their runs; without those that are still to be sent."""
+    unsent = yield Query(
+        "SELECT o.run, o.id FROM runs r JOIN run_outbox o ON o.run = r.run WHERE r.status IN ('new', 'running')", []
+    )
+    rows = yield Query(
+        "SELECT s.run, s.body FROM runs r JOIN run_subtasks s ON s.run = r.run "
+        "WHERE r.status IN ('new', 'running') AND s.status = 'running' LIMIT $1",
+        [limit],
+    )
+    waiting = {(run, name) for run, name in unsent}
+    found = [(run, load_row(body.encode())) for run, body in rows]
+    return [(run, row) for run, row in found if (run, row.message_id) not in waiting]
 
 
 def unfinished(limit: int) -> Script[list[str]]:

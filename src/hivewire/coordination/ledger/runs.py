@@ -13,7 +13,7 @@ from hivewire.coordination.ledger.run_scripts import Kept, LogEntry, Resolve
 from hivewire.coordination.ledger.stored import StoredLedger
 from hivewire.coordination.plan_store import Incoming
 from hivewire.errors import CoordinationError
-from hivewire.rules.plan_state import Command, RunState
+from hivewire.rules.plan_state import Command, Row, RunState
 
 _KEPT: Final = 200
 
@@ -68,6 +68,10 @@ class Runs:
     async def left_behind(self, older_than_s: float) -> list[str]:
         """Runs with something to be sent that has waited for so long."""
         return await self._ledger.store.read(partial(run_scripts.left_behind, older_than_s))
+
+    async def running(self, limit: int = 1_000) -> list[tuple[str, Row]]:
+        """(run, subtask) of what was sent and is not answered."""
+        return await self._ledger.store.read(partial(run_scripts.running, limit))
 
     async def unfinished(self, limit: int = 1_000) -> list[str]:
         """Runs that have not come to their end, the oldest first."""
