@@ -5,17 +5,17 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Collection, Sequence
+from collections.abc import AsyncIterator, Sequence
 from typing import TYPE_CHECKING
 
-from hivewire.backend import Again, Consumer, Dead, Fetched, Ownership, QueueSpec, Unfinished
-from hivewire.backends.redis import membership, reading, scripts
+from hivewire.backend import Consumer, Fetched, Ownership, QueueSpec, Unfinished
+from hivewire.backends.redis import membership, reading, scripts, settlement
 from hivewire.backends.redis.address import Command
 from hivewire.backends.redis.keeper import Seat, lease_clock
 from hivewire.backends.redis.keys import EPOCH, INLET_BELL, Names
 from hivewire.backends.redis.late import Late
 from hivewire.backends.redis.link import good
-from hivewire.backends.redis.packing import pack_dead, pack_settled, pack_state
+from hivewire.backends.redis.packing import pack_state
 from hivewire.backends.redis.reading import Held
 from hivewire.backends.redis.tenure import Tenure
 from hivewire.errors import BackendError
@@ -147,13 +147,12 @@ class RedisConsumer(Consumer):
                     held.is_hot = True
 
     async def refetch(self, shard: int, at: Sequence[int | str]) -> Sequence[Fetched]:
-        places = [str(place).rpartition("-") for place in at]
-        wanted = [(held, id) for id, _, n in places if (held := self.held.get(int(n))) is not None]
-        commands: list[Command] = [("XRANGE", self.names.stream(held.shard), id, id) for held, id in wanted]
-        if not commands:
+        held = self.held.get(shard)
+        if held is None or not at:
             return []
+        stream = self.names.stream(shard)
         found: list[Fetched] = []
-        for (held, _), answer in zip(wanted, await self.backend.link.post(commands), strict=True):
+        for answer in await self.backend.link.post([("XRANGE", stream, str(id), str(id)) for id in at]):
             again = held.read(good(answer, f"read {self.queue}"))
             held.out.update([fetched.id for fetched in again])
             found += again
@@ -198,92 +197,46 @@ class RedisConsumer(Consumer):
                     held.marked.add(reading.entry_id(fetched))
                 commands.append(scripts.run(scripts.START, self.names.base, self.seat.name, n, held.token, *arguments))
                 asked.append(here)
-        await self._fenced(commands, asked, refused, "mark what runs")
+        for answer, asked_of in zip(await self.backend.link.post(commands), asked, strict=True):
+            if not good(answer, f"mark what runs of {self.queue}"):
+                self._refused(asked_of)
+                refused += asked_of
         return refused
 
-    async def _fenced(
-        self, commands: list[Command], asked: list[list[Fetched]], refused: list[Fetched], doing: str
-    ) -> None:
-        """Ask; what the fence refuses is added to `refused`, and its shards are lost."""
-        if not commands:
-            return
-        lost: set[int] = set()
-        for answer, part in zip(await self.backend.link.post(commands), asked, strict=True):
-            if not good(answer, f"{doing} of {self.queue}"):
-                refused += part
-                if self.tenure.holding(part[0]) is not None:
-                    lost.add(part[0].shard)
-        if lost:
-            self.tenure.lose(lost)
+    def _refused(self, part: Sequence[Fetched]) -> None:
+        """The fence has refused what was asked of these: their shard is lost, if it was not given up meanwhile."""
+        if self.tenure.holding(part[0]) is not None:
+            self.tenure.lose({part[0].shard})
             self.tenure.poke()
 
     async def settle(self, done: Sequence[Fetched], rest: Sequence[Unfinished] = ()) -> Sequence[Fetched]:
         self.backend.check_usable()
-        commands: list[Command] = []
-        asked: list[list[Fetched]] = []
+        now = self.backend.now()
+        asked: dict[int, list[Fetched]] = {}
+        arguments: list[str | bytes | int] = []
         told: list[tuple[Held, list[bytes]]] = []
         refused: list[Fetched] = []
-        for finished, left in _by_tenure(done, rest):
+        for finished, left in settlement.by_tenure(done, rest):
             everything = [*finished, *(outcome.fetched for outcome in left)] if left else finished
             held = self.tenure.holding(everything[0])
             if held is None:
                 refused += everything
                 continue
-            commands.append(self._settlement(held, finished, left))
-            asked.append(everything)
+            arguments += settlement.arguments(held, finished, left, now)
+            asked[held.shard] = everything
             if held.stored:
-                told.append((held, [reading.entry_id(fetched) for fetched in _gone(finished, left)]))
-        await self._fenced(commands, asked, refused, "settle messages")
+                told.append((held, [reading.entry_id(fetched) for fetched in settlement.gone(finished, left)]))
+        if asked:
+            most = self.backend.settings.dedup_window_ids
+            command = scripts.run(scripts.SETTLE, self.names.base, self.seat.name, most, *arguments)
+            (answer,) = await self.backend.link.post([command])
+            for shard in good(answer, f"settle messages of {self.queue}"):
+                self._refused(asked[shard])
+                refused += asked[shard]
         for held, ids in told:
             held.stored.difference_update(ids)
         self.tenure.give_up_some()
         return refused
-
-    def _settlement(self, held: Held, done: Sequence[Fetched], rest: Sequence[Unfinished]) -> Command:
-        ids = [reading.entry_id(fetched) for fetched in done]
-        dead = [outcome for outcome in rest if isinstance(outcome, Dead)]
-        states: list[str | bytes] = []
-        dropped = [id for id in ids if id in held.stored] if held.stored else []
-        now = self.backend.now()
-        for outcome in rest:
-            if isinstance(outcome, Dead):
-                continue
-            fetched = outcome.fetched
-            id = reading.entry_id(fetched)
-            due_ms = int((now + outcome.delay_s) * 1000) if isinstance(outcome, Again) and outcome.delay_s > 0 else 0
-            if due_ms or fetched.starts or fetched.failures or fetched.crashes or id in held.stored:
-                states += [id, pack_state(fetched, running=False, due_ms=due_ms)]
-                held.stored.add(id)
-            held.waiting(id)
-        letters: list[str | bytes] = []
-        for burial in dead:
-            id = reading.entry_id(burial.fetched)
-            letters += [id, burial.fetched.record.id, pack_dead(burial.fetched.record, burial.letter)]
-            held.forget((id,))
-        held.forget(ids)
-        timed = [id for id, fetched in zip(ids, done, strict=True) if fetched.record.ttl_s is not None]
-        timed += [reading.entry_id(burial.fetched) for burial in dead if burial.fetched.record.ttl_s is not None]
-        lives = [fetched.record for fetched in _gone(done, rest)]
-        return scripts.run(
-            scripts.SETTLE,
-            self.names.base,
-            self.seat.name,
-            held.shard,
-            held.token,
-            pack_settled(now, lives) if lives else b"",
-            len(lives),
-            self.backend.settings.dedup_window_ids,
-            len(ids),
-            len(dropped),
-            len(states) // 2,
-            len(dead),
-            len(timed),
-            *ids,
-            *dropped,
-            *states,
-            *letters,
-            *timed,
-        )
 
     def out(self) -> int:
         """Taken by this member, and not marked in the store."""
@@ -319,25 +272,3 @@ class RedisConsumer(Consumer):
             good(answer, f"leave {self.queue}")
         except BackendError as error:
             log.warning("what was held could not be given back; it is free when the lease ends: %s", error)
-
-
-def _by_tenure(
-    done: Sequence[Fetched], rest: Sequence[Unfinished]
-) -> Collection[tuple[list[Fetched], list[Unfinished]]]:
-    """Outcomes of one shard and one ownership together, each kind in its order."""
-    parts: dict[tuple[int, int], tuple[list[Fetched], list[Unfinished]]] = {}
-    shard = token = -1
-    finished: list[Fetched] = []
-    for fetched in done:
-        if fetched.shard != shard or fetched.token != token:
-            shard, token = fetched.shard, fetched.token
-            finished = parts.setdefault((shard, token), ([], []))[0]
-        finished.append(fetched)
-    for outcome in rest:
-        parts.setdefault((outcome.fetched.shard, outcome.fetched.token), ([], []))[1].append(outcome)
-    return parts.values()
-
-
-def _gone(done: Sequence[Fetched], rest: Sequence[Unfinished]) -> list[Fetched]:
-    """Those that are in the stream no more."""
-    return [*done, *(outcome.fetched for outcome in rest if isinstance(outcome, Dead))]

@@ -32,9 +32,10 @@ end
 """
 
 ALIVE: Final = """
+local lease
 local function owns(me, shard, token)
-  local lease = redis.call('ZSCORE', base .. 'm', me)
-  if not lease or tonumber(lease) <= now then return false end
+  lease = lease or tonumber(redis.call('ZSCORE', base .. 'm', me) or '0')
+  if lease <= now then return false end
   local found = redis.call('HMGET', base .. 'o', 'o' .. shard, 't' .. shard)
   return found[1] == me and found[2] == token
 end

@@ -36,7 +36,7 @@ class _Settled(msgspec.Struct, array_like=True, frozen=True):
 
 
 _encoder = msgspec.msgpack.Encoder()
-_heads = msgspec.msgpack.Decoder(Head)
+_decode_head = msgspec.msgpack.Decoder(Head).decode
 _dead = msgspec.msgpack.Decoder(_Dead)
 _settled = msgspec.msgpack.Decoder(_Settled)
 
@@ -56,8 +56,8 @@ def pack_head(record: Record, replay: int | None = None) -> bytes:
 
 
 def unpack(head: bytes, body: bytes) -> Record:
-    found = _heads.decode(head)
-    return _record(found, body)
+    found = _decode_head(head)
+    return Record(found.id, found.key, body, found.type, found.sender, found.ttl_s, found.priority, found.replay)
 
 
 def _record(found: Head, body: bytes) -> Record:

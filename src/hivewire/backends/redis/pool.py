@@ -150,6 +150,7 @@ class PoolConsumer(Consumer):
     def _taken(self, entry: Any) -> Fetched:
         shard, id, fields, state, seen, suspect = entry
         (fetched,) = read([(id, fields)], shard, self.claim.token)
+        fetched.at = f"{fetched.at}-{shard}"
         remember(fetched, state)
         self.backend.not_before((int(id.partition(b"-")[0]) + 1) / 1000)
         fetched.shard = 0

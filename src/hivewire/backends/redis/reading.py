@@ -20,7 +20,7 @@ def position(id: bytes) -> tuple[int, int]:
 
 
 class Read(Fetched, gc=False):
-    """A record with its id in the stream. Its position is that, a dash, and the shard."""
+    """A record with its id in the stream, which is its position, too."""
 
     id: bytes = b""
 
@@ -33,16 +33,21 @@ def entry_id(fetched: Fetched) -> bytes:
 
 def read(entries: Sequence[Any], shard: int, token: int) -> list[Read]:
     """What stands in a stream."""
-    ending = f"-{shard}"
     found = []
+    last, second = b"", 0.0
     for id, fields in entries:
+        ms = id.partition(b"-")[0]
+        if ms != last:  # what comes together was often stored together
+            last, second = ms, int(ms) / 1000
+        stored_at = second
         try:
             # By place, as the scripts and `append` write them: h, b and, for what was delayed, t.
-            stored_ms = int(fields[5] if len(fields) > 5 else id.partition(b"-")[0])
             record = unpack(fields[1], fields[3])
+            if len(fields) > 5:
+                stored_at = int(fields[5]) / 1000
         except (IndexError, ValueError):  # msgspec's errors are ValueErrors
-            stored_ms, record = int(id.partition(b"-")[0]), foreign(id, fields)
-        found.append(Read(shard, id.decode() + ending, token, record, stored_ms / 1000, id=id))
+            record = foreign(id, fields)
+        found.append(Read(shard, id.decode(), token, record, stored_at, id=id))
     return found
 
 

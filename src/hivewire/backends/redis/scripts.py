@@ -21,6 +21,7 @@ from hivewire.backends.redis.fragments import ALIVE, CLOCK, DECLARE_IT, INTER, N
 from hivewire.backends.redis.intake import INLET_READ as INLET_READ
 from hivewire.backends.redis.intake import INLET_STORE as INLET_STORE
 from hivewire.backends.redis.membership import BEAT, LEAVE, RELEASE
+from hivewire.backends.redis.settlement import SETTLE as SETTLE
 
 DECLARE: Final = (
     CLOCK
@@ -112,61 +113,6 @@ START: Final = (
     + """
 if not owns(ARGV[1], ARGV[2], ARGV[3]) then return 0 end
 for i = 4, #ARGV, 2 do redis.call('HSET', base .. 'st' .. ARGV[2], ARGV[i], ARGV[i + 1]) end
-return 1
-"""
-)
-
-# ARGV: me, shard, token, chunk of lives, how many, most lives kept; the numbers of: ids to remove, ids whose
-# state goes, (id, state) to keep, dead (id, id of the message, letter), ids
-# that had a time to live; then these. 0: refused by the fence.
-SETTLE: Final = (
-    CLOCK
-    + NEEDED
-    + ALIVE
-    + INTER
-    + """
-local shard = ARGV[2]
-if not owns(ARGV[1], shard, ARGV[3]) then return 0 end
-local at = 12
-local function each(count, width, call)
-  while count > 0 do
-    local some = math.min(count, 500)
-    call(at, at + some * width - 1)
-    at = at + some * width
-    count = count - some
-  end
-end
-local gone = 0
-each(tonumber(ARGV[7]), 1, function(from, to)
-  gone = gone + redis.call('XDEL', base .. 's' .. shard, unpack(ARGV, from, to))
-end)
-each(tonumber(ARGV[8]), 1, function(from, to) redis.call('HDEL', base .. 'st' .. shard, unpack(ARGV, from, to)) end)
-each(tonumber(ARGV[9]), 2, function(from, to) redis.call('HSET', base .. 'st' .. shard, unpack(ARGV, from, to)) end)
-for _ = 1, tonumber(ARGV[10]) do
-  -- A settlement that is repeated after its answer was lost must not bury twice.
-  if redis.call('XDEL', base .. 's' .. shard, ARGV[at]) == 1 then
-    inter(ARGV[at + 1], ARGV[at + 2])
-    gone = gone + 1
-  end
-  redis.call('HDEL', base .. 'st' .. shard, ARGV[at])
-  at = at + 3
-end
-if gone > 0 then redis.call('HINCRBY', base .. 'done', 'g' .. shard, gone) end
-for i = at, at + ARGV[11] - 1 do redis.call('ZREM', base .. 'ttl', shard .. ':' .. ARGV[i]) end
-local lives = tonumber(ARGV[5])
-if lives > 0 then
-  local done = base .. 'done' .. shard
-  redis.call('RPUSH', done, ARGV[4])
-  local count = redis.call('HINCRBY', base .. 'done', 'n' .. shard, lives)
-  local sizes = base .. 'donen' .. shard
-  redis.call('RPUSH', sizes, lives)
-  while count > tonumber(ARGV[6]) do
-    local oldest = tonumber(redis.call('LPOP', sizes) or '0')
-    redis.call('LPOP', done)
-    if oldest == 0 then break end
-    count = redis.call('HINCRBY', base .. 'done', 'n' .. shard, -oldest)
-  end
-end
 return 1
 """
 )
