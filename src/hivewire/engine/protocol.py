@@ -294,19 +294,19 @@ class Engine(Protocol):
             await self._ready()
         if self._outgoing is not None:
             return [await self.send(message, timeout_s=timeout_s) for message in messages]
-        room = Room.RESERVE if handling.get() is not None else Room.CAP
-        entries: list[Append] = []
+        by_queue: dict[str, list[Record]] = {}
         records: list[Record] = []
         last = None
         record_of = self._record
         for message in messages:
             queue, record = record_of(message)
             if queue != last:
-                records = []
-                entries.append(Append(queue, records, room=room))
+                records = by_queue.setdefault(queue, [])
                 last = queue
             records.append(record)
-        if entries:
+        if by_queue:
+            room = Room.RESERVE if handling.get() is not None else Room.CAP
+            entries = [Append(queue, records, room=room) for queue, records in by_queue.items()]
             await self._sender.append(entries, timeout_s)
         return [Receipt(message.id) for message in messages]
 

@@ -80,6 +80,16 @@ return {'stored', shards, cap, mode, held + room, room}
 """
 )
 
+# What the queue was declared with, and how many it holds; nothing when it is not there.
+ROOM: Final = """
+local base = KEYS[1]
+local spec = redis.call('HMGET', base .. 'spec', 'shards', 'cap', 'mode')
+if not spec[1] then return {} end
+local held = redis.call('ZCARD', base .. 'late')
+for shard = 0, spec[1] - 1 do held = held + redis.call('XLEN', base .. 's' .. shard) end
+return {tonumber(spec[1]), tonumber(spec[2]), spec[3], held}
+"""
+
 # ARGV: most. Turns delayed messages that are due into plain ones, and rings for attempts that are due in a competing
 # queue; when the next of either is due, or -1.
 MOVE: Final = (
@@ -301,7 +311,7 @@ return buried
 )
 
 ALL: Final = (
-    *(BURY, DECLARE, APPEND, MOVE, BEAT, RELEASE, LEAVE, START, SETTLE, DEPTH, GAPS, REVIVE, PURGE, DROP, PUT),
+    *(BURY, DECLARE, APPEND, ROOM, MOVE, BEAT, RELEASE, LEAVE, START, SETTLE, DEPTH, GAPS, REVIVE, PURGE, DROP, PUT),
     *(
         competing.BEAT,
         competing.LEAVE,

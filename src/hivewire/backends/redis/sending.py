@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 
@@ -32,6 +33,7 @@ log = logging.getLogger(__name__)
 
 _TRUST_S = 1.0
 """For how long a queue is known to have room, when it has much."""
+_RENEW_S = 0.5
 _MOST_TRUST = 5_000
 _MUCH = 4
 _MOST_KEYS = 10_000
@@ -45,6 +47,9 @@ class Known(msgspec.Struct):
     competing: bool = False
     room: int = 0
     until: float = 0.0
+    renew_at: float = 0.0
+    """From then on, or with less room than `renew_below`, the store is asked anew while there is room left."""
+    renew_below: int = 0
     by_key: dict[str, int] = {}
     """Shards of keys that were seen lately, where a key has one."""
 
@@ -152,13 +157,15 @@ class Sending:
             or known.room < 1
             or self._interop
             or record.ttl_s is not None
-            or known.until < time.monotonic()
+            or known.until < (now := time.monotonic())
         ):
             return None
         names, shard = known.names, known.shard(record)
         stored = self._link.store(names.base, names.xadd(shard, pack_head(record), record.body))
         if stored is not None:
             known.room -= 1
+            if now > known.renew_at or known.room < known.renew_below:
+                self._renew(known)
             self._ring(names, shard)
         return stored
 
@@ -168,16 +175,37 @@ class Sending:
         if not self._tell_here(names.base, shard):
             self._link.ring(names.bell, shard)
 
-    @staticmethod
-    def _is_plain(entry: Append, known: Known) -> bool:
+    def _is_plain(self, entry: Append, known: Known) -> bool:
         if entry.delay_s > 0 or entry.idempotency_key is not None or entry.queue.startswith(REPLY_PREFIX):
             return False
-        if known.shards == 0 or known.until < time.monotonic() or known.room < len(entry.records):
+        now = time.monotonic()
+        if known.shards == 0 or known.until < now or known.room < len(entry.records):
             return False
-        if any(record.ttl_s is not None for record in entry.records):
-            return False
+        for record in entry.records:
+            if record.ttl_s is not None:
+                return False
         known.room -= len(entry.records)
+        if now > known.renew_at or known.room < known.renew_below:
+            self._renew(known)
         return True
+
+    def _renew(self, known: Known) -> None:
+        """Ask how much room there is before what is known of it is used up: nobody waits for the answer."""
+        known.renew_at, known.renew_below = math.inf, 0
+        room_before = known.room
+
+        def told(answered: asyncio.Future[list[Reply]]) -> None:
+            if answered.cancelled() or answered.exception() is not None:
+                return
+            (found,) = answered.result()
+            if isinstance(found, list) and found:
+                sent = room_before - known.room
+                _grant(known, *found)
+                known.room -= sent
+            else:
+                known.room = 0  # there is no such queue any more: the next send declares it
+
+        self._link.post((scripts.run(scripts.ROOM, known.names.base),)).add_done_callback(told)
 
     def _script(self, entry: Append, names: Names) -> Command:
         records = entry.records
@@ -217,11 +245,7 @@ class Sending:
             shards, cap, mode, held, stored = more
             known = self._known.get(entry.queue)
             if known is not None:
-                if (known.shards, known.competing) != (shards, mode == b"competing"):
-                    known.shards, known.competing = shards, mode == b"competing"
-                    known.by_key.clear()
-                known.room = min((cap - held) // _MUCH, _MOST_TRUST) if cap - held > _MOST_TRUST else 0
-                known.until = time.monotonic() + _TRUST_S
+                _grant(known, shards, cap, mode, held)
             if stored < len(entry.records):
                 text = f"send to {entry.queue}: it holds {held} messages and its cap is {cap}; wait for its workers"
                 problems.update(dict.fromkeys(places[stored:], QueueFull(f"{text}, or raise queue_cap")))
@@ -230,6 +254,17 @@ class Sending:
         else:
             missing = QueueMissing(f"send to {entry.queue}: nobody waits for replies there any more")
             problems.update(dict.fromkeys(places, missing))
+
+
+def _grant(known: Known, shards: int, cap: int, mode: bytes, held: int) -> None:
+    """What the store has said of a queue."""
+    if (known.shards, known.competing) != (shards, mode == b"competing"):
+        known.shards, known.competing = shards, mode == b"competing"
+        known.by_key.clear()
+    now = time.monotonic()
+    known.room = min((cap - held) // _MUCH, _MOST_TRUST) if cap - held > _MOST_TRUST else 0
+    known.renew_below = known.room // _MUCH
+    known.renew_at, known.until = now + _RENEW_S, now + _TRUST_S
 
 
 def _is_for_all(entry: Append) -> bool:

@@ -7,6 +7,7 @@ import asyncio
 import ssl
 from collections import deque
 from collections.abc import Callable, Sequence
+from typing import Final
 
 import hiredis
 
@@ -16,6 +17,8 @@ from hivewire.errors import BackendError, ConnectionLost
 
 _SECOND_LOOK_S = 0.1
 _MOST_ASK_S = 1.0
+_NOTHING: Final = object()
+"""The parser has no whole answer."""
 
 
 class Batch:
@@ -43,10 +46,6 @@ class Stored:
         self.future = future
         self.asked_at = asked_at
 
-    def answered(self, answer: Reply) -> None:
-        if not self.future.done():
-            self.future.set_result(None if answer.__class__ is bytes else _problem(answer))
-
 
 def _problem(answer: Reply) -> BackendError | None:
     try:
@@ -73,7 +72,7 @@ class Wire(asyncio.Protocol):
         self._window = settings.pipeline_size
         self._on_end = on_end
         self._on_error = on_error
-        self._reader = hiredis.Reader()
+        self._reader = hiredis.Reader(notEnoughData=_NOTHING)
         self._transport: asyncio.Transport | None = None
         self._unsent: list[bytes] = []
         self._waiting: deque[Batch | Stored] = deque()
@@ -204,7 +203,7 @@ class Wire(asyncio.Protocol):
         answered = 0
         try:
             reader.feed(data)
-            while (answer := reader.gets()) is not False:
+            for answer in iter(reader.gets, _NOTHING):
                 kind = answer.__class__
                 if kind is hiredis.PushNotification:
                     continue  # not an answer: the server says something of its own accord
@@ -214,13 +213,16 @@ class Wire(asyncio.Protocol):
                     self._refused(str(answer))
                 if isinstance(batch, Stored):
                     waiting.popleft()
-                    batch.answered(answer)
+                    stored = batch.future
+                    if not stored.done():
+                        stored.set_result(None if kind is bytes else _problem(answer))
                     continue
-                batch.answers.append(answer)
-                if len(batch.answers) == batch.wanted:
+                answers = batch.answers
+                answers.append(answer)
+                if len(answers) == batch.wanted:
                     waiting.popleft()
                     if batch.future is not None and not batch.future.done():
-                        batch.future.set_result(batch.answers)
+                        batch.future.set_result(answers)
         except (hiredis.ProtocolError, IndexError):
             self.abort("what answers there does not speak as Redis does")
         if self._window is not None:
