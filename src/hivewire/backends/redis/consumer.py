@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
+from contextlib import AbstractAsyncContextManager
 from typing import TYPE_CHECKING
 
 from hivewire.backend import Consumer, Fetched, Ownership, QueueSpec, Unfinished
@@ -18,12 +18,15 @@ from hivewire.backends.redis.link import good
 from hivewire.backends.redis.packing import pack_state
 from hivewire.backends.redis.reading import Held
 from hivewire.backends.redis.tenure import Tenure
+from hivewire.backends.redis.waiting import News, Stillness
 from hivewire.errors import BackendError
 
 if TYPE_CHECKING:
     from hivewire.backends.redis.backend import RedisBackend
 
 log = logging.getLogger(__name__)
+
+_EPOCH: Command = ("HGET", EPOCH, "epoch")
 
 
 class RedisConsumer(Consumer):
@@ -34,12 +37,16 @@ class RedisConsumer(Consumer):
         self.queue = spec.name
         self.names: Names = seat.names
         self.seat = seat
-        self._news = asyncio.Event()
-        self.tenure = Tenure(backend, spec.name, seat, owner, self._news.set)
+        self._news = News()
+        self.tenure = Tenure(backend, spec.name, seat, owner, self._look_again)
         self.held = self.tenure.held
+        self._hot: set[int] = set()
+        """Shards in which there may be something to read."""
+        self._filled: dict[int, Held] = {}
+        """Those of which something is read and not handed out."""
         self._late = Late(backend, self.names)
         self.tenure.on_late = self._late.due_in
-        self._reading = asyncio.Lock()
+        self._stillness = Stillness()
         self._closed = False
 
     async def begin(self) -> None:
@@ -54,7 +61,6 @@ class RedisConsumer(Consumer):
         """The bell: what is new."""
         if what is None:
             self._look_again()
-            self._news.set()
             self.tenure.poke()
             return
         for part in what.split(b","):
@@ -65,8 +71,8 @@ class RedisConsumer(Consumer):
             elif part == INLET_BELL:
                 self.backend.inlet_news()
             elif part.isdigit() and int(part) in self.held:
-                self.held[int(part)].is_hot = True
-                self._news.set()
+                self._hot.add(int(part))
+                self._news.tell()
 
     def told(self, shard: int) -> bool:
         """A sender of this process has just sent a record to the shard. Whether it is this member's: then it is
@@ -74,19 +80,19 @@ class RedisConsumer(Consumer):
         held = self.held.get(shard)
         if held is None or held.is_leaving or self._closed or self.seat.until <= lease_clock():
             return False
-        held.is_hot = True
-        self._news.set()
+        self._hot.add(shard)
+        self._news.tell()
         return True
 
     def rewind(self) -> None:
         """The connection was made anew, perhaps to a server that was started anew."""
         for held in self.held.values():
             held.rewind()
-        self._news.set()
+        self._look_again()
 
     def _look_again(self) -> None:
-        for held in self.held.values():
-            held.is_hot = True
+        self._hot.update(self.held)
+        self._news.tell()
 
     # -- taking
 
@@ -96,55 +102,74 @@ class RedisConsumer(Consumer):
         self.backend.check_usable()
         if self._closed or limit <= 0 or lanes <= 0 or run <= 0:
             return ()
-        loop = asyncio.get_running_loop()
-        until, look_s = loop.time() + wait_s, self.backend.settings.redis.block_timeout_s
+        time = asyncio.get_running_loop().time
+        until, look_s = time() + wait_s, self.backend.settings.redis.block_timeout_s
         most_s = reading.LOOK_RARER * look_s
-        with self.tenure.fetching():
-            await self.tenure.awake()
+        with self.tenure:
+            if not self.seat.takes:
+                await self.tenure.awake()
             if wait_s <= 0:  # what was stored just now: its bell may still be on the way
                 self._look_again()
             while True:
-                self._news.clear()
-                async with self._reading:
-                    if not any(held.buffer and not held.is_leaving for held in self.held.values()):
-                        await self._read(limit)
-                    taken = reading.hand_out(self.held.values(), limit, lanes, run)
-                left = until - loop.time()
+                self._news.is_there = False
+                taken = await self._take(limit, lanes, run) if self._hot or self._filled else ()
+                left = until - time()
                 if taken or left <= 0 or self._closed:
                     return taken
-                try:
-                    async with asyncio.timeout(min(left, look_s)):
-                        await self._news.wait()
-                except TimeoutError:
+                if not await self._news.wait(min(left, look_s)):
                     look_s = min(2 * look_s, most_s)
                     self._look_again()
 
-    async def _read(self, limit: int) -> None:
-        hot = [held for held in self.held.values() if held.is_hot and not held.is_leaving]
-        if not hot:
-            return
-        count = min(limit, max(16, limit // len(hot)))
-        streams = [self.names.stream(held.shard) for held in hot]
-        command: Command = ("XREAD", "COUNT", count, "STREAMS", *streams, *(held.cursor for held in hot))
-        rewinds = [held.rewinds for held in hot]
-        for held in hot:
-            held.is_hot = False
+    async def _take(self, limit: int, lanes: int, run: int) -> Sequence[Fetched]:
+        stillness = self._stillness
+        if stillness.is_asked:
+            await stillness.free()
+        stillness.reading = True
         try:
-            found, epoch = await self.backend.link.post([command, ("HGET", EPOCH, "epoch")])
+            if not self._has_read():
+                await self._read(limit)
+                if not self._has_read():
+                    return ()
+            return reading.hand_out(self._filled.values(), limit, lanes, run)
+        finally:
+            stillness.read()
+
+    def _has_read(self) -> bool:
+        """Whether something can be handed out."""
+        filled, all_held = self._filled, self.held
+        for shard, held in tuple(filled.items()):
+            if not held.buffer or held.is_leaving or all_held.get(shard) is not held:
+                del filled[shard]
+        return bool(filled)
+
+    async def _read(self, limit: int) -> None:
+        hot, all_held = self._hot, self.held
+        asked = [held for n in hot if (held := all_held.get(n)) is not None and not held.is_leaving]
+        self._hot = set()
+        if not asked:
+            return
+        count = min(limit, max(16, limit // len(asked)))
+        streams = [self.names.stream(held.shard) for held in asked]
+        command: Command = ("XREAD", "COUNT", count, "STREAMS", *streams, *[held.cursor for held in asked])
+        rewinds = [held.rewinds for held in asked]
+        try:
+            found, epoch = await self.backend.link.post((command, _EPOCH))
             found = good(found, f"read {self.queue}")
             self.backend.set_epoch(good(epoch, "read the catalogue's epoch"))
         except BaseException:
-            for held in hot:
-                held.is_hot = True
+            self._hot |= hot
             raise
-        by_name = {name: (held, known) for name, held, known in zip(streams, hot, rewinds, strict=True)}
-        for name, entries in found or ():
+        if not found:
+            return
+        by_name = {name: (held, known) for name, held, known in zip(streams, asked, rewinds, strict=True)}
+        for name, entries in found:
             held, known = by_name[name.decode()]
             # What was asked for before a rewind lies behind a cursor that counts no more.
-            if self.held.get(held.shard) is held and held.rewinds == known:
+            if all_held.get(held.shard) is held and held.rewinds == known:
                 self.backend.not_before(held.take(entries))
+                self._filled[held.shard] = held
                 if len(entries) >= count:  # else a bell that rang meanwhile still counts
-                    held.is_hot = True
+                    self._hot.add(held.shard)
 
     async def refetch(self, shard: int, at: Sequence[int | str]) -> Sequence[Fetched]:
         held = self.held.get(shard)
@@ -158,11 +183,9 @@ class RedisConsumer(Consumer):
             found += again
         return found
 
-    @contextlib.asynccontextmanager
-    async def still(self) -> AsyncIterator[None]:
+    def still(self) -> AbstractAsyncContextManager[None]:
         """Nothing is read while this lasts."""
-        async with self._reading:
-            yield
+        return self._stillness.kept()
 
     def unread(self, shard: int, id: bytes) -> Held | None:
         """The shard, if it is owned here and the engine has not had this record: it may be taken away. A copy
@@ -256,7 +279,7 @@ class RedisConsumer(Consumer):
     async def stop(self) -> None:
         """End what runs here; say nothing to the server."""
         self._closed = True
-        self._news.set()
+        self._news.tell()
         self.backend.ears.unsubscribe(self.names.bell, self._heard)
         await self._late.stop()
         await self.tenure.stop()

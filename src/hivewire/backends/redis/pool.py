@@ -19,6 +19,7 @@ from hivewire.backends.redis.link import good
 from hivewire.backends.redis.packing import life_of, pack_dead, pack_state
 from hivewire.backends.redis.reading import LOOK_RARER, entry_id, read, remember
 from hivewire.backends.redis.standing import Standing
+from hivewire.backends.redis.waiting import News
 from hivewire.errors import BackendError
 from hivewire.rules import priority as priorities
 
@@ -61,7 +62,7 @@ class PoolConsumer(Consumer):
         self.queue = spec.name
         self.names: Names = seat.names
         self.seat = seat
-        self._news = asyncio.Event()
+        self._news = News()
         self._is_hot = True
         self._unsure = False
         """Entries may be pending here whose names were lost with an answer."""
@@ -95,7 +96,7 @@ class PoolConsumer(Consumer):
 
     def _look_again(self) -> None:
         self._is_hot = True
-        self._news.set()
+        self._news.tell()
 
     # -- taking
 
@@ -112,7 +113,7 @@ class PoolConsumer(Consumer):
         if wait_s <= 0:
             self._is_hot = True
         while True:
-            self._news.clear()
+            self._news.is_there = False
             if self._is_hot:
                 taken = await self._take(room)
                 if taken:
@@ -120,10 +121,7 @@ class PoolConsumer(Consumer):
             left = until - loop.time()
             if left <= 0 or self._closed:
                 return ()
-            try:
-                async with asyncio.timeout(min(left, look_s)):
-                    await self._news.wait()
-            except TimeoutError:
+            if not await self._news.wait(min(left, look_s)):
                 look_s = min(2 * look_s, most_s)
                 self._is_hot = True
 
@@ -297,7 +295,7 @@ class PoolConsumer(Consumer):
     async def stop(self) -> None:
         """End what runs here; say nothing to the server."""
         self._closed = True
-        self._news.set()
+        self._news.tell()
         self.backend.ears.unsubscribe(self.names.bell, self._heard)
         await self._late.stop()
         await self.claim.stop()

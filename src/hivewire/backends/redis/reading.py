@@ -70,7 +70,7 @@ class Held:
 
     __slots__ = (
         "_again_to",
-        "buffer", "cursor", "is_hot", "is_leaving", "marked", "out", "paused", "rewinds", "shard", "states", "stored",
+        "buffer", "cursor", "is_leaving", "marked", "out", "paused", "rewinds", "shard", "states", "stored",
         "suspect_to", "token",
     )  # fmt: skip
 
@@ -80,8 +80,6 @@ class Held:
         self.suspect_to = suspect_to
         self.cursor: bytes = b"0-0"
         self.rewinds = 0
-        self.is_hot = True
-        """There may be something to read."""
         self.is_leaving = False
         self.buffer: deque[Read] = deque()
         """Read and not handed out yet."""
@@ -110,7 +108,6 @@ class Held:
         self._again_to = max(self._again_to, position(self.cursor))
         self.cursor = b"0-0"
         self.rewinds += 1
-        self.is_hot = True
 
     def read(self, entries: Sequence[Any]) -> list[Read]:
         found = read(entries, self.shard, self.token)

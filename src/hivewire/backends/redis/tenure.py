@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable, Iterator, Mapping, Set
+from collections.abc import Callable, Mapping, Set
 from typing import TYPE_CHECKING
 
 from hivewire.backend import Fetched, Ownership
@@ -109,14 +109,13 @@ class Tenure(Standing):
 
     # -- taking part
 
-    @contextlib.contextmanager
-    def fetching(self) -> Iterator[None]:
+    def __enter__(self) -> None:
+        """While something is fetched."""
         self._fetches += 1
-        try:
-            yield
-        finally:
-            self._fetches -= 1
-            self._last_fetch = asyncio.get_running_loop().time()
+
+    def __exit__(self, *error: object) -> None:
+        self._fetches -= 1
+        self._last_fetch = asyncio.get_running_loop().time()
 
     async def awake(self) -> None:
         """Take part again, if this member had rested."""
