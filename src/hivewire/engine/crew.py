@@ -70,6 +70,8 @@ class Crew:
         self._sleepers: list[asyncio.Future[None]] = []
         self._hungry: asyncio.Future[None] | None = None
         self._stopping = False
+        self._is_waking = False
+        """`_wake_next` will be called when the slot that runs gives the loop away."""
         self._is_kept = False
         """Every slot is with a handler that lasts: nothing is taken ahead."""
         self._sweep: asyncio.TimerHandle | None = None
@@ -144,8 +146,7 @@ class Crew:
             hungry.set_result(None)
 
     def _wake_one(self) -> None:
-        """Somebody for the next ready lane. Whoever takes one wakes the next: quick handlers finish a
-        batch in one slot, without waking all."""
+        """Somebody for the next ready lane."""
         while self._sleepers:
             sleeper = self._sleepers.pop()
             if not sleeper.done():
@@ -153,6 +154,13 @@ class Crew:
                 return
         if len(self._slots) < self._concurrency and not (self._stopping or self._core.tasks.closed):
             self._add_slot()
+
+    def _wake_next(self) -> None:
+        """A slot has the loop no more. If it suspended in a handler, the lanes that it left are for another one; quick
+        handlers leave none: they finish a batch in one slot, without waking others."""
+        self._is_waking = False
+        if self.inbox.lanes.ready:
+            self._wake_one()
 
     def _add_slot(self) -> None:
         slot = Slot()
@@ -173,84 +181,92 @@ class Crew:
                     self._sleepers.append(sleeper)
                     await sleeper
                     continue
-                if lanes.ready:
-                    self._wake_one()
-                await self._run_lane(slot, lane)
+                await self._run_lanes(slot, lane)
                 self._fed_up_to()
         finally:
             self._slots.remove(slot)
             if not self._stopping:
                 self._fed_up_to()
 
-    async def _run_lane(self, slot: Slot, lane: Lane) -> None:
-        """Handle the lane's records, one after another, for a slice of time.
+    async def _run_lanes(self, slot: Slot, lane: Lane | None) -> None:
+        """Handle this lane's records, one after another, and those of the next ready lanes, for a slice of time.
 
         The loop that every message goes through: what is rare is in methods of its own.
         """
-        waiting, inbox, floor, time = lane.waiting, self.inbox, self._core.floor, self._time
-        notes = inbox.notes
+        inbox, floor, time = self.inbox, self._core.floor, self._time
+        lanes, notes = inbox.lanes, inbox.notes
         notes_all = notes is not None and notes.all
         began = now = time()
-        grip, look_at = lane.grip, 0.0
+        look_at, shard = 0.0, None
         accepted = ""
         """The type that was looked up last."""
         handled = redelivered = 0
         try:
-            while waiting and lane.grip == grip and not (lane.halted or self._stopping):
-                fetched = waiting[0]
-                message = inbox.admit_now(fetched)
-                if message is None or (
-                    (message.type != accepted or now >= look_at) and not inbox.accepts(message.type)
-                ):
-                    message = await self._admit(lane)
-                    now, look_at = time(), 0.0
-                    if message is None:
-                        continue
-                if fetched.suspect or floor.alone:
-                    if not await self._may_start(fetched, lane):
-                        break
-                else:
-                    if now >= look_at:  # a process that was frozen finds that time has passed
-                        if not inbox.holds(lane):
-                            break
-                        look_at, accepted = now + _LOOK_EVERY_S, message.type
-                    if not fetched.marked:
-                        fetched.starts += 1
-                delivery = slot.delivery = EngineDelivery(inbox, lane, fetched, message)
-                slot.started_at = now
-                slot.why = ""
-                handled += 1
-                if fetched.starts > 1 or notes_all:
-                    redelivered += fetched.starts > 1
-                    if notes is not None:
-                        notes.started(fetched)
-                if self._sweep_at > now + _MARK_AFTER_S or self._timeout_of is not None:
-                    self._watch(delivery, now)
-                floor.running += 1
+            while lane is not None:
+                waiting, grip = lane.waiting, lane.grip
+                if lane.shard != shard:
+                    look_at, shard = 0.0, lane.shard
+                if lanes.ready and not self._is_waking:
+                    self._is_waking = True
+                    self._loop.call_soon(self._wake_next)
                 try:
-                    await self._call(delivery)
-                    if delivery.state == OPEN and not lane.lost:
-                        delivery.state = SETTLED
-                        inbox.done(lane)
-                except BaseException as error:
-                    if not self._failed(slot, delivery, error):
-                        raise
+                    while waiting and lane.grip == grip and not (lane.halted or self._stopping):
+                        fetched = waiting[0]
+                        message = inbox.admit_now(fetched)
+                        if message is None or (
+                            (message.type != accepted or now >= look_at) and not inbox.accepts(message.type)
+                        ):
+                            message = await self._admit(lane)
+                            now, look_at = time(), 0.0
+                            if message is None:
+                                continue
+                        if fetched.suspect or floor.alone:
+                            if not await self._may_start(fetched, lane):
+                                break
+                        else:
+                            if now >= look_at:  # a process that was frozen finds that time has passed
+                                if not inbox.holds(lane):
+                                    break
+                                look_at, accepted = now + _LOOK_EVERY_S, message.type
+                            if not fetched.marked:
+                                fetched.starts += 1
+                        delivery = slot.delivery = EngineDelivery(inbox, lane, fetched, message)
+                        slot.started_at = now
+                        slot.why = ""
+                        handled += 1
+                        if fetched.starts > 1 or notes_all:
+                            redelivered += fetched.starts > 1
+                            if notes is not None:
+                                notes.started(fetched)
+                        if self._sweep_at > now + _MARK_AFTER_S or self._timeout_of is not None:
+                            self._watch(delivery, now)
+                        floor.running += 1
+                        try:
+                            await self._call(delivery)
+                            if delivery.state == OPEN and not lane.lost:
+                                delivery.state = SETTLED
+                                inbox.done(lane)
+                        except BaseException as error:
+                            if not self._failed(slot, delivery, error):
+                                raise
+                        finally:
+                            slot.delivery = None
+                            floor.running -= 1
+                            if floor.alone:
+                                floor.left(fetched)
+                        now = time()
+                        if now - began > _SLICE_S:
+                            await asyncio.sleep(0)
+                            break
                 finally:
-                    slot.delivery = None
-                    floor.running -= 1
-                    if floor.alone:
-                        floor.left(fetched)
-                now = time()
-                if now - began > _SLICE_S:
-                    await asyncio.sleep(0)
-                    break
+                    if waiting and lane.grip == grip:
+                        inbox.put_back(lane)
+                lane = None if self._stopping or now - began > _SLICE_S else lanes.next_lane()
         finally:
             if handled:
                 inbox.metrics.messages_received += handled
                 inbox.metrics.redelivered += redelivered
                 self._pace.observe(handled, max(time() - began, 1e-7))
-            if waiting and lane.grip == grip:
-                inbox.put_back(lane)
 
     async def _admit(self, lane: Lane) -> Message | None:
         try:

@@ -69,6 +69,8 @@ class Inbox(Ownership):
         """The store's time of the last fetch: near enough for windows of minutes."""
         self._later: list[tuple[float, int, Fetched]] = []
         self._freed = asyncio.Event()
+        self._giving_up = 0
+        """Who waits for `_freed`: shards that are to be given up when nothing of theirs runs any more."""
         self._ties = count()
         self._remembers = not (core.features.store_lanes and core.features.remembers_settled)
         """What is settled is remembered here, too, and not by the store alone."""
@@ -124,6 +126,7 @@ class Inbox(Ownership):
             return {}
         self._shards.close(shards)
         taken = self.lanes.end(shards)
+        self._giving_up += 1
         try:
             async with asyncio.timeout(within_s):
                 while any(lane.taken and not lane.lost for lane in taken):
@@ -132,6 +135,8 @@ class Inbox(Ownership):
                 await self.settling.flushed()
         except TimeoutError:
             pass  # what still runs is lost with the shard
+        finally:
+            self._giving_up -= 1
         states = self._shards.states(shards)
         self.lost(shards)
         return states
@@ -420,7 +425,8 @@ class Inbox(Ownership):
         if lane.parked and not lane.lost:
             self.lanes.block(lane)
             self.core.tasks.start(self._refetch(lane), f"refetch {self.queue}")
-        self._freed.set()
+        if self._giving_up:
+            self._freed.set()
         return False
 
     async def _refetch(self, lane: Lane) -> None:

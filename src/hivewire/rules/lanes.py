@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable
 
+import msgspec
+
 from hivewire.record import Fetched, lane_of
 from hivewire.rules.priority import Lines
 
@@ -12,7 +14,7 @@ LONG_LANE = 64
 """A blocked lane keeps so many bodies; of what comes behind them only the positions."""
 
 
-class Lane:
+class Lane(msgspec.Struct, eq=False):
     """The records of one key that this member holds, oldest first. The first may be running.
 
     `taken`: a taker has it. `blocked`: its first record waits for another attempt. `ending`: the shard is
@@ -22,19 +24,16 @@ class Lane:
     `grip` changes whenever the lane goes to a taker or from it: so a taker knows whether it still has it.
     """
 
-    __slots__ = ("blocked", "ending", "grip", "halted", "key", "lost", "parked", "shard", "taken", "waiting")
-
-    def __init__(self, key: str, shard: int) -> None:
-        self.key = key
-        self.shard = shard
-        self.waiting: deque[Fetched] = deque()
-        self.parked: deque[int | str] = deque()
-        self.grip = 0
-        self.taken = False
-        self.blocked = False
-        self.ending = False
-        self.halted = False
-        self.lost = False
+    key: str
+    shard: int
+    waiting: deque[Fetched] = msgspec.field(default_factory=deque)
+    parked: deque[int | str] = msgspec.field(default_factory=deque)
+    grip: int = 0
+    taken: bool = False
+    blocked: bool = False
+    ending: bool = False
+    halted: bool = False
+    lost: bool = False
 
     @property
     def may_go_on(self) -> bool:
@@ -86,9 +85,12 @@ class Lanes:
                 last, lane = key, lanes.get(key)
                 if lane is None:
                     lane = lanes[key] = Lane(key, fetched.shard)
-                    lane.halted = fetched.shard in self._resting
                     lane.waiting.append(fetched)
-                    self._make_ready(lane)
+                    if fetched.shard in self._resting:
+                        lane.halted = True
+                        self._aside.append(lane)
+                    else:
+                        self.ready.append(lane)
                     continue
             if lane.parked or (lane.blocked and len(lane.waiting) >= LONG_LANE):
                 lane.parked.append(fetched.at)
