@@ -84,25 +84,57 @@ def encode(message: Message, max_size_bytes: int) -> bytes:
     `Undecodable` for what JSON can not say and `MessageError` for a bad field.
     """
     try:
-        content = message.content
-        kind = type(content)
-        if kind is dict:
-            for key, value in content.items():  # most content is flat: see that without a call
-                kind = type(value)
-                if not (kind in PLAIN or (kind is float and isfinite(value))) or type(key) is not str:
-                    check_inside(content, max_size_bytes, MAX_DEPTH)
-                    break
-        elif kind not in PLAIN:
-            if isinstance(content, (bytes, bytearray, memoryview)):
-                return _encode_bytes(message, content, max_size_bytes)
-            check_json(content, max_size_bytes)
-        body = _write_message(message, content, max_size_bytes)
+        content, metadata = message.content, message.metadata
+        if type(content) is not dict or type(metadata) is not dict:
+            return _encode_rare(message, max_size_bytes)
+        for key, value in content.items():  # most content is flat: see that without a call
+            kind = type(value)
+            if not (kind in PLAIN or (kind is float and isfinite(value))) or type(key) is not str:
+                return _encode_rare(message, max_size_bytes)
+        for key, value in metadata.items():
+            if type(value) not in PLAIN or type(key) is not str:
+                return _encode_rare(message, max_size_bytes)
+        id, type_, sender, to = message.id, message.type, message.sender, message.to
+        key, ttl_s, priority, created_at = message.key, message.ttl_s, message.priority, message.created_at
+        if (
+            not (
+                type_ in TYPES
+                and sender in ADDRESSES
+                and to in ADDRESSES
+                and type(id) is str
+                and 0 < len(id) <= SHORT
+                and type(priority) is int
+                and 0 < priority < 11
+                and type(created_at) is datetime
+                and created_at.tzinfo is UTC
+            )
+            or message.extra
+        ):
+            return _encode_rare(message, max_size_bytes)
+        in_reply_to = message.in_reply_to or None
+        if not (key is None and ttl_s is None and in_reply_to is None):
+            _check_rare(message)
+        body = _write(_Written(id, type_, sender, to, in_reply_to, content, metadata, created_at, key, ttl_s, priority))
         if len(body) > max_size_bytes:
-            size = len(content.encode()) if isinstance(content, str) else len(_write(content))
-            _check_size(message, size, len(body), max_size_bytes)
+            _check_size(message, len(_write(content)), len(body), max_size_bytes)
         return body
     except (TypeError, ValueError, RecursionError, AttributeError) as error:
         raise not_json(message, error) from error
+
+
+def _encode_rare(message: Message, max_size_bytes: int) -> bytes:
+    """What is not flat, or new here in its type or its addresses."""
+    content = message.content
+    kind = type(content)
+    if kind not in PLAIN:
+        if isinstance(content, (bytes, bytearray, memoryview)):
+            return _encode_bytes(message, content, max_size_bytes)
+        check_json(content, max_size_bytes)
+    body = _write_message(message, content, max_size_bytes)
+    if len(body) > max_size_bytes:
+        size = len(content.encode()) if isinstance(content, str) else len(_write(content))
+        _check_size(message, size, len(body), max_size_bytes)
+    return body
 
 
 def check_fields(message: Message, max_size_bytes: int) -> bool:

@@ -63,6 +63,8 @@ class Inbox(Ownership):
         self.store_lanes = core.features.leases_lanes(queue, competing=competing)
         self._shards = None if self.store_lanes else Shards(per_record_ack=core.features.per_record_ack)
         """Lanes live here where the store leases whole shards."""
+        self._can_delay = core.features.delayed_append
+        """The store hands out nothing before its time."""
         self._dying: set[Hashable] = set()
         """Names of records whose way to the dead letters is not stored yet."""
         self._now = 0.0
@@ -201,7 +203,8 @@ class Inbox(Ownership):
                 for fetched in finished:
                     self._remember(fetched)
                 self.core.tasks.start(self._save({fetched.shard for fetched in finished}), f"commit {self.queue}")
-            batch = self._due(batch)
+            if not self._can_delay:
+                batch = self._due(batch)
         elif not self._remembers:
             self._look_for_twins(batch)
         self.lanes.add(batch)

@@ -109,10 +109,17 @@ class Shards:
         """Those that belong to an owned shard, and of these the ones that an earlier owner has finished."""
         accepted: list[Fetched] = []
         finished: list[Fetched] = []
+        number, shard = -1, None
         for fetched in batch:
-            shard = self._shards.get(fetched.shard)
-            if shard is not None and shard.token == fetched.token and not shard.closing:
-                (accepted if shard.take(fetched) else finished).append(fetched)
+            if fetched.shard != number:  # runs of one shard are common
+                number = fetched.shard
+                shard = self._shards.get(number)
+            if shard is None or shard.token != fetched.token or shard.closing:
+                continue
+            if shard.mark is None or shard.take(fetched):
+                accepted.append(fetched)
+            else:
+                finished.append(fetched)
         return accepted, finished
 
     def owns(self, fetched: Fetched) -> bool:

@@ -139,7 +139,7 @@ class RedisBackend(Backend):
         self._ears = Ears(self.settings.redis, place_to_listen(self.settings.redis, link))
         self._keeper = Keeper(self.settings.redis)
         interop = self.settings.redis.interop
-        self._sending = Sending(link, self.settings.shards, self._cap, self._tell_here, interop=interop)
+        self._sending = Sending(link, self.settings.shards, self._cap, self._here, self._tell_here, interop=interop)
 
     def _returned(self) -> None:
         self.sending.forget()

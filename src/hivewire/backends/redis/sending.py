@@ -6,7 +6,7 @@ import asyncio
 import logging
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 
 import msgspec
 
@@ -70,10 +70,19 @@ class Sending:
     """Appends in the order of the calls: all commands go out on one connection, in the turn of the call."""
 
     def __init__(
-        self, link: Link, shards: int, cap: int, tell_here: Callable[[str, int], bool], *, interop: bool = False
+        self,
+        link: Link,
+        shards: int,
+        cap: int,
+        here: Container[str],
+        tell_here: Callable[[str, int], bool],
+        *,
+        interop: bool = False,
     ) -> None:
-        """`tell_here`: whether a consumer of this process owns that shard; it reads anew then. `interop`: what
-        programs of the reference can read goes where they read it."""
+        """`here`: the base names of queues that this process consumes. `tell_here`: whether a consumer of this process
+        owns that shard; it reads anew then. `interop`: what programs of the reference can read goes where they read
+        it."""
+        self._here = here
         self._interop = interop
         self._tell_here = tell_here
         self._link = link
@@ -172,7 +181,7 @@ class Sending:
     def _ring(self, names: Names, shard: int) -> None:
         """Whoever owns the shard has something to read. An owner in this process is told at once, and nobody else:
         what it gives up later, it gives up over the connection by which the record goes before."""
-        if not self._tell_here(names.base, shard):
+        if names.base not in self._here or not self._tell_here(names.base, shard):
             self._link.ring(names.bell, shard)
 
     def _is_plain(self, entry: Append, known: Known) -> bool:

@@ -117,6 +117,8 @@ def by_tenure(
     done: Sequence[Fetched], rest: Sequence[Unfinished]
 ) -> Collection[tuple[list[Fetched], list[Unfinished]]]:
     """Outcomes of one shard and one ownership together, each kind in its order."""
+    if len(done) == 1 and not rest:
+        return ((list(done), []),)
     parts: dict[tuple[int, int], tuple[list[Fetched], list[Unfinished]]] = {}
     shard = token = -1
     finished: list[Fetched] = []

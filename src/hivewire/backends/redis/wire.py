@@ -82,6 +82,8 @@ class Wire(asyncio.Protocol):
         """Batches of the next write whose answers wait for replicas."""
         self._bells: dict[str, set[int | str]] = {}
         self._flush: asyncio.Handle | None = None
+        self._asked_at = 0.0
+        """When the first of what leaves in the next write was asked."""
         self._watch: asyncio.TimerHandle | None = None
         self._stuck: asyncio.TimerHandle | None = None
         self._suspect: Batch | Stored | None = None
@@ -107,12 +109,14 @@ class Wire(asyncio.Protocol):
         beyond_s: float = 0.0,
     ) -> None:
         """Send these; their answers come in `future`, errors among them as values."""
+        if self._flush is None:
+            self._asked_at = self._loop.time()
         self._unsent.extend([pack(command) for command in commands])
         if firm and future is not None and self._settings.wait_replicas:
-            batch = Batch(None, len(commands), self._loop.time(), beyond_s)
+            batch = Batch(None, len(commands), self._asked_at, beyond_s)
             self._firm.append((batch, future))
         else:
-            batch = Batch(future, len(commands), self._loop.time(), beyond_s)
+            batch = Batch(future, len(commands), self._asked_at, beyond_s)
         self._waiting.append(batch)
         if self._flush is None:
             self._plan_flush()
@@ -120,9 +124,11 @@ class Wire(asyncio.Protocol):
     def store(self, packed: bytes) -> asyncio.Future[BackendError | None] | None:
         if self._settings.wait_replicas:
             return None
+        if self._flush is None:
+            self._asked_at = self._loop.time()
         future: asyncio.Future[BackendError | None] = self._loop.create_future()
         self._unsent.append(packed)
-        self._waiting.append(Stored(future, self._loop.time()))
+        self._waiting.append(Stored(future, self._asked_at))
         if self._flush is None:
             self._plan_flush()
         return future
