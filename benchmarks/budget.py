@@ -12,9 +12,11 @@ import sys
 import tempfile
 from pathlib import Path
 
-from benchmarks import pair
-from benchmarks.peers import loop_factory, make
-from benchmarks.served import ServedByRedis
+from benchmarks.peers import PEERS
+from hivewire.bench import pair
+from hivewire.bench.peers import make
+from hivewire.bench.served import ServedByRedis
+from hivewire.coordination.serving import loop_factory
 
 
 class Budget:
@@ -47,7 +49,7 @@ class Budget:
 
 
 def main(name: str, workload: str, count: int = 5_000) -> None:
-    peer = make(name)
+    peer = make(PEERS[name])
     assert isinstance(peer, ServedByRedis)
     budget = Budget(peer)
     with tempfile.TemporaryDirectory(prefix="budget-") as folder, asyncio.Runner(loop_factory=loop_factory()) as runner:
