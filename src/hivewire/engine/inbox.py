@@ -30,6 +30,7 @@ log = logging.getLogger(__name__)
 
 _QUEUE_FULL_DELAY_S = 0.2
 _SETTLE_RETRY_S = 0.05
+_SETTLE_PACE_S = 0.005
 _ROUNDING_S = 1e-6
 _LEAVE_S = 10.0
 _VOLATILE_KEY = "\x00volatile/"
@@ -81,7 +82,8 @@ class Inbox(Ownership):
         """Idempotency keys, where the store does not check them."""
         self._twins = Window(core.settings.dedup_window_ids, core.settings.dedup_window_s)
         """Ids that two records held at one time have."""
-        self.settling = Settling(queue, self._store, self._stored)
+        # Lanes that a store leases are free for others when outcomes are stored; for an owned shard's nobody waits.
+        self.settling = Settling(queue, self._store, self._stored, pace_s=0.0 if self.store_lanes else _SETTLE_PACE_S)
         self._lost_listeners: list[Callable[[Lane], None]] = []
         self.ending = False
         """Closing has begun: what is given back then must not be overtaken by what is still on its way here."""

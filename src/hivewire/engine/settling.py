@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Sequence, Set
+from math import inf
 
 from hivewire.backend import Unfinished
 from hivewire.engine.outage import Outage
@@ -25,8 +26,14 @@ class Settling:
     """The outcomes of one inbox on their way to the store, in the order in which they were noted: `done`
     first, then `rest`, batch by batch."""
 
-    def __init__(self, queue: str, store: Store, stored: Stored) -> None:
+    def __init__(self, queue: str, store: Store, stored: Stored, *, pace_s: float = 0.0) -> None:
+        """`pace_s`: so long after a batch was sent the next one waits for more, unless somebody waits for its end."""
         self._queue = queue
+        self._pace_s = pace_s
+        self._sent_at = -inf
+        self._hurried = 0
+        """How many wait until all is stored."""
+        self._pause: asyncio.Future[None] | None = None
         self._outage = Outage(log, "store outcomes", queue)
         self._store = store
         self._stored = stored
@@ -41,16 +48,20 @@ class Settling:
     def add(self, outcome: Unfinished) -> None:
         self.rest.append(outcome)
         self.wanted.set()
+        self._hasten()
 
     def expect(self, fetched: Fetched) -> asyncio.Future[bool]:
         """Done when the outcome of this record is stored (True) or refused (False)."""
         waiter = self._waiting[id(fetched)] = asyncio.get_running_loop().create_future()
+        self._hasten()
         return waiter
 
     async def run(self) -> None:
         """Until it is cancelled or the inbox is closed."""
         while True:
             await self.wanted.wait()
+            if self._pace_s and not (self._waiting or self.rest or self._hurried):
+                await self._for_more()
             self.wanted.clear()
             self._idle.clear()
             done, self.done = self.done, []
@@ -63,6 +74,24 @@ class Settling:
                 self._tell(done, rest, {id(fetched) for fetched in refused})
             if not self.done and not self.rest:
                 self._idle.set()
+
+    async def _for_more(self) -> None:
+        """Who handles quickly stores many outcomes at once. After a pause the first one goes at once."""
+        loop = asyncio.get_running_loop()
+        left = self._sent_at + self._pace_s - loop.time()
+        if left > 0:
+            self._pause = loop.create_future()
+            timer = loop.call_later(left, self._hasten)
+            try:
+                await self._pause
+            finally:
+                timer.cancel()
+                self._pause = None
+        self._sent_at = loop.time()
+
+    def _hasten(self) -> None:
+        if self._pause is not None and not self._pause.done():
+            self._pause.set_result(None)
 
     async def _keep_storing(self, done: Sequence[Fetched], rest: Sequence[Unfinished]) -> Sequence[Fetched]:
         while True:
@@ -103,10 +132,15 @@ class Settling:
 
     async def flushed(self) -> None:
         """Until everything noted so far is stored."""
-        while self.done or self.rest or not self._idle.is_set():
-            self._idle.clear()
-            self.wanted.set()
-            await self._idle.wait()
+        self._hurried += 1
+        try:
+            while self.done or self.rest or not self._idle.is_set():
+                self._idle.clear()
+                self.wanted.set()
+                self._hasten()
+                await self._idle.wait()
+        finally:
+            self._hurried -= 1
 
     def give_up(self) -> None:
         """Nothing more is stored: whoever waits is told so."""

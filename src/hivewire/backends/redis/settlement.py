@@ -6,7 +6,7 @@ from collections.abc import Collection, Sequence
 from typing import Final
 
 from hivewire.backend import Again, Dead, Fetched, Unfinished
-from hivewire.backends.redis.fragments import ALIVE, CLOCK, INTER, NEEDED
+from hivewire.backends.redis.fragments import CLOCK, INTER, NEEDED
 from hivewire.backends.redis.packing import pack_dead, pack_settled, pack_state
 from hivewire.backends.redis.reading import Held, entry_id
 
@@ -16,10 +16,24 @@ from hivewire.backends.redis.reading import Held, entry_id
 SETTLE: Final = (
     CLOCK
     + NEEDED
-    + ALIVE
     + INTER
     + """
-local at, refused, shard = 3, {}, ''
+-- What is stored in one hash is asked and told once for all shards: each call costs a script more than what it does.
+local parts, owners, counters, at = {}, {}, {}, 3
+while at <= #ARGV do
+  local part = {at = at + 9, shard = ARGV[at], token = ARGV[at + 1], chunk = ARGV[at + 2], gone = 0}
+  for i, name in ipairs({'lives', 'removed', 'dropped', 'kept', 'dead', 'timed'}) do
+    part[name] = tonumber(ARGV[at + 2 + i])
+  end
+  parts[#parts + 1] = part
+  owners[#owners + 1], owners[#owners + 2] = 'o' .. part.shard, 't' .. part.shard
+  counters[#counters + 1], counters[#counters + 2] = 'g' .. part.shard, 'n' .. part.shard
+  at = part.at + part.removed + part.dropped + 2 * part.kept + 3 * part.dead + part.timed
+end
+owners = redis.call('HMGET', base .. 'o', unpack(owners))
+local counts = redis.call('HMGET', base .. 'done', unpack(counters))
+local lease = tonumber(redis.call('ZSCORE', base .. 'm', ARGV[1]) or '0')
+
 local function each(count, width, call)
   while count > 0 do
     local some = math.min(count, 500)
@@ -28,51 +42,53 @@ local function each(count, width, call)
     count = count - some
   end
 end
-local function remember(chunk, lives)
-  local done, sizes = base .. 'done' .. shard, base .. 'donen' .. shard
-  redis.call('RPUSH', done, chunk)
-  redis.call('RPUSH', sizes, lives)
-  local count = redis.call('HINCRBY', base .. 'done', 'n' .. shard, lives)
-  while count > tonumber(ARGV[2]) do
-    local oldest = tonumber(redis.call('LPOP', sizes) or '0')
-    redis.call('LPOP', done)
-    if oldest == 0 then break end
-    count = redis.call('HINCRBY', base .. 'done', 'n' .. shard, -oldest)
-  end
-end
-local function settle(lives, removed, dropped, kept, dead, timed)
-  local stream, states, gone = base .. 's' .. shard, base .. 'st' .. shard, 0
-  each(removed, 1, function(from, to) gone = gone + redis.call('XDEL', stream, unpack(ARGV, from, to)) end)
-  each(dropped, 1, function(from, to) redis.call('HDEL', states, unpack(ARGV, from, to)) end)
-  each(kept, 2, function(from, to) redis.call('HSET', states, unpack(ARGV, from, to)) end)
-  for _ = 1, dead do
+local function remove(part)
+  local stream, states = base .. 's' .. part.shard, base .. 'st' .. part.shard
+  local function delete(from, to) part.gone = part.gone + redis.call('XDEL', stream, unpack(ARGV, from, to)) end
+  at = part.at
+  each(part.removed, 1, delete)
+  each(part.dropped, 1, function(from, to) redis.call('HDEL', states, unpack(ARGV, from, to)) end)
+  each(part.kept, 2, function(from, to) redis.call('HSET', states, unpack(ARGV, from, to)) end)
+  for _ = 1, part.dead do
     -- A settlement that is repeated after its answer was lost must not bury twice.
     if redis.call('XDEL', stream, ARGV[at]) == 1 then
       inter(ARGV[at + 1], ARGV[at + 2])
-      gone = gone + 1
+      part.gone = part.gone + 1
     end
     redis.call('HDEL', states, ARGV[at])
     at = at + 3
   end
-  if gone > 0 then redis.call('HINCRBY', base .. 'done', 'g' .. shard, gone) end
-  each(timed, 1, function(from, to)
-    for i = from, to do redis.call('ZREM', base .. 'ttl', shard .. ':' .. ARGV[i]) end
-  end)
+  for i = at, at + part.timed - 1 do redis.call('ZREM', base .. 'ttl', part.shard .. ':' .. ARGV[i]) end
 end
-while at <= #ARGV do
-  shard = ARGV[at]
-  local token, chunk, lives = ARGV[at + 1], ARGV[at + 2], tonumber(ARGV[at + 3])
-  local removed, dropped, kept = tonumber(ARGV[at + 4]), tonumber(ARGV[at + 5]), tonumber(ARGV[at + 6])
-  local dead, timed = tonumber(ARGV[at + 7]), tonumber(ARGV[at + 8])
-  at = at + 9
-  if owns(ARGV[1], shard, token) then
-    settle(lives, removed, dropped, kept, dead, timed)
-    if lives > 0 then remember(chunk, lives) end
+local function remember(part, count)
+  local done, sizes = base .. 'done' .. part.shard, base .. 'donen' .. part.shard
+  redis.call('RPUSH', done, part.chunk)
+  redis.call('RPUSH', sizes, part.lives)
+  count = count + part.lives
+  while count > tonumber(ARGV[2]) do
+    local oldest = tonumber(redis.call('LPOP', sizes) or '0')
+    redis.call('LPOP', done)
+    if oldest == 0 then break end
+    count = count - oldest
+  end
+  return count
+end
+
+local refused, told = {}, {}
+for i, part in ipairs(parts) do
+  if lease > now and owners[2 * i - 1] == ARGV[1] and owners[2 * i] == part.token then
+    remove(part)
+    if part.gone > 0 then
+      told[#told + 1], told[#told + 2] = 'g' .. part.shard, tonumber(counts[2 * i - 1] or '0') + part.gone
+    end
+    if part.lives > 0 then
+      told[#told + 1], told[#told + 2] = 'n' .. part.shard, remember(part, tonumber(counts[2 * i] or '0'))
+    end
   else
-    refused[#refused + 1] = tonumber(shard)
-    at = at + removed + dropped + 2 * kept + 3 * dead + timed
+    refused[#refused + 1] = tonumber(part.shard)
   end
 end
+if #told > 0 then redis.call('HSET', base .. 'done', unpack(told)) end
 return refused
 """
 )
