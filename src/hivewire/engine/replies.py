@@ -31,7 +31,7 @@ class Replies:
         async with self._opening:  # several first requests at once
             if self._inbox is not None:
                 return
-            await self._core.backend.declare(QueueSpec(name=self.address, mode="competing"))
+            await self._core.backend.declare(QueueSpec(name=self.address, mode="competing", shards=1))
             inbox = Inbox(self._core, self.address, competing=True, accepts=lambda type: True)
             await inbox.start()
             crew = Crew(inbox, self._arrived, concurrency=1, timeout_s=60.0)

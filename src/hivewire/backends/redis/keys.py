@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from hivewire.backends.redis.address import Command
+
 ROOT = "hivewire:"
 QUEUES = f"{ROOT}{{catalogue}}:queues"
 EXPIRING = f"{ROOT}{{catalogue}}:expiring"
@@ -54,3 +56,7 @@ class Names:
             name = self.stream(len(self._xadds)).encode()
             self._xadds.append(b"*7\r\n$4\r\nXADD\r\n$%d\r\n%b\r\n$1\r\n*\r\n$1\r\nh\r\n" % (len(name), name))
         return b"%b$%d\r\n%b\r\n$1\r\nb\r\n$%d\r\n%b\r\n" % (self._xadds[shard], len(head), head, len(body), body)
+
+    def xadd_if_there(self, shard: int, head: bytes, body: bytes) -> Command:
+        """The same, for a stream that must be there."""
+        return ("XADD", self.stream(shard), "NOMKSTREAM", "*", "h", head, "b", body)

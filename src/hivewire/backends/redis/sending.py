@@ -6,6 +6,7 @@ import asyncio
 import logging
 import math
 import time
+from collections import deque
 from collections.abc import Callable, Container, Mapping, Sequence
 
 import msgspec
@@ -27,7 +28,7 @@ from hivewire.backends.redis.keys import (
 )
 from hivewire.backends.redis.link import Link, good
 from hivewire.backends.redis.packing import hashed, level, pack_head, ttl_ms
-from hivewire.errors import BackendError, QueueFull, QueueMissing
+from hivewire.errors import BackendError, ConnectionLost, QueueFull, QueueMissing
 
 log = logging.getLogger(__name__)
 
@@ -37,6 +38,7 @@ _RENEW_S = 0.5
 _MOST_TRUST = 5_000
 _MUCH = 4
 _MOST_KEYS = 10_000
+_MOST_MAILBOXES = 1_000
 
 
 class Known(msgspec.Struct):
@@ -50,6 +52,8 @@ class Known(msgspec.Struct):
     renew_at: float = 0.0
     """From then on, or with less room than `renew_below`, the store is asked anew while there is room left."""
     renew_below: int = 0
+    is_mailbox: bool = False
+    """Of replies: never refused for want of room, and not made anew when it is gone."""
     by_key: dict[str, int] = {}
     """Shards of keys that were seen lately, where a key has one."""
 
@@ -89,6 +93,8 @@ class Sending:
         self._shards = shards
         self._cap = cap
         self._known: dict[str, Known] = {}
+        self._mailboxes: deque[str] = deque()
+        """Those that are known, oldest first."""
 
     def defaults(self, queue: str) -> QueueSpec:
         shards = 1 if queue.startswith(INTERNAL_PREFIX) else self._shards
@@ -105,29 +111,28 @@ class Sending:
         commands: list[Command] = []
         scripted: list[tuple[int, int, Append]] = []
         """Place among the commands, first running number, and what it stores."""
-        plain: list[tuple[int, int, int]] = []
-        """Place of the first command, its running number, and how many follow one another."""
+        plain: list[tuple[int, int, Append]] = []
+        """Place of the first command, its running number, and what they store."""
         rung: dict[tuple[Names, int], None] = {}
         expiring: list[str] = []
         foreign: list[Names] = []
         number = 0
         for entry in batch:
-            known = self._known.get(entry.queue)
-            if known is None:
-                known = Known(Names(entry.queue))
-                if not entry.queue.startswith(REPLY_PREFIX):  # mailboxes come and go
-                    self._known[entry.queue] = known
+            known = self._known.get(entry.queue) or self._new(entry.queue)
             if self._interop and _is_for_all(entry):
-                plain.append((len(commands), number, len(entry.records)))
+                plain.append((len(commands), number, entry))
                 commands += [_for_all(entry.queue, record) for record in entry.records]
                 foreign.append(known.names)
                 number += len(entry.records)
             elif self._is_plain(entry, known):
-                plain.append((len(commands), number, len(entry.records)))
+                plain.append((len(commands), number, entry))
                 names = known.names
                 for record in entry.records:
                     shard = known.shard(record)
-                    commands.append((PACKED, names.base, names.xadd(shard, pack_head(record), record.body)))
+                    if known.is_mailbox:
+                        commands.append(names.xadd_if_there(shard, pack_head(record), record.body))
+                    else:
+                        commands.append((PACKED, names.base, names.xadd(shard, pack_head(record), record.body)))
                     rung[names, shard] = None
                 number += len(entry.records)
             else:
@@ -150,10 +155,10 @@ class Sending:
             self._link.ring(names.bell, INLET_BELL.decode())
         answers = await stored
         problems: dict[int, Duplicate | Exception] = {}
-        for place, first, count in plain:
-            for at in range(count):
+        for place, first, entry in plain:
+            for at in range(len(entry.records)):
                 if answers[place + at].__class__ is not bytes:
-                    self._note(problems, first + at, answers[place + at])
+                    self._note(problems, first + at, entry.queue, answers[place + at])
         for place, first, entry in scripted:
             self._answered(problems, first, entry, answers[place])
         return problems
@@ -164,6 +169,7 @@ class Sending:
         if (
             known is None
             or known.room < 1
+            or known.is_mailbox
             or self._interop
             or record.ttl_s is not None
             or known.until < (now := time.monotonic())
@@ -184,18 +190,28 @@ class Sending:
         if names.base not in self._here or not self._tell_here(names.base, shard):
             self._link.ring(names.bell, shard)
 
+    def _new(self, queue: str) -> Known:
+        known = Known(Names(queue), is_mailbox=queue.startswith(REPLY_PREFIX))
+        if known.is_mailbox:  # they come and go
+            self._mailboxes.append(queue)
+            if len(self._mailboxes) > _MOST_MAILBOXES:
+                self._known.pop(self._mailboxes.popleft(), None)
+        self._known[queue] = known
+        return known
+
     def _is_plain(self, entry: Append, known: Known) -> bool:
-        if entry.delay_s > 0 or entry.idempotency_key is not None or entry.queue.startswith(REPLY_PREFIX):
+        if entry.delay_s > 0 or entry.idempotency_key is not None:
             return False
         now = time.monotonic()
-        if known.shards == 0 or known.until < now or known.room < len(entry.records):
+        if known.shards == 0 or known.until < now or (known.room < len(entry.records) and not known.is_mailbox):
             return False
         for record in entry.records:
             if record.ttl_s is not None:
                 return False
-        known.room -= len(entry.records)
-        if now > known.renew_at or known.room < known.renew_below:
-            self._renew(known)
+        if not known.is_mailbox:  # of which the script says once a second whether somebody still waits there
+            known.room -= len(entry.records)
+            if now > known.renew_at or known.room < known.renew_below:
+                self._renew(known)
         return True
 
     def _renew(self, known: Known) -> None:
@@ -236,10 +252,11 @@ class Sending:
             *arguments,
         )
 
-    @staticmethod
-    def _note(problems: dict[int, Duplicate | Exception], first: int, answer: Reply) -> None:
+    def _note(self, problems: dict[int, Duplicate | Exception], first: int, queue: str, answer: Reply) -> None:
         try:
-            good(answer, "store a message")
+            if good(answer, "store a message") is None:  # the stream is not there: the script says what that means
+                self.forget(queue)
+                problems[first] = ConnectionLost(f"send to {queue}: what was known of it holds no longer")
         except BackendError as error:
             problems[first] = error
 
@@ -261,6 +278,7 @@ class Sending:
         elif what == b"duplicate":
             problems.update(dict.fromkeys(places, Duplicate(more[0].decode())))
         else:
+            self.forget(entry.queue)
             missing = QueueMissing(f"send to {entry.queue}: nobody waits for replies there any more")
             problems.update(dict.fromkeys(places, missing))
 
