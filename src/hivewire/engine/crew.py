@@ -182,7 +182,6 @@ class Crew:
                     await sleeper
                     continue
                 await self._run_lanes(slot, lane)
-                self._fed_up_to()
         finally:
             self._slots.remove(slot)
             if not self._stopping:
@@ -261,6 +260,7 @@ class Crew:
                 finally:
                     if waiting and lane.grip == grip:
                         inbox.put_back(lane)
+                self._fed_up_to()
                 lane = None if self._stopping or now - began > _SLICE_S else lanes.next_lane()
         finally:
             if handled:
