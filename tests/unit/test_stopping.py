@@ -41,7 +41,7 @@ async def at_once(start_by: float) -> str:
 async def test_what_runs_is_cancelled_though_another_subtask_has_seen_the_stop_first() -> None:
     async with stage() as (protocol, stops):
         running = asyncio.create_task(stops.guard("r", "m1", forever))
-        await asyncio.sleep(1)
+        await asyncio.sleep(1.1)  # between two looks of the watcher
         await stop(protocol, "r")
         assert await stops.guard("another run", "m2", at_once) == "done"
         async with asyncio.timeout(1):
