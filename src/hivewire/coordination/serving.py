@@ -10,9 +10,11 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Final, Self
+
+from hivewire.coordination.team import announced
 
 if TYPE_CHECKING:
     from hivewire.coordination.worker import Worker
@@ -143,9 +145,10 @@ async def serve_until_signal(
             stop.set_result(None)
 
     with StopSignals(grace_s, lambda: loop.call_soon_threadsafe(ask), second_ends=second_ends):
+        found = [worker for worker in workers if worker.capabilities]
         async with protocol:
-            on_ready()
-            async with asyncio.TaskGroup() as group:
+            async with announced(protocol, found) if found else nullcontext(), asyncio.TaskGroup() as group:
                 for worker in workers:
                     group.create_task(worker.serve(protocol, stop=asyncio.shield(stop), drain_s=grace_s))
+                on_ready()
             await protocol.close(drain_s=0)

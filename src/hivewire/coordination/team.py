@@ -31,7 +31,8 @@ _MISSED: Final = 3
 
 
 class Member(msgspec.Struct, frozen=True, kw_only=True):
-    """One worker of one process. `status` is idle, busy or offline; `every_s` is how often it is heard of."""
+    """One worker of one process. `status` is idle, busy or offline; `running` of `concurrency` handlers are under way,
+    and `every_s` is how often it is heard of."""
 
     instance: str
     agent: str
@@ -39,46 +40,57 @@ class Member(msgspec.Struct, frozen=True, kw_only=True):
     capabilities: tuple[str, ...] = ()
     status: str = "idle"
     every_s: float = BEAT_S
+    running: int = 0
+    concurrency: int = 1
 
 
 @asynccontextmanager
 async def announced(protocol: Protocol, workers: Sequence[Worker], every_s: float = BEAT_S) -> AsyncIterator[None]:
     """The workers are known to all coordinators for as long as this lasts; they leave when it ends.
 
-    A process that dies is missed after three beats.
+    A process that dies is missed after three beats. `hivewire worker` and `hivewire.run` do this by themselves, for
+    workers that have capabilities.
     """
     instance = f"{socket.gethostname()}-{os.getpid()}-{new_id()[-6:]}"
-    beating = asyncio.create_task(_beat(protocol, workers, instance, every_s), name="hivewire-heartbeat")
+
+    async def tell(is_here: bool) -> None:
+        for worker in workers:
+            await _tell(protocol, worker, _member(worker, instance, every_s, is_here))
+
+    async def beat() -> None:
+        while True:
+            await tell(True)
+            await asyncio.sleep(every_s)
+
+    beating = asyncio.create_task(beat(), name="hivewire-heartbeat")
     try:
         yield
     finally:
         beating.cancel()
         await asyncio.wait([beating])
-        await _tell(protocol, workers, instance, every_s, "offline")
+        await tell(False)
 
 
-async def _beat(protocol: Protocol, workers: Sequence[Worker], instance: str, every_s: float) -> None:
-    while True:
-        await _tell(protocol, workers, instance, every_s, "idle")
-        await asyncio.sleep(every_s)
+def _member(worker: Worker, instance: str, every_s: float, is_here: bool) -> Member:
+    here = "busy" if worker.running else "idle"
+    return Member(
+        instance=f"{instance}/{worker.name}",
+        agent=worker.name,
+        role=worker.role,
+        capabilities=worker.capabilities,
+        status=here if is_here else "offline",
+        every_s=every_s,
+        running=worker.running,
+        concurrency=worker.concurrency,
+    )
 
 
-async def _tell(protocol: Protocol, workers: Sequence[Worker], instance: str, every_s: float, status: str) -> None:
-    for worker in workers:
-        member = Member(
-            instance=f"{instance}/{worker.name}",
-            agent=worker.name,
-            capabilities=worker.capabilities,
-            status=status,
-            every_s=every_s,
-        )
-        message = Message(
-            type=HEARTBEAT, sender=worker.name, to=GROUP, content=msgspec.to_builtins(member), key=UNORDERED
-        )
-        try:
-            await protocol.broadcast(message, GROUP, durable=False)
-        except BackendError as error:  # the next one may come through
-            log.info("heartbeat not sent", extra={"worker": worker.name, "error": str(error)})
+async def _tell(protocol: Protocol, worker: Worker, member: Member) -> None:
+    message = Message(type=HEARTBEAT, sender=worker.name, to=GROUP, content=msgspec.to_builtins(member), key=UNORDERED)
+    try:
+        await protocol.broadcast(message, GROUP, durable=False)
+    except BackendError as error:  # the next one may come through
+        log.info("heartbeat not sent", extra={"worker": worker.name, "error": str(error)})
 
 
 class Team:
@@ -103,7 +115,7 @@ class Team:
             self._heard.pop(member.instance, None)
         else:
             self._heard[member.instance] = (member, self._clock())
-        if known is None or known[0] != member or member.status == "offline":
+        if known is None or _place(known[0]) != _place(member) or member.status == "offline":
             self._roster = None
             self.changed.set()
 
@@ -126,3 +138,8 @@ class Team:
                 found.setdefault(member.agent, set()).update(member.capabilities)
             self._roster = Roster((agent, sorted(found[agent])) for agent in sorted(found))
         return self._roster
+
+
+def _place(member: Member) -> tuple[str, tuple[str, ...]]:
+    """What decides who gets which subtask."""
+    return member.agent, member.capabilities

@@ -196,9 +196,10 @@ class BlockingContext:
 class Worker:
     """An agent's handlers. The same worker may be served in many processes.
 
-    `capabilities` say what plans may ask of it; `concurrency` is how many messages one process handles at
-    a time (of different keys, unless `mode="competing"`); `groups` are joined when it is first served; `effects`: a
-    ledger that remembers what `Context.once` has done, in place of the protocol's store.
+    `capabilities` say what plans may ask of it, `role` what it is to those who look at a team; `concurrency` is how
+    many messages one process handles at a time (of different keys, unless `mode="competing"`); `groups` are joined
+    when it is first served; `effects`: a ledger that remembers what `Context.once` has done, in place of the
+    protocol's store.
     """
 
     def __init__(
@@ -209,6 +210,7 @@ class Worker:
         concurrency: int = 8,
         groups: Sequence[str] = (),
         mode: Mode = "ordered",
+        role: str = "worker",
         effects: LedgerEffects | None = None,
     ) -> None:
         if concurrency < 1:
@@ -218,6 +220,9 @@ class Worker:
         self.concurrency = concurrency
         self.groups = tuple(groups)
         self.mode: Mode = mode
+        self.role = role
+        self.running = 0
+        """Handlers under way in this process whose result somebody waits for."""
         self.effects = effects
         self._entries: dict[str, Entry] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -289,11 +294,14 @@ class Worker:
                 raise NoHandler(f"worker {self.name} has no handler for type {message.type!r} in this process")
             if "start_to" in message.metadata:
                 await context.begun()
+            self.running += 1
             try:
                 result = await calls.call(entry, message, context)
             except Stopped as stopped:  # nobody waits for an answer
                 log.info("not done", extra={"worker": self.name, "reason": str(stopped)})
                 return
+            finally:
+                self.running -= 1
             if "reply_to" in message.metadata:
                 await context.reply(result, type="result", name="result")
 
