@@ -395,6 +395,76 @@ async def test_a_stop_that_was_decided_and_not_told_is_told_by_another() -> None
         await until(lambda: ended, "it is stopped", within_s=5)
 
 
+@virtual
+async def test_workers_are_made_registered_and_let_go() -> None:
+    async def double(task: hw.Message, ctx: hw.Context) -> Any:
+        return {"n": 2 * task.content["input"]["n"]}
+
+    async with stage() as on:
+        coordinator = await on.coordinator()
+        made = await coordinator.create_worker("doubler", double, role="specialist", concurrency=2)
+        assert (made.role, made.capabilities, made.concurrency) == ("specialist", ("doubler",), 2)
+        coordinator.register_worker("elsewhere", ["far"])
+        parts = plan(sub("a", assigned_to="doubler", input={"n": 4}))
+        assert (await coordinator.execute(TaskRequest(name="t"), plan=parts)).output == {"a": {"n": 8}}
+        stats = await coordinator.stats()
+        assert stats.workers_by_role == {"specialist": 1, "worker": 1}
+        assert stats.workers_by_capability == {"doubler": 1, "far": 1}
+        assert (stats.tasks["completed"], stats.protocol.messages_sent > 0, stats.at) == (2, True, now())
+        assert coordinator.unregister_worker("elsewhere")
+        assert not coordinator.unregister_worker("elsewhere")
+        with pytest.raises(InvalidPlan, match="far"):
+            await coordinator.start(TaskRequest(name="t"), plan=plan(sub("a", assigned_to="far")))
+
+
+@virtual
+async def test_groups_hear_what_is_told_them() -> None:
+    heard: list[tuple[str, Any]] = []
+    async with stage() as on:
+        coordinator = await on.coordinator()
+        await coordinator.register_group("reviewers", ["ann", "ben"])
+        await coordinator.broadcast({"stop": "the press"}, "reviewers")
+        for name in ("ann", "ben"):
+            (delivery,) = await on.protocol.receive(name)
+            heard.append((name, delivery.message.content))
+            await delivery.ack()
+    assert heard == [(name, {"stop": "the press"}) for name in ("ann", "ben")]
+
+
+@virtual
+async def test_the_statistics_follow_the_heartbeats_and_nobody_counts_twice() -> None:
+    async with stage() as on:
+        worker = on.worker("w", "work", handler=slow)
+        coordinator = await on.coordinator()
+        async with announced(on.protocol, [worker], every_s=0.05):
+            await until(lambda: coordinator.workers()[0].concurrency == 16, "a heartbeat came")
+            assert [(each.agent, each.status, each.role) for each in coordinator.workers()] == [("w", "idle", "worker")]
+            running = asyncio.create_task(coordinator.execute(TaskRequest(name="t"), plan=plan(sub("a"), sub("b"))))
+            await until(lambda: coordinator.workers()[0].running == 2, "it is told to be busy")
+            stats = await coordinator.stats()
+            assert (stats.workers, stats.workers_idle, stats.workers_busy) == (1, 0, 1)
+            await running
+            await until(lambda: coordinator.workers()[0].status == "idle", "it is told to be idle")
+
+
+@virtual
+async def test_health_names_the_component_that_is_away() -> None:
+    async with stage() as on:
+        coordinator = await on.coordinator("no plan", "never")
+        health = await coordinator.health()
+        assert (health.status, health.components["workers"], health.checked_at) == ("degraded", False, now())
+        on.worker("w", "work")
+        coordinator.register_worker("w", ["work"])
+        assert (await coordinator.health()).status == "healthy"
+        coordinator._errands.model_trouble = "the model said 529 four times"
+        health = await coordinator.health()
+        assert (health.status, health.errors) == ("degraded", ("the model said 529 four times",))
+        assert [name for name, ok in health.components.items() if not ok] == ["model"]
+        await coordinator.close()
+        health = await coordinator.health()
+        assert (health.status, health.components["coordinator"]) == ("unhealthy", False)
+
+
 async def told(coordinator: Coordinator, run: str, after: int = 0) -> list[LogEntry]:
     return [entry async for entry in coordinator.events(run, after=after)]
 

@@ -5,10 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final, Literal, Self
+from typing import TYPE_CHECKING, Any, Final, Self
 
 import msgspec
 
@@ -20,10 +19,13 @@ from hivewire.ids import new_id
 # The rest is loaded when one is made: all names of the package are loaded by some programs that never make one.
 if TYPE_CHECKING:
     from hivewire.coordination.ledger.run_scripts import LogEntry
+    from hivewire.coordination.looking import CoordinatorHealth, CoordinatorStats
     from hivewire.coordination.planner import Planner
     from hivewire.coordination.team import Member
+    from hivewire.coordination.worker import Context, Worker
     from hivewire.llm.contract import LLM
-    from hivewire.protocol import Protocol
+    from hivewire.message import Message
+    from hivewire.protocol import Protocol, ProtocolMetrics, Receipt
     from hivewire.rules.plan import Plan
     from hivewire.rules.plan_limits import Capability
     from hivewire.rules.plan_state import RunState
@@ -36,31 +38,13 @@ _LOOK_S: Final = 0.25
 """How often a run is looked at that another coordinator may have ended."""
 
 
-class CoordinatorHealth(msgspec.Struct, frozen=True, kw_only=True):
-    """`status`: healthy, degraded (no worker, or a component that is away for now), unhealthy."""
-
-    status: Literal["healthy", "degraded", "unhealthy"]
-    components: Mapping[str, bool]
-    errors: tuple[str, ...] = ()
-
-
-class CoordinatorStats(msgspec.Struct, frozen=True, kw_only=True):
-    """Counted now: workers that are there, and tasks of the ledger by status."""
-
-    workers: int
-    workers_by_role: Mapping[str, int]
-    workers_by_capability: Mapping[str, int]
-    tasks: Mapping[str, int]
-    unfinished_runs: int
-
-
 class Coordinator:
     """Any number of them may share one protocol and one ledger: each takes whatever result comes, and the row of the
     run in the ledger says who was first. There is no leader.
 
     `team`: workers, or `(name, capabilities)`, that are there in any case; others are known by their heartbeats
-    (`hivewire.coordination.team.announced`). `replans`: how often the model is asked for another plan when subtasks
-    have failed. Without a ledger everything is kept in memory.
+    (`hivewire worker` and `hivewire.run` send them). `replans`: how often the model is asked for another plan when
+    subtasks have failed. Without a ledger everything is kept in memory.
     """
 
     def __init__(
@@ -98,6 +82,7 @@ class Coordinator:
             lease_s=lease_s, clock=clock,
         )  # fmt: skip
         self._tasks: list[asyncio.Task[None]] = []
+        self._serving: list[asyncio.Task[None]] = []
         self._trouble: dict[Callable[[], Awaitable[None]], Exception] = {}
         self._ended_by: BaseException | None = None
         self._is_open = False
@@ -128,7 +113,7 @@ class Coordinator:
     async def close(self) -> None:
         """Stop working; runs go on with other coordinators, or when one is opened again. Idempotent."""
         self._is_open = False
-        tasks, self._tasks = self._tasks, []
+        tasks, self._tasks, self._serving = [*self._tasks, *self._serving], [], []
         for task in tasks:
             task.cancel()
         if tasks:
@@ -288,41 +273,80 @@ class Coordinator:
     # -- looking at it
 
     async def health(self) -> CoordinatorHealth:
-        """Protocol, ledger, workers and this object's own loops."""
-        protocol, ledger = await asyncio.gather(self.protocol.health(), self.ledger.health())
-        components = {
-            "protocol": protocol.ok,
-            "ledger": ledger.ok,
-            "workers": bool(self.team.members()),
-            "coordinator": self._is_open and self._ended_by is None and not self._trouble,
-        }
-        told = (protocol.detail, ledger.detail, *map(str, self._trouble.values()))
-        status: Literal["healthy", "degraded", "unhealthy"] = "healthy"
-        if not (components["protocol"] and components["ledger"] and components["coordinator"]):
-            status = "unhealthy"
-        elif not components["workers"]:
-            status = "degraded"
-        return CoordinatorHealth(status=status, components=components, errors=tuple(filter(None, told)))
+        """By component: protocol, ledger, workers, model, and this object's own loops."""
+        from hivewire.coordination.looking import look_at_health
+
+        troubles: list[object] = list(self._trouble.values())
+        if not self._is_open:
+            troubles.append("the coordinator is not open")
+        if self._ended_by is not None:
+            troubles.append(f"the coordinator has ended: {self._ended_by!r}")
+        return await look_at_health(
+            self.protocol,
+            self.ledger,
+            workers=bool(self.team.members()),
+            troubles=troubles,
+            model_trouble=self._errands.model_trouble,
+            at=self._clock(),
+        )
 
     async def stats(self) -> CoordinatorStats:
         """Workers and tasks, counted now."""
-        members = self.team.members()
-        counted = await self.ledger.stats()
-        tasks = {
-            name: getattr(counted, name)
-            for name in ("total", "pending", "assigned", "in_progress", "completed", "failed", "cancelled")
-        }
-        return CoordinatorStats(
-            workers=len(members),
-            workers_by_role=Counter(member.role for member in members),
-            workers_by_capability=Counter(name for member in members for name in member.capabilities),
-            tasks=tasks,
-            unfinished_runs=len(await self.runs.unfinished(10_000)),
-        )
+        from hivewire.coordination.looking import count
+
+        return await count(self.protocol, self.ledger, self.runs, self.team.members(), self._clock())
+
+    def metrics(self) -> ProtocolMetrics:
+        """What this process's protocol has sent, received, failed."""
+        return self.protocol.metrics()
+
+    # -- who does the work
 
     def workers(self) -> list[Member]:
         """Those who are there now."""
         return self.team.members()
+
+    def register_worker(self, name: str, capabilities: Iterable[str], *, role: str = "worker") -> None:
+        """Count an agent as there in any case, as those of `team`, until `unregister_worker`. For agents that send no
+        heartbeats: each coordinator must be told."""
+        self.team.keep(name, capabilities, role)
+
+    def unregister_worker(self, name: str) -> bool:
+        """Send nothing more to an agent that was registered here; what it has, it may finish. Whether there was one.
+        One that sends heartbeats leaves when it stops sending them."""
+        return self.team.drop(name)
+
+    async def create_worker(
+        self, name: str, handler: Callable[[Message, Context], Any], *, capabilities: Iterable[str] = (), **how: Any
+    ) -> Worker:
+        """A worker for tasks in this process, which serves until the coordinator is closed. Without `capabilities` its
+        name is the one that it has. `how`: as for `Worker` (`role`, `concurrency` …)."""
+        from hivewire.coordination.worker import Worker
+
+        self._check_open()
+        worker = Worker(name, capabilities=tuple(capabilities) or (name,), **{"mode": "competing", **how})
+        worker.on("task")(handler)
+        self._serving.append(asyncio.create_task(self._serve(worker), name=f"hivewire-worker-{name}"))
+        self.register_worker(name, worker.capabilities, role=worker.role)
+        return worker
+
+    async def _serve(self, worker: Worker) -> None:
+        async def serve() -> None:
+            await worker.serve(self.protocol)
+
+        await self._repeat(serve)
+
+    async def register_group(self, group: str, agents: Iterable[str]) -> None:
+        """Let agents be members of a group, beside those that are; it outlives this process."""
+        for agent in agents:
+            await self.protocol.subscribe(agent, groups=[group])
+
+    async def broadcast(self, content: Any, group: str, *, type: str = "inform", durable: bool = True) -> Receipt:
+        """Tell all members of a group something."""
+        from hivewire.message import Message
+
+        message = Message(type=type, sender=self.name, to=group, content=content)
+        return await self.protocol.broadcast(message, group, durable=durable)
 
     def _check_open(self) -> None:
         if self._ended_by is not None:

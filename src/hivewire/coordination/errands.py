@@ -19,7 +19,7 @@ from hivewire.coordination.stopping import stop
 from hivewire.coordination.tasks import TaskRequest, Trouble
 from hivewire.coordination.team import HEARTBEAT, Team
 from hivewire.delivery import Delivery
-from hivewire.errors import CoordinationError, DeliveryError, HivewireError, MessageError
+from hivewire.errors import CoordinationError, DeliveryError, HivewireError, MessageError, ModelError
 from hivewire.ids import new_id
 from hivewire.message import STOPS, UNORDERED, Message, MessageType
 from hivewire.protocol import Protocol
@@ -83,6 +83,8 @@ class Errands:
         self._missing = Missing(protocol, runs, name, self._able, clock)
         self._planning: dict[str, asyncio.Task[None]] = {}
         self._relaying: dict[str, asyncio.Task[None]] = {}
+        self.model_trouble = ""
+        """Why the model gave no answer when it was asked last."""
         self.moved = asyncio.Event()
         """Set whenever some run has changed."""
 
@@ -298,7 +300,9 @@ class Errands:
         try:
             plan = await self._planner.plan(request, known.values(), trouble)
         except HivewireError as error:
+            self.model_trouble = str(error) if isinstance(error, ModelError) else ""
             return Planned(at=self._clock(), command=command.id, error=str(error))
+        self.model_trouble = ""
         return Planned(
             at=self._clock(), command=command.id, subtasks=plain(plan)["subtasks"], capabilities=tuple(known)
         )

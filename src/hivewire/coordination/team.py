@@ -98,14 +98,24 @@ class Team:
 
     def __init__(self, always: Iterable[tuple[str, Iterable[str]]] = (), *, clock: Callable[[], float]) -> None:
         self._clock = clock
-        self._always = [
-            Member(instance=f"{name}/always", agent=name, capabilities=tuple(capabilities))
-            for name, capabilities in always
-        ]
-        self._heard: dict[str, tuple[Member, float]] = {}
         self._roster: Roster | None = None
         self.changed = asyncio.Event()
         """Set whenever somebody joins."""
+        self._always: dict[str, Member] = {}
+        for name, capabilities in always:
+            self.keep(name, capabilities)
+        self._heard: dict[str, tuple[Member, float]] = {}
+
+    def keep(self, name: str, capabilities: Iterable[str], role: str = "worker") -> None:
+        """Somebody who is there in any case."""
+        self._always[name] = Member(instance=f"{name}/always", agent=name, role=role, capabilities=tuple(capabilities))
+        self._roster = None
+        self.changed.set()
+
+    def drop(self, name: str) -> bool:
+        """Nobody who is there in any case; whether it was."""
+        self._roster = None
+        return self._always.pop(name, None) is not None
 
     def hear(self, content: Any) -> None:
         """Take in a heartbeat. Raises `msgspec.ValidationError` for what is none."""
@@ -120,13 +130,15 @@ class Team:
             self.changed.set()
 
     def members(self) -> list[Member]:
-        """Who is there now."""
+        """Who is there now. An agent that is there in any case counts as one only while none of it is heard of."""
         now = self._clock()
         late = [name for name, (member, at) in self._heard.items() if now - at > _MISSED * member.every_s]
         for name in late:
             del self._heard[name]
             self._roster = None
-        return [*self._always, *(member for member, _ in self._heard.values())]
+        heard = [member for member, _ in self._heard.values()]
+        agents = {member.agent for member in heard}
+        return [*(member for name, member in self._always.items() if name not in agents), *heard]
 
     @property
     def roster(self) -> Roster:
@@ -134,7 +146,7 @@ class Team:
         members = self.members()
         if self._roster is None:
             found: dict[str, set[str]] = {}
-            for member in members:
+            for member in (*self._always.values(), *members):
                 found.setdefault(member.agent, set()).update(member.capabilities)
             self._roster = Roster((agent, sorted(found[agent])) for agent in sorted(found))
         return self._roster
