@@ -205,7 +205,7 @@ class Crew:
                 waiting, grip = lane.waiting, lane.grip
                 if lane.shard != shard:
                     look_at, shard = 0.0, lane.shard
-                if lanes.ready and not self._is_waking:
+                if not self._is_waking and lanes.ready:
                     self._is_waking = True
                     self._loop.call_soon(self._wake_next)
                 try:

@@ -116,8 +116,9 @@ class Lanes:
     def finished(self, lane: Lane) -> bool:
         """The first record of a taken lane is done with. True: the lane has another one; the taker still
         has it. False: it was the last, and the lane is gone unless records are parked."""
-        lane.waiting.popleft()
-        if lane.waiting:
+        waiting = lane.waiting
+        waiting.popleft()
+        if waiting:
             return True
         if not lane.parked:
             self.remove(lane)

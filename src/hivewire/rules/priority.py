@@ -82,7 +82,8 @@ class Lines(Generic[T]):
         return line
 
     def append(self, item: T) -> None:
-        self._line(item).append(item)
+        line = self._lines.get(self._level_of(item))
+        (self._line(item) if line is None else line).append(item)
 
     def appendleft(self, item: T) -> None:
         self._line(item).appendleft(item)

@@ -65,8 +65,10 @@ class Line(Link):
             self.connect()
         return future
 
-    def store(self, key: str, packed: bytes) -> asyncio.Future[BackendError | None] | None:
-        return None if self._wire is None else self._wire.store(packed)
+    def store(
+        self, key: str, packed: bytes, channel: str = "", what: int = 0
+    ) -> asyncio.Future[BackendError | None] | None:
+        return None if self._wire is None else self._wire.store(packed, channel, what)
 
     def ring(self, channel: str, what: int | str) -> None:
         if self._wire is not None:

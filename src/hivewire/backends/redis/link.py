@@ -27,9 +27,11 @@ class Link(ABC):
         `firm`: the answers come when as many replicas have it as `wait_replicas` says. `beyond_s`: for how
         long the commands themselves wait in the server, beyond the time that an answer may take."""
 
-    def store(self, key: str, packed: bytes) -> asyncio.Future[BackendError | None] | None:
-        """Send one command on this key, packed already, of which only what goes wrong is told. None: nothing was
-        done, use `post`."""
+    def store(
+        self, key: str, packed: bytes, channel: str = "", what: int = 0
+    ) -> asyncio.Future[BackendError | None] | None:
+        """Send one command on this key, packed already, of which only what goes wrong is told; and ring, if there is a
+        channel under the same hash tag. None: nothing was done, use `post`."""
         return None
 
     @abstractmethod

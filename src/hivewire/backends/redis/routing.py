@@ -103,9 +103,11 @@ class Router(Link):
             return None
         return node.lines[slot % self._lanes]
 
-    def store(self, key: str, packed: bytes) -> asyncio.Future[BackendError | None] | None:
+    def store(
+        self, key: str, packed: bytes, channel: str = "", what: int = 0
+    ) -> asyncio.Future[BackendError | None] | None:
         line = self._line_of(slots.slot_of(key)) if self._owners and not self._closed else None
-        return None if line is None else line.store(key, packed)
+        return None if line is None else line.store(key, packed, channel, what)
 
     def ring(self, channel: str, what: int | str) -> None:
         line = self._line_of(slots.slot_of(channel)) if self._owners else None

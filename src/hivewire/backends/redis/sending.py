@@ -53,7 +53,7 @@ class Known(msgspec.Struct):
     """From then on, or with less room than `renew_below`, the store is asked anew while there is room left."""
     renew_below: int = 0
     is_mailbox: bool = False
-    """Of replies: never refused for want of room, and not made anew when it is gone."""
+    """Of replies: never refused for want of room (it counts none), and not made anew when it is gone."""
     by_key: dict[str, int] = {}
     """Shards of keys that were seen lately, where a key has one."""
 
@@ -169,19 +169,25 @@ class Sending:
         if (
             known is None
             or known.room < 1
-            or known.is_mailbox
-            or self._interop
             or record.ttl_s is not None
             or known.until < (now := time.monotonic())
+            or self._interop
         ):
             return None
-        names, shard = known.names, known.shard(record)
-        stored = self._link.store(names.base, names.xadd(shard, pack_head(record), record.body))
+        names, shard = known.names, known.by_key.get(record.key)
+        if shard is None:
+            shard = known.shard(record)
+        packed = names.xadd(shard, pack_head(record), record.body)
+        if names.base in self._here:
+            stored = self._link.store(names.base, packed)
+            if stored is not None:
+                self._ring(names, shard)
+        else:
+            stored = self._link.store(names.base, packed, names.bell, shard)
         if stored is not None:
             known.room -= 1
             if now > known.renew_at or known.room < known.renew_below:
                 self._renew(known)
-            self._ring(names, shard)
         return stored
 
     def _ring(self, names: Names, shard: int) -> None:
@@ -289,7 +295,8 @@ def _grant(known: Known, shards: int, cap: int, mode: bytes, held: int) -> None:
         known.shards, known.competing = shards, mode == b"competing"
         known.by_key.clear()
     now = time.monotonic()
-    known.room = min((cap - held) // _MUCH, _MOST_TRUST) if cap - held > _MOST_TRUST else 0
+    has_room = cap - held > _MOST_TRUST and not known.is_mailbox
+    known.room = min((cap - held) // _MUCH, _MOST_TRUST) if has_room else 0
     known.renew_below = known.room // _MUCH
     known.renew_at, known.until = now + _RENEW_S, now + _TRUST_S
 

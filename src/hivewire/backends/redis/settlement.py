@@ -97,8 +97,9 @@ return refused
 def arguments(held: Held, done: Sequence[Fetched], rest: Sequence[Unfinished], now: float) -> list[str | bytes | int]:
     """What `SETTLE` is told of one shard. From here on these records count as settled."""
     ids = [entry_id(fetched) for fetched in done]
+    records = [fetched.record for fetched in done]
     dropped = [id for id in ids if id in held.stored] if held.stored else []
-    timed = [id for id, fetched in zip(ids, done, strict=True) if fetched.record.ttl_s is not None]
+    timed = [id for id, record in zip(ids, records, strict=True) if record.ttl_s is not None]
     held.forget(ids)
     states: list[str | bytes] = []
     letters: list[str | bytes] = []
@@ -107,15 +108,15 @@ def arguments(held: Held, done: Sequence[Fetched], rest: Sequence[Unfinished], n
         if isinstance(outcome, Dead):
             record = outcome.fetched.record
             letters += [id, record.id, pack_dead(record, outcome.letter)]
+            records.append(record)
             held.forget((id,))
             if record.ttl_s is not None:
                 timed.append(id)
         else:
             states += _waiting(held, outcome, id, now)
-    lives = [fetched.record for fetched in gone(done, rest)] if rest else [fetched.record for fetched in done]
-    chunk = pack_settled(now, lives) if lives else b""
+    chunk = pack_settled(now, records) if records else b""
     counts = len(ids), len(dropped), len(states) // 2, len(letters) // 3, len(timed)
-    return [held.shard, held.token, chunk, len(lives), *counts, *ids, *dropped, *states, *letters, *timed]
+    return [held.shard, held.token, chunk, len(records), *counts, *ids, *dropped, *states, *letters, *timed]
 
 
 def _waiting(held: Held, outcome: Unfinished, id: bytes, now: float) -> list[str | bytes]:

@@ -17,6 +17,7 @@ from hivewire.errors import BackendError, ConnectionLost
 
 _SECOND_LOOK_S = 0.1
 _MOST_ASK_S = 1.0
+_RARE: Final = frozenset({hiredis.PushNotification, hiredis.ReplyError})
 _NOTHING: Final = object()
 """The parser has no whole answer."""
 
@@ -121,7 +122,7 @@ class Wire(asyncio.Protocol):
         if self._flush is None:
             self._plan_flush()
 
-    def store(self, packed: bytes) -> asyncio.Future[BackendError | None] | None:
+    def store(self, packed: bytes, channel: str = "", what: int = 0) -> asyncio.Future[BackendError | None] | None:
         if self._settings.wait_replicas:
             return None
         if self._flush is None:
@@ -129,6 +130,11 @@ class Wire(asyncio.Protocol):
         future: asyncio.Future[BackendError | None] = self._loop.create_future()
         self._unsent.append(packed)
         self._waiting.append(Stored(future, self._asked_at))
+        if channel:
+            bells = self._bells.get(channel)
+            if bells is None:
+                bells = self._bells[channel] = set()
+            bells.add(what)
         if self._flush is None:
             self._plan_flush()
         return future
@@ -211,12 +217,12 @@ class Wire(asyncio.Protocol):
             reader.feed(data)
             for answer in iter(reader.gets, _NOTHING):
                 kind = answer.__class__
-                if kind is hiredis.PushNotification:
-                    continue  # not an answer: the server says something of its own accord
+                if kind in _RARE:
+                    if kind is hiredis.PushNotification:
+                        continue  # not an answer: the server says something of its own accord
+                    self._refused(str(answer))
                 batch = waiting[0]
                 answered += 1
-                if kind is hiredis.ReplyError:
-                    self._refused(str(answer))
                 if isinstance(batch, Stored):
                     waiting.popleft()
                     stored = batch.future
