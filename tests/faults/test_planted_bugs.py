@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Hashable, Sequence, Set
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -11,15 +12,18 @@ import pytest
 from hivewire.backend import Append, Back, Dead, Saved, Unfinished
 from hivewire.delivery import Delivery
 from hivewire.engine import inbox as engine_inbox
+from hivewire.engine import once
 from hivewire.engine import sender as engine_sender
+from hivewire.engine.claims import Claims, claim_of
 from hivewire.engine.crew import Crew
 from hivewire.engine.delivery import EngineDelivery
 from hivewire.engine.inbox import Inbox
 from hivewire.engine.protocol import Engine
+from hivewire.engine.schedules import Schedules
 from hivewire.engine.sender import Sender
 from hivewire.engine.shards import Shard
 from hivewire.engine.subscriptions import Subscriptions
-from hivewire.errors import QueueFull
+from hivewire.errors import BackendError, QueueFull
 from hivewire.message import Message
 from hivewire.record import Fetched, names
 from hivewire.rules import lanes as rules_lanes
@@ -305,6 +309,52 @@ def copies_in_competing_mode_run_side_by_side(patch: pytest.MonkeyPatch) -> None
     """A second copy of a message beside the first."""
     count = itertools.count()
     patch.setattr(rules_lanes, "lane_of", lambda record, competing: f"{record.id}/{next(count)}")
+
+
+@planted("sql", "redis", "kafka", caught_by="schedules")
+def schedule_moved_on_without_its_message(patch: pytest.MonkeyPatch) -> None:
+    original = Schedules._fire_one
+
+    async def careless(self: Schedules, *what: Any) -> None:
+        with suppress(BackendError):
+            await original(self, *what)
+
+    patch.setattr(Schedules, "_fire_one", careless)
+
+
+@planted("sql", "redis", "kafka", caught_by="effects")
+def earlier_attempt_at_an_effect_not_looked_at(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(once, "follows", lambda noted, now: "begin")
+
+
+@planted("sql", "redis", "kafka", caught_by="dead_for_a_reason")
+def content_deleted_before_the_acknowledgement(patch: pytest.MonkeyPatch) -> None:
+    original = Claims.opened
+
+    async def eager(self: Claims, fetched: Fetched) -> Message:
+        message = await original(self, fetched)
+        self.settled([fetched], set())
+        return message
+
+    patch.setattr(Claims, "opened", eager)
+
+
+@planted("sql", caught_by="dead_for_a_reason")
+def content_of_a_dead_letter_deleted_with_its_duplicate(patch: pytest.MonkeyPatch) -> None:
+    def note(self: Claims, fetched: Fetched) -> None:
+        if (claim := claim_of(fetched.record)) is not None:
+            self.open[id(fetched)] = (fetched, claim.name)
+
+    patch.setattr(Claims, "note_duplicate", note)
+
+
+@planted("kafka", caught_by="dead_for_a_reason")
+def buried_by_who_was_frozen(patch: pytest.MonkeyPatch) -> None:
+    def refuse(self: Inbox, lane: Lane, reason: str, error: str) -> None:
+        self._not_started(lane.waiting[0])
+        self.dead(lane, reason, error)
+
+    patch.setattr(Inbox, "_refuse", refuse)
 
 
 @pytest.mark.parametrize(

@@ -61,3 +61,11 @@ def test_a_summary_is_in_milliseconds() -> None:
 
 def test_a_negative_value_counts_as_zero() -> None:
     assert _counted([-5]).percentile(50) == 0
+
+
+def test_a_power_of_two_has_128_buckets() -> None:
+    histogram = Histogram()
+    for value in range(512, 1024):
+        histogram.add(value)
+    assert len(list(histogram.steps())) == 128
+    assert ERROR == 1 / 128

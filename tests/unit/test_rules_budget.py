@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hivewire.rules.budget import FREE, NANO, Account, Cost, Limit, Price, shares
+from hivewire.rules.budget import FREE, NANO, Account, Cost, Held, Limit, Price, shares
 
 COSTS = st.builds(Cost, st.integers(0, 50), st.integers(0, 50), st.just(1))
 STEPS = st.lists(
@@ -99,3 +100,33 @@ def test_shares_add_up(tokens: int, weights: dict[str, float]) -> None:
     assert sum(part.tokens or 0 for part in parts.values()) == tokens
     assert sum(part.money or 0 for part in parts.values()) == pytest.approx(1.0)
     assert all(part.calls is None and part.wall_s == 5.0 for part in parts.values())
+
+
+def test_who_reserves_finds_out_who_has_died() -> None:
+    account = Account()
+    assert account.reserve("a", Cost(10, 0, 1), None, 0.0, lease_s=5.0) is None
+    assert account.reserve("b", Cost(1, 0, 1), None, 6.0, lease_s=5.0) is None
+    assert account.spent == Cost(10, 0, 1)
+    account.settle("a", Cost(7, 0, 1))
+    assert account.spent == Cost(10, 0, 1)
+    assert list(account.held) == ["b"]
+
+
+def test_the_time_counts_from_the_first_reservation() -> None:
+    account, limit = Account(), Limit(wall_s=60.0)
+    for number, now in enumerate((100.0, 120.0, 160.0)):
+        assert account.reserve(f"r{number}", Cost(1), limit, now, 600.0) is None
+    refusal = account.reserve("late", Cost(1), limit, 160.5, 600.0)
+    assert refusal is not None
+    assert (refusal.what, refusal.limit, refusal.used, refusal.asked) == ("wall_s", 60.0, 60.5, 0.0)
+
+
+def test_the_stored_form_is_a_list_and_a_price_has_no_other_fields() -> None:
+    assert msgspec.json.encode(Held(Cost(1, 2, 3), 4.5)) == b"[[1,2,3],4.5]"
+    with pytest.raises(msgspec.ValidationError):
+        msgspec.convert({"input": 1.0, "output": 2.0, "outputs": 3.0}, Price)
+
+
+def test_no_weight_is_negative() -> None:
+    with pytest.raises(ValueError, match="none of them negative"):
+        shares(Limit(tokens=10), {"a": 5.0, "b": -1.0})

@@ -143,6 +143,13 @@ def test_clocks_put_back() -> None:
     ]  # fmt: skip
 
 
+def test_in_the_hour_that_comes_twice_the_earlier_time_goes_first() -> None:
+    # On the wall 02:10 comes before 02:50, but its second time does not come before the first time of that.
+    assert _after("10,50 * * * *", "2026-10-25T00:30+00:00", times=4) == [
+        "2026-10-25T02:50+02:00", "2026-10-25T02:10+01:00", "2026-10-25T02:50+01:00", "2026-10-25T03:10+01:00",
+    ]  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("expression", "same"),
     [
@@ -181,6 +188,8 @@ def test_the_29th_of_february_may_be_eight_years_away() -> None:
         ("60 * * * *", "minute '60' is not a number from 0 to 59"),
         ("* 24 * * *", "hour '24'"),
         ("* * 0 * *", "day of the month '0'"),
+        ("* * 32 * *", "day of the month '32' is not a number from 1 to 31"),
+        ("0005 * * * *", "minute '0005'"),
         ("* * * 13 *", "month '13' is not a number from 1 to 12, or jan to dec"),
         ("* * * * 8", "weekday '8' is not a number from 0 to 7, or sun to sat"),
         ("5-1 * * * *", "runs backwards"),

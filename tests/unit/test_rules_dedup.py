@@ -57,3 +57,30 @@ def test_a_key_is_used_within_its_window_and_the_oldest_are_forgotten() -> None:
     keys.add("d", at=21.0)
     assert keys.is_used("b", at=22.0)
     assert not keys.is_used("c", at=3.0)
+
+
+def test_a_generation_ends_with_its_size() -> None:
+    window = Window(size=2, seconds=60)
+    for number, key in enumerate("abcde"):
+        window.add(key, now=float(number))
+    assert (list(window.old), list(window.new)) == (["c", "d"], ["e"])
+    assert list(window) == ["c", "d", "e"]
+
+
+def test_a_generation_ends_with_its_time() -> None:
+    window = Window(size=100, seconds=60)
+    for key, now in (("a", 10.0), ("b", 69.9), ("c", 70.0), ("d", 129.0), ("e", 131.0)):
+        window.add(key, now)
+    assert (list(window.old), list(window.new)) == (["c", "d"], ["e"])
+
+
+def test_only_a_generation_that_is_older_as_a_whole_is_forgotten() -> None:
+    window = Window(size=2, seconds=60)
+    assert window.forget(before=1e9) == 0
+    for key, now in (("a", 0.0), ("b", 1.0), ("c", 5.0)):
+        window.add(key, now)
+    assert window.forget(before=5.0) == 0  # "b" may have been added at 5, for all that is known
+    assert "a" in window
+    assert window.forget(before=5.1) == 2
+    assert list(window) == ["c"]
+    assert window.forget(before=5.1) == 0

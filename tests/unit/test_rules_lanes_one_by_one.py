@@ -193,8 +193,14 @@ def test_a_lost_lane_that_is_put_back_is_not_handed_out() -> None:
     lane = take(lanes)
     lanes.lose({0})
     lanes.resume(lane)
-    assert lanes.next_lane() is None
     assert not lanes.ready
+    assert lanes.next_lane() is None
+
+
+def test_lanes_are_ordered_and_first_come_unless_it_is_said_otherwise() -> None:
+    lanes = Lanes()
+    lanes.add([record(1, "a", priority=1), record(2, "b", priority=9), record(3, "a")])
+    assert all_places(lanes) == [[1, 3], [2]]
 
 
 def test_a_lost_lane_that_waits_is_passed_over() -> None:

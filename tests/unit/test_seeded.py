@@ -15,6 +15,7 @@ import pytest
 
 from hivewire.testing import seeded
 from hivewire.testing.profiles import PROFILES
+from hivewire.testing.profiles_faults import Point, points
 from hivewire.testing.seeded_program import FAULTS_TO_STRIKE, OPERATIONS, SLOTS, Program, draw_program
 from hivewire.testing.seeded_run import run_program
 
@@ -31,6 +32,32 @@ def test_no_seed_breaks_a_promise(profile: str, first: int) -> None:
         verdict = seeded.try_seed(profile, seed)
         assert verdict.is_good, seeded.report(verdict, shrinking=False)
         assert verdict.struck >= FAULTS_TO_STRIKE
+        turns = points(profile)
+        assert turns[seed % len(turns)] in verdict.points
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_so_many_seeds_strike_before_and_after_each_write(profile: str) -> None:
+    """The seeds take the points in turn, and each is struck by its own: see the test above."""
+    turns = points(profile)
+    assert {draw_program(profile, seed).aim for seed in range(len(turns))} == set(turns)
+    assert len(turns) <= 50 <= _SEEDS
+    writes = {
+        "append",
+        "dead",
+        "renew",
+        "schedule",
+        "trail",
+        "blob",
+        "unblob",
+        "effect",
+        "subscribe",
+        "revive",
+        "purge",
+    }
+    writes |= {"save"} if profile == "kafka" else {"start", "settle", "again"}
+    for place in writes:
+        assert {(place, "early"), (place, "late")} <= set(turns)
 
 
 @pytest.mark.parametrize("profile", PROFILES)
@@ -72,9 +99,9 @@ def test_one_seed_goes_the_same_way_in_another_process(profile: str) -> None:
 def test_a_broken_program_is_made_smaller(monkeypatch: pytest.MonkeyPatch) -> None:
     """A check that fails as soon as anybody sends to `bee`: one send is left of the whole program."""
 
-    def broken_by(program: Program) -> tuple[list[str], int, list[str]]:
+    def broken_by(program: Program) -> tuple[list[str], tuple[Point, ...], list[str]]:
         sent = any(getattr(step, "agent", "") == "bee" and hasattr(step, "ids") for step in program.steps)
-        return (["made_up: bee got a message"] if sent else []), len(program.faults), []
+        return (["made_up: bee got a message"] if sent else []), (), []
 
     monkeypatch.setattr(seeded, "broken_by", broken_by)
     small = seeded.shrink(draw_program("sql", 3))
@@ -83,10 +110,11 @@ def test_a_broken_program_is_made_smaller(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_a_seed_whose_faults_hit_the_air_is_drawn_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    struck = iter((0, 4, FAULTS_TO_STRIKE))
+    aim, others = draw_program("sql", 1).aim, [("handle", "late")] * FAULTS_TO_STRIKE
+    struck = iter(((), (aim, *others[:3]), tuple(others), (aim, *others[1:])))
     monkeypatch.setattr(seeded, "broken_by", lambda program: ([], next(struck), []))
-    assert msgspec.structs.asdict(seeded.try_seed("sql", 1))["draws"] == 3
-    monkeypatch.setattr(seeded, "broken_by", lambda program: ([], 0, []))
+    assert msgspec.structs.asdict(seeded.try_seed("sql", 1))["draws"] == 4
+    monkeypatch.setattr(seeded, "broken_by", lambda program: ([], (), []))
     verdict = seeded.try_seed("sql", 1)
     assert not verdict.is_good
     assert "faults struck" in verdict.broken[0]

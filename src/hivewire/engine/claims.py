@@ -10,7 +10,7 @@ import asyncio
 import hashlib
 import logging
 import time
-from collections.abc import Callable, Iterable, Sequence, Set
+from collections.abc import Callable, Hashable, Iterable, Sequence, Set
 from pathlib import Path
 from typing import Final
 from uuid import uuid4
@@ -21,7 +21,7 @@ from hivewire.backend import Append, Backend
 from hivewire.blobs import BlobStore, FolderBlobs, SQLiteBlobs
 from hivewire.errors import BackendError, HivewireError, SettingsError, TimedOut, Undecodable, Unsupported
 from hivewire.message import Message
-from hivewire.record import Fetched, Record, message_of
+from hivewire.record import Fetched, Record, life, message_of
 
 log = logging.getLogger(__name__)
 
@@ -32,6 +32,7 @@ _MOST_TRIES = 50
 _ORPHAN_S = 86_400.0
 """What was put longer ago than this, and is referred to by nothing, has been left behind."""
 _PAGE = 500
+_MOST_FIRST = 10_000
 
 
 class Claim(msgspec.Struct, array_like=True, frozen=True):
@@ -83,6 +84,8 @@ class Claims:
         self._deleting = False
         self.open: dict[int, tuple[Fetched, str]] = {}
         """Records whose content was read here, by identity, and not settled yet."""
+        self._first: dict[Hashable, str] = {}
+        """The content of each message that was read here, by its life; the latest ones."""
 
     # -- sending
 
@@ -142,11 +145,18 @@ class Claims:
         """For a handler: the content is kept until its acknowledgement is stored."""
         claim = claim_of(fetched.record)
         if claim is not None:
-            self.note(fetched, claim)
+            self.open[id(fetched)] = (fetched, claim.name)
+            self._first.setdefault(life(fetched.record), claim.name)
+            if len(self._first) > _MOST_FIRST:
+                del self._first[next(iter(self._first))]
         return await self.message_of(fetched.record)
 
-    def note(self, fetched: Fetched, claim: Claim) -> None:
-        self.open[id(fetched)] = (fetched, claim.name)
+    def note_duplicate(self, fetched: Fetched) -> None:
+        """It is dropped, and a content of its own goes with it. Where the first one's is not known it may be the same:
+        an append that was repeated, and a dead letter now. Then it is left to `sweep`."""
+        claim = claim_of(fetched.record)
+        if claim is not None and self._first.get(life(fetched.record), claim.name) != claim.name:
+            self.open[id(fetched)] = (fetched, claim.name)
 
     # -- collecting
 

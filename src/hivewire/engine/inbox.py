@@ -11,7 +11,7 @@ from itertools import count, islice
 
 from hivewire.backend import Again, Back, Consumer, Dead, Ownership, Saved, Unfinished
 from hivewire.codec import decode
-from hivewire.engine.claims import MARK, ContentLost, claim_of
+from hivewire.engine.claims import MARK, ContentLost
 from hivewire.engine.core import Core
 from hivewire.engine.handed import Handed
 from hivewire.engine.settling import Settling
@@ -302,8 +302,8 @@ class Inbox(Ownership):
                 return None
         if fetched.seen or self._is_settled(fetched):
             self.metrics.duplicates += 1
-            if self.core.claims is not None and (claim := claim_of(record)) is not None:
-                self.core.claims.note(fetched, claim)  # so that its own copy goes, too
+            if self.core.claims is not None:
+                self.core.claims.note_duplicate(fetched)
             if self.notes is not None:
                 self.notes.note("duplicate", fetched, "stored twice and handled before: dropped")
             fetched.seen = True
@@ -344,7 +344,10 @@ class Inbox(Ownership):
             self.core.claims.kept(records)
 
     def _refuse(self, lane: Lane, reason: str, error: str) -> None:
-        """A dead letter without a start: a mark that was stored ahead is taken back."""
+        """A dead letter without a start: a mark that was stored ahead is taken back. Not by who was frozen: what it
+        sees now is what became of the message elsewhere."""
+        if not self.holds(lane):
+            return
         self._not_started(lane.waiting[0])
         self.dead(lane, reason, error)
 

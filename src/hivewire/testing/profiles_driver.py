@@ -8,10 +8,13 @@ from collections.abc import Mapping, Sequence
 from typing import Final, Generic, TypeVar
 
 from hivewire.backend import (
+    TRAIL_PREFIX,
+    Again,
     Append,
     Backend,
     BackendHealth,
     Consumer,
+    Dead,
     DeadRecord,
     Depth,
     Duplicate,
@@ -20,9 +23,11 @@ from hivewire.backend import (
     Member,
     Ownership,
     QueueSpec,
+    Unfinished,
 )
+from hivewire.blobs import BlobStore
 from hivewire.errors import ConnectionLost
-from hivewire.testing.profiles_faults import Wire
+from hivewire.testing.profiles_faults import Place, Wire
 from hivewire.testing.profiles_world import World
 
 _CLOCK_S: Final = 0.001
@@ -40,78 +45,84 @@ class ProfileBackend(Backend, Generic[_W]):
         self.wire = wire
         self._consumers: list[Consumer] = []
 
+    def blobs(self) -> BlobStore:
+        return _Blobs(self.world, self.wire)
+
     @abstractmethod
     def _consumer(self, queue: str, member: Member, owner: Ownership) -> ProfileConsumer[_W]: ...
 
     async def open(self) -> None:
-        await self.wire.call(None, lambda: None)
+        await self.wire.call((), lambda: None)
 
     def now(self) -> float:
         return self.world.now()
 
     async def declare(self, spec: QueueSpec) -> QueueSpec:
-        return await self.wire.call(None, lambda: self.world.declare(spec))
+        return await self.wire.call(("declare",), lambda: self.world.declare(spec))
 
     async def queues(self) -> Sequence[QueueSpec]:
-        return await self.wire.call(None, lambda: list(self.world.specs.values()))
+        return await self.wire.call((), lambda: list(self.world.specs.values()))
 
     async def append(self, batch: Sequence[Append]) -> Mapping[int, Duplicate | Exception]:
         weight = sum(len(part.records) for part in batch)
-        answer = await self.wire.call("append", lambda: self.world.append(batch), weight=weight)
+        answer = await self.wire.call(("append",), lambda: self.world.append(batch), weight=weight)
         self.epoch = self.world.epoch
         return answer
 
     async def consume(self, queue: str, member: Member, owner: Ownership) -> Consumer:
-        await self.wire.call(None, lambda: self.world.declare(QueueSpec(name=queue)))
+        await self.wire.call(("declare",), lambda: self.world.declare(QueueSpec(name=queue)))
         consumer = self._consumer(queue, member, owner)
         self._consumers.append(consumer)
         consumer.begin()
         return consumer
 
     async def depth(self, queue: str) -> Depth:
-        return await self.wire.call(None, lambda: self.world.depth(queue))
+        return await self.wire.call((), lambda: self.world.depth(queue))
 
     async def dead(self, queue: str | None, limit: int, after: str | None) -> Sequence[DeadRecord]:
-        return await self.wire.call(None, lambda: self.world.dead(queue, limit, after))
+        return await self.wire.call((), lambda: self.world.dead(queue, limit, after))
 
     async def revive(self, queue: str | None, ids: Sequence[str] | None) -> int:
-        return await self.wire.call(None, lambda: self.world.revive(queue, ids))
+        return await self.wire.call(("revive",), lambda: self.world.revive(queue, ids))
 
     async def purge_dead(self, queue: str | None, ids: Sequence[str] | None, older_than_s: float | None) -> int:
-        return await self.wire.call(None, lambda: self.world.purge_dead(queue, ids, older_than_s))
+        return await self.wire.call(("purge",), lambda: self.world.purge_dead(queue, ids, older_than_s))
 
     async def bury_expired(self) -> int:
-        return await self.wire.call(None, self.world.bury_expired)
+        return await self.wire.call(("bury",), self.world.bury_expired)
 
     async def cleanup(self, older_than_s: float) -> int:
-        return await self.wire.call(None, lambda: self.world.cleanup(older_than_s))
+        return await self.wire.call((), lambda: self.world.cleanup(older_than_s))
 
     async def get(self, key: str) -> Entry:
-        return await self.wire.call(None, lambda: self.world.get(key))
+        return await self.wire.call((), lambda: self.world.get(key))
 
     async def put(self, key: str, value: bytes, version: int, *, ttl_s: float | None = None) -> Entry | None:
-        return await self.wire.call(None, lambda: self.world.put(key, value, version, ttl_s))
+        return await self.wire.call(_kind_of(key), lambda: self.world.put(key, value, version, ttl_s))
 
     async def scan(self, prefix: str) -> Mapping[str, Entry]:
-        return await self.wire.call(None, lambda: self.world.scan(prefix))
+        return await self.wire.call((), lambda: self.world.scan(prefix))
+
+    async def add_to_trail(self, chunk: bytes, keep_s: float) -> None:
+        await self.put(f"{TRAIL_PREFIX}{self.now():017.6f}-{self.world.next_number():012}", chunk, 0, ttl_s=keep_s)
 
     async def drop_queue(self, queue: str) -> None:
-        await self.wire.call(None, lambda: self.world.drop_queue(queue))
+        await self.wire.call(("drop",), lambda: self.world.drop_queue(queue))
 
     async def publish(self, channel: str, body: bytes) -> None:
-        await self.wire.call(None, lambda: self.world.publish(channel, body))
+        await self.wire.call(("publish",), lambda: self.world.publish(channel, body))
 
     async def listen(self, channel: str, wait_s: float) -> Sequence[bytes]:
         until = self.world.loop.time() + wait_s
         while True:
-            heard = await self.wire.call(None, lambda: self.world.hear(self.wire.name, channel))
+            heard = await self.wire.call((), lambda: self.world.hear(self.wire.name, channel))
             if heard or self.world.loop.time() >= until:
                 return heard
             await self.world.wait_for_bell(f"channel {channel}", until)
 
     async def health(self) -> BackendHealth:
         try:
-            await self.wire.call(None, lambda: None)
+            await self.wire.call((), lambda: None)
         except ConnectionLost as error:
             return BackendHealth(ok=False, durability=self.features.durability, detail=str(error))
         return BackendHealth(ok=True, durability=self.features.durability)
@@ -119,6 +130,56 @@ class ProfileBackend(Backend, Generic[_W]):
     async def close(self) -> None:
         for consumer in self._consumers:
             await consumer.close()
+
+
+class _Blobs(BlobStore):
+    """Large contents, at the same store."""
+
+    def __init__(self, world: World, wire: Wire) -> None:
+        self._world = world
+        self._wire = wire
+
+    async def put(self, name: str, body: bytes) -> None:
+        await self._wire.call(("blob",), lambda: self._world.blobs.__setitem__(name, body))
+
+    async def get(self, name: str) -> bytes | None:
+        return await self._wire.call((), lambda: self._world.blobs.get(name))
+
+    async def delete(self, names: Sequence[str]) -> None:
+        def forget() -> None:
+            for name in names:
+                self._world.blobs.pop(name, None)
+
+        await self._wire.call(("unblob",), forget)
+
+    async def names(self) -> list[str]:
+        return await self._wire.call((), lambda: list(self._world.blobs))
+
+
+def _kind_of(key: str) -> tuple[Place, ...]:
+    """What a write to the catalogue is about."""
+    return _KINDS.get(key.partition("/")[0], ())
+
+
+_KINDS: Final[dict[str, tuple[Place, ...]]] = {
+    "agent": ("subscribe",),
+    "group": ("subscribe",),
+    "schedule": ("schedule",),
+    "schedules": ("schedule",),
+    "once": ("effect",),
+    "trail": ("trail",),
+}
+
+
+def settling(rest: Sequence[Unfinished]) -> tuple[Place, ...]:
+    """What a settlement does beside acknowledging."""
+    kinds = {type(unfinished) for unfinished in rest}
+    places: list[Place] = ["settle"]
+    if Again in kinds:
+        places.append("again")
+    if Dead in kinds:
+        places.append("dead")
+    return tuple(places)
 
 
 def process_of(name: str) -> str:
@@ -199,7 +260,7 @@ class ProfileConsumer(Consumer, Generic[_W]):
                 given, self._kept = self._kept[:limit], self._kept[limit:]
                 return given
             taken = await self.wire.call(
-                "fetch", lambda: self._take(limit, lanes, run, starting), weigh=len, keep=self._keep_taken
+                ("fetch",), lambda: self._take(limit, lanes, run, starting), weigh=len, keep=self._keep_taken
             )
             self.backend.epoch = self.world.epoch
             taken = [fetched for fetched in taken if self._is_held(fetched)]

@@ -12,11 +12,38 @@ import msgspec
 from hivewire.errors import ConnectionLost
 
 _T = TypeVar("_T")
+_SLOW: Final = 0.3
+"""So many of the ways to the store and back take time."""
+_MOST_TRAVEL_S: Final = 0.01
 
 FaultKind = Literal["lose", "double", "delay", "fail", "revoke", "freeze", "crash"]
-Place = Literal["append", "fetch", "start", "settle", "save", "handle", "write"]
-"""`write` is that of a ledger."""
+Place = Literal[
+    "append", "fetch", "start", "settle", "again", "dead", "save", "handle",
+    "renew", "release", "leave", "declare", "drop", "subscribe", "schedule", "effect", "trail",
+    "revive", "purge", "bury", "publish", "blob", "unblob", "write",
+]  # fmt: skip
+"""What a request does: `again` and `dead` are settlements that put a record back, or away; `renew` keeps leases, and
+`release` and `leave` give them up; `subscribe`, `schedule`, `effect` and `trail` write to the catalogue; `blob` stores
+a large content and `unblob` deletes it; `write` is that of a ledger."""
 Moment = Literal["early", "late"]
+Point = tuple[Place, Moment]
+
+_EVERYWHERE: Final[tuple[Place, ...]] = (
+    "append", "fetch", "dead", "renew", "leave", "declare", "drop", "subscribe", "schedule", "effect", "trail",
+    "revive", "purge", "bury", "publish", "blob", "unblob",
+)  # fmt: skip
+_HERE: Final[dict[str, tuple[Place, ...]]] = {
+    "sql": ("start", "settle", "again"),
+    "redis": ("start", "settle", "again", "release"),
+    "kafka": ("save", "release"),
+}
+
+
+def points(profile: str) -> list[Point]:
+    """Before and after each kind of write, and of claim, that the engine makes of such a store."""
+    places = sorted({*_EVERYWHERE, *_HERE[profile]} - ({"bury"} if profile == "kafka" else set()))
+    return [(place, moment) for place in places for moment in ("early", "late")]
+
 
 PLACES: Final[dict[FaultKind, tuple[tuple[Place, Moment], ...]]] = {
     "lose": (
@@ -71,13 +98,17 @@ class Fault(msgspec.Struct, frozen=True):
     slot: int | None = None
     """The member that it waits for; None: whoever comes first."""
 
+    @property
+    def point(self) -> Point:
+        return self.place, self.moment
+
 
 class Faults:
     """The faults of one run: which are armed, which have struck, and what they do to a member."""
 
     def __init__(self, plan: Sequence[Fault]) -> None:
         self._waiting = sorted(plan, key=lambda fault: fault.after)
-        self._armed: list[Fault] = []
+        self.armed: list[Fault] = []
         self.struck: list[Fault] = []
         self.down_until = 0.0
         """The store refuses everything until then, by the loop's time."""
@@ -89,21 +120,21 @@ class Faults:
     def arm(self, operations: int) -> None:
         """So many operations of the program have begun."""
         while self._waiting and self._waiting[0].after <= operations:
-            self._armed.append(self._waiting.pop(0))
+            self.armed.append(self._waiting.pop(0))
 
     def heal(self) -> None:
         """From now on nothing goes wrong."""
         self._waiting.clear()
-        self._armed.clear()
+        self.armed.clear()
         self.down_until = 0.0
 
-    def take(self, place: Place, moment: Moment, slot: int, weight: int) -> Fault | None:
-        """The armed fault that strikes here and now, if any. `weight`: how many records are in flight."""
-        if not self._armed or not weight:
+    def take(self, places: Sequence[Place], moment: Moment, slot: int, weight: int) -> Fault | None:
+        """The armed fault that strikes here and now, if any. `weight`: how much is in flight."""
+        if not self.armed or not weight:
             return None
-        for index, fault in enumerate(self._armed):
-            if fault.place == place and fault.moment == moment and fault.slot in (None, slot):
-                self.struck.append(self._armed.pop(index))
+        for index, fault in enumerate(self.armed):
+            if fault.place in places and fault.moment == moment and fault.slot in (None, slot):
+                self.struck.append(self.armed.pop(index))
                 return fault
         return None
 
@@ -130,27 +161,31 @@ class Wire:
 
     async def call(
         self,
-        place: Place | None,
+        places: Sequence[Place],
         apply: Callable[[], _T],
         *,
-        weight: int = 0,
+        weight: int = 1,
         weigh: Callable[[_T], int] | None = None,
         keep: Callable[[_T], None] | None = None,
     ) -> _T:
-        """Do `apply` at the store. `weight` is the number of records in the request, `weigh` that in the
-        answer; `keep` gets an answer that did not arrive (lost on the way, or the caller was cancelled)."""
-        await self._travel()
+        """Do `apply` at the store. `places` says what it does: a fault that waits for one of them strikes. `weight`
+        is the number of records in the request, if it has any, and `weigh` that in the answer; `keep` gets an answer
+        that did not arrive (lost on the way, or the caller was cancelled)."""
+        chance, faults = self._chance, self.faults
+        if not self.is_cut and chance.random() < _SLOW:
+            await asyncio.sleep(chance.random() * _MOST_TRAVEL_S)
         doubled = False
-        if place is not None:
-            doubled = await self._strike(place, "early", weight)
+        if places and faults.armed:
+            doubled = await self._strike(places, "early", weight)
         self._check_line()
         answer = apply()
         if doubled:
             apply()
         try:
-            if place is not None:
-                await self._strike(place, "late", weigh(answer) if weigh else weight)
-            await self._travel()
+            if places and faults.armed:
+                await self._strike(places, "late", weigh(answer) if weigh else weight)
+            if not self.is_cut and chance.random() < _SLOW:
+                await asyncio.sleep(chance.random() * _MOST_TRAVEL_S)
             self._check_line()
         except (ConnectionLost, asyncio.CancelledError):
             if keep is not None:
@@ -164,18 +199,14 @@ class Wire:
         if self.faults.down_until and asyncio.get_running_loop().time() < self.faults.down_until:
             raise ConnectionLost("the store refuses everything for a while")
 
-    async def _travel(self) -> None:
-        if not self.is_cut and self._chance.random() < 0.3:
-            await asyncio.sleep(self._chance.random() * 0.01)
-
-    async def _strike(self, place: Place, moment: Moment, weight: int) -> bool:
+    async def _strike(self, places: Sequence[Place], moment: Moment, weight: int) -> bool:
         """Let an armed fault happen. True: the request is to be done twice."""
-        fault = self.faults.take(place, moment, self.slot, weight)
+        fault = self.faults.take(places, moment, self.slot, weight)
         if fault is None:
             return False
         await self.suffer(fault)
         if fault.kind == "lose":
-            raise ConnectionLost(f"{place}: the {'request' if moment == 'early' else 'answer'} was lost")
+            raise ConnectionLost(f"{fault.place}: the {'request' if moment == 'early' else 'answer'} was lost")
         return fault.kind == "double"
 
     async def suffer(self, fault: Fault) -> None:
@@ -196,6 +227,6 @@ class Wire:
 
     async def at_handler(self, moment: Moment) -> None:
         """A handler begins or ends in this process."""
-        fault = self.faults.take("handle", moment, self.slot, 1)
+        fault = self.faults.take(("handle",), moment, self.slot, 1)
         if fault is not None:
             await self.suffer(fault)

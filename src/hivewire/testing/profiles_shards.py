@@ -12,7 +12,7 @@ import msgspec
 
 from hivewire.backend import Depth, Fetched, Member, Ownership, Saved, Unfinished
 from hivewire.errors import ConnectionLost
-from hivewire.testing.profiles_driver import ProfileBackend, ProfileConsumer, process_of
+from hivewire.testing.profiles_driver import ProfileBackend, ProfileConsumer, process_of, settling
 from hivewire.testing.profiles_faults import Faults
 from hivewire.testing.profiles_world import Happening, World
 
@@ -248,7 +248,7 @@ class ShardConsumer(ProfileConsumer[_W]):
         sent_at = self.world.loop.time()
         begins = not self._is_member
         shares = await self.wire.call(
-            None, lambda: self.world.beat(self.queue, self.name, self.member.lease_s, begins=begins)
+            ("renew",), lambda: self.world.beat(self.queue, self.name, self.member.lease_s, begins=begins)
         )
         if not begins and self.is_late():
             self._give_up()  # the answer came when `holds` had said no already
@@ -283,7 +283,7 @@ class ShardConsumer(ProfileConsumer[_W]):
         }
         while True:
             try:
-                await self.wire.call(None, lambda: self.world.release(self.queue, self.name, saved))
+                await self.wire.call(("release",), lambda: self.world.release(self.queue, self.name, saved))
                 break
             except ConnectionLost:
                 await asyncio.sleep(self.member.lease_s / 4)
@@ -334,14 +334,16 @@ class ShardConsumer(ProfileConsumer[_W]):
     async def refetch(self, shard: int, at: Sequence[int | str]) -> Sequence[Fetched]:
         token = self._tokens.get(shard)
         wanted = [] if token is None else [(shard, token, int(place)) for place in at]
-        return await self.wire.call(None, lambda: self.world.again(self.queue, wanted))
+        return await self.wire.call((), lambda: self.world.again(self.queue, wanted))
 
     async def start(self, batch: Sequence[Fetched]) -> Sequence[Fetched]:
-        return await self.wire.call("start", lambda: self.world.start(self.queue, self.name, batch), weight=len(batch))
+        return await self.wire.call(
+            ("start",), lambda: self.world.start(self.queue, self.name, batch), weight=len(batch)
+        )
 
     async def settle(self, done: Sequence[Fetched], rest: Sequence[Unfinished] = ()) -> Sequence[Fetched]:
         return await self.wire.call(
-            "settle",
+            settling(rest),
             lambda: self.world.settle(self.queue, self.name, done, rest),
             weight=len(done) + len(rest),
         )
@@ -349,7 +351,7 @@ class ShardConsumer(ProfileConsumer[_W]):
     async def save(self, shards: Mapping[int, Saved]) -> Set[int]:
         sent = {number: (self._tokens.get(number, -1), saved) for number, saved in shards.items()}
         refused = await self.wire.call(
-            "save",
+            ("save",),
             lambda: {
                 number
                 for number, (token, saved) in sent.items()
@@ -367,4 +369,4 @@ class ShardConsumer(ProfileConsumer[_W]):
         if held:
             self._leaving |= held
             await self._hand_over(held)
-        await self.wire.call(None, lambda: self.world.leave(self.queue, self.name))
+        await self.wire.call(("leave",), lambda: self.world.leave(self.queue, self.name))

@@ -10,7 +10,7 @@ from typing import ClassVar
 import msgspec
 
 from hivewire.backend import Again, Back, Dead, Depth, Features, Fetched, Member, Ownership, Record, Unfinished
-from hivewire.testing.profiles_driver import ProfileBackend, ProfileConsumer, process_of
+from hivewire.testing.profiles_driver import ProfileBackend, ProfileConsumer, process_of, settling
 from hivewire.testing.profiles_faults import Faults
 from hivewire.testing.profiles_world import SETTLED_WINDOW_S, World
 
@@ -342,7 +342,9 @@ class SqlConsumer(ProfileConsumer[SqlWorld]):
         self._check_lease()
         sent_at = self.world.loop.time()
         asked = self._life
-        life = await self.wire.call(None, lambda: self.world.renew(self.queue, self.name, self.member.lease_s, asked))
+        life = await self.wire.call(
+            ("renew",), lambda: self.world.renew(self.queue, self.name, self.member.lease_s, asked)
+        )
         if asked and (not life or self.is_late()):
             # Refused, or the answer came when `holds` had said no already: the engine has let go.
             self._give_up()
@@ -368,17 +370,19 @@ class SqlConsumer(ProfileConsumer[SqlWorld]):
         return self.world.claim(self.queue, self.name, self._life, limit, lanes, run, starting) if self._life else []
 
     async def start(self, batch: Sequence[Fetched]) -> Sequence[Fetched]:
-        return await self.wire.call("start", lambda: self.world.start(self.queue, self.name, batch), weight=len(batch))
+        return await self.wire.call(
+            ("start",), lambda: self.world.start(self.queue, self.name, batch), weight=len(batch)
+        )
 
     async def settle(self, done: Sequence[Fetched], rest: Sequence[Unfinished] = ()) -> Sequence[Fetched]:
         return await self.wire.call(
-            "settle",
+            settling(rest),
             lambda: self.world.settle(self.queue, self.name, done, rest),
             weight=len(done) + len(rest),
         )
 
     async def _leave(self) -> None:
-        await self.wire.call(None, lambda: self.world.leave(self.queue, self.name))
+        await self.wire.call(("leave",), lambda: self.world.leave(self.queue, self.name))
 
 
 class SqlBackend(ProfileBackend[SqlWorld]):

@@ -57,6 +57,9 @@ class World(ABC):
         self.chance = chance
         self.specs: dict[str, QueueSpec] = {}
         self.letters: list[DeadRecord] = []
+        self.purged: list[DeadRecord] = []
+        """Dead letters that somebody threw away."""
+        self.blobs: dict[str, bytes] = {}
         self.history: list[Happening] = []
         self._values: dict[str, tuple[Entry, float | None]] = {}
         self._idempotent: dict[tuple[str, str], tuple[str, float]] = {}
@@ -199,13 +202,13 @@ class World(ABC):
 
     def purge_dead(self, queue: str | None, ids: Sequence[str] | None, older_than_s: float | None) -> int:
         before = self.now() - (older_than_s or 0.0)
-        return len(
-            self._take_letters(
-                lambda dead: (
-                    queue in (None, dead.queue) and (ids is None or dead.record.id in ids) and dead.dead_at <= before
-                )
+        chosen = self._take_letters(
+            lambda dead: (
+                queue in (None, dead.queue) and (ids is None or dead.record.id in ids) and dead.dead_at <= before
             )
         )
+        self.purged += chosen
+        return len(chosen)
 
     def _take_letters(self, wanted: Callable[[DeadRecord], bool]) -> list[DeadRecord]:
         chosen = [dead for dead in self.letters if wanted(dead)]

@@ -16,6 +16,7 @@ from typing import Final
 import msgspec
 
 from hivewire.testing.profiles import PROFILES
+from hivewire.testing.profiles_faults import Point, points
 from hivewire.testing.seeded_checks import violations
 from hivewire.testing.seeded_driver import Verdict, add_arguments, judge
 from hivewire.testing.seeded_program import FAULTS_TO_STRIKE, Program, draw_program
@@ -25,22 +26,29 @@ from hivewire.testing.virtual_time import Deadlock, Livelock
 MOST_DRAWS: Final = 20
 
 
-def broken_by(program: Program) -> tuple[list[str], int, list[str]]:
-    """The promises that a run of the program breaks, how many faults struck, and its log."""
+def broken_by(program: Program) -> tuple[list[str], tuple[Point, ...], list[str]]:
+    """The promises that a run of the program breaks, where faults struck, and its log."""
     try:
         result = run_program(program)
     except (Deadlock, Livelock) as error:
-        return [f"{error.code}: {error}"], len(program.faults), []
-    return violations(result), len(result.struck), result.book.log
+        return [f"{error.code}: {error}"], tuple(fault.point for fault in program.faults), []
+    return violations(result), tuple(fault.point for fault in result.struck), result.book.log
+
+
+def _has_struck(program: Program, struck: Sequence[Point]) -> bool:
+    return len(struck) >= FAULTS_TO_STRIKE and program.aim in struck
 
 
 def try_seed(profile: str, seed: int, *, with_log: bool = False) -> Verdict:
-    """Run one seed. It is drawn again, always in the same way, until enough faults struck."""
+    """Run one seed. It is drawn again, always in the same way, until enough faults struck, and that which was aimed."""
     for draw in range(MOST_DRAWS):
-        broken, struck, log = broken_by(draw_program(profile, seed, draw))
-        if broken or struck >= FAULTS_TO_STRIKE:
-            return Verdict(profile, seed, draw + 1, struck, tuple(broken), tuple(log) if with_log else ())
-    return Verdict(profile, seed, 0, 0, (f"in {MOST_DRAWS} draws fewer than {FAULTS_TO_STRIKE} faults struck",))
+        program = draw_program(profile, seed, draw)
+        broken, struck, log = broken_by(program)
+        if broken or _has_struck(program, struck):
+            kept = tuple(log) if with_log else ()
+            return Verdict(profile, seed, draw + 1, len(struck), tuple(broken), kept, struck)
+    why = f"in {MOST_DRAWS} draws fewer than {FAULTS_TO_STRIKE} faults struck, or none {' '.join(program.aim)}"
+    return Verdict(profile, seed, 0, 0, (why,))
 
 
 def program_of(profile: str, seed: int) -> Program:
@@ -48,7 +56,7 @@ def program_of(profile: str, seed: int) -> Program:
     for draw in range(MOST_DRAWS):
         program = draw_program(profile, seed, draw)
         broken, struck, _ = broken_by(program)
-        if broken or struck >= FAULTS_TO_STRIKE:
+        if broken or _has_struck(program, struck):
             return program
     return draw_program(profile, seed)
 
@@ -117,7 +125,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     profiles = list(PROFILES) if args.profile == "all" else [args.profile]
     work = [(profile, seed) for seed in range(args.seed, args.seed + args.count) for profile in profiles]
-    return judge(work, args, partial(try_seed, with_log=args.log), partial(report, shrinking=not args.no_shrink))
+    all_points = {(profile, point) for profile in profiles for point in points(profile)}
+    try_one = partial(try_seed, with_log=args.log)
+    return judge(work, args, try_one, partial(report, shrinking=not args.no_shrink), all_points)
 
 
 if __name__ == "__main__":

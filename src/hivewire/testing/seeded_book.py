@@ -19,6 +19,8 @@ class Sent(msgspec.Struct):
     delay_s: float = 0.0
     ttl_s: float | None = None
     idempotency_key: str | None = None
+    is_large: bool = False
+    has_effect: bool = False
     tries: int = 0
     began_at: float = 0.0
     confirmed_at: float | None = None
@@ -43,6 +45,25 @@ class Started(msgspec.Struct):
     """The process owned the key in the store at the start."""
     outcome: str = "running"
     ended_at: float | None = None
+
+
+class Planned(msgspec.Struct):
+    """One schedule. `due_at`: the times for which its messages came, by their ids."""
+
+    name: str
+    agent: str
+    every_s: float
+    confirmed_at: float | None = None
+    due_at: dict[str, float] = {}
+
+
+class Effect(msgspec.Struct, frozen=True):
+    """Something that a handler did and that was to happen once."""
+
+    at: float
+    process: str
+    id: str
+    began_at: float
 
 
 class Told(msgspec.Struct):
@@ -83,6 +104,8 @@ class Book:
         self.shouted: dict[str, Told] = {}
         self.answers: dict[str, object] = {}
         """What came as the reply to a request, by its id."""
+        self.planned: dict[str, Planned] = {}
+        self.effects: list[Effect] = []
         self.memberships: list[Membership] = []
         self.outages: list[Outage] = []
         self.errors: list[str] = []

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterator
+from itertools import pairwise
 
 from hivewire.testing.profiles_driver import process_of
 from hivewire.testing.profiles_world import Happening
-from hivewire.testing.seeded_book import Outage, Sent, Started, Told
+from hivewire.testing.seeded_book import Effect, Outage, Sent, Started, Told
 from hivewire.testing.seeded_program import LEASE_S, LISTENERS, MAX_ATTEMPTS
 from hivewire.testing.seeded_run import Result
 
@@ -36,6 +37,8 @@ def violations(result: Result) -> list[str]:
         _answers,
         _only_owners_commit,
         _counters,
+        _schedules,
+        _effects,
     )
     return [f"{check.__name__.strip('_')}: {line}" for check in checks for line in check(result)]
 
@@ -51,7 +54,7 @@ def _all_settled(result: Result) -> Iterator[str]:
 
 def _nothing_lost(result: Result) -> Iterator[str]:
     handled = {(one.agent, one.id) for one in result.book.started if one.outcome == "ok"}
-    dead = {(letter.queue, letter.record.id) for letter in result.world.letters}
+    dead = _letters(result)
     if result.left:
         return
     twins: dict[str | None, set[str]] = defaultdict(set)
@@ -65,13 +68,23 @@ def _nothing_lost(result: Result) -> Iterator[str]:
 
 
 def _nothing_invented(result: Result) -> Iterator[str]:
+    fired = {id: planned.agent for planned in result.book.planned.values() for id in planned.due_at}
     for one in result.book.started:
         id, _, member = one.id.partition("@")
         if member:
             if id not in result.book.told or member != one.agent:
                 yield f"{one.agent} got {one.id}, which nobody told it"
+        elif id in fired:
+            if fired[id] != one.agent:
+                yield f"{one.agent} got {one.id} of a schedule for {fired[id]}"
         elif id not in result.book.sent or result.book.sent[id].agent != one.agent:
             yield f"{one.agent} got {one.id}, which nobody sent to it"
+
+
+def _letters(result: Result) -> set[tuple[str, str]]:
+    """What is a dead letter, or was one until somebody threw it away."""
+    world = result.world
+    return {(letter.queue, letter.record.id) for letter in (*world.letters, *world.purged)}
 
 
 def _starts_by_id(result: Result) -> dict[tuple[str, str, int], list[Started]]:
@@ -242,7 +255,7 @@ def _broadcasts(result: Result) -> Iterator[str]:
     if result.left:
         return
     got = {(one.agent, one.id) for one in result.book.started}
-    dead = {(letter.queue, letter.record.id) for letter in result.world.letters}
+    dead = _letters(result)
     for told in result.book.told.values():
         for listener in LISTENERS:
             is_in = _is_member(result, listener, told)
@@ -309,3 +322,26 @@ def _counters(result: Result) -> Iterator[str]:
     failed = sum(one.outcome in (*_FAILED, "cancelled") for one in result.book.started)
     if nacked > failed:
         yield f"the members counted {nacked} failed attempts; {failed} handlers failed"
+
+
+def _schedules(result: Result) -> Iterator[str]:
+    """Each due time of a schedule comes in one message, and none between two of them is left out."""
+    dead = _letters(result)
+    for planned in result.book.planned.values():
+        due = sorted(planned.due_at.values())
+        for earlier, later in pairwise(due):
+            if later - earlier < planned.every_s - _CLOCK_S:
+                yield f"{planned.name} came twice for one time, {later}"
+            elif later - earlier > planned.every_s + _CLOCK_S and not result.left and not dead:
+                yield f"{planned.name} did not come between {earlier} and {later}, every {planned.every_s} s"
+
+
+def _effects(result: Result) -> Iterator[str]:
+    """What is done once happens once, unless who did it was silent for so long that it counted as dead."""
+    first: dict[str, Effect] = {}
+    for effect in result.book.effects:
+        earlier = first.setdefault(effect.id, effect)
+        if earlier is not effect and not any(
+            _was_out(result, one.process, one.began_at, effect.at) for one in (earlier, effect)
+        ):
+            yield f"the effect of {effect.id} happened in {earlier.process} and again in {effect.process}"

@@ -7,12 +7,14 @@ import gc
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence, Set
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from typing import Final
 
 import msgspec
+
+from hivewire.testing.profiles_faults import Point
 
 _CHUNK: Final = 25
 
@@ -27,6 +29,8 @@ class Verdict(msgspec.Struct, frozen=True):
     struck: int
     broken: tuple[str, ...]
     log: tuple[str, ...] = ()
+    points: tuple[Point, ...] = ()
+    """Where the faults struck."""
 
     @property
     def is_good(self) -> bool:
@@ -66,9 +70,14 @@ def try_many(try_seed: TrySeed, work: Sequence[tuple[str, int]], processes: int)
 
 
 def judge(
-    work: Sequence[tuple[str, int]], args: argparse.Namespace, try_seed: TrySeed, report: Callable[[Verdict], str]
+    work: Sequence[tuple[str, int]],
+    args: argparse.Namespace,
+    try_seed: TrySeed,
+    report: Callable[[Verdict], str],
+    points: Set[tuple[str, Point]] = frozenset(),
 ) -> int:
-    """Try them all; print what broke, and how many there were. The exit code."""
+    """Try them all; print what broke, how many there were, and how many of these points were struck. The exit code."""
+    left = set(points)
     began = time.perf_counter()
     done = redrawn = struck = 0
     broken: list[Verdict] = []
@@ -78,14 +87,16 @@ def judge(
         done += 1
         redrawn += max(0, verdict.draws - 1)
         struck += verdict.struck
+        left -= {(verdict.profile, point) for point in verdict.points}
         if not verdict.is_good:
             broken.append(verdict)
             print(report(verdict), flush=True)
             if len(broken) >= args.keep_going:
                 break
     seconds = time.perf_counter() - began
+    places = f" at {len(points) - len(left)} of {len(points)} points" if points else ""
     print(
-        f"{done} seeds, {len(broken)} broken, {redrawn} drawn again, {struck} faults struck work in flight; "
+        f"{done} seeds, {len(broken)} broken, {redrawn} drawn again, {struck} faults struck work in flight{places}; "
         f"{seconds:.1f} s, {done / seconds * 60:.0f} seeds a minute",
         file=sys.stderr,
     )

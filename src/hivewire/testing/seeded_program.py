@@ -7,7 +7,7 @@ from typing import Final, Literal
 
 import msgspec
 
-from hivewire.testing.profiles_faults import PLACES, Fault, FaultKind, Moment, Place
+from hivewire.testing.profiles_faults import PLACES, Fault, FaultKind, Moment, Place, Point, points
 
 SLOTS: Final = 3
 OPERATIONS: Final = 110
@@ -43,6 +43,10 @@ class Send(Step, frozen=True, tag=True):
     delay_s: float = 0.0
     ttl_s: float | None = None
     idempotency_key: str | None = None
+    is_large: bool = False
+    """Its content goes to the blob store."""
+    has_effect: bool = False
+    """Its handlers do something that must happen once."""
 
 
 class Resend(Step, frozen=True, tag=True):
@@ -103,7 +107,21 @@ class Replay(Step, frozen=True, tag=True):
     agent: str
 
 
-AnyStep = Send | Resend | Ask | Broadcast | Shout | Join | Leave | Serve | Rest | Reopen | Replay
+class Purge(Step, frozen=True, tag=True):
+    """Throw an agent's dead letters away."""
+
+    agent: str
+
+
+class Plan(Step, frozen=True, tag=True):
+    """Make a schedule."""
+
+    name: str
+    agent: str
+    every_s: float
+
+
+AnyStep = Send | Resend | Ask | Broadcast | Shout | Join | Leave | Serve | Rest | Reopen | Replay | Purge | Plan
 
 
 class Program(msgspec.Struct, frozen=True):
@@ -115,6 +133,9 @@ class Program(msgspec.Struct, frozen=True):
     steps: tuple[AnyStep, ...]
     faults: tuple[Fault, ...]
     cap: int = 1_000_000
+    aim: Point = ("append", "early")
+    """One of the faults waits for this point: the seeds take the points in turn."""
+    has_whole_trail: bool = False
 
 
 _KINDS: Final[dict[str, dict[FaultKind, int]]] = {
@@ -133,9 +154,25 @@ _NEVER_THERE: Final[dict[str, set[Place]]] = {
 def draw_program(profile: str, seed: int, draw: int = 0) -> Program:
     """The program of a seed. `draw` counts the tries until enough faults strike."""
     chance = Random(f"{profile}/{seed}/{draw}")
-    steps = _Steps(chance).all()
+    turns = points(profile)
+    aim = turns[seed % len(turns)]
+    steps = _Steps(chance, aim[0]).all()
     faults = tuple(_fault(chance, profile) for _ in range(chance.randint(6, 9)))
-    return Program(profile, seed, draw, steps, faults, SMALL_CAP if chance.random() < 1 / 3 else 1_000_000)
+    return Program(
+        profile,
+        seed,
+        draw,
+        steps,
+        (*faults, _aimed(chance, aim)),
+        SMALL_CAP if chance.random() < 1 / 3 else 1_000_000,
+        aim,
+        has_whole_trail=aim[0] == "trail" or chance.random() < 1 / 4,
+    )
+
+
+def _aimed(chance: Random, aim: Point) -> Fault:
+    kind: FaultKind = chance.choice(("lose", "lose", "crash", "crash", "delay", "freeze"))
+    return Fault(kind, *aim, chance.randrange(OPERATIONS // 3), _length_s(chance, kind))
 
 
 def _fault(chance: Random, profile: str) -> Fault:
@@ -145,20 +182,39 @@ def _fault(chance: Random, profile: str) -> Fault:
         (place, moment) for place, moment in PLACES[kind] if place not in _NEVER_THERE[profile]
     ]
     place, moment = chance.choice(places)
+    return Fault(kind, place, moment, chance.randrange(OPERATIONS * 3 // 4), _length_s(chance, kind))
+
+
+def _length_s(chance: Random, kind: FaultKind) -> float:
     shortest, longest = {
         "delay": (0.05, 1.5),
         "fail": (0.2, LEASE_S * 1.5),
         "freeze": (LEASE_S * 0.4, LEASE_S * 2.5),
         "crash": (0.1, LEASE_S * 1.5),
     }.get(kind, (0.1, 1.0))
-    return Fault(kind, place, moment, chance.randrange(OPERATIONS * 3 // 4), chance.uniform(shortest, longest))
+    return chance.uniform(shortest, longest)
+
+
+_LEADS_TO: Final[dict[Place, tuple[str, ...]]] = {
+    "declare": ("join", "leave", "serve"),
+    "drop": ("ask", "reopen"),
+    "leave": ("reopen", "rest"),
+    "publish": ("shout",),
+    "purge": ("purge",),
+    "release": ("reopen", "rest"),
+    "revive": ("replay",),
+    "schedule": ("plan",),
+    "subscribe": ("join", "leave"),
+}
+"""Operations of which a program has more, so that its fault strikes."""
 
 
 class _Steps:
     """Draws the steps one after another."""
 
-    def __init__(self, chance: Random) -> None:
+    def __init__(self, chance: Random, aim: Place) -> None:
         self._chance = chance
+        self._aim = aim
         self._steps: list[AnyStep] = []
         self._sent: dict[int, list[str]] = {slot: [] for slot in range(SLOTS)}
         self._idempotent: dict[int, list[Send]] = {slot: [] for slot in range(SLOTS)}
@@ -181,8 +237,12 @@ class _Steps:
             "rest",
             "reopen",
             "replay",
+            "purge",
+            "plan",
         )
-        weights = (8, 7, 5, 7, 4, 3, 2, 4, 4, 1, 1)
+        weights = [8, 7, 5, 7, 4, 3, 2, 4, 4, 1, 1, 0.5, 0.3]
+        for kind in _LEADS_TO.get(self._aim, ()):
+            weights[kinds.index(kind)] += 4
         while len(self._steps) < OPERATIONS:
             slot = self._chance.randrange(SLOTS)
             pause = self._chance.choice((0.0, 0.0, self._chance.random() * 0.3))
@@ -217,6 +277,10 @@ class _Steps:
                 return Reopen(slot, pause)
             case "replay":
                 return Replay(slot, pause, agent)
+            case "purge":
+                return Purge(slot, pause, agent)
+            case "plan":
+                return Plan(slot, pause, f"plan-{self._new_id(slot)}", agent, chance.choice((1.0, 2.5)))
         return self._send(slot, pause, agent)
 
     def _serve(self, slot: int, pause: float, agent: str) -> Serve:
@@ -233,6 +297,8 @@ class _Steps:
         ids = tuple(self._new_id(slot) for _ in range(number))
         self._sent[slot].extend(ids)
         delayed, mortal = chance.random() < 0.08, chance.random() < 0.08
+        large = chance.random() < (0.3 if self._aim in ("blob", "unblob") else 0.04)
+        effect = chance.random() < (0.3 if self._aim == "effect" else 0.04)
         return Send(
             slot,
             pause,
@@ -242,6 +308,8 @@ class _Steps:
             script=self._script(),
             delay_s=chance.uniform(0.1, 2.0) if delayed and number == 1 else 0.0,
             ttl_s=chance.uniform(0.05, 4.0) if mortal else None,
+            is_large=large,
+            has_effect=effect,
         )
 
     def _script(self) -> tuple[Outcome, ...]:

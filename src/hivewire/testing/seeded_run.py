@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from functools import partial
 from random import Random
 from typing import Any, Final
 from unittest.mock import patch
@@ -22,7 +23,7 @@ from hivewire.rules import lanes
 from hivewire.testing.profiles import make_world
 from hivewire.testing.profiles_faults import Fault, Faults, ProcessIsDead
 from hivewire.testing.profiles_world import World
-from hivewire.testing.seeded_book import Book, Membership, Outage, Sent, Told
+from hivewire.testing.seeded_book import Book, Membership, Outage, Planned, Sent, Told
 from hivewire.testing.seeded_process import Died, Stage
 from hivewire.testing.seeded_program import (
     AGENTS,
@@ -35,7 +36,9 @@ from hivewire.testing.seeded_program import (
     Broadcast,
     Join,
     Leave,
+    Plan,
     Program,
+    Purge,
     Reopen,
     Replay,
     Resend,
@@ -44,13 +47,13 @@ from hivewire.testing.seeded_program import (
     Serve,
     Shout,
 )
-from hivewire.testing.seeded_seat import RETURN_S, SHARDS, Seat
+from hivewire.testing.seeded_seat import RETURN_S, SHARDS, Seat, content_of
 from hivewire.testing.virtual_time import VirtualLoop, run_virtual, seeded_ids
 
 DRAIN_S: Final = 15.0
 """After the faults have stopped, everything must be settled within this time."""
 _SEND_TIMEOUT_S: Final = 20.0
-_MOST_STEPS: Final = 300_000
+_MOST_STEPS: Final = 100_000
 """A run has about 10,000 callbacks."""
 
 
@@ -85,7 +88,7 @@ class Runner:
             world.declare(QueueSpec(name=agent, mode=mode, shards=SHARDS, cap=program.cap))
         self.stage = Stage(loop, world, faults, chance)
         self.book = self.stage.book
-        self.seats = [Seat(slot, self.stage) for slot in range(SLOTS)]
+        self.seats = [Seat(slot, self.stage, has_whole_trail=program.has_whole_trail) for slot in range(SLOTS)]
         self._begun = 0
         faults.freeze = self._freeze
         faults.crash = self._crash
@@ -117,6 +120,7 @@ class Runner:
         await asyncio.gather(*(seat.open() for seat in self.seats))
         await asyncio.gather(*(self._act(slot) for slot in range(SLOTS)))
         self.stage.faults.heal()
+        await self._end_schedules()
         await self._all_serve()
         left = await self._drain()
         for seat in self.seats:
@@ -196,6 +200,10 @@ class Runner:
                 await seat.reopen()
             case Replay():
                 await self._replay(seat, step)
+            case Purge():
+                await self._try(seat, f"purge {step.agent}", lambda protocol: protocol.purge_dead(step.agent))
+            case Plan():
+                await self._plan(seat, step)
 
     async def _try(self, seat: Seat, what: str, work: Any) -> Any:
         """The result, or None when the outcome is unknown."""
@@ -228,6 +236,8 @@ class Runner:
                 delay_s=step.delay_s,
                 ttl_s=step.ttl_s,
                 idempotency_key=step.idempotency_key,
+                is_large=step.is_large,
+                has_effect=step.has_effect,
                 began_at=self.loop.time(),
             )
             messages.append(self._message(self.book.sent[id]))
@@ -238,7 +248,13 @@ class Runner:
 
     def _message(self, sent: Sent) -> Message:
         return Message(
-            type="task", sender="driver", to=sent.agent, content=sent.id, id=sent.id, key=sent.key, ttl_s=sent.ttl_s
+            type="task",
+            sender="driver",
+            to=sent.agent,
+            content=content_of(sent),
+            id=sent.id,
+            key=sent.key,
+            ttl_s=sent.ttl_s,
         )
 
     async def _send_one(self, seat: Seat, message: Message) -> None:
@@ -324,6 +340,23 @@ class Runner:
         if await self._try(seat, f"{'join' if joins else 'leave'} {listener}", work):
             membership.done_at = self.loop.time()
 
+    async def _plan(self, seat: Seat, step: Plan) -> None:
+        planned = self.book.planned[step.name] = Planned(step.name, step.agent, step.every_s)
+        message = Message(type="task", sender="driver", to=step.agent, key="plans")
+
+        async def work(protocol: Protocol) -> bool:
+            await protocol.schedule(step.name, step.every_s, message, catch_up="all")
+            return True
+
+        if await self._try(seat, f"schedule {step.name}", work):
+            planned.confirmed_at = self.loop.time()
+
+    async def _end_schedules(self) -> None:
+        for name in self.book.planned:
+            what = f"unschedule {name}"
+            while await self._try(self.seats[0], what, partial(_unschedule, name)) is None:
+                self.book.write(self.loop.time(), "once more", what)
+
     async def _replay(self, seat: Seat, step: Replay) -> None:
         async def work(protocol: Protocol) -> int:
             return await protocol.replay(step.agent)
@@ -355,6 +388,10 @@ class ErrorsOf(logging.Handler):
             return
         task = record.__dict__.get("task", "")
         self._book.errors.append(f"{record.name}: {record.getMessage()} {task} {error!r}")
+
+
+async def _unschedule(name: str, protocol: Protocol) -> bool:
+    return await protocol.unschedule(name)
 
 
 def run_program(program: Program) -> Result:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from datetime import datetime
 from functools import partial
 from typing import Final, Literal
 
@@ -13,15 +14,20 @@ from hivewire.errors import BackendError, Closed, ConnectionLost, HivewireError,
 from hivewire.protocol import Protocol, ProtocolMetrics
 from hivewire.record import VOLATILE_SHARD, lane_of
 from hivewire.testing.profiles_faults import ProcessIsDead, Wire
-from hivewire.testing.seeded_book import Started
+from hivewire.testing.seeded_book import Effect, Sent, Started
 from hivewire.testing.seeded_process import Died, SimulatedProcess, Stage
 from hivewire.testing.seeded_program import COMPETING, LEASE_S, MAX_ATTEMPTS
 
 SHARDS: Final = 4
 _DRAIN_S: Final = 3.0
 _REOPEN_S: Final = 0.2
+_LARGE_BYTES: Final = 2_000
 RETURN_S: Final = 60.0
 """No call may take longer, whatever strikes it."""
+
+
+def content_of(sent: Sent) -> str:
+    return sent.id.ljust(_LARGE_BYTES, ".") if sent.is_large else sent.id
 
 
 class _Serving:
@@ -35,9 +41,17 @@ class _Serving:
 class Seat(SimulatedProcess):
     """A member, and what it serves, also after it was born again."""
 
-    def __init__(self, slot: int, stage: Stage) -> None:
+    def __init__(self, slot: int, stage: Stage, *, has_whole_trail: bool) -> None:
         super().__init__(
-            slot, stage, lease_s=LEASE_S, max_attempts=MAX_ATTEMPTS, retry_first_s=0.2, retry_most_s=1.0, shards=SHARDS
+            slot,
+            stage,
+            lease_s=LEASE_S,
+            max_attempts=MAX_ATTEMPTS,
+            retry_first_s=0.2,
+            retry_most_s=1.0,
+            shards=SHARDS,
+            claim_check_bytes=_LARGE_BYTES // 2,
+            trail="all" if has_whole_trail else "trouble",
         )
         self.wanted: dict[str, tuple[Literal["serve", "receive"], int]] = {}
         self.metrics: list[ProtocolMetrics] = []
@@ -206,6 +220,8 @@ class Seat(SimulatedProcess):
 
     async def _play(self, agent: str, delivery: Delivery, started: Started) -> str:
         sent = self.stage.book.sent.get(started.id)
+        if sent is not None and delivery.message.content != content_of(sent):
+            self.stage.book.errors.append(f"{started.id} came with another content than it was sent with")
         script = sent.script if sent is not None else ("ok",)
         number = sum(
             one.agent == agent and one.id == started.id and one.replay == started.replay
@@ -213,7 +229,30 @@ class Seat(SimulatedProcess):
         )
         planned = script[min(number, len(script)) - 1]
         await asyncio.sleep(0.05 + 0.4 * self.stage.chance.random() if planned == "slow" else 0.001)
+        if sent is not None and sent.has_effect and not await self._do_once(started):
+            return "raise"
         return "ok" if planned == "slow" else planned
+
+    async def _do_once(self, started: Started) -> bool:
+        """The effect of a message, if nobody has done it. False: it is not known."""
+        engine, book, loop = self._engine, self.stage.book, self.stage.loop
+        assert engine is not None
+        began_at = loop.time()
+
+        async def act() -> str:
+            book.effects.append(Effect(loop.time(), started.process, started.id, began_at))
+            return started.id
+
+        async def find() -> str | None:
+            return next((effect.id for effect in book.effects if effect.id == started.id), None)
+
+        try:
+            result = await engine.once(started.agent, started.id, act, find)
+        except (BackendError, LeaseLost, Closed):
+            return False
+        if result != started.id:
+            book.errors.append(f"the effect of {started.id} gave {result!r}")
+        return True
 
     def _note_start(self, agent: str, delivery: Delivery, name: str) -> Started:
         stage, message = self.stage, delivery.message
@@ -221,6 +260,10 @@ class Seat(SimulatedProcess):
         key = lane_of(record, competing=agent in COMPETING) if record is not None else message.id
         volatile = isinstance(delivery, EngineDelivery) and delivery.fetched.shard == VOLATILE_SHARD
         replay = int(getattr(delivery, "replay", 0))
+        planned = stage.book.planned.get(str(message.metadata.get("schedule")))
+        if planned is not None and planned.agent == agent:
+            due = datetime.fromisoformat(str(message.metadata["due_at"])).timestamp()
+            planned.due_at[message.id] = due
         started = Started(
             at=stage.loop.time(),
             process=name,

@@ -64,7 +64,7 @@ class WiredStore(Store):
     async def read(self, make: Callable[[], Script[T]]) -> T:
         while True:
             try:
-                return await self._wire.call(None, partial(self._shared.run, make))
+                return await self._wire.call((), partial(self._shared.run, make))
             except ProcessIsDead:
                 raise
             except ConnectionLost:
@@ -74,7 +74,7 @@ class WiredStore(Store):
         self._begun()
         while True:
             try:
-                return await self._wire.call("write", partial(self._shared.run, make), weight=1)
+                return await self._wire.call(("write",), partial(self._shared.run, make), weight=1)
             except ProcessIsDead:
                 raise
             except ConnectionLost:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping, Sequence
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 
+from hivewire.backend import Append, Duplicate
 from hivewire.blobs import BlobStore
 from hivewire.delivery import Delivery
 from hivewire.engine.claims import MARK
@@ -131,6 +134,28 @@ async def test_a_resend_s_copy_goes_too(fabric: Fabric, member: Engine) -> None:
 
 async def _refuse(delivery: Delivery) -> None:
     raise AssertionError("it was handled twice")
+
+
+async def test_an_append_that_was_repeated_leaves_the_dead_letter_its_content(fabric: Fabric, member: Engine) -> None:
+    """The answer was lost, and the sender asked again: two records with one content."""
+    message = _large("big", 1)
+    append, calls = member.backend.append, 0
+
+    async def twice(batch: Sequence[Append]) -> Mapping[int, Duplicate | Exception]:
+        nonlocal calls
+        calls += 1
+        await append(batch)
+        return await append(batch)
+
+    with patch.object(member.backend, "append", twice):
+        await member.send(message)
+    assert calls == 1
+    await (await take_one(member, "big")).reject("no")
+    async with serving(member, "big", _refuse):
+        await empty(member, "big", dead=1)
+    assert await member.replay("big") == 1
+    (again,) = await take(member, "big", 1)
+    assert again.message == message
 
 
 async def test_what_an_idempotency_key_refuses_leaves_no_content(fabric: Fabric, member: Engine) -> None:
