@@ -218,7 +218,8 @@ class Coordinator:
                 return state
             self._check_open()
             try:
-                await asyncio.wait_for(self._errands.moved.wait(), _LOOK_S)
+                async with asyncio.timeout(_LOOK_S):  # `wait_for` of Python 3.11 may swallow a cancel
+                    await self._errands.moved.wait()
             except TimeoutError:
                 continue
 
@@ -266,7 +267,8 @@ class Coordinator:
                     continue  # the end may have been told since the page was read
                 self._check_open()
                 try:
-                    await asyncio.wait_for(self._errands.moved.wait(), _LOOK_S)
+                    async with asyncio.timeout(_LOOK_S):  # `wait_for` of Python 3.11 may swallow a cancel
+                        await self._errands.moved.wait()
                 except TimeoutError:
                     continue
 

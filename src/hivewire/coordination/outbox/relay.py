@@ -148,7 +148,8 @@ class Relay:
                 await asyncio.sleep(_PAUSE_S)
             if not sent:
                 try:
-                    await asyncio.wait_for(self._is_wanted.wait(), self._poll_s)
+                    async with asyncio.timeout(self._poll_s):  # `wait_for` of Python 3.11 may swallow a cancel
+                        await self._is_wanted.wait()
                 except TimeoutError:
                     continue
 
