@@ -58,30 +58,42 @@ def random_plan(chance: random.Random) -> dict[str, Any]:
 
 
 class Members:
-    """The processes; one that is killed is replaced at once."""
+    """The processes; one that is killed is replaced while the others work on."""
 
     def __init__(self, redis: str, postgres: str, file: Path) -> None:
         self._rest = [redis, postgres, str(file)]
         self.kills: Counter[str] = Counter()
-        self._alive: list[tuple[str, subprocess.Popen[bytes]]] = []
+        self._ready: list[tuple[str, subprocess.Popen[bytes]]] = []
+        self._starting: set[asyncio.Task[None]] = set()
 
     async def start(self, kind: str) -> None:
         command = [sys.executable, "-m", "tests.faults.coordination_member", kind, *self._rest]
         process = await asyncio.to_thread(subprocess.Popen, command, stdout=subprocess.PIPE)
-        self._alive.append((kind, process))
-        assert process.stdout is not None
-        assert await asyncio.to_thread(process.stdout.readline) == b"ready\n"
+        try:
+            assert process.stdout is not None
+            assert await asyncio.to_thread(process.stdout.readline) == b"ready\n"
+        except BaseException:
+            end(process)
+            raise
+        self._ready.append((kind, process))
 
-    async def kill_one(self, chance: random.Random) -> None:
-        wanted = "worker" if self.kills["worker"] < self.kills["coordinator"] else "coordinator"
-        kind, process = chance.choice([member for member in self._alive if member[0] == wanted])
-        self._alive.remove((kind, process))
+    def kill_one(self, chance: random.Random) -> None:
+        """Whichever it is; the last of its kind is spared until its like has come."""
+        kinds = Counter(kind for kind, _ in self._ready)
+        able = [member for member in self._ready if kinds[member[0]] > 1]
+        if not able:
+            return
+        kind, process = chance.choice(able)
+        self._ready.remove((kind, process))
         end(process)
         self.kills[kind] += 1
-        await self.start(kind)
+        task = asyncio.create_task(self.start(kind))
+        self._starting.add(task)
+        task.add_done_callback(self._starting.discard)
 
-    def stop(self) -> None:
-        for _, process in self._alive:
+    async def stop(self) -> None:
+        await asyncio.gather(*self._starting)
+        for _, process in self._ready:
             end(process)
 
 
@@ -96,10 +108,10 @@ def end(process: subprocess.Popen[bytes]) -> None:
 async def members(redis: str, postgres: str, file: Path) -> AsyncIterator[Members]:
     made = Members(redis, postgres, file)
     try:
-        await asyncio.gather(*(made.start(kind) for kind in ("coordinator", "coordinator", "worker", "worker")))
+        await asyncio.gather(*(made.start(kind) for kind in ("coordinator", "worker") * 3))
         yield made
     finally:
-        made.stop()
+        await made.stop()
 
 
 @pytest.mark.processes
@@ -122,7 +134,7 @@ async def test_every_run_ends_though_a_process_is_killed_every_second(servers: t
             )
             while not (await asyncio.wait([results], timeout=1.0))[0]:
                 if team.kills.total() < kills:
-                    await team.kill_one(chance)
+                    team.kill_one(chance)
             done = await results
         await check(ledger, done)
     started = [line.split() for line in file.read_text().splitlines()]

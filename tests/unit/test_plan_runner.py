@@ -13,7 +13,8 @@ import pytest
 
 from hivewire.coordination.plan_store import PlanStore
 from hivewire.coordination.roster import Roster
-from hivewire.coordination.runner import Runner, Watcher
+from hivewire.coordination.runner import Runner
+from hivewire.coordination.watcher import Watcher
 from hivewire.coordination.worker import Context, Worker
 from hivewire.errors import NoCapableWorker, Reject
 from hivewire.factory import connect

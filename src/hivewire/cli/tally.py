@@ -9,7 +9,7 @@ from typing import Any, Final
 import msgspec
 
 from hivewire.cli.team_process import STARTED
-from hivewire.coordination.runner import Watcher
+from hivewire.coordination.watcher import Watcher
 from hivewire.message import Message
 from hivewire.rules.plan_state import Row, RunState
 

@@ -8,7 +8,6 @@ import glob
 import os
 import re
 import secrets
-import time
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,16 +17,17 @@ from urllib.parse import quote
 import msgspec
 
 from hivewire.cli.options import UsageError, add_json_option, count, duration_s, target_of
-from hivewire.errors import HivewireError
+from hivewire.errors import HivewireError, NoCapableWorker
 from hivewire.rules.plan import Plan, parse_plan
 from hivewire.rules.plan_state import RunState, new_run
 
 if TYPE_CHECKING:
-    from hivewire.coordination.plan_store import PlanStore
+    from hivewire.coordination.ledger import Ledger
     from hivewire.coordination.roster import Roster
 
 _STATE: Final = "hivewire"
 """The folder inside the out folder that holds what is not a result."""
+_LEDGER: Final = "ledger.db"
 _LOGIN: Final = re.compile(r"//[^/@]*@")
 _MOST_PATHS_BYTES: Final = 200_000
 """The paths are in every message of a run, which may have 1 MiB in all."""
@@ -172,27 +172,49 @@ def locked(job: Job) -> Generator[None]:
         yield
 
 
-def choose_run(job: Job, store: PlanStore, roster: Roster) -> tuple[RunState, bool]:
+def ledger_of(job: Job) -> Ledger:
+    """Where the run is kept: a file beside the results; in memory when its messages are there."""
+    from hivewire.coordination.ledger import open_ledger
+
+    if is_memory(job.protocol):
+        return open_ledger("memory://")
+    # Its own file, whatever LEDGER_TYPE says: `--resume` finds it by the folder.
+    return open_ledger(f"sqlite:///{job.state_folder / _LEDGER}", migrate=True)
+
+
+async def choose_run(job: Job, ledger: Ledger, roster: Roster) -> tuple[RunState, bool]:
     """The run to carry out, and whether it had been begun before. Raises `UsageError` or `InvalidPlan`."""
-    unfinished = store.unfinished()
-    if unfinished is not None and job.choice != "new":
-        state = store.load(unfinished.run)
+    from hivewire.coordination.ledger.runs import Runs
+
+    runs = Runs(ledger)
+    unfinished = await runs.unfinished()
+    if unfinished and job.choice != "new":
+        state = await runs.load(unfinished[-1])
         if not _is_same(job, state):
             raise UsageError(
                 f"the unfinished run in {job.out} has another plan or input; give those to go on with it, or --new "
                 "to start anew"
             )
+        _check_team(state, roster)
         return state, True
     if job.choice == "resume":
         raise UsageError(f"there is no unfinished run in {job.out}; start one without --resume")
     state = new_run(secrets.token_hex(6), job.plan, roster.capabilities, job.run_input, timeout_s=job.deadline_s)
-    for entry in store.runs():
-        store.drop(entry.run)
+    for run in unfinished:
+        await runs.drop(run)
     if job.has_own_store:  # nobody will read what the earlier runs have left in it
         for path in (*job.state_folder.glob("messages.db*"), *job.state_folder.glob("workers.log")):
             path.unlink()
-    store.create(state, time.time())
     return state, False
+
+
+def _check_team(state: RunState, roster: Roster) -> None:
+    for row in state.rows.values():
+        if row.is_open and row.spec.assigned_to not in roster.capabilities:
+            raise NoCapableWorker(
+                f'run {state.header.run} waits for the capability "{row.spec.assigned_to}", which nobody in this team '
+                "has; go on with the team that it was started with, or start anew"
+            )
 
 
 def _is_same(job: Job, state: RunState) -> bool:

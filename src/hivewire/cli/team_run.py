@@ -13,41 +13,44 @@ from hivewire.cli.chaos import Chaos
 from hivewire.cli.live import Live, logs_above
 from hivewire.cli.options import UsageError, target_of, to_json
 from hivewire.cli.tally import Tally
-from hivewire.cli.team_job import Job, checks_of, choose_run, is_memory, locked, reports_of
+from hivewire.cli.team_job import Job, checks_of, choose_run, is_memory, ledger_of, locked, reports_of
 from hivewire.cli.team_members import Members, ProcessMembers, TaskMembers
 from hivewire.cli.team_process import StartNotice, command_line
+from hivewire.errors import HivewireError
 from hivewire.rules.plan_state import RunState
 
 if TYPE_CHECKING:
-    from hivewire.coordination.plan_store import PlanStore
+    from hivewire.coordination.coordinator import Coordinator
+    from hivewire.coordination.ledger import Ledger
     from hivewire.coordination.worker import Worker
     from hivewire.protocol import Protocol
 
 EXIT_FAILED: Final = 1
 EXIT_INTERRUPTED: Final = 130
 _TICK_S: Final = 0.2
+_DRAIN_S: Final = 3.0
 
 
 def carry_out(job: Job) -> int:
     """Do the job and return the exit code. Raises `HivewireError` for what cannot be begun."""
     from hivewire.cli.worker import load_workers
-    from hivewire.coordination.plan_store import PlanStore
-    from hivewire.coordination.roster import Roster
 
     workers = load_workers([job.team])
     _check_names(job, workers)
-    roster = Roster((worker.name, worker.capabilities) for worker in workers)
-    in_memory = is_memory(job.protocol)
     with locked(job):
-        store = PlanStore(None if in_memory else job.state_folder / "runs.db")
-        try:
-            state, is_resumed = choose_run(job, store, roster)
-            errand = _Errand(job, store, workers, state, in_memory=in_memory)
-            errand.announce(is_resumed)
-            with logs_above(errand.live):
-                return asyncio.run(errand.run())
-        finally:
-            store.close()
+        return asyncio.run(_carry_out(job, workers))
+
+
+async def _carry_out(job: Job, workers: list[Worker]) -> int:
+    from hivewire.coordination.roster import Roster
+
+    roster = Roster((worker.name, worker.capabilities) for worker in workers)
+    async with ledger_of(job) as ledger:
+        state, is_resumed = await choose_run(job, ledger, roster)
+        errand = _Errand(job, ledger, workers, state)
+        errand.announce(is_resumed)
+        with logs_above(errand.live):
+            return await errand.run()
 
 
 def _check_names(job: Job, workers: list[Worker]) -> None:
@@ -60,12 +63,13 @@ def _check_names(job: Job, workers: list[Worker]) -> None:
 class _Errand:
     """One run, from the first line on the screen to the last."""
 
-    def __init__(self, job: Job, store: PlanStore, workers: list[Worker], state: RunState, *, in_memory: bool) -> None:
+    def __init__(self, job: Job, ledger: Ledger, workers: list[Worker], state: RunState) -> None:
         self._job = job
-        self._store = store
+        self._ledger = ledger
         self._workers = workers
+        self._state = state
         self._run = state.header.run
-        self._in_memory = in_memory
+        self._in_memory = is_memory(job.protocol)
         self.live = Live(sys.stderr if job.as_json else sys.stdout)
         self._tally = Tally(state, self._changed)
         self._chaos: Chaos | None = None
@@ -89,44 +93,74 @@ class _Errand:
         return "members in this process" if self._in_memory else "processes"
 
     async def run(self) -> int:
-        from hivewire.coordination.roster import Roster
-        from hivewire.coordination.runner import Runner
-
         loop = asyncio.get_running_loop()
-        roster = Roster((worker.name, worker.capabilities) for worker in self._workers)
         members = self._members = self._team()
         self._chaos = Chaos(members, self.live.tell) if self._job.has_chaos else None
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, self._interrupt)
         try:
-            async with self._connect(None) as protocol, asyncio.TaskGroup() as group:
-                runner = Runner(protocol, self._store, roster, self._run, watcher=self._tally)
-                serving = group.create_task(members.run())
-                working = group.create_task(runner.execute())
-                ticking = group.create_task(self._tick())
-                asked = group.create_task(self._interrupted.wait())
-                await asyncio.wait([working, asked], return_when=asyncio.FIRST_COMPLETED)
-                if not working.done():
-                    self.live.tell(f"stopping: what runs has {self._job.grace_s:g} s to finish (Ctrl-C again: at once)")
-                members.stop()
-                await asyncio.wait([serving])
-                if working.done() and not working.exception():
-                    await runner.leave()
-                for task in (working, ticking, asked):
-                    task.cancel()
+            async with self._connect(None) as protocol, self._coordinator(protocol) as coordinator:
+                await self._with_members(coordinator, members)
+                await self._leave(coordinator)
         finally:
             for number in (signal.SIGINT, signal.SIGTERM):
                 loop.remove_signal_handler(number)
             self.live.clear()
         return self._summary()
 
+    def _coordinator(self, protocol: Protocol) -> Coordinator:
+        """One for this run alone: others may be at work on the same protocol."""
+        from hivewire.coordination.coordinator import Coordinator
+
+        return Coordinator(
+            None,
+            protocol,
+            ledger=self._ledger,
+            team=self._workers,
+            name=f"run-{self._run}",
+            discover=False,
+            watcher=self._tally,
+        )
+
+    async def _with_members(self, coordinator: Coordinator, members: Members) -> None:
+        """Until the run has ended, or somebody wants to stop, and the members have stopped."""
+        await coordinator.begin(self._state)
+        async with asyncio.TaskGroup() as group:
+            serving = group.create_task(members.run())
+            working = group.create_task(coordinator.result(self._run))
+            ticking = group.create_task(self._tick(coordinator))
+            asked = group.create_task(self._interrupted.wait())
+            await asyncio.wait([working, asked], return_when=asyncio.FIRST_COMPLETED)
+            if not working.done():
+                self.live.tell(f"stopping: what runs has {self._job.grace_s:g} s to finish (Ctrl-C again: at once)")
+            members.stop()
+            await asyncio.wait([serving])
+            for task in (working, ticking, asked):
+                task.cancel()
+
+    async def _leave(self, coordinator: Coordinator) -> None:
+        """What lies in the mailbox is taken; when the run has ended, nothing comes any more, and it is removed."""
+        protocol, mailbox = coordinator.protocol, coordinator.name
+        deadline = time.monotonic() + _DRAIN_S
+        while time.monotonic() < deadline:
+            depth = await protocol.depth(mailbox)
+            if not depth.ready + depth.in_flight + depth.scheduled:
+                break
+            await asyncio.sleep(_TICK_S / 4)
+        await coordinator.close()
+        if self._tally.state.is_finished:
+            await protocol.forget(mailbox)
+
     def _interrupt(self) -> None:
         if self._interrupted.is_set() and self._members is not None:
             self._members.stop()  # the second time: at once
         self._interrupted.set()
 
-    async def _tick(self) -> None:
+    async def _tick(self, coordinator: Coordinator) -> None:
         while True:
+            trouble = coordinator.trouble
+            if isinstance(trouble, HivewireError) and not trouble.retryable:
+                raise trouble
             self.live.show(self._tally)
             await asyncio.sleep(_TICK_S)
 

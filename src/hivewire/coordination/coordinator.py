@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from hivewire.coordination.looking import CoordinatorHealth, CoordinatorStats
     from hivewire.coordination.planner import Planner
     from hivewire.coordination.team import Member
+    from hivewire.coordination.watcher import Watcher
     from hivewire.coordination.worker import Context, Worker
     from hivewire.llm.contract import LLM
     from hivewire.message import Message
@@ -43,8 +44,9 @@ class Coordinator:
     run in the ledger says who was first. There is no leader.
 
     `team`: workers, or `(name, capabilities)`, that are there in any case; others are known by their heartbeats
-    (`hivewire worker` and `hivewire.run` send them). `replans`: how often the model is asked for another plan when
-    subtasks have failed. Without a ledger everything is kept in memory.
+    (`hivewire worker` and `hivewire.run` send them), unless `discover` is off. `replans`: how often the model is asked
+    for another plan when subtasks have failed. `watcher` is told what this object sees and does. Without a ledger
+    everything is kept in memory.
     """
 
     def __init__(
@@ -58,6 +60,8 @@ class Coordinator:
         planner: Planner | None = None,
         replans: int = 2,
         name: str = "coordinator",
+        discover: bool = True,
+        watcher: Watcher | None = None,
         lease_s: float = 10.0,
         clock: Callable[[], float] = time.time,
     ) -> None:
@@ -65,11 +69,14 @@ class Coordinator:
         from hivewire.coordination.ledger.runs import Runs
         from hivewire.coordination.planner import Planner, by_name
         from hivewire.coordination.team import Team
+        from hivewire.coordination.watcher import Watcher
 
         self.ledger = ledger if ledger is not None else open_ledger("memory://")
         self.protocol = protocol
         self.name = name
         self._owns_ledger = ledger is None
+        self._discovers = discover
+        self._watcher = watcher or Watcher()
         self._clock = clock
         self._replans = replans
         self._described = by_name(capabilities)
@@ -79,7 +86,7 @@ class Coordinator:
         self.runs = Runs(self.ledger)
         self._errands = Errands(
             protocol, self.runs, self.ledger, self.team, name=name, planner=self._planner, described=self._known,
-            lease_s=lease_s, clock=clock,
+            watcher=self._watcher, discover=discover, lease_s=lease_s, clock=clock,
         )  # fmt: skip
         self._tasks: list[asyncio.Task[None]] = []
         self._serving: list[asyncio.Task[None]] = []
@@ -105,7 +112,7 @@ class Coordinator:
         from hivewire.coordination.team import GROUP
 
         await self.ledger.open()
-        await self.protocol.subscribe(self.name, groups=[GROUP], mode="competing")
+        await self.protocol.subscribe(self.name, groups=[GROUP] if self._discovers else [], mode="competing")
         self._is_open = True
         for loop in (self._errands.listen, self._errands.look_around):
             self._tasks.append(asyncio.create_task(self._repeat(loop), name=f"hivewire-{self.name}"))
@@ -162,9 +169,8 @@ class Coordinator:
         self, request: TaskRequest, *, plan: Plan | Mapping[str, Any] | None = None, timeout_s: float | None = None
     ) -> str:
         """Accept a task: when this returns, its run is stored and will be carried out. Returns the run's id."""
-        from hivewire.coordination.plan_store import Incoming
         from hivewire.rules.plan import Plan
-        from hivewire.rules.plan_state import Started, new_run
+        from hivewire.rules.plan_state import new_run
 
         self._check_open()
         if plan is None and self._planner is None:
@@ -179,9 +185,24 @@ class Coordinator:
             plans_left=self._replans + (plan is None) if self._planner is not None else 0,
             timeout_s=timeout_s,
         )
-        if await self.runs.create(state, Incoming("start", Started(at=self._clock()))) is not None:
-            await self._errands.relay_soon(request.id)
+        await self.begin(state)
         return request.id
+
+    async def begin(self, state: RunState) -> None:
+        """Accept a run as it was made by `new_run`, or go on with it at once when it has been accepted before."""
+        from hivewire.coordination.plan_store import Incoming
+        from hivewire.rules.plan_state import Started
+
+        self._check_open()
+        run = state.header.run
+        made = await self.runs.create(state, Incoming("start", Started(at=self._clock())))
+        self._watcher.stepped(made if made is not None else await self.runs.load(run))
+        await self._errands.relay_soon(run)
+
+    @property
+    def trouble(self) -> Exception | None:
+        """What keeps this object from its work at this moment."""
+        return next(iter(self._trouble.values()), None)
 
     async def _checked(self, plan: Plan | Mapping[str, Any], request: TaskRequest) -> Plan:
         from hivewire.coordination.planner import checked_plan, plain
@@ -239,6 +260,7 @@ class Coordinator:
 
         cause = Incoming(f"cancel:{new_id()}", Cancel(at=self._clock(), reason=reason))
         state, _, _ = await self.runs.apply(run, lambda _: [cause])
+        self._watcher.stepped(state)
         self._errands.moved.set()
         if state.header.status == "cancelled":
             await self._errands.relay(run)

@@ -18,6 +18,7 @@ from hivewire.coordination.planner import Planner, plain
 from hivewire.coordination.stopping import stop
 from hivewire.coordination.tasks import TaskRequest, Trouble
 from hivewire.coordination.team import HEARTBEAT, Team
+from hivewire.coordination.watcher import Watcher
 from hivewire.delivery import Delivery
 from hivewire.errors import CoordinationError, DeliveryError, HivewireError, MessageError, ModelError
 from hivewire.ids import new_id
@@ -66,6 +67,8 @@ class Errands:
         name: str,
         planner: Planner | None,
         described: Callable[[], Mapping[str, Capability]],
+        watcher: Watcher,
+        discover: bool,
         lease_s: float,
         clock: Callable[[], float],
     ) -> None:
@@ -76,6 +79,8 @@ class Errands:
         self._name = name
         self._planner = planner
         self._described = described
+        self._watcher = watcher
+        self._discovers = discover
         self._lease_s = lease_s
         self._clock = clock
         self._owner = new_id()
@@ -127,13 +132,24 @@ class Errands:
             if notes:
                 await self._runs.note(run, notes)
                 self.moved.set()
+                for delivery in deliveries:
+                    if not _concerns_the_state(delivery.message):
+                        self._watcher.told(delivery.message)
             if answers:
-                await self._apply(run, partial(self._meaning, answers))
+                self._told(answers, await self._apply(run, partial(self._meaning, answers)))
         except CoordinationError as error:  # no such run, or one of a newer version: not to be tried again here
             log.warning("an answer that no run takes", extra={"run": run, "error": str(error)})
             await _settled(delivery.reject(str(error)) for delivery in deliveries)
         else:
             await _settled(delivery.ack() for delivery in deliveries)
+
+    def _told(self, answers: Sequence[Message], before: RunState) -> None:
+        waiting = {row.message_id: row for row in before.rows.values() if row.status == "running"}
+        for message in answers:
+            if message.type == MessageType.EVENT:
+                self._watcher.told(message)
+            else:
+                self._watcher.answered(message, waiting.pop(message.in_reply_to or "", None))
 
     def _meaning(self, answers: Sequence[Message], state: RunState) -> list[Incoming]:
         waiting = {row.message_id: row for row in state.rows.values() if row.status == "running"}
@@ -157,13 +173,14 @@ class Errands:
         return Failed(at=self._clock(), version=row.version, subtask=row.spec.name, attempt=row.attempt, error=error)
 
     async def _apply(self, run: str, resolve: Callable[[RunState], Sequence[Incoming]]) -> RunState:
-        """Take the events in; when this returns they are stored, and what follows is on its way."""
+        """Take the events in; when this returns they are stored, and what follows is on its way. The state before."""
         state, commands, before = await self._runs.apply(run, resolve)
         if state is not before:
+            self._watcher.stepped(state)
             self.moved.set()
         if commands:
             await self.relay_soon(run)
-        return state
+        return before
 
     # -- the outbox
 
@@ -213,7 +230,9 @@ class Errands:
         done = [each.command.id for each in kept if each.command.id not in wanted]
         chosen = {name: self._choose(each, row) for name, (each, row) in wanted.items()}
         fresh = [(name, to) for name, to in chosen.items() if to and not wanted[name][0].recipient]
-        if fresh:  # fixed before it is sent, so that another one that sends it again sends it to the same agent
+        if (
+            fresh and self._discovers
+        ):  # fixed before it is sent, so that another one that sends it again sends it to the same agent
             await self._runs.route(run, fresh)
             fixed = {each.command.id: each.recipient for each in await self._runs.outbox(run, _BATCH)}
             chosen = {name: fixed.get(name, "") for name in chosen}
@@ -224,6 +243,9 @@ class Errands:
             except MessageError:  # one of them cannot be sent at all: find it
                 for name, message in messages.items():
                     await self._send_alone(run, message, wanted[name][1])
+            else:
+                for message in messages.values():
+                    self._watcher.sent(message)
         return done + list(messages)
 
     def _choose(self, kept: Kept, row: Row) -> str:
@@ -240,8 +262,11 @@ class Errands:
         except MessageError as error:
             why = f"its message cannot be sent: {error} (large outputs belong in files, their paths in the output)"
             failed = Incoming(f"answer:{message.id}", self._failed(row, why))
-            await self._runs.apply(run, lambda _: [failed])
+            state, _, _ = await self._runs.apply(run, lambda _: [failed])
+            self._watcher.stepped(state)
             self.moved.set()
+        else:
+            self._watcher.sent(message)
 
     def _message(self, state: RunState, row: Row, to: str) -> Message:
         """The message of an attempt. It has the same id each time it is made, so that it may be sent again."""

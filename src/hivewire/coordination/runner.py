@@ -12,6 +12,7 @@ from typing import Final, TypeVar
 from hivewire.coordination.losses import Losses
 from hivewire.coordination.plan_store import Incoming, PlanStore
 from hivewire.coordination.roster import Roster
+from hivewire.coordination.watcher import Watcher
 from hivewire.delivery import Delivery
 from hivewire.errors import BackendError, DeliveryError, MessageError, NoCapableWorker
 from hivewire.message import UNORDERED, Message, MessageType
@@ -38,22 +39,6 @@ T = TypeVar("T")
 _BATCH: Final = 100
 _WAIT_S: Final = 1.0
 _PAUSE_S: Final = 0.5
-
-
-class Watcher:
-    """Told what happens in a run; this one does nothing with it."""
-
-    def stepped(self, state: RunState) -> None:
-        """The state has changed and is stored."""
-
-    def sent(self, message: Message) -> None:
-        """The protocol has stored the message of a subtask."""
-
-    def answered(self, message: Message, row: Row | None) -> None:
-        """A result arrived. `row` is None when nobody waits for it: doubled or outdated."""
-
-    def told(self, message: Message) -> None:
-        """An event arrived that says how a subtask gets on."""
 
 
 class Runner:

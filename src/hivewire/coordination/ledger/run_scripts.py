@@ -372,6 +372,11 @@ def running(limit: int) -> Script[list[tuple[str, SubtaskRow]]]:
     return [(run, row) for run, row in found if (run, row.message_id) not in waiting]
 
 
+def drop(run: str) -> Script[None]:
+    """All that there is of a run."""
+    yield Query("DELETE FROM tasks WHERE id = $1 OR parent_id = $1", [run])
+
+
 def unfinished(limit: int) -> Script[list[str]]:
     rows = yield Query("SELECT run FROM runs WHERE status IN ('new', 'running') ORDER BY created_at LIMIT $1", [limit])
     return [run for (run,) in rows]

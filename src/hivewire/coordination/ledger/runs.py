@@ -77,6 +77,10 @@ class Runs:
         """Runs that have not come to their end, the oldest first."""
         return await self._ledger.store.read(partial(run_scripts.unfinished, limit))
 
+    async def drop(self, run: str) -> None:
+        """Forget a run and the tasks of its subtasks. What is still answered for it is refused."""
+        await self._ledger.store.write(partial(run_scripts.drop, run))
+
     async def note(self, run: str, notes: Sequence[tuple[str, float, dict[str, Any]]]) -> None:
         """Add what handlers tell to the run's log, by (id, time, body)."""
         await self._ledger.store.write(partial(run_scripts.note, run, notes))
