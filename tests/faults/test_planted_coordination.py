@@ -16,13 +16,12 @@ from hivewire.coordination.ledger.runs import Runs
 from hivewire.coordination.ledger.store import Many, Query, Script
 from hivewire.coordination.ledger.stored import StoredLedger
 from hivewire.coordination.losses import Losses
-from hivewire.coordination.plan_store import Incoming
 from hivewire.coordination.roster import Roster
 from hivewire.coordination.stopping import Stops
 from hivewire.delivery import Delivery
 from hivewire.ids import new_id
 from hivewire.rules import plan_state
-from hivewire.rules.plan_state import Row, RunState
+from hivewire.rules.plan_state import Incoming, Row, RunState
 from hivewire.rules.plan_step import _Step
 from hivewire.testing.simulated import profile_of, try_seed
 

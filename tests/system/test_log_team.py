@@ -11,9 +11,8 @@ from typing import Any
 import pytest
 
 from hivewire import Context, Message, Worker, connect
-from hivewire.coordination.plan_store import PlanStore
+from hivewire.coordination.coordinator import Coordinator
 from hivewire.coordination.roster import Roster
-from hivewire.coordination.runner import Runner
 from hivewire.rules.plan import parse_plan
 from hivewire.rules.plan_state import RunState, new_run
 from hivewire.teams.logs import steps
@@ -36,8 +35,7 @@ def target(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 async def carry_out(target: str, team: Sequence[Worker], wanted: dict[str, Any], analysts: int = 3) -> RunState:
     """A run with one process's worth of each worker, but of the analyst `analysts`."""
     roster = Roster((worker.name, worker.capabilities) for worker in team)
-    store = PlanStore()
-    store.create(new_run(RUN, parse_plan(PLAN, roster.capabilities), roster.capabilities, wanted), 0.0)
+    begun = new_run(RUN, parse_plan(PLAN, roster.capabilities), roster.capabilities, wanted)
     stop = asyncio.Event()
     protocols = [connect(target) for _ in range(analysts)]
     try:
@@ -45,12 +43,14 @@ async def carry_out(target: str, team: Sequence[Worker], wanted: dict[str, Any],
             for number, other in enumerate(protocols):
                 for worker in team if number == 0 else [analyst]:
                     group.create_task(worker.serve(other, stop.wait()))
-            state = await Runner(protocol, store, roster, RUN).execute()
+            async with Coordinator(None, protocol, team=team, name="run", discover=False) as coordinator:
+                await coordinator.begin(begun)
+                await coordinator.result(RUN)
+                state = await coordinator.state(RUN)
             stop.set()
     finally:
         for other in protocols:
             await other.close()
-        store.close()
     return state
 
 

@@ -17,13 +17,12 @@ from hivewire.coordination.ledger.run_scripts import LogEntry
 from hivewire.coordination.ledger.sqlite import MemoryStore
 from hivewire.coordination.ledger.store import Script
 from hivewire.coordination.ledger.stored import StoredLedger
-from hivewire.coordination.plan_store import Incoming
 from hivewire.coordination.planner import Planner
 from hivewire.coordination.tasks import TaskRequest, TaskResult
 from hivewire.coordination.team import announced
 from hivewire.errors import Closed, CoordinationError, Deadline, InvalidPlan, NoCapableWorker
 from hivewire.rules.plan_limits import Capability
-from hivewire.rules.plan_state import Cancel
+from hivewire.rules.plan_state import Cancel, Incoming
 from hivewire.testing.conformance.waiting import until, until_true
 from hivewire.testing.scripted_model import Answer, ScriptedModel
 from hivewire.testing.virtual_time import EPOCH, virtual

@@ -195,7 +195,7 @@ async def choose_run(job: Job, ledger: Ledger, roster: Roster) -> tuple[RunState
                 f"the unfinished run in {job.out} has another plan or input; give those to go on with it, or --new "
                 "to start anew"
             )
-        _check_team(state, roster)
+        check_team(state, roster)
         return state, True
     if job.choice == "resume":
         raise UsageError(f"there is no unfinished run in {job.out}; start one without --resume")
@@ -208,7 +208,8 @@ async def choose_run(job: Job, ledger: Ledger, roster: Roster) -> tuple[RunState
     return state, False
 
 
-def _check_team(state: RunState, roster: Roster) -> None:
+def check_team(state: RunState, roster: Roster) -> None:
+    """Raises `NoCapableWorker` when a run cannot go on with this team."""
     for row in state.rows.values():
         if row.is_open and row.spec.assigned_to not in roster.capabilities:
             raise NoCapableWorker(

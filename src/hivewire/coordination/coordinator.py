@@ -190,8 +190,7 @@ class Coordinator:
 
     async def begin(self, state: RunState) -> None:
         """Accept a run as it was made by `new_run`, or go on with it at once when it has been accepted before."""
-        from hivewire.coordination.plan_store import Incoming
-        from hivewire.rules.plan_state import Started
+        from hivewire.rules.plan_state import Incoming, Started
 
         self._check_open()
         run = state.header.run
@@ -254,8 +253,7 @@ class Coordinator:
 
         While the protocol's store is away this waits for it; the run is ended all the same.
         """
-        from hivewire.coordination.plan_store import Incoming
-        from hivewire.rules.plan_state import Cancel
+        from hivewire.rules.plan_state import Cancel, Incoming
         from hivewire.rules.stops import PERMIT_S
 
         cause = Incoming(f"cancel:{new_id()}", Cancel(at=self._clock(), reason=reason))

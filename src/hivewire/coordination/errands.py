@@ -13,7 +13,6 @@ from hivewire.coordination.ledger.run_scripts import Kept
 from hivewire.coordination.ledger.runs import Runs
 from hivewire.coordination.losses import Losses
 from hivewire.coordination.missing import Missing
-from hivewire.coordination.plan_store import Incoming
 from hivewire.coordination.planner import Planner, plain
 from hivewire.coordination.stopping import stop
 from hivewire.coordination.tasks import TaskRequest, Trouble
@@ -29,6 +28,7 @@ from hivewire.rules.plan_state import (
     Begun,
     Dispatch,
     Failed,
+    Incoming,
     MakePlan,
     Planned,
     Row,
@@ -84,7 +84,7 @@ class Errands:
         self._lease_s = lease_s
         self._clock = clock
         self._owner = new_id()
-        self._losses = Losses(protocol, name)
+        self._losses = Losses(protocol)
         self._missing = Missing(protocol, runs, name, self._able, clock)
         self._planning: dict[str, asyncio.Task[None]] = {}
         self._relaying: dict[str, asyncio.Task[None]] = {}

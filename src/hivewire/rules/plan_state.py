@@ -173,6 +173,13 @@ class Cancel(msgspec.Struct, frozen=True, tag="cancel"):
 Event = Started | Begun | Result | Failed | Vanished | SendBack | Timer | Planned | Cancel
 
 
+class Incoming(msgspec.Struct, frozen=True):
+    """An event and the id by which it is known when it comes again."""
+
+    id: str
+    event: Event
+
+
 class Dispatch(msgspec.Struct, frozen=True, kw_only=True, tag="dispatch"):
     """Send this attempt to a worker with the capability. `id` is the message's id."""
 

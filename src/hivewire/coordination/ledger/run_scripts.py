@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from itertools import compress
+from operator import is_not
 from typing import Any, Final
 
 import msgspec
 
 from hivewire.coordination.ledger.rows import MOST_ID_BYTES, stored_error
 from hivewire.coordination.ledger.store import Many, Query, Row, Script
-from hivewire.coordination.plan_store import Incoming
 from hivewire.errors import CoordinationError
 from hivewire.ids import derived_id
 from hivewire.rules.plan_state import (
     UNFINISHED,
     Command,
+    Incoming,
     KeptCommand,
     Planned,
     RunState,
@@ -277,15 +279,23 @@ def told(before: RunState, after: RunState) -> list[dict[str, Any]]:
         entries.append({"type": "plan", "version": after.header.version, "subtasks": list(after.rows)})
     if after.header.planning and after.header.planning != before.header.planning:
         entries.append({"type": "planning"})
-    for name, row in after.rows.items():
-        old = before.rows.get(name)
-        if old is not row and (old is None or (old.status, old.attempt) != (row.status, row.attempt)):
+    for row in _changed(before, after):
+        name, old = row.spec.name, before.rows.get(row.spec.name)
+        if old is None or (old.status, old.attempt) != (row.status, row.attempt):
             entry = {"type": "subtask", "subtask": name, "status": row.status, "attempt": row.attempt}
             moves.append(entry | ({"error": row.error} if row.error else {}))
     entries += sorted(moves, key=lambda entry: entry["status"] == "running")  # what ended is why others begin
     if is_news and after.is_finished:  # the end is told last of all
         entries.append(run)
     return entries
+
+
+def _changed(before: RunState, after: RunState) -> Iterable[SubtaskRow]:
+    """The rows that a step has changed, in the order of the plan; quickly, for there may be thousands."""
+    rows = after.rows.values()
+    if before.header.version == after.header.version:  # the same subtasks in the same order
+        return compress(rows, map(is_not, rows, before.rows.values()))
+    return [row for row in rows if before.rows.get(row.spec.name) is not row]
 
 
 def note(run: str, notes: Sequence[tuple[str, float, dict[str, Any]]]) -> Script[None]:

@@ -11,9 +11,8 @@ from hivewire.coordination.ledger import run_scripts
 from hivewire.coordination.ledger.contract import Ledger
 from hivewire.coordination.ledger.run_scripts import Kept, LogEntry, Resolve
 from hivewire.coordination.ledger.stored import StoredLedger
-from hivewire.coordination.plan_store import Incoming
 from hivewire.errors import CoordinationError
-from hivewire.rules.plan_state import Command, Row, RunState
+from hivewire.rules.plan_state import Command, Incoming, Row, RunState
 
 _KEPT: Final = 200
 

@@ -308,7 +308,7 @@ class MemoryStore(Store):
         if self._connection is None:
             raise Closed("use the ledger in memory: it was closed")
         db = self._connection.db
-        db.execute("BEGIN")
+        db.execute("BEGIN IMMEDIATE")
         try:
             result = self._connection.run(make())
             db.execute("COMMIT")

@@ -1,9 +1,10 @@
-"""The runner over the memory backend: real workers, real messages, no other process."""
+"""One coordinator for one run, as the commands use it: real workers, real messages in memory, no other process."""
 
 from __future__ import annotations
 
 import asyncio
 import secrets
+import sqlite3
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -11,19 +12,24 @@ from typing import Any
 
 import pytest
 
-from hivewire.coordination.plan_store import PlanStore
+from hivewire.cli.team_job import check_team
+from hivewire.coordination.coordinator import Coordinator
+from hivewire.coordination.ledger.runs import Runs
+from hivewire.coordination.ledger.sqlite import MemoryStore, SQLiteStore
+from hivewire.coordination.ledger.stored import StoredLedger
 from hivewire.coordination.roster import Roster
-from hivewire.coordination.runner import Runner
 from hivewire.coordination.watcher import Watcher
 from hivewire.coordination.worker import Context, Worker
-from hivewire.errors import NoCapableWorker, Reject
+from hivewire.errors import HivewireError, NoCapableWorker, Reject
 from hivewire.factory import connect
 from hivewire.message import Message
 from hivewire.protocol import Protocol
 from hivewire.rules.plan import Plan, Subtask
 from hivewire.rules.plan_state import Row, RunState, new_run
 from hivewire.rules.retry import Retry
-from tests.unit.dying import Crash, DyingConnection
+from hivewire.testing.conformance.waiting import until_true
+from tests.unit.dying import Crash
+from tests.unit.runs_in_a_file import FileStore
 
 
 def sub(name: str, capability: str, *after: str, **fields: Any) -> Subtask:
@@ -45,25 +51,39 @@ class Counts(Watcher):
 
 
 class Team:
-    """A protocol, a store, and workers that are served in the background."""
+    """A protocol, a ledger, and workers that are served in the background."""
 
     def __init__(self, url: str, workers: Sequence[Worker]) -> None:
         self.url = url
         self.workers = workers
         self.roster = Roster((worker.name, worker.capabilities) for worker in workers)
-        self.store = PlanStore()
+        self.ledger = StoredLedger(MemoryStore(), migrate=True)
         self.counts = Counts()
+        self.state: RunState | None = None
 
-    def start(self, *subtasks: Subtask, run: str = "r", deadline_s: float | None = None, **run_input: Any) -> str:
+    def start(self, *subtasks: Subtask, deadline_s: float | None = None, **run_input: Any) -> None:
         plan = Plan(subtasks=subtasks)
-        self.store.create(new_run(run, plan, self.roster.capabilities, run_input, timeout_s=deadline_s), created_at=0.0)
-        return run
+        self.state = new_run("r", plan, self.roster.capabilities, run_input, timeout_s=deadline_s)
 
-    async def execute(self, protocol: Protocol, run: str = "r") -> RunState:
-        return await self.runner(protocol, run).execute()
+    def coordinator(self, protocol: Protocol, ledger: StoredLedger | None = None) -> Coordinator:
+        return Coordinator(
+            None, protocol, ledger=ledger or self.ledger, team=self.workers, name="run-r", discover=False,
+            watcher=self.counts,
+        )  # fmt: skip
 
-    def runner(self, protocol: Protocol, run: str = "r") -> Runner:
-        return Runner(protocol, self.store, self.roster, run, watcher=self.counts)
+    async def execute(self, protocol: Protocol, ledger: StoredLedger | None = None) -> RunState:
+        """Up to the run's end, and until nothing of it lies in the mailbox any more."""
+        assert self.state is not None
+        async with self.coordinator(protocol, ledger) as coordinator:
+            await coordinator.begin(self.state)
+            await coordinator.result("r")
+
+            async def is_drained() -> bool:
+                depth = await protocol.depth("run-r")
+                return depth.ready + depth.in_flight == 0
+
+            await until_true(is_drained, "the mailbox is empty")
+            return await coordinator.state("r")
 
 
 @asynccontextmanager
@@ -78,7 +98,7 @@ async def team(*workers: Worker, **settings: Any) -> AsyncIterator[tuple[Team, P
         finally:
             for task in serving:
                 task.cancel()
-            made.store.close()
+            await made.ledger.close()
 
 
 def worker(name: str, *capabilities: str, **fields: Any) -> Worker:
@@ -207,9 +227,8 @@ async def test_a_deadline_ends_the_run_and_no_mailbox_is_left() -> None:
 
     async with team(work) as (made, protocol):
         made.start(sub("a", "work"), sub("b", "work", "a"), deadline_s=0.3)
-        runner = made.runner(protocol)
-        state = await runner.execute()
-        await runner.leave()
+        state = await made.execute(protocol)
+        await protocol.forget("run-r")
         assert not [agent for agent in await protocol.agents() if agent.startswith("run-")]
     assert state.header.status == "failed"
     assert "within 0.3 s" in state.header.reason
@@ -278,7 +297,7 @@ async def test_the_result_of_an_earlier_attempt_is_not_taken_for_that_of_the_nex
     assert made.counts.unexpected == 1
 
 
-async def test_a_runner_that_died_is_replaced_and_finished_work_is_not_done_again() -> None:
+async def test_a_coordinator_that_ended_is_replaced_and_finished_work_is_not_done_again() -> None:
     work = worker("work")
     started: list[str] = []
     reached = asyncio.Event()
@@ -304,7 +323,7 @@ async def test_a_runner_that_died_is_replaced_and_finished_work_is_not_done_agai
     assert started == ["a", "b", "c"]
 
 
-@pytest.mark.parametrize("statements", range(1, 40, 3))
+@pytest.mark.parametrize("statements", range(1, 60, 6))
 async def test_a_coordinator_that_dies_at_any_statement_is_replaced(tmp_path: Path, statements: int) -> None:
     work = worker("work")
     done: list[str] = []
@@ -316,28 +335,28 @@ async def test_a_coordinator_that_dies_at_any_statement_is_replaced(tmp_path: Pa
         return {"subtasks": makes if task.content["subtask"] == "a" else []}
 
     crashes = 0
+    path = tmp_path / "ledger.db"
     async with team(work) as (made, _):
-        made.store = PlanStore(tmp_path / "runs.db")
         made.start(sub("a", "work"), sub("b", "work", "a"), sub("c", "work", "b", "made-*"))
         while True:
-            real = made.store._db
-            made.store._db = DyingConnection(real, statements + 5 * crashes)  # type: ignore[assignment]  # on purpose
+            store = FileStore(path)
+            ledger = StoredLedger(store, migrate=True)
+            await ledger.open()
+            store.dies_at(statements + 25 * crashes)
             try:
                 async with connect(made.url) as protocol:
-                    state = await asyncio.wait_for(made.execute(protocol), 20)
+                    state = await asyncio.wait_for(made.execute(protocol, ledger), 20)
                 break
-            except (Crash, BaseExceptionGroup):
+            except (Crash, HivewireError, sqlite3.Error, BaseExceptionGroup):
                 crashes += 1
             finally:
-                real.close()
-                made.store = PlanStore(tmp_path / "runs.db")
-        assert made.store.load("r").header == state.header
+                store.put_away()
     assert crashes > 0
     assert state.header.status == "done"
     assert sorted(done) == ["a", "b", "c", "made-0", "made-1", "made-2"]
 
 
-async def test_two_runners_of_one_run_do_its_work_once(tmp_path: Path) -> None:
+async def test_two_coordinators_of_one_run_do_its_work_once(tmp_path: Path) -> None:
     work = worker("work")
     started: list[str] = []
 
@@ -347,23 +366,22 @@ async def test_two_runners_of_one_run_do_its_work_once(tmp_path: Path) -> None:
         return {}
 
     async with team(work) as (made, protocol):
-        made.store = PlanStore(tmp_path / "runs.db")
         names = [f"s{n}" for n in range(30)]
         made.start(*[sub(name, "work", *names[max(0, n - 2) : n]) for n, name in enumerate(names)])
-        stores = [PlanStore(tmp_path / "runs.db") for _ in range(2)]  # as in two processes
+        ledgers = [StoredLedger(SQLiteStore(tmp_path / "ledger.db"), migrate=True) for _ in range(2)]  # two processes
+        for ledger in ledgers:
+            await ledger.open()
         async with connect(made.url) as other:
-            states = await asyncio.gather(
-                Runner(protocol, stores[0], made.roster, "r").execute(),
-                Runner(other, stores[1], made.roster, "r").execute(),
-            )
-        for store in stores:
-            store.close()
+            states = await asyncio.gather(made.execute(protocol, ledgers[0]), made.execute(other, ledgers[1]))
+        for ledger in ledgers:
+            await ledger.close()
     assert [state.header.status for state in states] == ["done", "done"]
     assert started == names
 
 
 async def test_a_run_goes_on_after_its_store_of_messages_was_removed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("hivewire.coordination.losses._QUIET_S", 0.2)
+    monkeypatch.setattr("hivewire.coordination.missing._QUIET_S", 0.2)
+    monkeypatch.setattr("hivewire.coordination.missing._LOOK_S", 0.1)
     work = worker("work")
 
     @work.on("task")
@@ -375,42 +393,23 @@ async def test_a_run_goes_on_after_its_store_of_messages_was_removed(monkeypatch
         async with connect(f"memory://{secrets.token_hex(8)}") as removed:
             first = asyncio.create_task(made.execute(removed))
             assert await removed.receive("work", wait_s=5)
+            await until_true(lambda: is_sent(made), "the outbox is empty")
             first.cancel()
             await asyncio.wait([first])
-        made.store.sent("r", [command.id for command in made.store.outbox("r")])
         state = await asyncio.wait_for(made.execute(protocol), 30)
     assert state.header.status == "done"
-    assert [row.attempt for row in state.rows.values()] == [1, 1]
+    assert [row.attempt for row in state.rows.values()] == [2, 1]
 
 
-async def test_a_message_that_was_taken_away_fails_its_subtask(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("hivewire.coordination.losses._QUIET_S", 0.1)
-    monkeypatch.setattr("hivewire.coordination.runner._PAUSE_S", 0.05)
-    work = worker("work")
-
-    @work.on("task")
-    async def step(task: Message, ctx: Context) -> Any:
-        raise AssertionError("a settled message is not handled again")
-
-    made = Team(f"memory://{secrets.token_hex(8)}", [work])
-    made.start(sub("a", "work"))
-    async with connect(made.url) as protocol, asyncio.TaskGroup() as group:
-        executing = group.create_task(made.execute(protocol))
-        [taken] = await protocol.receive("work", wait_s=5)
-        await taken.ack()  # by somebody who is no worker and answers nothing
-        serving = group.create_task(work.serve(protocol, drain_s=1))
-        state = await asyncio.wait_for(executing, 30)
-        serving.cancel()
-    assert "vanished" in state.rows["a"].error
-    made.store.close()
+async def is_sent(made: Team) -> bool:
+    return not await Runs(made.ledger).outbox("r")
 
 
-async def test_a_run_cannot_go_on_with_a_team_that_lacks_a_capability() -> None:
-    async with team(worker("work")) as (made, protocol):
-        made.start(sub("a", "work"))
-        runner = Runner(protocol, made.store, Roster([("other", ["fly"])]), "r")
-        with pytest.raises(NoCapableWorker, match='capability "work"'):
-            await runner.execute()
+def test_a_run_cannot_go_on_with_a_team_that_lacks_a_capability() -> None:
+    state = new_run("r", Plan(subtasks=(sub("a", "work"),)), ["work"])
+    with pytest.raises(NoCapableWorker, match='capability "work"'):
+        check_team(state, Roster([("other", ["fly"])]))
+    check_team(state, Roster([("other", ["fly", "work"])]))
 
 
 async def test_a_cancelled_run_ends_at_once() -> None:
@@ -424,10 +423,10 @@ async def test_a_cancelled_run_ends_at_once() -> None:
 
     async with team(work) as (made, protocol):
         made.start(sub("a", "work"), sub("b", "work", "a"))
-        runner = Runner(protocol, made.store, made.roster, "r")
-        executing = asyncio.create_task(runner.execute())
+        executing = asyncio.create_task(made.execute(protocol))
         await started.wait()
-        await runner.cancel("asked to")
+        async with made.coordinator(protocol) as other:
+            await other.cancel("r", "asked to")
         state = await asyncio.wait_for(executing, 10)
     assert state.header.status == "cancelled"
     assert {row.status for row in state.rows.values()} == {"cancelled"}

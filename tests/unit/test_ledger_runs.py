@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import sqlite3
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from random import Random
@@ -11,11 +11,22 @@ from typing import Any
 import msgspec
 import pytest
 
-from hivewire.coordination.plan_store import Incoming, PlanStore
+from hivewire.coordination.ledger.store import Query, Row, Script
 from hivewire.errors import CoordinationError
 from hivewire.rules.plan import Plan, Subtask
-from hivewire.rules.plan_state import Begun, Dispatch, Event, RunState, SendBack, Started, dump, event_of, new_run
-from tests.unit.dying import Crash, DyingConnection
+from hivewire.rules.plan_state import (
+    Begun,
+    Dispatch,
+    Event,
+    Incoming,
+    RunState,
+    SendBack,
+    dump,
+    event_of,
+    new_run,
+)
+from tests.unit.dying import Crash
+from tests.unit.runs_in_a_file import KeptRuns
 
 
 def sub(name: str, *after: str, **fields: Any) -> Subtask:
@@ -26,9 +37,10 @@ PLAN = Plan(name="plan", subtasks=(sub("find"), sub("write", "find", "mine-*", t
 MINES = {"subtasks": [{"name": f"mine-{n}", "assigned_to": "work", "dependencies": ["find"]} for n in range(3)]}
 
 
-def started(store: PlanStore, run: str = "r", plan: Plan = PLAN) -> RunState:
-    store.create(new_run(run, plan, ["work"]), created_at=1.0)
-    return store.apply(run, [Incoming("start", Started(at=1.0))])[0]
+def started(store: KeptRuns, run: str = "r", plan: Plan = PLAN) -> RunState:
+    state = store.create(new_run(run, plan, ["work"]))
+    assert state is not None
+    return state
 
 
 def answer_for(state: RunState, name: str) -> Incoming:
@@ -45,21 +57,21 @@ def running(state: RunState) -> list[str]:
 
 
 def test_a_step_is_kept_with_its_commands_until_they_are_sent(tmp_path: Path) -> None:
-    store = PlanStore(tmp_path / "runs.db")
+    store = KeptRuns(tmp_path / "runs.db")
     state = started(store)
     store.close()
-    again = PlanStore(tmp_path / "runs.db")
+    again = KeptRuns(tmp_path / "runs.db")
     assert again.load("r").rows == state.rows
     [command] = again.outbox("r")
     assert (command.subtask, command.id) == ("find", state.rows["find"].message_id)
     again.sent("r", [command.id])
     assert again.outbox("r") == []
-    assert again.unfinished() is not None
+    assert again.unfinished() == ["r"]
     again.close()
 
 
 def test_an_event_that_comes_again_changes_nothing() -> None:
-    store = PlanStore()
+    store = KeptRuns()
     state = started(store)
     answer = answer_for(state, "find")
     first, commands = store.apply("r", [answer, answer])
@@ -70,7 +82,7 @@ def test_an_event_that_comes_again_changes_nothing() -> None:
 
 
 def test_an_event_is_known_by_its_id_alone() -> None:
-    store = PlanStore()
+    store = KeptRuns()
     state = started(store, plan=Plan(subtasks=(sub("a"), sub("b"))))
     store.apply("r", [Incoming("x", answer_for(state, "a").event)])
     state, commands = store.apply("r", [Incoming("x", answer_for(state, "b").event)])
@@ -80,7 +92,7 @@ def test_an_event_is_known_by_its_id_alone() -> None:
 
 
 def test_subtasks_keep_their_order_when_others_are_replaced(tmp_path: Path) -> None:
-    store = PlanStore(tmp_path / "runs.db")
+    store = KeptRuns(tmp_path / "runs.db")
     state = started(store, plan=Plan(subtasks=(sub("find"), sub("other"), sub("end", "find", "m-*"))))
 
     def makes(*names: str) -> dict[str, Any]:
@@ -95,7 +107,7 @@ def test_subtasks_keep_their_order_when_others_are_replaced(tmp_path: Path) -> N
     state, _ = store.apply("r", [Incoming("3", back)])
     state, _ = store.apply("r", [Incoming("4", event_of(state.rows["find"], makes("d", "x"), 3.0))])
     assert state.rows["m-d"].attempt == 1  # as before, and depends on nothing: not done again
-    again = PlanStore(tmp_path / "runs.db")
+    again = KeptRuns(tmp_path / "runs.db")
     assert list(again.load("r").rows) == list(state.rows)
     assert list(state.rows) == ["find", "other", "end", "m-d", "m-y", "m-z", "m-x"]
     store.close()
@@ -103,9 +115,9 @@ def test_subtasks_keep_their_order_when_others_are_replaced(tmp_path: Path) -> N
 
 
 def test_two_processes_step_one_run_at_the_same_time(tmp_path: Path) -> None:
-    first = PlanStore(tmp_path / "runs.db")
+    first = KeptRuns(tmp_path / "runs.db")
     state = started(first, plan=Plan(subtasks=tuple(sub(f"s{n}") for n in range(120))))
-    stores = [first, PlanStore(tmp_path / "runs.db")]
+    stores = [first, KeptRuns(tmp_path / "runs.db")]
 
     def answer_half(number: int) -> None:
         for name in running(state)[number::2]:
@@ -119,7 +131,7 @@ def test_two_processes_step_one_run_at_the_same_time(tmp_path: Path) -> None:
 
 
 def test_the_outbox_is_in_the_order_of_the_decisions_whatever_the_ids_are() -> None:
-    store = PlanStore()
+    store = KeptRuns()
     started(store, plan=Plan(subtasks=tuple(sub(f"s{n}", priority=1 + n % 10) for n in range(200))))
     listed = store.outbox("r", limit=1000)
     priorities = [command.priority for command in listed]
@@ -131,27 +143,27 @@ def test_the_outbox_is_in_the_order_of_the_decisions_whatever_the_ids_are() -> N
 
 
 def test_timers_are_given_until_they_are_dealt_with_and_never_after() -> None:
-    store = PlanStore()
+    store = KeptRuns()
     state = started(store, plan=Plan(subtasks=(sub("a", timeout_s=5.0), sub("b", timeout_s=5.0))))
     begun = [
         Incoming(f"begun:{row.message_id}", Begun(at=1.0, version=1, subtask=name, attempt=row.attempt))
         for name, row in state.rows.items()
     ]
     store.apply("r", begun)
-    assert store.due("r", now=5.9) == []
-    due = store.due("r", now=6.0)
-    assert store.due("r", now=6.0) == due
+    assert store.due(now=5.9) == []
+    due = store.due(now=6.0)
+    assert store.due(now=6.0) == due
     assert len(due) == 2
     state = store.load("r")
     state, _ = store.apply("r", [answer_for(state, "b")])
     state, _ = store.apply("r", due)
     assert (state.rows["a"].status, state.rows["b"].status) == ("failed", "done")
-    assert store.due("r", now=99.0) == []
+    assert store.due(now=99.0) == []
     store.close()
 
 
 def test_two_stores_on_one_file_see_each_others_steps(tmp_path: Path) -> None:
-    one, two = PlanStore(tmp_path / "runs.db"), PlanStore(tmp_path / "runs.db")
+    one, two = KeptRuns(tmp_path / "runs.db"), KeptRuns(tmp_path / "runs.db")
     state = started(one)
     for number in range(20):
         names = running(state)
@@ -164,9 +176,9 @@ def test_two_stores_on_one_file_see_each_others_steps(tmp_path: Path) -> None:
     two.close()
 
 
-def work(store: PlanStore, messages: dict[str, str], chance: Random) -> bool:
-    """One round of a coordinator: start, send what must be sent, answer something. True at the end."""
-    store.apply("r", [Incoming("start", Started(at=1.0))])
+def work(store: KeptRuns, messages: dict[str, str], chance: Random) -> bool:
+    """One round of a coordinator: accept it, send what must be sent, answer something. True at the end."""
+    store.create(new_run("r", PLAN, ["work"]))
     listed: list[Dispatch] = store.outbox("r")
     for command in listed:
         assert messages.setdefault(command.id, command.subtask) == command.subtask  # the store of messages knows ids
@@ -180,8 +192,7 @@ def work(store: PlanStore, messages: dict[str, str], chance: Random) -> bool:
 
 def test_a_crash_at_any_statement_loses_nothing_and_repeats_nothing(tmp_path: Path) -> None:
     reference: dict[str, str] = {}
-    store = PlanStore(tmp_path / "reference.db")
-    store.create(new_run("r", PLAN, ["work"]), created_at=1.0)
+    store = KeptRuns(tmp_path / "reference.db")
     while not work(store, reference, Random(1)):
         pass
     store.close()
@@ -190,20 +201,18 @@ def test_a_crash_at_any_statement_loses_nothing_and_repeats_nothing(tmp_path: Pa
     for statements in range(1, 40, 3):
         path = tmp_path / f"{statements}.db"
         messages: dict[str, str] = {}
-        store = PlanStore(path)
-        store.create(new_run("r", PLAN, ["work"]), created_at=1.0)
+        store = KeptRuns(path)
         crashes = 0
         is_over = False
         while not is_over:
-            real = store._db
-            store._db = DyingConnection(real, statements + crashes)  # type: ignore[assignment]  # it dies on purpose
+            store.store.dies_at(statements + crashes)
             try:
                 while not is_over:
                     is_over = work(store, messages, Random(crashes))
             except Crash:
                 crashes += 1
-            real.close()
-            store = PlanStore(path)
+            store.close()
+            store = KeptRuns(path)
         state = store.load("r")
         assert state.header.status == "done"
         assert sorted(messages.values()) == sorted(reference.values())
@@ -212,42 +221,32 @@ def test_a_crash_at_any_statement_loses_nothing_and_repeats_nothing(tmp_path: Pa
         store.close()
 
 
-def test_a_run_of_newer_code_and_files_of_others_are_refused(tmp_path: Path) -> None:
-    store = PlanStore(tmp_path / "runs.db")
+def test_a_run_of_newer_code_is_refused() -> None:
+    store = KeptRuns()
     state = started(store)
-    newer = msgspec.structs.replace(state.header, schema=99)
-    store._db.execute("UPDATE runs SET header = ?, seq = 99", [dump(newer)])
+    newer = dump(msgspec.structs.replace(state.header, schema=99)).decode()
+
+    def write() -> Script[Sequence[Row]]:
+        return (yield Query("UPDATE runs SET header = $1, seq = 99", [newer]))
+
+    store.store.run(write)
     with pytest.raises(CoordinationError, match="newer version"):
         store.apply("r", [])
-    store._db.execute("PRAGMA user_version = 99")
     store.close()
-    with pytest.raises(CoordinationError, match="newer version"):
-        PlanStore(tmp_path / "runs.db")
-    foreign = sqlite3.connect(tmp_path / "other.db")
-    foreign.execute("CREATE TABLE t (x)")
-    foreign.close()
-    with pytest.raises(CoordinationError, match="another program"):
-        PlanStore(tmp_path / "other.db")
-    (tmp_path / "text.db").write_bytes(b"not a database at all, but long enough to be read as one" * 40)
-    with pytest.raises(CoordinationError, match="not a database"):
-        PlanStore(tmp_path / "text.db")
-    with pytest.raises(CoordinationError, match="cannot open"):
-        PlanStore(tmp_path / "text.db" / "runs.db")
 
 
 def test_unknown_and_doubled_runs_are_named() -> None:
-    store = PlanStore()
-    with pytest.raises(CoordinationError, match="no run ghost"):
+    store = KeptRuns()
+    with pytest.raises(CoordinationError, match="no run 'ghost'"):
         store.load("ghost")
     started(store)
-    with pytest.raises(CoordinationError, match="there is a run r already"):
-        store.create(new_run("r", PLAN, ["work"]), created_at=1.0)
+    assert store.create(new_run("r", PLAN, ["work"])) is None
     store.close()
 
 
 @pytest.mark.slow
 def test_ten_thousand_subtasks_are_stepped_through_in_reasonable_time() -> None:
-    store = PlanStore()
+    store = KeptRuns()
     pieces = tuple(sub(f"mine-{n}") for n in range(9_998))
     state = started(store, plan=Plan(subtasks=(sub("write", "mine-*"), *pieces)))
     names = running(state)
