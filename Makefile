@@ -6,6 +6,8 @@ PY := .venv/bin/python
 SETUP := @sh requirements/setup.sh
 # Most tests wait: three at a time are quicker on two cores.
 JOBS ?= 3
+# Of each of the three profiles of the seeded driver: 100,000 in all.
+SEEDS ?= 33334
 
 help: ## print the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -25,11 +27,14 @@ check: ## the fast one (< 60 s): format, lint, types, import contracts, unit tes
 	$(SETUP) dev
 	@PY=$(PY) sh requirements/check.sh $(ARGS)
 
-soak: ## all tests with full counts (hours); the results are kept in soak-results/
+soak: ## 100,000 seeds, then all tests with full counts (hours); the results are kept in soak-results/
 	$(SETUP) dev
 	@sh requirements/servers.sh
 	@$(PY) -m hivewire.testing.kafka_servers
 	@mkdir -p soak-results
+	@echo "==> $(SEEDS) seeds a profile of the seeded driver; results in soak-results/"
+	@$(PY) -m hivewire.testing.seeded --count $(SEEDS) --keep-going 20 --no-shrink >soak-results/seeds.txt 2>&1; \
+	    status=$$?; tail -n 20 soak-results/seeds.txt; exit $$status
 	@echo "==> all tests, full counts; results in soak-results/"
 	@HIVEWIRE_SOAK=1 $(PY) -m pytest -n $(JOBS) --timeout 7200 --junit-xml "soak-results/$$(date -u +%Y-%m-%dT%H%M%SZ).xml" $(ARGS)
 
