@@ -26,7 +26,7 @@ import pytest
 from tests.mutants.making import ROOT, Function, Mutant, path_of
 
 _WALL_S = 120.0
-_CPU_S = 5.0
+_CPU_S = 2.0
 """Beyond what the tests need with the module as it is."""
 _MOST_BYTES = 4 << 30
 _MOST_TESTS_S = 12.0
@@ -264,7 +264,7 @@ def _in_fork(work: Callable[[], int], seconds: float) -> int:
             nothing = os.open(os.devnull, os.O_RDWR)
             for descriptor in (0, 1, 2):
                 os.dup2(nothing, descriptor)
-            limit = int(4 * seconds + _CPU_S)
+            limit = int(3 * seconds + _CPU_S)
             resource.setrlimit(resource.RLIMIT_CPU, (limit, limit + 1))
             resource.setrlimit(resource.RLIMIT_AS, (_MOST_BYTES, _MOST_BYTES))
             code = work()

@@ -35,3 +35,9 @@ def test_the_pause_depends_on_the_crashes_since_the_last_healthy_time_alone(ran:
 def test_a_process_that_crashes_for_ever_never_overflows_the_pause() -> None:
     loop = CrashLoop(crashes=10_000)
     assert loop.pause_s(ran_s=0) == loop.most_s
+
+
+def test_what_holds_when_nothing_is_said() -> None:
+    loop = CrashLoop()
+    assert [loop.pause_s(ran_s=9.9) for _ in range(9)] == [0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0, 30.0]
+    assert loop.pause_s(ran_s=10.0) == 0.25
