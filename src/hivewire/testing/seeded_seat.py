@@ -64,6 +64,7 @@ class Seat(SimulatedProcess):
             self._begin(agent, by, concurrency)
 
     def _killed(self) -> None:
+        self._serving = {}  # nobody is to wait for what stands still for ever
         for started in self.stage.book.started:
             if started.process == self.name and started.ended_at is None:
                 started.ended_at, started.outcome = self.stage.loop.time(), "killed"
