@@ -32,6 +32,16 @@ _MOST_BYTES = 4 << 30
 _MOST_TESTS_S = 12.0
 """So much is spent on one mutant that survives."""
 _CANNOT = 99
+_OF_RULES = (
+    "test_rules_",
+    "test_plan_check",
+    "test_plan_edges",
+    "test_plan_picture",
+    "test_plan_state",
+    "test_plan_step",
+    "test_planner",
+)
+"""Where there are such tests, those of what is built on the rules are not asked."""
 _OPTIONS = [
     *("-x", "-q", "-m", "not slow", "-p", "no:cacheprovider", "-p", "no:randomly", "-p", "no:xdist"),
     *("-W", "ignore::pytest.PytestAssertRewriteWarning"),  # Hypothesis is loaded before the forks
@@ -48,7 +58,7 @@ def tests_of(module: str) -> list[str]:
     named = re.compile(rf"hivewire\.rules\.{module}\b|from hivewire\.rules import [^\n]*\b{module}\b")
     unit = ROOT / "tests" / "unit"
     files = [path for path in sorted(unit.glob("test_*.py")) if named.search(path.read_text(encoding="utf-8"))]
-    own = [path for path in files if path.stem.startswith("test_rules_")] or files
+    own = [path for path in files if path.stem.startswith(_OF_RULES)] or files
     examples = f"{unit / 'test_docstrings.py'}::test_the_examples_are_true[hivewire.rules.{module}]"
     has_examples = ">>> " in path_of(module).read_text(encoding="utf-8")
     return [*map(str, own), *([examples] if has_examples else [])]
