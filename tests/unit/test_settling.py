@@ -1,0 +1,74 @@
+"""Outcomes on their way to the store: what goes at once, and what waits for more."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Sequence
+
+import pytest
+
+from hivewire.backend import Again, Unfinished
+from hivewire.engine.settling import Settling
+from hivewire.record import Fetched, Record
+
+NEVER_S = 3_600.0
+
+
+class Sent:
+    """A store that takes all, and what it was given, call by call."""
+
+    def __init__(self) -> None:
+        self.calls: list[list[str]] = []
+        self.settling = Settling("q", self._store, lambda done, rest, lost: None, pace_s=NEVER_S)
+
+    async def _store(self, done: Sequence[Fetched], rest: Sequence[Unfinished]) -> Sequence[Fetched]:
+        self.calls.append([fetched.record.id for fetched in [*done, *(outcome.fetched for outcome in rest)]])
+        return ()
+
+    def done(self, id: str) -> Fetched:
+        fetched = Fetched(0, id, 1, Record(id, "k", b""), 0.0)
+        self.settling.done.append(fetched)
+        self.settling.wanted.set()
+        return fetched
+
+
+@pytest.fixture
+async def sent() -> AsyncIterator[Sent]:
+    made = Sent()
+    running = asyncio.create_task(made.settling.run())
+    yield made
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+
+
+async def turns(enough: Callable[[], bool] = lambda: False) -> None:
+    """Until `enough`, or no turn of the loop changes anything any more."""
+    for _ in range(50):
+        if enough():
+            return
+        await asyncio.sleep(0)
+
+
+async def test_after_a_pause_an_outcome_goes_at_once_and_those_behind_it_together(sent: Sent) -> None:
+    sent.done("a")
+    await turns(lambda: bool(sent.calls))
+    assert sent.calls == [["a"]]
+    sent.done("b")
+    await turns()
+    sent.done("c")
+    await turns()
+    assert sent.calls == [["a"]]
+    await sent.settling.flushed()
+    assert sent.calls == [["a"], ["b", "c"]]
+
+
+async def test_nobody_waits_for_the_pace(sent: Sent) -> None:
+    sent.done("a")
+    await turns(lambda: bool(sent.calls))
+    sent.done("b")
+    await turns()
+    assert await sent.settling.expect(sent.done("c"))  # somebody waits for this one: those before it go with it
+    assert sent.calls == [["a"], ["b", "c"]]
+    sent.settling.add(Again(Fetched(0, "d", 1, Record("d", "k", b""), 0.0), 1.0))
+    await turns(lambda: len(sent.calls) == 3)
+    assert sent.calls[2:] == [["d"]]
