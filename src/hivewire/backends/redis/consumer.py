@@ -126,21 +126,24 @@ class RedisConsumer(Consumer):
             await stillness.free()
         stillness.reading = True
         try:
-            if not self._has_read():
+            filled = self._filled
+            if filled:
+                self._drop_stale()
+            if not filled:
                 await self._read(limit)
-                if not self._has_read():
+                if not filled:
                     return ()
-            return reading.hand_out(self._filled.values(), limit, lanes, run)
+            taken = reading.hand_out(filled.values(), limit, lanes, run)
+            self._drop_stale()
+            return taken
         finally:
             stillness.read()
 
-    def _has_read(self) -> bool:
-        """Whether something can be handed out."""
-        filled, all_held = self._filled, self.held
-        for shard, held in tuple(filled.items()):
-            if not held.buffer or held.is_leaving or all_held.get(shard) is not held:
-                del filled[shard]
-        return bool(filled)
+    def _drop_stale(self) -> None:
+        """What is handed out, given up or lost is not what was read and waits."""
+        held = self.held
+        for n in [n for n, one in self._filled.items() if not one.buffer or one.is_leaving or held.get(n) is not one]:
+            del self._filled[n]
 
     async def _read(self, limit: int) -> None:
         hot, all_held = self._hot, self.held
