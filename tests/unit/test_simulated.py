@@ -1,22 +1,22 @@
 """Coordinators and workers on virtual time, struck by faults: no seed breaks a promise, and each replays exactly.
 
-HIVEWIRE_SOAK=1 pytest tests/unit/test_simulated.py                       # 10,000 seeds
+HIVEWIRE_SOAK=1 pytest tests/unit/test_simulated.py                       # 10,000 seeds more
 python -m hivewire.testing.simulated --profile redis --seed 17 --log      # one seed, for people
 """
 
 from __future__ import annotations
 
-import os
-
 import pytest
 
+from hivewire.testing.conformance.waiting import SOAK, count
 from hivewire.testing.profiles import PROFILES
+from hivewire.testing.seeded_driver import try_many
 from hivewire.testing.simulated import FAULTS_TO_STRIKE, profile_of, report, try_seed
 from hivewire.testing.simulated_program import draw_program
 from hivewire.testing.simulated_run import run_program
 
 _BLOCK = 25
-_SEEDS = 10_000 if os.environ.get("HIVEWIRE_SOAK") == "1" else 1_000
+_SEEDS = 1_000
 
 
 @pytest.mark.parametrize(
@@ -28,6 +28,15 @@ def test_no_seed_breaks_a_promise(first: int) -> None:
         verdict = try_seed(profile_of(seed), seed)
         assert verdict.is_good, report(verdict)
         assert verdict.struck >= FAULTS_TO_STRIKE
+
+
+@pytest.mark.slow
+@pytest.mark.processes
+@pytest.mark.timeout(3_600 if SOAK else 120)
+def test_more_seeds_in_two_processes() -> None:
+    work = [(profile_of(seed), seed) for seed in range(_SEEDS, _SEEDS + count(26, 10_000))]
+    broken = [report(verdict) for verdict in try_many(try_seed, work, 2) if not verdict.is_good]
+    assert not broken
 
 
 @pytest.mark.parametrize("profile", PROFILES)

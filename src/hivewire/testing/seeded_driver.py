@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence, Set
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
+from multiprocessing import get_context
 from typing import Final
 
 import msgspec
@@ -17,6 +18,7 @@ import msgspec
 from hivewire.testing.profiles_faults import Point
 
 _CHUNK: Final = 25
+_MOST_CHUNKS: Final = 40
 
 
 class Verdict(msgspec.Struct, frozen=True):
@@ -63,7 +65,9 @@ def try_many(try_seed: TrySeed, work: Sequence[tuple[str, int]], processes: int)
         for profile, seed in work:
             yield try_seed(profile, seed)
         return
-    with ProcessPoolExecutor(processes) as pool:
+    # A process is replaced now and then: what a run leaves in it adds up over thousands.
+    spawning = get_context("spawn")
+    with ProcessPoolExecutor(processes, mp_context=spawning, max_tasks_per_child=_MOST_CHUNKS) as pool:
         chunks = [work[start : start + _CHUNK] for start in range(0, len(work), _CHUNK)]
         for verdicts in pool.map(partial(_try_all, try_seed), chunks):
             yield from verdicts

@@ -146,6 +146,10 @@ class SimulatedProcess:
                     task.cancel()
             else:
                 self.stage.book.errors.append(f"tasks of {name} cannot be cancelled: {left}")
+        # What a handler was given is not tracked by the collector: a circle through it would stay for ever.
+        self._graves.clear()
+        self._engine = self._wire = None
+        self._context = self.stage.context
 
     # Work in the process
 

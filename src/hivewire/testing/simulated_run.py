@@ -125,6 +125,7 @@ class Simulation:
                 await seat.close()
             for seat in self.seats:
                 await seat.bury()
+        self.loop.set_exception_handler(None)
         result = self._result(left)
         await self.store.close()
         return result
