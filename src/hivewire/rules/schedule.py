@@ -15,6 +15,7 @@ CatchUp = Literal["one", "all", "none"]
 ON_TIME_S: Final = 60.0
 """With `none`, what is due is still fired when it is not later than this."""
 _AT_ONCE: Final = 100
+_ROUNDED_S: Final = 1e-6
 _MOST_COUNTED: Final = 1_000
 
 
@@ -32,7 +33,8 @@ class Every(msgspec.Struct, frozen=True):
     anchor: float
 
     def after(self, moment: float) -> float:
-        number = int((moment - self.anchor) // self.every_s) + 1
+        # A time that was rounded down a little is not to come a second time.
+        number = int((moment - self.anchor + _ROUNDED_S) // self.every_s) + 1
         due = self.anchor + number * self.every_s
         return due if due > moment else due + self.every_s  # the product is rounded
 
