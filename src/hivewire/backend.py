@@ -6,7 +6,7 @@ import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import Hashable, Mapping, Sequence, Set
 from enum import IntEnum
-from typing import Literal
+from typing import ClassVar, Literal
 from uuid import uuid4
 
 import msgspec
@@ -199,6 +199,8 @@ class Ownership(ABC):
     """The engine, as a consumer's driver sees it. Drivers renew leases from a thread of their own;
     these calls arrive on the event loop."""
 
+    __slots__ = ()
+
     @abstractmethod
     async def gained(self, shard: int, token: int, saved: bytes, settled: Sequence[Hashable] = ()) -> None:
         """This member now owns the shard; `saved` is what the last `save` or `losing` stored, `settled` the
@@ -223,6 +225,11 @@ class Ownership(ABC):
         """These shards stay, after all. Only without `store_lanes`."""
         raise NotImplementedError
 
+    def news(self) -> None:
+        """After a `fetch_now` that took all: there may be something now. Nothing is fetched within this call.
+        Only from instant stores."""
+        raise NotImplementedError
+
     @abstractmethod
     def lost(self, shards: Set[int]) -> None:
         """The shards are with somebody else already: forget their records. With `store_lanes` there is
@@ -232,6 +239,11 @@ class Ownership(ABC):
 class Consumer(ABC):
     """One member's part of one queue."""
 
+    __slots__ = ()
+
+    instant: ClassVar[bool] = False
+    """Nothing waits for I/O: `fetch_now` and `settle_now` do at once what `fetch` and `settle` do."""
+
     @abstractmethod
     async def fetch(
         self, limit: int, wait_s: float, *, lanes: int = 1_000, run: int = 1_000, starting: int = 0
@@ -240,6 +252,15 @@ class Consumer(ABC):
         order; wait up to `wait_s` for the first. The first records of the first `starting` keys are marked
         as running in the same step if they are not suspect. Cancelling loses nothing: what was taken is
         given by the next call. The engine has one call under way at a time."""
+
+    def fetch_now(self, limit: int, *, lanes: int, run: int, starting: int) -> tuple[Sequence[Fetched], bool]:
+        """`fetch` without waiting, if `instant`, and whether that was all. If so, the owner's `news` is called as soon
+        as there may be more, perhaps from within `append`."""
+        raise NotImplementedError
+
+    def settle_now(self, done: Sequence[Fetched], rest: Sequence[Unfinished] = ()) -> Sequence[Fetched]:
+        """`settle`, if `instant`."""
+        raise NotImplementedError
 
     def holds(self, fetched: Fetched) -> bool:
         """Whether this member's lease is still good, by its own clock: asked before each start of a

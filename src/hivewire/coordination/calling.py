@@ -42,21 +42,27 @@ class Calls:
 
     def __init__(self, name: str, concurrency: int, protocol: Protocol, processes: Pool | None) -> None:
         self._loop = asyncio.get_running_loop()
-        self._threads = ThreadPoolExecutor(concurrency, thread_name_prefix=f"hivewire-{name}")
+        self._name, self._concurrency, self._protocol = name, concurrency, protocol
+        # Made when they are needed: an agent that waits should take little.
+        self._threads: ThreadPoolExecutor | None = None
+        self._stops: Stops | None = None
         self._processes = processes
-        self._stops = Stops(protocol)
 
     async def call(self, entry: Entry, message: Message, context: Context) -> Any:
         """What the handler returns. Raises `Stopped` where the message is a subtask that is not wanted any more."""
         run = message.metadata.get(STOPS)
         if isinstance(run, str):
+            if self._stops is None:
+                self._stops = Stops(self._protocol)
             return await self._stops.guard(run, message.id, partial(self._call, entry, message, context))
         return await self._call(entry, message, context)
 
     async def close(self) -> None:
         """What runs in a thread runs on; its result is dropped."""
-        await self._stops.close()
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        if self._stops is not None:
+            await self._stops.close()
+        if self._threads is not None:
+            self._threads.shutdown(wait=False, cancel_futures=True)
         if self._processes is not None:
             self._processes.close()
 
@@ -69,6 +75,8 @@ class Calls:
         return await result if inspect.isawaitable(result) else result  # a plain wrapper around an async function
 
     async def _in_thread(self, handler: Handler, message: Message, context: Context, start_by: float) -> Any:
+        if self._threads is None:
+            self._threads = ThreadPoolExecutor(self._concurrency, thread_name_prefix=f"hivewire-{self._name}")
         run = contextvars.copy_context().run
 
         def begin() -> Any:

@@ -274,49 +274,20 @@ class Worker:
         types = self.types
         await protocol.subscribe(self.name, types, groups=self.groups, mode=self.mode)
         self._loop = asyncio.get_running_loop()
-        calls = Calls(self.name, self.concurrency, protocol, self._pool())
-        limits = [entry.timeout_s for entry in self._entries.values()]
-
-        plain = {type: entry.handler for type, entry in self._entries.items() if entry.is_async}
-
-        def handle(delivery: Delivery) -> Awaitable[None]:
-            message = delivery.message
-            context = Context(self, protocol, message, delivery)
-            handler = plain.get(message.type)
-            if handler is not None and "reply_to" not in message.metadata:
-                coroutine: Awaitable[None] = handler(message, context)  # needs no other around it
-                return coroutine
-            return answer(message, context)
-
-        async def answer(message: Message, context: Context) -> None:
-            entry = self._entry(message.type)
-            if entry is None:
-                raise NoHandler(f"worker {self.name} has no handler for type {message.type!r} in this process")
-            if "start_to" in message.metadata:
-                await context.begun()
-            self.running += 1
-            try:
-                result = await calls.call(entry, message, context)
-            except Stopped as stopped:  # nobody waits for an answer
-                log.info("not done", extra={"worker": self.name, "reason": str(stopped)})
-                return
-            finally:
-                self.running -= 1
-            if "reply_to" in message.metadata:
-                await context.reply(result, type="result", name="result")
-
+        handling = _Handling(self, protocol, self._pool())
+        is_limited = any(entry.timeout_s for entry in self._entries.values())
         try:
             await protocol.serve(
                 self.name,
-                handle,
+                handling,
                 concurrency=self.concurrency,
                 retry=self._retry,
-                timeout_of=self._timeout if any(limits) else None,
+                timeout_of=self._timeout if is_limited else None,
                 stop=stop,
                 drain_s=drain_s,
             )
         finally:
-            await calls.close()
+            await handling.close()
 
     def _pool(self) -> Pool | None:
         """Processes for the handlers that want one."""
@@ -332,6 +303,52 @@ class Worker:
     def _timeout(self, type: str) -> float | None:
         entry = self._entry(type)
         return None if entry is None else entry.timeout_s
+
+
+class _Handling:
+    """What `Worker.serve` does with a delivery. An object and no closures: there are as many as agents."""
+
+    __slots__ = ("_calls", "_pool", "_protocol", "_worker")
+
+    def __init__(self, worker: Worker, protocol: Protocol, pool: Pool | None) -> None:
+        self._worker = worker
+        self._protocol = protocol
+        self._pool = pool
+        self._calls: Calls | None = None
+        """Made when something is called that is no plain coroutine."""
+
+    async def close(self) -> None:
+        if self._calls is not None:
+            await self._calls.close()
+        elif self._pool is not None:
+            self._pool.close()
+
+    def __call__(self, delivery: Delivery) -> Awaitable[None]:
+        message = delivery.message
+        context = Context(self._worker, self._protocol, message, delivery)
+        entry = self._worker._entry(message.type)
+        if entry is not None and entry.is_async and "reply_to" not in message.metadata:
+            coroutine: Awaitable[None] = entry.handler(message, context)  # needs no other around it
+            return coroutine
+        return self._answer(entry, message, context)
+
+    async def _answer(self, entry: Entry | None, message: Message, context: Context) -> None:
+        if entry is None:
+            raise NoHandler(f"worker {self._worker.name} has no handler for type {message.type!r} in this process")
+        if "start_to" in message.metadata:
+            await context.begun()
+        if self._calls is None:
+            self._calls = Calls(self._worker.name, self._worker.concurrency, self._protocol, self._pool)
+        self._worker.running += 1
+        try:
+            result = await self._calls.call(entry, message, context)
+        except Stopped as stopped:  # nobody waits for an answer
+            log.info("not done", extra={"worker": self._worker.name, "reason": str(stopped)})
+            return
+        finally:
+            self._worker.running -= 1
+        if "reply_to" in message.metadata:
+            await context.reply(result, type="result", name="result")
 
 
 def run(*workers: Worker, target: Any = None, grace_s: float = 10.0, **settings: Any) -> None:

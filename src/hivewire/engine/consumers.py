@@ -5,19 +5,23 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable
-from functools import partial
+from contextvars import Context
+from typing import Final
 
 from hivewire.engine.core import Core
 from hivewire.engine.crew import Crew
 from hivewire.engine.delivery import EngineDelivery
 from hivewire.engine.groups import Groups
-from hivewire.engine.inbox import Inbox
+from hivewire.engine.inbox import Inbox, Types
 from hivewire.engine.pull import Puller
 from hivewire.engine.subscriptions import Subscriptions
 from hivewire.engine.volatile import Volatile
 from hivewire.errors import BackendError, DeliveryError
 
 log = logging.getLogger(__name__)
+
+_NOWHERE: Final = Context()
+"""Of callbacks that look at no context variable: without it each would have a copy of its own."""
 
 
 class Consumers:
@@ -51,20 +55,9 @@ class Consumers:
         spec = await self._subscriptions.declare(self._core.spec(agent))
         if spec.mode is None:  # who reads a queue that nobody subscribed decides it
             spec = await self._core.backend.declare(self._core.spec(agent, "ordered"))
-        subscriptions = self._subscriptions
-        inbox = Inbox(
-            self._core,
-            agent,
-            competing=spec.mode == "competing",
-            accepts=partial(subscriptions.accepts, agent),
-        )
-
-        async def recheck(type: str) -> bool:
-            accepted = await subscriptions.accepts_fresh(agent, type)
-            await self._join_groups(agent, inbox)
-            return accepted
-
-        inbox.recheck = recheck
+        types = _Types(self, agent)
+        inbox = types.inbox = Inbox(self._core, agent, competing=spec.mode == "competing", accepts=types)
+        inbox.types = types
         self._inboxes[inbox] = None
         try:
             await inbox.start()
@@ -75,6 +68,16 @@ class Consumers:
             await inbox.close()
             raise
         return inbox
+
+    def accepts(self, agent: str, type: str) -> bool:
+        """As far as is known here."""
+        return self._subscriptions.accepts(agent, type)
+
+    async def recheck(self, agent: str, inbox: Inbox, type: str) -> bool:
+        """As the store says now."""
+        accepted = await self._subscriptions.accepts_fresh(agent, type)
+        await self._join_groups(agent, inbox)
+        return accepted
 
     async def _join_groups(self, agent: str, inbox: Inbox) -> None:
         """Its groups may have been joined by another process, or in an earlier life."""
@@ -106,10 +109,16 @@ class Consumers:
             _resolve(ending)
         asked = None if stop is None else asyncio.ensure_future(stop)
         if asked is not None:
-            asked.add_done_callback(lambda _: _resolve(ending))
+            asked.add_done_callback(_Ending(ending), context=_NOWHERE)
         try:
-            await crew.run(ending, drain_s)
+            crew.begin(ending)
+            await ending
+            crew.check()
+        except asyncio.CancelledError:
+            drain_s = 0.0
+            raise
         finally:
+            await crew.drain(drain_s)
             if asked is not None and asked is not stop:
                 asked.cancel()  # made here of a coroutine; a future of the caller's is left alone
             try:
@@ -171,6 +180,36 @@ class Consumers:
             inbox.abandon()
         for puller in self._pullers.values():
             puller.stop()
+
+
+class _Types(Types):
+    """Which types one inbox takes. An object and no closures: there are as many as agents."""
+
+    __slots__ = ("_agent", "_consumers", "inbox")
+
+    def __init__(self, consumers: Consumers, agent: str) -> None:
+        self._consumers = consumers
+        self._agent = agent
+        self.inbox: Inbox | None = None
+
+    def __call__(self, type: str) -> bool:
+        return self._consumers.accepts(self._agent, type)
+
+    async def recheck(self, type: str) -> bool:
+        assert self.inbox is not None
+        return await self._consumers.recheck(self._agent, self.inbox, type)
+
+
+class _Ending:
+    """Called when somebody else's future is done."""
+
+    __slots__ = ("_future",)
+
+    def __init__(self, future: asyncio.Future[None]) -> None:
+        self._future = future
+
+    def __call__(self, _: object) -> None:
+        _resolve(self._future)
 
 
 def _resolve(future: asyncio.Future[None]) -> None:

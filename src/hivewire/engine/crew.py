@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Sequence
 from math import inf
 from time import monotonic
 
 from hivewire.engine.core import handling
 from hivewire.engine.delivery import LOST, OPEN, SETTLED, EngineDelivery
-from hivewire.engine.inbox import Inbox
+from hivewire.engine.inbox import Inbox, Taker
 from hivewire.engine.outage import Outage
 from hivewire.errors import BackendError, Closed
 from hivewire.message import Message
@@ -46,7 +46,7 @@ class Slot:
         self.why = ""
 
 
-class Crew:
+class Crew(Taker):
     """Slots take lanes and run their records one after another; one that suspends in a handler leaves the
     next lane to another slot. Slots are made as they are needed, `concurrency` at the most."""
 
@@ -81,34 +81,86 @@ class Crew:
         is_monotonic = not hasattr(loop, "wall_time") and abs(loop.time() - monotonic()) < 1.0
         self._time = monotonic if is_monotonic else loop.time
         self._feeder: asyncio.Task[None] | None = None
-        inbox.on_lost(self._lane_lost)
-        inbox.on_push = self._wake_one
+        self._over: asyncio.Future[None] | None = None
+        """Done when nothing more can be taken, or nothing is to be."""
+        self._is_called = False
+        """`_feed_now` is about to run."""
+        self._is_hungry = False
+        """It waits for a slot to take a lane."""
+        inbox.taker = self
 
-    async def run(self, stop: Awaitable[object] | None, drain_s: float) -> None:
-        self._feeder = self._core.tasks.start(self._feed(), f"take {self.inbox.queue}")
+    async def run(self) -> None:
+        """Until nothing can be taken any more."""
+        over: asyncio.Future[None] = self._loop.create_future()
+        self.begin(over)
         try:
-            if stop is None:
-                await self._feeder
-            else:
-                stopper = asyncio.ensure_future(stop)
-                await asyncio.wait({stopper, self._feeder}, return_when=asyncio.FIRST_COMPLETED)
-                if self._feeder.done() and not self._feeder.cancelled():
-                    self._feeder.result()
-        except asyncio.CancelledError:
-            drain_s = 0.0
-            raise
+            await over
+            self.check()
         finally:
-            await self._drain(drain_s)
+            await self.drain(0.0)
+
+    def begin(self, over: asyncio.Future[None]) -> None:
+        """Take and handle; `over` is set where nothing can be taken any more. The caller waits for it, calls `check`
+        and, whatever happens, `drain`: one more coroutine for each agent would be 240 bytes."""
+        self._over = over
+        if self.inbox.consumer.instant:
+            self.news()
+        else:
+            self._feeder = self._core.tasks.start(self._feed(), f"take {self.inbox.queue}")
+            self._feeder.add_done_callback(self._is_over)
+
+    def check(self) -> None:
+        """Raises what ended the taking, if something did."""
+        if self._feeder is not None and self._feeder.done() and not self._feeder.cancelled():
+            self._feeder.result()
+
+    def _is_over(self, _: object = None) -> None:
+        if self._over is not None and not self._over.done():
+            self._over.set_result(None)
 
     # -- taking
+
+    def news(self) -> None:
+        if not (self._is_called or self._stopping):
+            self._is_called = True
+            self._loop.call_soon(self._feed_now)
+
+    def _feed_now(self) -> None:
+        """`_feed` from an instant store: no task waits for news."""
+        self._is_called = False
+        while not self._stopping:
+            free, ready, lanes = self._room()
+            if lanes <= ready:
+                self._is_hungry = True
+                return
+            try:
+                batch, is_all = self.inbox.fetch_now(
+                    _FETCH_LIMIT, lanes=lanes, run=_FETCH_LIMIT, starting=max(free - ready, 0)
+                )
+            except Closed:
+                self._is_over()
+                return
+            if batch:
+                self._take_in(batch, free)
+            if is_all:
+                return
+
+    def _room(self) -> tuple[int, int, int]:
+        """Free slots, lanes that are ready, and how many are wanted in all."""
+        busy = sum([slot.delivery is not None for slot in self._slots])
+        free, ready = self._concurrency - busy, len(self.inbox.lanes.ready)
+        return free, ready, self._wanted(free, ready)
+
+    def _take_in(self, batch: Sequence[Fetched], free: int) -> None:
+        self.inbox.take_in(batch)
+        self.pushed()
+        if self.inbox.store_lanes and len(self.inbox.lanes.ready) > free:
+            self._look_by(self._loop.time() + _KEEP_AHEAD_S)
 
     async def _feed(self) -> None:
         outage = Outage(log, "take messages", self.inbox.queue)
         while not self._stopping:
-            busy = sum(slot.delivery is not None for slot in self._slots)
-            ready = len(self.inbox.lanes.ready)
-            free = self._concurrency - busy
-            lanes = self._wanted(free, ready)
+            free, ready, lanes = self._room()
             if lanes <= ready:  # half is left: no need to ask for a few
                 self._hungry = self._loop.create_future()
                 await self._hungry
@@ -125,10 +177,7 @@ class Crew:
                 return
             outage.is_over()
             if batch:
-                self.inbox.take_in(batch)
-                self._wake_one()
-                if self.inbox.store_lanes and len(self.inbox.lanes.ready) > free:
-                    self._look_by(self._loop.time() + _KEEP_AHEAD_S)
+                self._take_in(batch, free)
 
     def _wanted(self, free: int, ready: int) -> int:
         if self._is_kept:
@@ -141,11 +190,14 @@ class Crew:
     def _fed_up_to(self) -> None:
         """A slot has taken a lane: see whether the feeder should go on."""
         self._is_kept = False
+        if self._is_hungry:
+            self._is_hungry = False
+            self.news()
         hungry = self._hungry
         if hungry is not None and not hungry.done():
             hungry.set_result(None)
 
-    def _wake_one(self) -> None:
+    def pushed(self) -> None:
         """Somebody for the next ready lane."""
         while self._sleepers:
             sleeper = self._sleepers.pop()
@@ -160,7 +212,7 @@ class Crew:
         handlers leave none: they finish a batch in one slot, without waking others."""
         self._is_waking = False
         if self.inbox.lanes.ready:
-            self._wake_one()
+            self.pushed()
 
     def _add_slot(self) -> None:
         slot = Slot()
@@ -422,7 +474,7 @@ class Crew:
             slot.why = why
             slot.task.cancel(why)
 
-    def _lane_lost(self, lane: Lane) -> None:
+    def lane_lost(self, lane: Lane) -> None:
         for slot in self._slots:
             if slot.delivery is not None and slot.delivery.lane is lane:
                 slot.delivery.state = LOST
@@ -432,7 +484,7 @@ class Crew:
 
     # -- ending
 
-    async def _drain(self, drain_s: float) -> None:
+    async def drain(self, drain_s: float) -> None:
         """Start nothing more; what runs may finish; then it is cancelled and given back."""
         self._stopping = True
         if self._feeder is not None:

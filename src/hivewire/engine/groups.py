@@ -49,7 +49,7 @@ class Groups:
                 await self._fan_out(group, delivery)
 
             crew = Crew(inbox, handle, concurrency=1, timeout_s=self._core.settings.handler_timeout_s)
-            self._core.tasks.start(crew.run(None, 0.0), f"group {group}")
+            self._core.tasks.start(crew.run(), f"group {group}")
 
     async def announce(self, group: str, agent: str, *, joined: bool) -> None:
         """Returns when it is in force."""

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 class Handed:
     """The open deliveries of one inbox. Each is settled once, by its holder, by time, or by the lost lease."""
 
+    __slots__ = ("_inbox", "open")
+
     def __init__(self, inbox: Inbox) -> None:
         self._inbox = inbox
         self.open: dict[int, EngineDelivery] = {}

@@ -5,14 +5,17 @@ from __future__ import annotations
 import asyncio
 import logging
 import traceback
-from collections.abc import Awaitable, Callable, Hashable, Iterable, Mapping, Sequence, Set
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence, Set
 from heapq import heappop, heappush
-from itertools import count, islice
+from itertools import islice
+from typing import Final
 
 from hivewire.backend import Again, Back, Consumer, Dead, Ownership, Saved, Unfinished
 from hivewire.codec import decode
 from hivewire.engine.claims import MARK, ContentLost
 from hivewire.engine.core import Core
+from hivewire.engine.flag import Flag
 from hivewire.engine.handed import Handed
 from hivewire.engine.settling import Settling
 from hivewire.engine.shards import Shards
@@ -39,6 +42,38 @@ _MOST_VOLATILE = 10_000
 Accepts = Callable[[str], bool]
 
 
+class Taker(ABC):
+    """Who takes from an inbox and hands out by itself."""
+
+    __slots__ = ()
+
+    @abstractmethod
+    def pushed(self) -> None:
+        """Something became ready without a fetch."""
+
+    @abstractmethod
+    def news(self) -> None:
+        """There may be something to fetch."""
+
+    @abstractmethod
+    def lane_lost(self, lane: Lane) -> None: ...
+
+
+class Types(ABC):
+    """Which types an agent takes, where the store is to be asked before anything is rejected."""
+
+    __slots__ = ()
+
+    @abstractmethod
+    async def recheck(self, type: str) -> bool:
+        """As the store says now."""
+
+
+# Never written to, for the many agents in which nothing of the kind has happened yet.
+_NO_IDS: Final = Window(1, 0.0)
+_NO_KEYS: Final = Keys(1, 0.0)
+
+
 class Inbox(Ownership):
     """Takes records, decides which may be handed out, and stores what became of each.
 
@@ -57,40 +92,40 @@ class Inbox(Ownership):
         self.lanes = Lanes(competing=competing, by_priority=not core.features.store_lanes)
         self.accepts = accepts
         """Whether this agent takes a type, as far as is known here."""
-        self.recheck: Callable[[str], Awaitable[bool]] | None = None
+        self.types: Types | None = None
         self.retry_of: Callable[[str], Retry | None] | None = None
-        self.handed = Handed(self)
+        self._handed: Handed | None = None
         self._consumer: Consumer | None = None
         self.store_lanes = core.features.leases_lanes(queue, competing=competing)
         self._shards = None if self.store_lanes else Shards(per_record_ack=core.features.per_record_ack)
         """Lanes live here where the store leases whole shards."""
         self._can_delay = core.features.delayed_append
         """The store hands out nothing before its time."""
-        self._dying: set[Hashable] = set()
+        self._dying: dict[Hashable, None] = {}
         """Names of records whose way to the dead letters is not stored yet."""
         self._now = 0.0
         """The store's time of the last fetch: near enough for windows of minutes."""
-        self._later: list[tuple[float, int, Fetched]] = []
-        self._freed = asyncio.Event()
+        self._later: list[tuple[float, int, Fetched]] | tuple[()] = ()
+        self._freed = Flag()
         self._giving_up = 0
         """Who waits for `_freed`: shards that are to be given up when nothing of theirs runs any more."""
-        self._ties = count()
+        self._ties = 0
         self._remembers = not (core.features.store_lanes and core.features.remembers_settled)
         """What is settled is remembered here, too, and not by the store alone."""
-        self._settled = Window(core.settings.dedup_window_ids, core.settings.dedup_window_s)
-        self._keys = Keys(core.settings.dedup_window_ids, core.settings.idempotency_window_s)
+        self._settled = self._window() if self._remembers else _NO_IDS
+        self._keys = _NO_KEYS
         """Idempotency keys, where the store does not check them."""
-        self._twins = Window(core.settings.dedup_window_ids, core.settings.dedup_window_s)
+        self._twins = _NO_IDS
         """Ids that two records held at one time have."""
         # Lanes that a store leases are free for others when outcomes are stored; for an owned shard's nobody waits.
-        self.settling = Settling(queue, self._store, self._stored, pace_s=0.0 if self.store_lanes else _SETTLE_PACE_S)
-        self._lost_listeners: list[Callable[[Lane], None]] = []
+        pace_s = 0.0 if self.store_lanes else _SETTLE_PACE_S
+        self.settling = Settling(queue, self._store, self._stored, core.tasks, pace_s=pace_s)
         self.ending = False
         """Closing has begun: what is given back then must not be overtaken by what is still on its way here."""
         self.closed = False
-        self.arrived = asyncio.Event()
+        self.arrived = Flag()
         """Something became ready, or ended."""
-        self.on_push: Callable[[], None] | None = None
+        self.taker: Taker | None = None
 
     async def start(self) -> None:
         """Raises `Closed`, and leaves nothing behind, when the protocol was closed meanwhile."""
@@ -102,7 +137,8 @@ class Inbox(Ownership):
             await consumer.close()
             raise Closed(closed)
         self._consumer = consumer
-        self.core.tasks.start(self.settling.run(), f"settle {self.queue}")
+        if consumer.instant and self._shards is None:
+            self.settling.instant = consumer
 
     def _is_over(self) -> bool:
         return self.closed or self.core.takes_no_more or self.core.tasks.closed
@@ -113,6 +149,13 @@ class Inbox(Ownership):
             raise Closed(f"receive from {self.queue}: the protocol was closed")
         return self._consumer
 
+    @property
+    def handed(self) -> Handed:
+        """What is with callers of `receive`."""
+        if self._handed is None:
+            self._handed = Handed(self)
+        return self._handed
+
     # -- what the driver tells
 
     async def gained(self, shard: int, token: int, saved: bytes, settled: Sequence[Hashable] = ()) -> None:
@@ -121,8 +164,10 @@ class Inbox(Ownership):
         now = self.core.backend.now()
         for one in settled:
             if isinstance(one, tuple) and isinstance(one[1], str):
-                self._keys.add(one[1], now)
+                self._remember_key(one[1], now)
             else:
+                if self._settled is _NO_IDS:
+                    self._settled = self._window()
                 self._settled.add(one, now)
 
     async def losing(self, shards: Set[int], within_s: float) -> Mapping[int, Saved]:
@@ -160,9 +205,10 @@ class Inbox(Ownership):
             self._shards.lost(shards)
         for lane in self.lanes.lose(shards):
             self._keep_contents(lane.waiting)
-            for tell in self._lost_listeners:
-                tell(lane)
-        self.handed.lost()
+            if self.taker is not None:
+                self.taker.lane_lost(lane)
+        if self._handed is not None:
+            self._handed.lost()
 
     def refused(self, lane: Lane) -> None:
         """The store says that the lane is somebody else's. If that is known here already, its shard may have
@@ -170,8 +216,9 @@ class Inbox(Ownership):
         if not lane.lost:
             self.lost({lane.shard})
 
-    def on_lost(self, listener: Callable[[Lane], None]) -> None:
-        self._lost_listeners.append(listener)
+    def news(self) -> None:
+        if self.taker is not None:
+            self.taker.news()
 
     # -- taking
 
@@ -192,13 +239,23 @@ class Inbox(Ownership):
             raise Closed(f"receive from {self.queue}: the protocol was closed")
         return batch
 
+    def fetch_now(self, limit: int, *, lanes: int, run: int, starting: int) -> tuple[Sequence[Fetched], bool]:
+        """`fetch` from an instant store."""
+        if self.ending:
+            raise Closed(f"receive from {self.queue}: the protocol is being closed")
+        batch, is_all = self.consumer.fetch_now(limit, lanes=lanes, run=run, starting=starting)
+        if batch:
+            self._sample_latency(batch[0])
+        return batch, is_all
+
     def take_in(self, batch: Sequence[Fetched]) -> None:
         """Put what was fetched into its lanes."""
         if self.ending:
             if self._shards is None:
                 self._turn_away(batch)
             return  # a shard goes to its next owner with all that it holds
-        self._settled.tidy(self._now)
+        if self._settled is not _NO_IDS:
+            self._settled.tidy(self._now)
         if self._shards is not None:
             batch, finished = self._shards.accept(batch)
             if finished:
@@ -219,6 +276,8 @@ class Inbox(Ownership):
             before: set[str] = set()
             for id in ids:
                 if id in before:
+                    if self._twins is _NO_IDS:
+                        self._twins = self._window()
                     self._twins.add(id, self._now)
                 before.add(id)
 
@@ -238,13 +297,15 @@ class Inbox(Ownership):
             if fetched.record.due_at <= now:
                 due.append(fetched)
             else:
-                heappush(self._later, (fetched.record.due_at, next(self._ties), fetched))
+                self._ties += 1
+                later = self._later = self._later or []
+                heappush(later, (fetched.record.due_at, self._ties, fetched))
                 asyncio.get_running_loop().call_later(fetched.record.due_at - now, self._fallen_due)
         return due
 
     def _fallen_due(self) -> None:
         now = self.core.backend.now()
-        while self._later and self._later[0][0] <= now + _ROUNDING_S:
+        while type(self._later) is list and self._later and self._later[0][0] <= now + _ROUNDING_S:
             fetched = heappop(self._later)[2]
             if self._shards is not None and self._shards.owns(fetched):
                 self.lanes.add([fetched])
@@ -253,8 +314,8 @@ class Inbox(Ownership):
     def _woken(self) -> None:
         """Something became ready without a fetch."""
         self.arrived.set()
-        if self.on_push is not None:
-            self.on_push()
+        if self.taker is not None:
+            self.taker.pushed()
 
     def holds(self, lane: Lane) -> bool:
         """Whether the lane's first record may be started; if the lease has run out, all is forgotten."""
@@ -359,7 +420,7 @@ class Inbox(Ownership):
 
     async def _accepts_after_all(self, type: str) -> bool:
         """Asked of the store before anything is rejected because of what is known here."""
-        return self.recheck is not None and await self.recheck(type)
+        return self.types is not None and await self.types.recheck(type)
 
     async def mark(self, fetched: Fetched) -> bool:
         """Store the running mark before the start; False: the lease is lost."""
@@ -399,7 +460,7 @@ class Inbox(Ownership):
         settling = self.settling
         done = settling.done
         if not done:
-            settling.wanted.set()
+            settling.wake()
         done.append(fetched)
         if len(waiting) > 1:
             waiting.popleft()
@@ -409,16 +470,27 @@ class Inbox(Ownership):
     def dead(self, lane: Lane, reason: str, error: str) -> bool:
         fetched = lane.waiting[0]
         if fetched.shard != VOLATILE_SHARD:
-            self._dying.update(names(fetched.record))
+            self._dying.update(dict.fromkeys(names(fetched.record)))
             self._keep_contents((fetched,))
             self.settling.add(Dead(fetched, self.core.letter(fetched, reason, error)))
         return self._next(lane)
 
+    def _window(self) -> Window:
+        return Window(self.core.settings.dedup_window_ids, self.core.settings.dedup_window_s)
+
     def _remember(self, fetched: Fetched) -> None:
         record = fetched.record
+        if self._settled is _NO_IDS:
+            self._settled = self._window()
         self._settled.add(life(record), self._now)
         if record.dedup_key is not None:
-            self._keys.add(record.dedup_key, fetched.stored_at)
+            self._remember_key(record.dedup_key, fetched.stored_at)
+
+    def _remember_key(self, key: str, at: float) -> None:
+        if self._keys is _NO_KEYS:
+            settings = self.core.settings
+            self._keys = Keys(settings.dedup_window_ids, settings.idempotency_window_s)
+        self._keys.add(key, at)
 
     def _is_settled(self, fetched: Fetched) -> bool:
         """Its life was settled here, or its idempotency key was used within the window."""
@@ -570,7 +642,8 @@ class Inbox(Ownership):
             self.metrics.acked -= sum(id(fetched) in lost and not fetched.seen for fetched in done)
         for outcome in rest:
             if isinstance(outcome, Dead):
-                self._dying.difference_update(names(outcome.fetched.record))
+                for name in names(outcome.fetched.record):
+                    self._dying.pop(name, None)
                 # Only now: refused, it is no dead letter, and should it come here again, no duplicate.
                 if id(outcome.fetched) not in lost:
                     self._remember(outcome.fetched)
@@ -622,7 +695,8 @@ class Inbox(Ownership):
         if self.closed or self._consumer is None:
             self.closed = True
             return
-        self.handed.close()
+        if self._handed is not None:
+            self._handed.close()
         for lane in self.lanes.take_back():
             self.give_back(lane)
         try:

@@ -11,6 +11,8 @@ _AGAIN_S = 60.0
 class Outage:
     """One thing that cannot be done for a while."""
 
+    __slots__ = ("_began_at", "_doing", "_log", "_queue", "_told_at")
+
     def __init__(self, log: logging.Logger, doing: str, queue: str) -> None:
         self._log = log
         self._doing = doing

@@ -15,7 +15,7 @@ from typing import Any, Self
 import msgspec
 
 from hivewire.backend import Append, Backend, Depth, Duplicate, Mode, Record, Room
-from hivewire.codec import ADDRESSES, check_agent, check_group, check_type, encode, keep, split_address
+from hivewire.codec import ADDRESSES, check_agent, check_group, check_type, decode, encode, keep, split_address
 from hivewire.codec.names import check_id, check_texts
 from hivewire.delivery import Delivery
 from hivewire.engine import looking
@@ -347,6 +347,10 @@ class Engine(Protocol):
 
     async def _deliver_reply(self, answer: Message) -> Receipt:
         if answer.to.startswith(REPLY_PREFIX):
+            if answer.to == self._replies.address and self._is_plain and not self._incoming:
+                self._replies.arrived(self._as_received(answer))
+                self._core.metrics.messages_sent += 1
+                return Receipt(answer.id)
             queue = answer.to
             body = encode(answer.replace(to=split_address(answer.sender)[0]), self.settings.max_message_size_bytes)
             record = Record(answer.id, answer.id, body, answer.type, answer.sender)
@@ -357,6 +361,14 @@ class Engine(Protocol):
         except QueueMissing:
             self._core.metrics.late_replies += 1
         return Receipt(answer.id)
+
+    def _as_received(self, answer: Message) -> Message:
+        """A reply to a request of this very object needs no store: it would be lost with the request. What the caller
+        gets is a copy, as if it had been stored. Raises what storing raises."""
+        sent = answer.replace(to=split_address(answer.sender)[0], in_reply_to=None)
+        kept = keep(sent, self._most_bytes)
+        received = decode(kept) if isinstance(kept, bytes) else kept.open()
+        return received.replace(in_reply_to=answer.in_reply_to)
 
     async def broadcast(self, message: Message, group: str, *, durable: bool = True) -> Receipt:
         await self._ready()

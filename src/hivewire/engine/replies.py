@@ -35,7 +35,7 @@ class Replies:
             inbox = Inbox(self._core, self.address, competing=True, accepts=lambda type: True)
             await inbox.start()
             crew = Crew(inbox, self._arrived, concurrency=1, timeout_s=60.0)
-            self._core.tasks.start(crew.run(None, 0.0), "replies")
+            self._core.tasks.start(crew.run(), "replies")
             self._inbox = inbox
 
     def expect(self, message_id: str) -> asyncio.Future[Message]:
@@ -46,19 +46,25 @@ class Replies:
         return waiter
 
     async def wait(self, message_id: str, waiter: asyncio.Future[Message], timeout_s: float) -> Message:
+        def too_late() -> None:
+            if not waiter.done():
+                waiter.set_exception(TimedOut(f"request {message_id}: no reply within {timeout_s} s"))
+
+        timer = asyncio.get_running_loop().call_later(timeout_s, too_late)
         try:
-            async with asyncio.timeout(timeout_s):
-                return await waiter
-        except TimeoutError:
-            raise TimedOut(f"request {message_id}: no reply within {timeout_s} s") from None
+            return await waiter
         finally:
+            timer.cancel()
             self._waiting.pop(message_id, None)
 
     def forget(self, message_id: str) -> None:
         self._waiting.pop(message_id, None)
 
     async def _arrived(self, delivery: Delivery) -> None:
-        message = delivery.message
+        self.arrived(delivery.message)
+
+    def arrived(self, message: Message) -> None:
+        """For whoever waits for it; too late, it is counted."""
         if message.metadata.get(PROGRESS):
             return  # of a handler that is still at work; nobody follows it here
         waiter = self._waiting.get(message.in_reply_to or "")

@@ -7,14 +7,18 @@ import logging
 from collections.abc import Awaitable, Callable, Sequence, Set
 from math import inf
 
-from hivewire.backend import Unfinished
+from hivewire.backend import Consumer, Unfinished
+from hivewire.engine.flag import Flag
 from hivewire.engine.outage import Outage
+from hivewire.engine.tasks import Tasks
 from hivewire.errors import BackendError, Closed
 from hivewire.record import Fetched
 
 log = logging.getLogger(__name__)
 
 _RETRY_S = 0.05
+
+_NONE: frozenset[int] = frozenset()
 
 Store = Callable[[Sequence[Fetched], Sequence[Unfinished]], Awaitable[Sequence[Fetched]]]
 """Returns the records that were refused because the lease is lost."""
@@ -24,9 +28,15 @@ Stored = Callable[[Sequence[Fetched], Sequence[Unfinished], Set[int]], None]
 
 class Settling:
     """The outcomes of one inbox on their way to the store, in the order in which they were noted: `done`
-    first, then `rest`, batch by batch."""
+    first, then `rest`, batch by batch. While nothing is on its way there is no task, and none at all with an instant
+    store: most agents wait most of the time."""
 
-    def __init__(self, queue: str, store: Store, stored: Stored, *, pace_s: float = 0.0) -> None:
+    __slots__ = (
+        "_ended", "_hurried", "_idle", "_outage", "_pace_s", "_pause", "_queue", "_sent_at", "_store", "_stored",
+        "_storing", "_tasks", "_waiting", "done", "instant", "rest",
+    )  # fmt: skip
+
+    def __init__(self, queue: str, store: Store, stored: Stored, tasks: Tasks, *, pace_s: float = 0.0) -> None:
         """`pace_s`: so long after a batch was sent the next one waits for more, unless somebody waits for its end."""
         self._queue = queue
         self._pace_s = pace_s
@@ -34,46 +44,78 @@ class Settling:
         self._hurried = 0
         """How many wait until all is stored."""
         self._pause: asyncio.Future[None] | None = None
-        self._outage = Outage(log, "store outcomes", queue)
+        self._outage: Outage | None = None
         self._store = store
         self._stored = stored
         self.done: list[Fetched] = []
         self.rest: list[Unfinished] = []
-        self.wanted = asyncio.Event()
-        """Set by whoever adds the first of a batch."""
-        self._idle = asyncio.Event()
-        self._idle.set()
-        self._waiting: dict[int, asyncio.Future[bool]] = {}
+        self._tasks = tasks
+        self.instant: Consumer | None = None
+        """Where there is nothing to wait for."""
+        self._storing = False
+        self._ended = False
+        """The inbox is closed, or its tasks were cancelled: nothing is stored any more."""
+        self._idle = Flag(is_set=True)
+        self._waiting: dict[int, asyncio.Future[bool]] | None = None
 
     def add(self, outcome: Unfinished) -> None:
         self.rest.append(outcome)
-        self.wanted.set()
+        self.wake()
         self._hasten()
+
+    def wake(self) -> None:
+        """Called by whoever adds the first of a batch."""
+        if not (self._storing or self._ended or self._tasks.closed):
+            self._storing = True
+            self._idle.clear()
+            if self.instant is None:
+                self._tasks.start(self._run(), f"settle {self._queue}")
+            else:
+                asyncio.get_running_loop().call_soon(self._run_now)
+
+    def _run_now(self) -> None:
+        """`_run` with an instant store: what it cannot do goes that other way."""
+        assert self.instant is not None
+        if self._tasks.closed:
+            self._ended = True
+            return
+        done, self.done = self.done, []
+        rest, self.rest = self.rest, []
+        try:
+            refused = self.instant.settle_now(done, rest)
+        except Exception:  # noqa: BLE001  # told there, where it is tried again
+            self.done, self.rest = done + self.done, rest + self.rest
+            self._tasks.start(self._run(), f"settle {self._queue}")
+            return
+        self._tell(done, rest, {id(fetched) for fetched in refused} if refused else _NONE)
+        self._storing = False
+        self._idle.set()
 
     def expect(self, fetched: Fetched) -> asyncio.Future[bool]:
         """Done when the outcome of this record is stored (True) or refused (False)."""
+        if self._waiting is None:
+            self._waiting = {}
         waiter = self._waiting[id(fetched)] = asyncio.get_running_loop().create_future()
         self._hasten()
         return waiter
 
-    async def run(self) -> None:
-        """Until it is cancelled or the inbox is closed."""
-        while True:
-            await self.wanted.wait()
-            if self._pace_s and not (self._waiting or self.rest or self._hurried):
-                await self._for_more()
-            self.wanted.clear()
-            self._idle.clear()
-            done, self.done = self.done, []
-            rest, self.rest = self.rest, []
-            if done or rest:
-                try:
-                    refused = await self._keep_storing(done, rest)
-                except Closed:
-                    return
+    async def _run(self) -> None:
+        """Until nothing is left, or it is cancelled, or the inbox is closed."""
+        try:
+            while self.done or self.rest:
+                if self._pace_s and not (self._waiting or self.rest or self._hurried):
+                    await self._for_more()
+                done, self.done = self.done, []
+                rest, self.rest = self.rest, []
+                refused = await self._keep_storing(done, rest)
                 self._tell(done, rest, {id(fetched) for fetched in refused})
-            if not self.done and not self.rest:
-                self._idle.set()
+        except BaseException as error:
+            self._ended = True
+            if not isinstance(error, Closed):
+                raise
+        else:
+            self._storing = False
+            self._idle.set()
 
     async def _for_more(self) -> None:
         """Who handles quickly stores many outcomes at once. After a pause the first one goes at once."""
@@ -97,10 +139,12 @@ class Settling:
         while True:
             try:
                 refused = await self._store(done, rest)
-                self._outage.is_over()
+                if self._outage is not None:
+                    self._outage.is_over()
                 return refused
             except BackendError as error:
                 # Kept until the store is back. Repeating is safe: what got through is refused the second time.
+                self._outage = self._outage or Outage(log, "store outcomes", self._queue)
                 self._outage.goes_on(error)
                 await asyncio.sleep(_RETRY_S)
             except Closed:
@@ -134,17 +178,17 @@ class Settling:
         """Until everything noted so far is stored."""
         self._hurried += 1
         try:
-            while self.done or self.rest or not self._idle.is_set():
-                self._idle.clear()
-                self.wanted.set()
+            while self.done or self.rest or not self._idle.is_set:
+                self.wake()
                 self._hasten()
+                self._idle.clear()
                 await self._idle.wait()
         finally:
             self._hurried -= 1
 
     def give_up(self) -> None:
         """Nothing more is stored: whoever waits is told so."""
-        for waiter in self._waiting.values():
+        waiting, self._waiting = self._waiting or {}, None
+        for waiter in waiting.values():
             if not waiter.done():
                 waiter.set_result(False)
-        self._waiting.clear()

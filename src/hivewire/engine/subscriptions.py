@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 import msgspec
@@ -23,6 +24,8 @@ class _Agent(msgspec.Struct, frozen=True, omit_defaults=True):
     groups: list[str] = []
 
 
+_TAKES_ALL = _Agent()
+_MOST_READ = 1_000
 _decoder = msgspec.json.Decoder(_Agent)
 
 
@@ -52,6 +55,7 @@ class Subscriptions:
     def __init__(self, backend: Backend) -> None:
         self._backend = backend
         self._known: dict[str, _Agent] = {}
+        self._read_once: dict[bytes, _Agent] = {}
         self._epoch = -1
         self.modes: dict[str, QueueSpec] = {}
 
@@ -66,8 +70,17 @@ class Subscriptions:
     async def fresh(self, name: str) -> _Agent:
         """Asked of the store now."""
         entry = await self._backend.get(AGENT_PREFIX + name)
-        found = _decoder.decode(entry.value) if entry.version and entry.value else _Agent()
+        found = self._read(entry.value) if entry.version and entry.value else _TAKES_ALL
         self._known[name] = found
+        return found
+
+    def _read(self, value: bytes) -> _Agent:
+        """One object for all agents that take the same: often there are tens of thousands."""
+        found = self._read_once.get(value)
+        if found is None:
+            if len(self._read_once) >= _MOST_READ:
+                self._read_once.clear()
+            found = self._read_once[value] = _decoder.decode(value)
         return found
 
     def accepts(self, name: str, type: str) -> bool:
@@ -173,7 +186,13 @@ def _read_agent(value: bytes) -> _Agent:
 
 
 def _encode(agent: _Agent) -> bytes:
-    return msgspec.json.encode(agent)
+    return _same(msgspec.json.encode(agent))
+
+
+@lru_cache(_MOST_READ)
+def _same(value: bytes) -> bytes:
+    """One object for all that are equal."""
+    return value
 
 
 async def update(backend: Backend, key: str, change: Callable[[bytes], bytes]) -> None:

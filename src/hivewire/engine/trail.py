@@ -82,6 +82,8 @@ def _written_at(key: str) -> float:
 class Notes:
     """What one inbox notes; there is none where the trail is off, nor for queues that users do not know."""
 
+    __slots__ = ("_looks_at_acks", "_queue", "_trail", "all")
+
     def __init__(self, trail: Trail, queue: str) -> None:
         self._trail = trail
         self._queue = queue

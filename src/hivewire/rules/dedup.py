@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterator
+from typing import Final
+
+_NOTHING: Final[dict[Hashable, None]] = {}
+"""No generation before: never written to."""
 
 
 class Window:
@@ -24,7 +28,7 @@ class Window:
         self._size = size
         self._seconds = seconds
         self.new: dict[Hashable, None] = {}
-        self.old: dict[Hashable, None] = {}
+        self.old = _NOTHING
         self._began_at: float | None = None
 
     def add(self, key: Hashable, now: float) -> None:
@@ -42,7 +46,8 @@ class Window:
 
     def discard(self, key: Hashable) -> None:
         self.new.pop(key, None)
-        self.old.pop(key, None)
+        if self.old:
+            self.old.pop(key, None)
 
     def __contains__(self, key: Hashable) -> bool:
         return key in self.new or key in self.old
@@ -60,7 +65,7 @@ class Window:
         if self._began_at is None or self._began_at >= before:
             return 0
         dropped = len(self.old)
-        self.old = {}
+        self.old = _NOTHING
         return dropped
 
 

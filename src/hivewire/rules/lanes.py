@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from typing import Final
 
 import msgspec
 
@@ -45,6 +46,9 @@ def _priority(lane: Lane) -> int:
     return lane.waiting[0].record.priority
 
 
+_NO_SHARDS: Final[frozenset[int]] = frozenset()
+
+
 class Lanes:
     """A lane is here while it holds records. It is in `ready` while nobody works on it or waits for it, unless
     its shard rests: then it is put aside.
@@ -53,13 +57,16 @@ class Lanes:
     with `finished` (its first record is done) or `remove`.
     """
 
+    __slots__ = ("_aside", "_lanes", "_resting", "competing", "ready")
+
     def __init__(self, *, competing: bool = False, by_priority: bool = False) -> None:
         """`by_priority`: the lanes were not chosen by their priority before they came here."""
         self.competing = competing
-        self.ready: deque[Lane] | Lines[Lane] = Lines(_priority) if by_priority else deque()
+        self.ready: deque[Lane] | Lines[Lane] | tuple[()] = Lines(_priority) if by_priority else ()
+        """The tuple while nothing is: so it is with most of many agents, and an empty deque takes 760 bytes."""
         self._lanes: dict[str, Lane] = {}
-        self._resting: set[int] = set()
-        self._aside: list[Lane] = []
+        self._resting = _NO_SHARDS
+        self._aside: Sequence[Lane] = ()
 
     def __len__(self) -> int:
         return len(self._lanes)
@@ -86,11 +93,8 @@ class Lanes:
                 if lane is None:
                     lane = lanes[key] = Lane(key, fetched.shard)
                     lane.waiting.append(fetched)
-                    if fetched.shard in self._resting:
-                        lane.halted = True
-                        self._aside.append(lane)
-                    else:
-                        self.ready.append(lane)
+                    lane.halted = fetched.shard in self._resting
+                    self._make_ready(lane)
                     continue
             if lane.parked or (lane.blocked and len(lane.waiting) >= LONG_LANE):
                 lane.parked.append(fetched.at)
@@ -99,18 +103,24 @@ class Lanes:
 
     def _make_ready(self, lane: Lane) -> None:
         if lane.halted:
-            self._aside.append(lane)
+            self._aside = [*self._aside, lane]
+        elif isinstance(self.ready, tuple):
+            self.ready = deque((lane,))
         else:
             self.ready.append(lane)
 
     def next_lane(self) -> Lane | None:
         ready = self.ready
+        if isinstance(ready, tuple):
+            return None
         while ready:
             lane = ready.popleft()
             if not lane.lost:
                 lane.taken = True
                 lane.grip += 1
                 return lane
+        if type(ready) is deque:
+            self.ready = ()
         return None
 
     def finished(self, lane: Lane) -> bool:
@@ -137,8 +147,8 @@ class Lanes:
         """The taker puts the lane back; it is the next."""
         lane.taken = False
         lane.grip += 1
-        if lane.halted:
-            self._aside.append(lane)
+        if lane.halted or isinstance(self.ready, tuple):
+            self._make_ready(lane)
         else:
             self.ready.appendleft(lane)
 
@@ -160,22 +170,27 @@ class Lanes:
 
     def rest(self, shards: Iterable[int]) -> None:
         """Start nothing more of these shards, but keep all: see `go_on` and `end`."""
-        self._resting.update(shards)
+        self._resting |= set(shards)
         for lane in self._lanes.values():
             if lane.shard in self._resting:
                 lane.halted = True
         ready = list(self.ready)
-        self._aside += [lane for lane in ready if lane.halted]
-        self.ready.clear()
-        self.ready.extend(lane for lane in ready if not lane.halted)
+        self._aside = [*self._aside, *(lane for lane in ready if lane.halted)]
+        if not isinstance(self.ready, tuple):
+            self.ready.clear()
+        self._all_ready(lane for lane in ready if not lane.halted)
 
     def go_on(self, shards: Iterable[int]) -> None:
         """These rest no longer."""
-        self._resting.difference_update(shards)
+        self._resting -= set(shards)
         for lane in self._lanes.values():
             lane.halted = lane.ending or lane.shard in self._resting
-        self.ready.extend(lane for lane in self._aside if not lane.halted)
+        self._all_ready(lane for lane in self._aside if not lane.halted)
         self._aside = [lane for lane in self._aside if lane.halted]
+
+    def _all_ready(self, lanes: Iterable[Lane]) -> None:
+        for lane in lanes:
+            self._make_ready(lane)
 
     def _forget_rest(self, shards: set[int]) -> None:
         self._resting -= shards
@@ -227,5 +242,5 @@ class Lanes:
             else:
                 self.remove(lane)
                 lanes.append(lane)
-        self.ready.extend(kept)
+        self._all_ready(kept)
         return lanes

@@ -27,6 +27,9 @@ def weight(priority: int) -> float:
     return float(STEP ** (min(max(priority, 1), 10) - 1))
 
 
+_NO_LEVELS: Final[frozenset[int]] = frozenset()
+
+
 class Shares:
     """Weighted fair queueing: the turn goes to the level whose next turn would end first, on a clock that runs as
     turns are used. A level that was away does not come back with what it did not use."""
@@ -36,7 +39,7 @@ class Shares:
     def __init__(self) -> None:
         self._ends: dict[int, float] = {}
         self._now = 0.0
-        self._were: frozenset[int] = frozenset()
+        self._were = _NO_LEVELS
 
     def pick(self, waiting: Sequence[int]) -> int:
         """Whose turn it is of these levels, of which there is at least one.
@@ -69,9 +72,10 @@ class Lines(Generic[T]):
     def __init__(self, level_of: Callable[[T], int]) -> None:
         self._level_of = level_of
         self._lines: dict[int, deque[T]] = {}
-        self._levels: list[int] = []
+        self._levels: Sequence[int] = ()
         """Those that were ever used, the most urgent first."""
-        self._shares = Shares()
+        self._shares: Shares | None = None
+        """Made when two levels wait for the first time."""
 
     def _line(self, item: T) -> deque[T]:
         level = self._level_of(item)
@@ -99,6 +103,8 @@ class Lines(Generic[T]):
             return lines[self._levels[0]].popleft()
         waiting = [level for level in self._levels if lines[level]]
         if len(waiting) > 1:
+            if self._shares is None:
+                self._shares = Shares()
             return lines[self._shares.pick(waiting)].popleft()
         if not waiting:
             raise IndexError("nothing waits")

@@ -55,6 +55,12 @@ def _clock(loop: asyncio.AbstractEventLoop) -> Callable[[], float]:
 
 
 class MemoryConsumer(Consumer):
+    instant = True
+    __slots__ = (
+        "_backend", "_closed", "_loop", "_owner", "_queue", "_store", "_timer", "_waiter", "_wants_news",
+        "holder", "member",
+    )  # fmt: skip
+
     def __init__(self, backend: MemoryBackend, queue: Queue, member: Member, owner: Ownership) -> None:
         self._backend = backend
         self._queue = queue
@@ -63,15 +69,46 @@ class MemoryConsumer(Consumer):
         self.member = member
         self.holder = Holder(member.name)
         self._waiter: asyncio.Future[None] | None = None
+        self._wants_news = False
         self._timer: asyncio.TimerHandle | None = None
         self._loop = asyncio.get_running_loop()
         self._closed = False
-        queue.wake.add(self._wake)
+        queue.readers.append(self)
 
-    def _wake(self) -> None:
+    def wake(self) -> None:
         waiter = self._waiter
         if waiter is not None and not waiter.done():
             waiter.set_result(None)
+        if self._wants_news:
+            self._wants_news = False
+            self._owner.news()
+
+    def fetch_now(self, limit: int, *, lanes: int, run: int, starting: int) -> tuple[Sequence[Fetched], bool]:
+        if self._closed:
+            raise self._is_closed()
+        self._disarm()
+        queue, now = self._queue, self._store.now()
+        queue.advance(now)
+        taken: Sequence[Fetched] = ()
+        if queue.ready:
+            taken = queue.take(self.holder, limit, lanes, run, starting)
+            if taken:
+                self._backend.epoch = self._store.epoch
+                if queue.ready:
+                    return taken, False
+        self._wants_news = True
+        due = queue.next_due()
+        if due is not None:
+            self._timer = self._loop.call_later(max(due - now, 0.0), self.wake)
+        return taken, True
+
+    def _disarm(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _is_closed(self) -> Closed:
+        return Closed(f"fetch from {self._queue.spec.name}: this consumer was closed")
 
     async def fetch(
         self, limit: int, wait_s: float, *, lanes: int = 1_000, run: int = 1_000, starting: int = 0
@@ -94,12 +131,12 @@ class MemoryConsumer(Consumer):
                 left = min(left, max(due - now, 0.0))
             await self._wait(left)
         if self._closed:
-            raise Closed(f"fetch from {queue.spec.name}: this consumer was closed")
+            raise self._is_closed()
         return ()
 
     async def _wait(self, seconds: float) -> None:
         self._waiter = self._loop.create_future()
-        timer = self._loop.call_later(seconds, self._wake)
+        timer = self._loop.call_later(seconds, self.wake)
         try:
             await self._waiter
         finally:
@@ -117,6 +154,9 @@ class MemoryConsumer(Consumer):
         return refused
 
     async def settle(self, done: Sequence[Fetched], rest: Sequence[Unfinished] = ()) -> Sequence[Fetched]:
+        return self.settle_now(done, rest)
+
+    def settle_now(self, done: Sequence[Fetched], rest: Sequence[Unfinished] = ()) -> Sequence[Fetched]:
         queue, holder = self._queue, self.holder
         refused: list[Fetched] = []
         settled = queue.settled
@@ -141,9 +181,10 @@ class MemoryConsumer(Consumer):
     def abandon(self) -> None:
         """Stop renewing, as a killed process would; the lease runs out."""
         self.holder.lease_until = self._store.now() + self.member.lease_s
-        self._queue.wake.discard(self._wake)
+        self._queue.forget(self)
         self._closed = True
-        self._wake()
+        self._disarm()
+        self.wake()
         self._loop.call_later(self.member.lease_s, self._died)
 
     def _died(self) -> None:
@@ -154,8 +195,9 @@ class MemoryConsumer(Consumer):
         if self._closed:
             return
         self._closed = True
-        self._queue.wake.discard(self._wake)
-        self._wake()
+        self._disarm()
+        self._queue.forget(self)
+        self.wake()
         for lane in tuple(self.holder.lanes):
             self._queue.in_flight -= lane.taken
             for fetched in lane.records:
@@ -266,7 +308,7 @@ class MemoryBackend(Backend):
             found.ready.append(lane)
             found.notify()
         self._unyielded = unyielded = self._unyielded + 1
-        if unyielded >= _YIELD_EVERY or (size > MOMENT and found.wake):
+        if unyielded >= _YIELD_EVERY or (size > MOMENT and found.readers):
             self.crowded = True
         return True
 

@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from heapq import heapify, heappop, heappush
 from itertools import count, islice
+from typing import Protocol, TypeVar
 
 import msgspec
 
@@ -15,6 +16,23 @@ from hivewire.rules.dedup import Window
 from hivewire.rules.priority import Lines
 
 MOMENT = 1_000
+_T = TypeVar("_T", bound=tuple[object, ...])
+Heap = list[_T] | tuple[()]
+"""The tuple until the first is pushed: of tens of thousands of queues most have nothing that is due later."""
+
+
+def _pushed(heap: Heap[_T], item: _T) -> list[_T]:
+    """The heap with the item."""
+    made = heap if isinstance(heap, list) else []
+    heappush(made, item)
+    return made
+
+
+class Reader(Protocol):
+    """Who may wait at a queue."""
+
+    def wake(self) -> None:
+        """There may be something."""
 
 
 class Holder:
@@ -25,7 +43,7 @@ class Holder:
     def __init__(self, name: str) -> None:
         self.name = name
         self.lease_until: float | None = None
-        self.lanes: set[Lane] = set()
+        self.lanes: dict[Lane, None] = {}
 
 
 class Lane:
@@ -54,14 +72,14 @@ class Queue:
         self.spec = spec
         self.lanes: dict[str, Lane] = {}
         self.ready = Lines(_priority)
-        self.blocked: list[tuple[float, int, Lane]] = []
-        self.scheduled: list[tuple[float, int, Record, float]] = []
-        self.expiring: list[tuple[float, int, str]] = []
+        self.blocked: Heap[tuple[float, int, Lane]] = ()
+        self.scheduled: Heap[tuple[float, int, Record, float]] = ()
+        self.expiring: Heap[tuple[float, int, str]] = ()
         self.settled = window
         self.size = 0
         self.in_flight = 0
         self.idempotent: dict[str, tuple[str, float]] = {}
-        self.wake: set[Callable[[], None]] = set()
+        self.readers: list[Reader] = []
         self._now = now
         self._tokens = tokens
         self.positions = count()
@@ -89,7 +107,7 @@ class Queue:
                     filled.append(lane)
             line.append(Fetched(0, at, 0, record, now))
             if record.ttl_s is not None:
-                heappush(self.expiring, (now + record.ttl_s, at, key))
+                self.expiring = _pushed(self.expiring, (now + record.ttl_s, at, key))
         self.size += len(records)
         for lane in filled:
             self.ready.append(lane)
@@ -98,28 +116,32 @@ class Queue:
 
     def schedule(self, records: Sequence[Record], now: float, due_at: float) -> None:
         for record in records:
-            heappush(self.scheduled, (due_at, next(self.positions), record, now))
+            self.scheduled = _pushed(self.scheduled, (due_at, next(self.positions), record, now))
         self.size += len(records)
         self.notify()  # a waiting member must set its timer anew
 
+    def forget(self, reader: Reader) -> None:
+        if reader in self.readers:
+            self.readers.remove(reader)
+
     def notify(self) -> None:
-        for wake in tuple(self.wake):
-            wake()
+        for reader in tuple(self.readers):
+            reader.wake()
 
     @property
     def is_behind(self) -> bool:
         """Somebody reads here and has more to do than a moment's work."""
-        return self.size > MOMENT and bool(self.wake)
+        return self.size > MOMENT and bool(self.readers)
 
     # -- time
 
     def advance(self, now: float) -> None:
         """Move what has fallen due."""
-        while self.scheduled and self.scheduled[0][0] <= now:
+        while type(self.scheduled) is list and self.scheduled and self.scheduled[0][0] <= now:
             _, _, record, stored_at = heappop(self.scheduled)
             self.size -= 1
             self.append([record], stored_at)
-        while self.blocked and self.blocked[0][0] <= now:
+        while type(self.blocked) is list and self.blocked and self.blocked[0][0] <= now:
             due_at, _, lane = heappop(self.blocked)
             if lane.due_at == due_at and lane.holder is None:
                 lane.due_at = None
@@ -141,7 +163,7 @@ class Queue:
                 continue  # emptied or taken since it was put there
             lane.holder = holder
             lane.token = token = next(self._tokens)
-            holder.lanes.add(lane)
+            holder.lanes[lane] = None
             number = min(len(lane.records), run, limit)
             first = len(taken)
             if number == len(lane.records):
@@ -244,7 +266,7 @@ class Queue:
     def release(self, lane: Lane, *, first: bool = False) -> None:
         """The lane is free. `first`: what it holds was taken before all that waits, so it goes before it."""
         if lane.holder is not None:
-            lane.holder.lanes.discard(lane)
+            lane.holder.lanes.pop(lane, None)
         lane.holder = None
         lane.taken = 0
         lane.running = False
@@ -252,7 +274,7 @@ class Queue:
             self.lanes.pop(lane.key, None)
             return
         if lane.due_at is not None:
-            heappush(self.blocked, (lane.due_at, next(self.positions), lane))
+            self.blocked = _pushed(self.blocked, (lane.due_at, next(self.positions), lane))
         elif first:
             self.ready.appendleft(lane)
         else:
@@ -278,7 +300,7 @@ class Queue:
 
     def bury_expired(self, now: float, dead: Callable[[Fetched], None]) -> int:
         expired: dict[str, set[int]] = {}
-        while self.expiring and self.expiring[0][0] <= now:
+        while type(self.expiring) is list and self.expiring and self.expiring[0][0] <= now:
             _, at, key = heappop(self.expiring)
             expired.setdefault(key, set()).add(at)
         buried = 0
