@@ -67,7 +67,7 @@ class Crew(Taker):
         self._timeout_of = timeout_of
         self._pace = Pace()
         self._slots: list[Slot] = []
-        self._sleepers: list[asyncio.Future[None]] = []
+        self._sleepers: list[asyncio.Future[None]] | tuple[()] = ()
         self._hungry: asyncio.Future[None] | None = None
         self._stopping = False
         self._is_waking = False
@@ -199,7 +199,7 @@ class Crew(Taker):
 
     def pushed(self) -> None:
         """Somebody for the next ready lane."""
-        while self._sleepers:
+        while isinstance(self._sleepers, list) and self._sleepers:
             sleeper = self._sleepers.pop()
             if not sleeper.done():
                 sleeper.set_result(None)
@@ -230,7 +230,8 @@ class Crew(Taker):
                 if lane is None:
                     self._fed_up_to()
                     sleeper = self._loop.create_future()
-                    self._sleepers.append(sleeper)
+                    sleepers = self._sleepers = self._sleepers or []
+                    sleepers.append(sleeper)
                     await sleeper
                     continue
                 await self._run_lanes(slot, lane)

@@ -198,7 +198,7 @@ class MemoryConsumer(Consumer):
         self._disarm()
         self._queue.forget(self)
         self.wake()
-        for lane in tuple(self.holder.lanes):
+        for lane in self.holder.held():
             self._queue.in_flight -= lane.taken
             for fetched in lane.records:
                 fetched.marked = False

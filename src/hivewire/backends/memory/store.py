@@ -43,7 +43,20 @@ class Holder:
     def __init__(self, name: str) -> None:
         self.name = name
         self.lease_until: float | None = None
-        self.lanes: dict[Lane, None] = {}
+        self.lanes: dict[Lane, None] | None = None
+        """Made with the first that it takes."""
+
+    def hold(self, lane: Lane) -> None:
+        if self.lanes is None:
+            self.lanes = {}
+        self.lanes[lane] = None
+
+    def let_go(self, lane: Lane) -> None:
+        if self.lanes is not None:
+            self.lanes.pop(lane, None)
+
+    def held(self) -> tuple[Lane, ...]:
+        return tuple(self.lanes or ())
 
 
 class Lane:
@@ -163,7 +176,7 @@ class Queue:
                 continue  # emptied or taken since it was put there
             lane.holder = holder
             lane.token = token = next(self._tokens)
-            holder.lanes[lane] = None
+            holder.hold(lane)
             number = min(len(lane.records), run, limit)
             first = len(taken)
             if number == len(lane.records):
@@ -266,7 +279,7 @@ class Queue:
     def release(self, lane: Lane, *, first: bool = False) -> None:
         """The lane is free. `first`: what it holds was taken before all that waits, so it goes before it."""
         if lane.holder is not None:
-            lane.holder.lanes.pop(lane, None)
+            lane.holder.let_go(lane)
         lane.holder = None
         lane.taken = 0
         lane.running = False
@@ -283,9 +296,9 @@ class Queue:
 
     def died(self, holder: Holder) -> None:
         """The holder's lease ended: its lanes go to others, with what is known of its death."""
-        running = sum(lane.running for lane in holder.lanes)
+        running = sum(lane.running for lane in holder.held())
         # Each goes before all that waits, so the oldest of them comes last.
-        for lane in sorted(holder.lanes, key=lambda lane: lane.records[0].at if lane.records else 0, reverse=True):
+        for lane in sorted(holder.held(), key=lambda lane: lane.records[0].at if lane.records else 0, reverse=True):
             self.in_flight -= lane.taken
             # Fresh copies: the dead member may still hold the old ones and must not change them.
             lane.records = deque(
