@@ -9,6 +9,7 @@ import pytest
 
 from hivewire.backend import Again, Unfinished
 from hivewire.engine.settling import Settling
+from hivewire.engine.tasks import Tasks
 from hivewire.record import Fetched, Record
 
 NEVER_S = 3_600.0
@@ -19,7 +20,8 @@ class Sent:
 
     def __init__(self) -> None:
         self.calls: list[list[str]] = []
-        self.settling = Settling("q", self._store, lambda done, rest, lost: None, pace_s=NEVER_S)
+        self.tasks = Tasks()
+        self.settling = Settling("q", self._store, lambda done, rest, lost: None, self.tasks, pace_s=NEVER_S)
 
     async def _store(self, done: Sequence[Fetched], rest: Sequence[Unfinished]) -> Sequence[Fetched]:
         self.calls.append([fetched.record.id for fetched in [*done, *(outcome.fetched for outcome in rest)]])
@@ -28,17 +30,15 @@ class Sent:
     def done(self, id: str) -> Fetched:
         fetched = Fetched(0, id, 1, Record(id, "k", b""), 0.0)
         self.settling.done.append(fetched)
-        self.settling.wanted.set()
+        self.settling.wake()
         return fetched
 
 
 @pytest.fixture
 async def sent() -> AsyncIterator[Sent]:
     made = Sent()
-    running = asyncio.create_task(made.settling.run())
     yield made
-    running.cancel()
-    await asyncio.gather(running, return_exceptions=True)
+    await made.tasks.close()
 
 
 async def turns(enough: Callable[[], bool] = lambda: False) -> None:
