@@ -166,9 +166,11 @@ class RedisBackend(Backend):
 
     @property
     def link(self) -> Link:
-        self.check_usable()
-        assert self._link is not None
-        return self._link
+        link = self._link
+        if link is None or self._abandoned or self._forks != _forks.count:
+            self.check_usable()  # says why not
+        assert link is not None
+        return link
 
     @property
     def ears(self) -> Ears:

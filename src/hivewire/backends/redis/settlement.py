@@ -21,10 +21,11 @@ SETTLE: Final = (
 -- What is stored in one hash is asked and told once for all shards: each call costs a script more than what it does.
 local parts, owners, counters, at = {}, {}, {}, 3
 while at <= #ARGV do
-  local part = {at = at + 9, shard = ARGV[at], token = ARGV[at + 1], chunk = ARGV[at + 2], gone = 0}
-  for i, name in ipairs({'lives', 'removed', 'dropped', 'kept', 'dead', 'timed'}) do
-    part[name] = tonumber(ARGV[at + 2 + i])
-  end
+  local part = {
+    at = at + 9, shard = ARGV[at], token = ARGV[at + 1], chunk = ARGV[at + 2], gone = 0,
+    lives = tonumber(ARGV[at + 3]), removed = tonumber(ARGV[at + 4]), dropped = tonumber(ARGV[at + 5]),
+    kept = tonumber(ARGV[at + 6]), dead = tonumber(ARGV[at + 7]), timed = tonumber(ARGV[at + 8]),
+  }
   parts[#parts + 1] = part
   owners[#owners + 1], owners[#owners + 2] = 'o' .. part.shard, 't' .. part.shard
   counters[#counters + 1], counters[#counters + 2] = 'g' .. part.shard, 'n' .. part.shard
