@@ -72,6 +72,7 @@ if TYPE_CHECKING:
     from hivewire.protocol import Receipt as Receipt
     from hivewire.protocol import Schedule as Schedule
     from hivewire.protocol import Subscription as Subscription
+    from hivewire.rules.plan_limits import RunLimits as RunLimits
     from hivewire.rules.retry import Retry as Retry
     from hivewire.settings import Settings as Settings
     from hivewire.version import __version__ as __version__
@@ -142,6 +143,7 @@ _HOMES = {
         "Schedule",
         "Subscription",
     ],
+    "rules.plan_limits": ["RunLimits"],
     "rules.retry": ["Retry"],
     "settings": ["Settings"],
     "version": ["__version__"],

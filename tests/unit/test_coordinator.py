@@ -237,10 +237,89 @@ async def test_there_is_an_end_to_planning() -> None:
     async with stage() as on:
         on.worker("w", "work", handler=failing("bad"))
         model = ScriptedModel([plan(sub("bad"))] * 5)
-        coordinator = await on.coordinator(planner=Planner(model), replans=2)
+        coordinator = await on.coordinator(planner=Planner(model), limits=hw.RunLimits(replans=2))
         result = await coordinator.execute(TaskRequest(name="t"))
         assert result.status == "failed"
         assert len(model.requests) == 3
+
+
+def learned(*parts: dict[str, Any], facts: list[Any], guesses: list[Any]) -> dict[str, Any]:
+    return {**plan(*parts), "facts": facts, "guesses": guesses}
+
+
+@virtual
+async def test_facts_and_guesses_go_from_plan_to_plan() -> None:
+    """What is no text is left out, and a plan that says nothing of them keeps what was known."""
+    async with stage() as on:
+        on.worker("w", "work", handler=failing("bad", "worse"))
+        first = learned(sub("a"), sub("bad", "a"), facts=["bees fly", 7, ""], guesses=["bees sleep"])
+        last = learned(sub("c"), facts=["2"], guesses=[])
+        model = ScriptedModel([first, plan(sub("b", "a"), sub("worse", "b")), last])
+        coordinator = await on.coordinator(planner=Planner(model))
+        result = await coordinator.execute(TaskRequest(name="t"))
+        assert result.status == "completed"
+        for request in model.requests[1:]:
+            assert "- bees fly" in request.user
+            assert "- bees sleep" in request.user
+        kept = await coordinator.ledgers(result.task_id)
+        assert (kept.facts, kept.guesses, kept.stalls, kept.replans_left) == (("2",), (), 0, 0)
+        assert (kept.plan, kept.finished, kept.version) == ({"a": "done", "b": "done", "c": "done"}, 3, 4)
+        news = [entry.body for entry in await told(coordinator, result.task_id) if entry.body["type"] == "facts"]
+        assert news == [
+            {"type": "facts", "facts": ["bees fly"], "guesses": ["bees sleep"]},
+            {"type": "facts", "facts": ["2"], "guesses": []},
+        ]
+
+
+@virtual
+async def test_plans_that_finish_nothing_come_to_an_end_before_the_others() -> None:
+    async with stage() as on:
+        on.worker("w", "work", handler=failing("bad"))
+        moving = [plan(sub("bad"), sub(f"good{n}")) for n in range(3)]
+        model = ScriptedModel([*moving, *[plan(sub("bad"))] * 20])
+        limits = hw.RunLimits(replans=100, stalls=2)
+        coordinator = await on.coordinator(planner=Planner(model), limits=limits)
+        result = await coordinator.execute(TaskRequest(name="t"))
+        assert result.status == "failed"
+        assert "3 plans in a row have finished nothing" in result.error
+        assert '"bad" failed' in result.error
+        assert set(result.output) == {"good0", "good1", "good2"}
+        assert len(model.requests) == 6
+        stalls = [entry.body["stalls"] for entry in await told(coordinator, result.task_id) if "stalls" in entry.body]
+        assert stalls == [1, 2, 3]
+
+
+@virtual
+async def test_the_hard_limits_of_a_run_hold_for_what_handlers_add() -> None:
+    async def grow(task: hw.Message, ctx: hw.Context) -> Any:
+        name = task.content["subtask"]
+        return {"subtasks": [sub(f"{name}.{n}", *([f"{name}.0"] if n else [])) for n in range(3)]}
+
+    async with stage() as on:
+        on.worker("w", "work", handler=grow)
+        for limits, why in (
+            (hw.RunLimits(max_subtasks=12), "at most 12 are allowed"),
+            (hw.RunLimits(max_depth=1), "a chain of 2 subtasks; at most 1"),
+        ):
+            coordinator = await on.coordinator(limits=limits)
+            result = await coordinator.execute(TaskRequest(name="t"), plan=plan(sub("a")))
+            assert result.status == "failed"
+            assert why in result.error
+            assert len(result.subtasks) <= 12
+
+
+@virtual
+async def test_a_run_has_the_wall_time_of_its_coordinator_unless_it_has_its_own() -> None:
+    async def wait(task: hw.Message, ctx: hw.Context) -> Any:
+        await asyncio.sleep(5)
+
+    async with stage() as on:
+        on.worker("v", "wait", handler=wait)
+        coordinator = await on.coordinator(limits=hw.RunLimits(wall_s=3))
+        parts = plan(sub("a", assigned_to="wait"), sub("b", "a", assigned_to="wait"))
+        result = await coordinator.execute(TaskRequest(name="t"), plan=parts)
+        assert (result.status, result.error) == ("failed", "the run did not end within 3 s")
+        assert (await coordinator.execute(TaskRequest(name="t"), plan=parts, timeout_s=60)).status == "completed"
 
 
 @virtual

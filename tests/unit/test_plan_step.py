@@ -278,6 +278,31 @@ def test_what_nobody_waits_for_any_more_is_stopped_and_nothing_else() -> None:
     assert "p" not in state.rows
 
 
+def test_what_was_skipped_because_of_a_subtask_that_is_not_in_the_plan_any_more_runs() -> None:
+    state, _ = begin(sub("maker"), sub("checker", "maker"), sub("last", "m*", "checker"))
+    made = [{"name": "m1", "assigned_to": "work"}]
+    state, _ = done(state, "maker", {"subtasks": made})
+    row = state.rows["m1"]
+    state, _ = step(state, Failed(at=2, version=row.version, subtask="m1", attempt=1, error="bad"))
+    assert state.rows["last"].status == "skipped"
+    state, _ = done(state, "checker", {"send_back": {"subtask": "maker", "feedback": "without m1"}})
+    state, _ = done(state, "maker")
+    state, commands = done(state, "checker")
+    assert sent(commands) == ["last"]
+    state, _ = done(state, "last")
+    assert state.header.status == "done"
+
+
+def test_a_plan_that_is_refused_stops_nothing() -> None:
+    state, _ = begin(sub("maker"), sub("checker", "maker"))
+    state, _ = done(state, "maker", {"subtasks": [{"name": "m1", "assigned_to": "work"}]})
+    state, _ = done(state, "checker", {"send_back": {"subtask": "maker", "feedback": "again"}})
+    state, commands = done(state, "maker", {"subtasks": [{"name": "m2", "assigned_to": "nobody"}]})
+    assert state.rows["maker"].status == "failed"
+    assert state.rows["m1"].status == "running"
+    assert stopped(commands) == []
+
+
 def test_a_run_that_fails_by_its_time_stops_everything() -> None:
     state, (timer, _, _) = step(
         new_run("r", Plan(subtasks=(sub("a"), sub("b"))), ["work"], timeout_s=3), Started(at=0.0)

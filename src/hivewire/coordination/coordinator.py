@@ -15,11 +15,12 @@ from hivewire.coordination.ledger import Ledger, open_ledger
 from hivewire.coordination.tasks import TaskRequest, TaskResult, TaskState
 from hivewire.errors import BackendError, Closed, CoordinationError, Deadline, LedgerError, NoCapableWorker
 from hivewire.ids import new_id
+from hivewire.rules.plan_limits import RunLimits
 
 # The rest is loaded when one is made: all names of the package are loaded by some programs that never make one.
 if TYPE_CHECKING:
     from hivewire.coordination.ledger.run_scripts import LogEntry
-    from hivewire.coordination.looking import CoordinatorHealth, CoordinatorStats
+    from hivewire.coordination.looking import CoordinatorHealth, CoordinatorStats, RunLedgers
     from hivewire.coordination.planner import Planner
     from hivewire.coordination.team import Member
     from hivewire.coordination.watcher import Watcher
@@ -44,9 +45,9 @@ class Coordinator:
     run in the ledger says who was first. There is no leader.
 
     `team`: workers, or `(name, capabilities)`, that are there in any case; others are known by their heartbeats
-    (`hivewire worker` and `hivewire.run` send them), unless `discover` is off. `replans`: how often the model is asked
-    for another plan when subtasks have failed. `watcher` is told what this object sees and does. Without a ledger
-    everything is kept in memory.
+    (`hivewire worker` and `hivewire.run` send them), unless `discover` is off. `limits`: how far each run may go, by new
+    plans and otherwise. `watcher` is told what this object sees and does. Without a ledger everything is kept in
+    memory.
     """
 
     def __init__(
@@ -58,7 +59,7 @@ class Coordinator:
         team: Iterable[Any] = (),
         capabilities: Iterable[Capability] = (),
         planner: Planner | None = None,
-        replans: int = 2,
+        limits: RunLimits | None = None,
         name: str = "coordinator",
         discover: bool = True,
         watcher: Watcher | None = None,
@@ -78,7 +79,7 @@ class Coordinator:
         self._discovers = discover
         self._watcher = watcher or Watcher()
         self._clock = clock
-        self._replans = replans
+        self._limits = limits or RunLimits()
         self._described = by_name(capabilities)
         self._planner = planner or (Planner(llm) if llm is not None else None)
         members = [each if isinstance(each, tuple) else (each.name, each.capabilities) for each in team]
@@ -182,8 +183,9 @@ class Coordinator:
             self._known(),
             request.input,
             description=request.description,
-            plans_left=self._replans + (plan is None) if self._planner is not None else 0,
-            timeout_s=timeout_s,
+            plans_left=self._limits.replans + (plan is None) if self._planner is not None else 0,
+            timeout_s=self._limits.wall_s if timeout_s is None else timeout_s,
+            limits=self._limits,
         )
         await self.begin(state)
         return request.id
@@ -246,6 +248,12 @@ class Coordinator:
     async def state(self, run: str) -> RunState:
         """The run as it is stored now, with every subtask. Raises `CoordinationError` when there is none."""
         return await self.runs.load(run)
+
+    async def ledgers(self, run: str) -> RunLedgers:
+        """What the run knows, supposes, plans, and how it gets on. Raises `CoordinationError` when there is none."""
+        from hivewire.coordination.looking import ledgers_of
+
+        return ledgers_of(await self.runs.load(run))
 
     async def cancel(self, run: str, reason: str = "cancelled") -> TaskResult:
         """End a run: when this returns, nothing of it begins any more, anywhere. Async handlers that run are cancelled

@@ -319,7 +319,9 @@ class Errands:
         head = state.header
         request = TaskRequest(name=head.name, description=head.description, input=head.input, id=head.run)
         finished = {name: row.output for name, row in state.rows.items() if row.status == "done"}
-        trouble = Trouble(errors=command.errors, finished=finished) if command.errors else None
+        trouble = None
+        if command.errors:
+            trouble = Trouble(errors=command.errors, finished=finished, facts=head.facts, guesses=head.guesses)
         known = self._described()
         assert self._planner is not None
         try:
@@ -329,7 +331,12 @@ class Errands:
             return Planned(at=self._clock(), command=command.id, error=str(error))
         self.model_trouble = ""
         return Planned(
-            at=self._clock(), command=command.id, subtasks=plain(plan)["subtasks"], capabilities=tuple(known)
+            at=self._clock(),
+            command=command.id,
+            subtasks=plain(plan)["subtasks"],
+            capabilities=tuple(known),
+            facts=plan.facts,
+            guesses=plan.guesses,
         )
 
     # -- what nobody tells

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from hivewire.coordination.ledger.runs import Runs
     from hivewire.coordination.team import Member
     from hivewire.protocol import Protocol, ProtocolMetrics
+    from hivewire.rules.plan_limits import RunLimits
+    from hivewire.rules.plan_state import RunState
 
 _NEEDED: Final = ("protocol", "ledger", "coordinator")
 _MOST_RUNS: Final = 10_000
@@ -47,6 +49,40 @@ class CoordinatorStats(msgspec.Struct, frozen=True, kw_only=True):
     unfinished_runs: int
     protocol: ProtocolMetrics
     at: float
+
+
+class RunLedgers(msgspec.Struct, frozen=True, kw_only=True):
+    """A run's two ledgers: what is known (`facts`), supposed (`guesses`) and planned (status by subtask); the progress.
+
+    `stalls`: how many plans in a row have ended without one more subtask finished. `replans_left`: how often the model
+    may still be asked. `version` counts the plans.
+    """
+
+    facts: tuple[str, ...]
+    guesses: tuple[str, ...]
+    plan: Mapping[str, str]
+    version: int
+    finished: int
+    failed: int
+    stalls: int
+    replans_left: int
+    limits: RunLimits
+
+
+def ledgers_of(state: RunState) -> RunLedgers:
+    head = state.header
+    statuses = Counter(row.status for row in state.rows.values())
+    return RunLedgers(
+        facts=head.facts,
+        guesses=head.guesses,
+        plan={name: row.status for name, row in state.rows.items()},
+        version=head.version,
+        finished=statuses["done"],
+        failed=statuses["failed"],
+        stalls=head.stalls,
+        replans_left=head.plans_left,
+        limits=head.limits,
+    )
 
 
 async def look_at_health(

@@ -16,6 +16,8 @@ from hivewire.rules.plan_answer import plan_in
 from hivewire.rules.plan_limits import Capability, PlanLimits, check
 
 _SHOWN: Final = 4_000
+_MOST_FACTS: Final = 50
+_MOST_OF_A_FACT: Final = 1_000
 
 PLAN_SCHEMA: Final[dict[str, Any]] = {
     "type": "object",
@@ -23,6 +25,8 @@ PLAN_SCHEMA: Final[dict[str, Any]] = {
     "properties": {
         "name": {"type": "string"},
         "description": {"type": "string"},
+        "facts": {"type": "array", "items": {"type": "string"}},
+        "guesses": {"type": "array", "items": {"type": "string"}},
         "subtasks": {
             "type": "array",
             "minItems": 1,
@@ -110,6 +114,7 @@ class Planner:
         if answer.finish_reason == "length":
             raise InvalidPlan(f"the answer was cut off at {self._max_tokens:,} tokens: make a plan that is shorter")
         raw = {"name": request.name, **plan_in(answer.text)}
+        facts, guesses = _texts(raw.pop("facts", None)), _texts(raw.pop("guesses", None))
         finished = list(trouble.finished) if trouble is not None else []
         if finished and isinstance(raw["subtasks"], list):  # they may be named as dependencies
             some = min(known, default="")
@@ -118,7 +123,7 @@ class Planner:
                 "subtasks"
             ]
         plan = checked_plan(raw, known.values(), request.input, self.limits)
-        return msgspec.structs.replace(plan, subtasks=plan.subtasks[len(finished) :])
+        return msgspec.structs.replace(plan, subtasks=plan.subtasks[len(finished) :], facts=facts, guesses=guesses)
 
     def _question(self, request: TaskRequest, known: Mapping[str, Capability], trouble: Trouble | None) -> str:
         text = self._prompts.text(
@@ -137,6 +142,7 @@ class Planner:
             finished="\n".join(f"- {name}: {_json(output)}" for name, output in trouble.finished.items())
             or "(nothing)",
             facts="\n".join(f"- {fact}" for fact in trouble.facts) or "(none)",
+            guesses="\n".join(f"- {guess}" for guess in trouble.guesses) or "(none)",
         )
         return f"{text}\n{more}"
 
@@ -171,6 +177,7 @@ def checked_plan(
 def plain(plan: Plan) -> dict[str, Any]:
     """A plan as it is read from JSON."""
     made: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(plan))
+    del made["facts"], made["guesses"]
     return made
 
 
@@ -188,6 +195,13 @@ def _listed(known: Mapping[str, Capability]) -> str:
         + (f" (costs {each.cost:g})" if each.cost != 1.0 else "")
         for _, each in sorted(known.items())
     )
+
+
+def _texts(value: Any) -> tuple[str, ...]:
+    """Facts or guesses of a model: texts, some of them, none too long. What is none of that is no reason to refuse a
+    plan."""
+    found = value if isinstance(value, list) else []
+    return tuple(text[:_MOST_OF_A_FACT] for text in found if isinstance(text, str) and text.strip())[:_MOST_FACTS]
 
 
 def _json(value: Any) -> str:

@@ -11,7 +11,7 @@ from hivewire.errors import SettingsError
 PLACES: Final = {
     "plan": ("name", "description", "input", "capabilities", "limits"),
     "repair": ("errors", "capabilities", "limits", "answer"),
-    "replan": ("errors", "finished", "facts"),
+    "replan": ("errors", "finished", "facts", "guesses"),
 }
 """For each prompt, the places that are filled in. A file may leave out what it does not want to say."""
 _BUNDLED: Final = Path(__file__).parent / "prompts"

@@ -28,6 +28,7 @@ class Trouble(msgspec.Struct, frozen=True, kw_only=True):
     errors: tuple[str, ...]
     finished: dict[str, Any] = msgspec.field(default_factory=dict)
     facts: tuple[str, ...] = ()
+    guesses: tuple[str, ...] = ()
 
 
 class TaskResult(msgspec.Struct, frozen=True, kw_only=True):

@@ -40,6 +40,9 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     name: str = ""
     description: str = ""
     subtasks: tuple[Subtask, ...] = ()
+    facts: tuple[str, ...] = ()
+    guesses: tuple[str, ...] = ()
+    """What a model that made the plan holds to be so, and what it only supposes. Not read from a plan's file."""
 
 
 class Graph:

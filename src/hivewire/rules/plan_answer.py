@@ -9,7 +9,7 @@ from hivewire.errors import InvalidPlan
 
 MOST_CHARACTERS: Final = 1_000_000
 _MOST_TRIES: Final = 2_000
-_FIELDS: Final = ("name", "description", "subtasks")
+_FIELDS: Final = ("name", "description", "subtasks", "facts", "guesses")
 
 
 def plan_in(answer: str) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 
 from hivewire.errors import InvalidPlan
-from hivewire.rules.plan import Graph, Plan, Subtask, faults
+from hivewire.rules.plan import MAX_DEPTH, MAX_SUBTASKS, Graph, Plan, Subtask, faults
 
 
 class Capability(msgspec.Struct, frozen=True, kw_only=True):
@@ -28,6 +28,35 @@ class PlanLimits(msgspec.Struct, frozen=True, kw_only=True):
     max_depth: int = 20
     max_bytes: int = 262_144
     budget: float | None = None
+
+
+class RunLimits(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """How far a run may go. Each is a hard end: the run fails, with what is finished.
+
+    `replans`: how often the model is asked again when subtasks have failed. `stalls`: how many plans in a row may end
+    without one more subtask finished. `max_subtasks` and `max_depth` (the longest chain) bound the whole plan, with
+    what handlers and new plans have added. `wall_s`: seconds from the start, unless the run has its own `timeout_s`.
+    """
+
+    replans: int = 2
+    stalls: int = 3
+    max_subtasks: int = MAX_SUBTASKS
+    max_depth: int = MAX_DEPTH
+    wall_s: float | None = None
+
+    def check(self, subtasks: Sequence[Subtask]) -> None:
+        """Raise `InvalidPlan` for a plan that has grown beyond the limits."""
+        if len(subtasks) > self.max_subtasks:
+            raise InvalidPlan(
+                f"the run would have {len(subtasks):,} subtasks; at most {self.max_subtasks:,} are allowed"
+            )
+        if self.max_depth >= MAX_DEPTH:  # every plan is held to that
+            return
+        depth = depth_of(subtasks)
+        if depth > self.max_depth:
+            raise InvalidPlan(
+                f"the run would have a chain of {depth:,} subtasks; at most {self.max_depth:,} are allowed"
+            )
 
 
 def check(plan: Plan, capabilities: Mapping[str, Capability], run_input: Mapping[str, Any], limits: PlanLimits) -> None:

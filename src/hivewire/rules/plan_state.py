@@ -11,6 +11,7 @@ import msgspec
 from hivewire.errors import CoordinationError, InvalidPlan
 from hivewire.message import BEGUN, EFFECTS, SUBTASKS
 from hivewire.rules.plan import Graph, Plan, Subtask, checked_graph
+from hivewire.rules.plan_limits import RunLimits
 
 SCHEMA: Final = 3
 """Raised whenever older code could misread what this code writes."""
@@ -67,6 +68,14 @@ class Header(msgspec.Struct, frozen=True, kw_only=True):
     timer: int = 0
     started_at: float = 0.0
     ended_at: float = 0.0
+    limits: RunLimits = RunLimits()
+    facts: tuple[str, ...] = ()
+    guesses: tuple[str, ...] = ()
+    """What the model has said it knows, and what it supposes, with its latest plan."""
+    stalls: int = 0
+    """How many plans in a row have ended without one more subtask finished."""
+    finished_before: int = 0
+    """How many subtasks were finished when the model was asked last."""
     schema: int = SCHEMA
 
 
@@ -162,6 +171,8 @@ class Planned(msgspec.Struct, frozen=True, kw_only=True, tag="planned"):
     command: str
     subtasks: Any = None
     capabilities: tuple[str, ...] = ()
+    facts: tuple[str, ...] = ()
+    guesses: tuple[str, ...] = ()
     error: str = ""
 
 

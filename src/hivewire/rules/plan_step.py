@@ -173,14 +173,20 @@ class _Step:
         attempts = {name: row.attempt for name, row in self._rows.items()}
         added = [Row(spec=spec, attempt=attempts.get(spec.name, 0)) for spec in specs]
         known = tuple(sorted({*self._header.capabilities, *event.capabilities}))
-        self._graph = checked_graph([row.spec for row in (*done, *added)], known)
+        specs = [row.spec for row in (*done, *added)]
+        graph = checked_graph(specs, known)
+        self._header.limits.check(specs)
+        self._graph = graph
         self._rows = {row.spec.name: row for row in (*done, *added)}
         self._set_header(version=self._header.version + 1, capabilities=known)
+        if event.facts or event.guesses:  # a model that says nothing of them has learned nothing
+            self._set_header(facts=event.facts, guesses=event.guesses)
 
     def _ask_for_plan(self, errors: Sequence[str]) -> None:
         command = MakePlan(id=self._next_id(), errors=tuple(errors))
         self._commands.append(command)
-        self._set_header(planning=command.id, plans_left=self._header.plans_left - 1)
+        finished = sum(row.status == "done" for row in self._rows.values())
+        self._set_header(planning=command.id, plans_left=self._header.plans_left - 1, finished_before=finished)
 
     def vanished(self, event: Vanished) -> None:
         """Sent anew as another attempt: should the old message be found after all, its answer does not count."""
@@ -246,8 +252,6 @@ class _Step:
             raise InvalidPlan("; ".join(errors))
         kept = {spec.name for spec in specs if (old := outdated.get(spec.name)) is not None and old.spec == spec}
         removed = self._with_what_they_made(outdated.keys() - kept)
-        for name in removed:
-            self._drop(self._rows[name])
         rows = [row for name, row in self._rows.items() if name not in removed]
         # The attempts go on counting, so that no answer to an earlier one of the same name fits.
         attempts = {name: self._rows[name].attempt for name in removed}
@@ -258,8 +262,16 @@ class _Step:
         ]
         if not added and not removed:
             return False
-        self._graph = checked_graph([row.spec for row in (*rows, *added)], self._header.capabilities)
+        planned = [row.spec for row in (*rows, *added)]
+        graph = checked_graph(planned, self._header.capabilities)
+        self._header.limits.check(planned)
+        self._graph = graph  # nothing has changed if it was refused
+        for name in removed:
+            self._drop(self._rows[name])
         self._rows = {row.spec.name: row for row in (*rows, *added)}
+        for row in rows:
+            if row.status == "skipped":  # what kept it from running may be gone
+                self._again(row)
         self._set_header(version=self._header.version + 1)
         return True
 
@@ -342,10 +354,20 @@ class _Step:
 
     def _end(self) -> None:
         bad = [row for row in self._rows.values() if row.status == "failed"]
-        if bad and self._header.plans_left:
+        if bad and self._header.plans_left and self._goes_on():
             self._ask_for_plan([f'"{row.spec.name}" ({row.spec.assigned_to}) failed: {row.error}' for row in bad])
         else:
-            self._finish("failed" if bad else "done", _summary(bad))
+            stalled = f"{self._header.stalls} plans in a row have finished nothing; " if self._has_stalled() else ""
+            self._finish("failed" if bad else "done", stalled + _summary(bad))
+
+    def _goes_on(self) -> bool:
+        """Note whether the plan that has failed has finished anything; False: there is no point in another."""
+        finished = sum(row.status == "done" for row in self._rows.values())
+        self._set_header(stalls=0 if finished > self._header.finished_before else self._header.stalls + 1)
+        return not self._has_stalled()
+
+    def _has_stalled(self) -> bool:
+        return self._header.stalls > self._header.limits.stalls
 
     def _finish(self, status: RunStatus, reason: str) -> None:
         self._set_header(status=status, reason=reason, ended_at=self._at)

@@ -277,6 +277,10 @@ def told(before: RunState, after: RunState) -> list[dict[str, Any]]:
         entries.append(run)
     if after.header.version != before.header.version:
         entries.append({"type": "plan", "version": after.header.version, "subtasks": list(after.rows)})
+    if (after.header.facts, after.header.guesses) != (before.header.facts, before.header.guesses):
+        entries.append({"type": "facts", "facts": after.header.facts, "guesses": after.header.guesses})
+    if after.header.stalls > before.header.stalls:
+        entries.append({"type": "stall", "stalls": after.header.stalls})
     if after.header.planning and after.header.planning != before.header.planning:
         entries.append({"type": "planning"})
     for row in _changed(before, after):
