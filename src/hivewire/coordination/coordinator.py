@@ -45,8 +45,8 @@ class Coordinator:
     run in the ledger says who was first. There is no leader.
 
     `team`: workers, or `(name, capabilities)`, that are there in any case; others are known by their heartbeats
-    (`hivewire worker` and `hivewire.run` send them), unless `discover` is off. `limits`: how far each run may go, by new
-    plans and otherwise. `watcher` is told what this object sees and does. Without a ledger everything is kept in
+    (`hivewire worker` and `hivewire.run` send them), unless `discover` is off. `limits`: how far each run may go, by
+    new plans and otherwise. `watcher` is told what this object sees and does. Without a ledger everything is kept in
     memory.
     """
 
