@@ -78,11 +78,13 @@ class Members:
         self._ready.append((kind, process))
 
     def kill_one(self, chance: random.Random) -> None:
-        """Whichever it is; the last of its kind is spared until its like has come."""
+        """One of those of whom fewer were killed; the last of its kind is spared until its like has come."""
         kinds = Counter(kind for kind, _ in self._ready)
         able = [member for member in self._ready if kinds[member[0]] > 1]
         if not able:
             return
+        fewest = min(self.kills[kind] for kind, _ in able)
+        able = [member for member in able if self.kills[member[0]] == fewest]
         kind, process = chance.choice(able)
         self._ready.remove((kind, process))
         end(process)

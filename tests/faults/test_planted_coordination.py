@@ -16,6 +16,7 @@ from hivewire.coordination.ledger.runs import Runs
 from hivewire.coordination.ledger.store import Many, Query, Script
 from hivewire.coordination.ledger.stored import StoredLedger
 from hivewire.coordination.losses import Losses
+from hivewire.coordination.meaning import Meaning
 from hivewire.coordination.roster import Roster
 from hivewire.coordination.stopping import Stops
 from hivewire.delivery import Delivery
@@ -123,7 +124,7 @@ def dependents_sent_when_one_dependency_is_done(patch: pytest.MonkeyPatch) -> No
 def answers_of_an_earlier_attempt_are_taken(patch: pytest.MonkeyPatch) -> None:
     """Answers are matched by the subtask's name alone, and not by their message."""
 
-    def meaning(self: Errands, answers: Sequence[Any], state: RunState) -> list[Any]:
+    def meaning(self: Meaning, answers: Sequence[Any], state: RunState) -> list[Any]:
         found = []
         for message in answers:
             mark = message.content.get("mark", "") if isinstance(message.content, dict) else ""
@@ -133,8 +134,8 @@ def answers_of_an_earlier_attempt_are_taken(patch: pytest.MonkeyPatch) -> None:
                 found.append(Incoming(f"answer:{message.id}", self._event(message, row)))
         return found + original(self, answers, state)
 
-    original = Errands._meaning
-    patch.setattr(Errands, "_meaning", meaning)
+    original = Meaning.of_answers
+    patch.setattr(Meaning, "of_answers", meaning)
 
 
 @planted("outputs")

@@ -6,12 +6,13 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from functools import partial
-from typing import Any, Final
+from typing import Final
 
 from hivewire.coordination.ledger import Ledger
 from hivewire.coordination.ledger.run_scripts import Kept
 from hivewire.coordination.ledger.runs import Runs
 from hivewire.coordination.losses import Losses
+from hivewire.coordination.meaning import Meaning, concerns_the_state
 from hivewire.coordination.missing import Missing
 from hivewire.coordination.planner import Planner, plain
 from hivewire.coordination.stopping import stop
@@ -25,9 +26,7 @@ from hivewire.message import STOPS, UNORDERED, Message, MessageType
 from hivewire.protocol import Protocol
 from hivewire.rules.plan_limits import Capability
 from hivewire.rules.plan_state import (
-    Begun,
     Dispatch,
-    Failed,
     Incoming,
     MakePlan,
     Planned,
@@ -35,10 +34,7 @@ from hivewire.rules.plan_state import (
     RunState,
     Stop,
     Timer,
-    Vanished,
-    begun_message,
     content_of,
-    event_of,
     marks_of,
 )
 
@@ -83,6 +79,7 @@ class Errands:
         self._discovers = discover
         self._lease_s = lease_s
         self._clock = clock
+        self._meaning = Meaning(clock)
         self._owner = new_id()
         self._losses = Losses(protocol)
         self._missing = Missing(protocol, runs, name, self._able, clock)
@@ -122,21 +119,21 @@ class Errands:
         await _settled([delivery.ack()])
 
     async def _take(self, run: str, deliveries: Sequence[Delivery]) -> None:
-        answers = [d.message for d in deliveries if _concerns_the_state(d.message)]
+        answers = [d.message for d in deliveries if concerns_the_state(d.message)]
         notes = [
             (d.message.id, self._clock(), {"type": "progress", "from": d.message.sender, "content": d.message.content})
             for d in deliveries
-            if not _concerns_the_state(d.message)
+            if not concerns_the_state(d.message)
         ]
         try:
             if notes:
                 await self._runs.note(run, notes)
                 self.moved.set()
                 for delivery in deliveries:
-                    if not _concerns_the_state(delivery.message):
+                    if not concerns_the_state(delivery.message):
                         self._watcher.told(delivery.message)
             if answers:
-                self._told(answers, await self._apply(run, partial(self._meaning, answers)))
+                self._told(answers, await self._apply(run, partial(self._meaning.of_answers, answers)))
         except CoordinationError as error:  # no such run, or one of a newer version: not to be tried again here
             log.warning("an answer that no run takes", extra={"run": run, "error": str(error)})
             await _settled(delivery.reject(str(error)) for delivery in deliveries)
@@ -150,27 +147,6 @@ class Errands:
                 self._watcher.told(message)
             else:
                 self._watcher.answered(message, waiting.pop(message.in_reply_to or "", None))
-
-    def _meaning(self, answers: Sequence[Message], state: RunState) -> list[Incoming]:
-        waiting = {row.message_id: row for row in state.rows.values() if row.status == "running"}
-        found = []
-        for message in answers:
-            begun = begun_message(message.content) if message.type == MessageType.EVENT else None
-            row = waiting.get(begun or message.in_reply_to or "")
-            if row is not None and begun:
-                event = Begun(at=self._clock(), version=row.version, subtask=row.spec.name, attempt=row.attempt)
-                found.append(Incoming(f"begun:{begun}", event))
-            elif row is not None:
-                found.append(Incoming(f"answer:{message.in_reply_to}", self._event(message, row)))
-        return found
-
-    def _event(self, message: Message, row: Row) -> Any:
-        if message.type == MessageType.ERROR:
-            return self._failed(row, str(message.content))
-        return event_of(row, message.content, self._clock())
-
-    def _failed(self, row: Row, error: str) -> Failed:
-        return Failed(at=self._clock(), version=row.version, subtask=row.spec.name, attempt=row.attempt, error=error)
 
     async def _apply(self, run: str, resolve: Callable[[RunState], Sequence[Incoming]]) -> RunState:
         """Take the events in; when this returns they are stored, and what follows is on its way. The state before."""
@@ -261,7 +237,7 @@ class Errands:
             await self._protocol.send(message)
         except MessageError as error:
             why = f"its message cannot be sent: {error} (large outputs belong in files, their paths in the output)"
-            failed = Incoming(f"answer:{message.id}", self._failed(row, why))
+            failed = Incoming(f"answer:{message.id}", self._meaning.failed(row, why))
             state, _, _ = await self._runs.apply(run, lambda _: [failed])
             self._watcher.stepped(state)
             self.moved.set()
@@ -352,7 +328,7 @@ class Errands:
         await self._revive()
         for run, name in await self._missing.look():
             log.warning("a message has vanished; its subtask is sent anew", extra={"run": run, "id": name})
-            await self._try(run, partial(self._vanished, name))
+            await self._try(run, partial(self._meaning.of_vanished, name))
         await asyncio.sleep(_LOOK_S)
 
     async def _try(self, run: str, resolve: Callable[[RunState], Sequence[Incoming]]) -> None:
@@ -375,21 +351,7 @@ class Errands:
             run = letter.message.metadata.get("run") if letter.message is not None else None
             if not isinstance(run, str):
                 continue
-            await self._try(run, partial(self._dead, letter.id, self._losses.why(letter)))
-
-    def _dead(self, message_id: str, why: str, state: RunState) -> list[Incoming]:
-        rows = [row for row in state.rows.values() if row.message_id == message_id and row.status == "running"]
-        return [Incoming(f"answer:{message_id}", self._failed(row, why)) for row in rows]
-
-    def _vanished(self, message_id: str, state: RunState) -> list[Incoming]:
-        return [
-            Incoming(
-                f"vanished:{message_id}",
-                Vanished(at=self._clock(), version=row.version, subtask=row.spec.name, attempt=row.attempt),
-            )
-            for row in state.rows.values()
-            if row.message_id == message_id
-        ]
+            await self._try(run, partial(self._meaning.of_dead, letter.id, self._losses.why(letter)))
 
     def _able(self, capability: str) -> Sequence[str]:
         return self._team.roster.capabilities.get(capability, ())
@@ -410,8 +372,3 @@ async def _settled(settlements: Iterable[Awaitable[None]]) -> None:
             log.info("an answer comes again; it is known already")
         elif outcome is not None:
             raise outcome
-
-
-def _concerns_the_state(message: Message) -> bool:
-    """An answer, or the start of a subtask whose time counts from it; other events are only noted."""
-    return message.type != MessageType.EVENT or begun_message(message.content) is not None
