@@ -8,6 +8,7 @@ import asyncio
 import os
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import hivewire as hw
@@ -15,6 +16,8 @@ from hivewire.coordination.processes import ProcessContext
 
 LEASE_S = 2.0
 FILE = "CANCEL_TEST_FILE"
+RELEASED = ".released"
+"""A file of this ending lets the threads end."""
 
 
 def note(what: str, task: hw.Message) -> None:
@@ -33,7 +36,8 @@ async def on_the_loop(task: hw.Message, ctx: hw.Context) -> Any:
 
 def in_a_thread(task: hw.Message, ctx: hw.Context) -> Any:
     note("began", task)
-    time.sleep(3)
+    while not Path(os.environ[FILE] + RELEASED).exists():
+        time.sleep(0.05)
     note("ended", task)
     return {"late": True}
 

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import ExitStack, asynccontextmanager
 from functools import partial
 from pathlib import Path
@@ -18,9 +18,7 @@ import pytest
 
 import hivewire as hw
 from hivewire.testing.conformance.waiting import patience, until, until_true
-from hivewire.testing.postgres import PostgresServer
-from hivewire.testing.servers import RedisServer, ServerMissing
-from tests.faults.cancel_member import LEASE_S
+from tests.faults.cancel_member import LEASE_S, RELEASED
 
 KINDS = ("loop", "thread", "process")
 EACH = 8
@@ -38,23 +36,12 @@ class Line(NamedTuple):
 
 
 @pytest.fixture(params=["sqlite", "redis and postgres"])
-def stores(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[str, str]]:
+def stores(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[str, str]:
     """The URLs of a protocol and of a ledger."""
     if request.param == "sqlite":
-        yield f"sqlite:///{tmp_path}/queues.db", f"sqlite:///{tmp_path}/ledger.db"
-        return
-    redis, postgres = RedisServer(tmp_path / "redis"), PostgresServer()
-    try:
-        redis.start()
-        postgres.start()
-        yield redis.url, postgres.url
-    except ServerMissing as missing:
-        if os.environ.get("CI"):
-            pytest.fail(f"{missing}; with CI set its tests must run")
-        pytest.skip(str(missing))
-    finally:
-        redis.kill()
-        postgres.remove()
+        return f"sqlite:///{tmp_path}/queues.db", f"sqlite:///{tmp_path}/ledger.db"
+    urls: tuple[str, str] = request.getfixturevalue("servers")
+    return urls
 
 
 class Members:
@@ -70,6 +57,10 @@ class Members:
         self.processes.append(process)
         assert process.stdout is not None
         assert await asyncio.to_thread(process.stdout.readline) == b"ready\n"
+
+    def release(self) -> None:
+        """Let the handlers in threads end."""
+        Path(f"{self._file}{RELEASED}").touch()
 
     def lines(self) -> list[Line]:
         words = [line.split() for line in self._file.read_text().splitlines()]
@@ -138,6 +129,9 @@ async def test_nothing_begins_after_a_cancel_and_what_runs_ends_within_a_second(
         running = {name for name in team.begun() if name.startswith("loop")}
         await until(lambda: {x.subtask for x in team.lines() if x.what == "cancelled"} == running, "all are cancelled")
         assert max(x.at for x in team.lines() if x.what == "cancelled") <= called_at + 1 * patience
+        team.release()
+        threads = {name for name in team.begun() if name.startswith("thread")}
+        await until(lambda: {x.subtask for x in team.lines() if x.what == "ended"} == threads, "threads answer, late")
         for kind in KINDS:  # what waited is taken from the queue, and not begun
             await until_true(partial(is_empty, protocol, kind), f"the queue of {kind} is empty")
             assert await protocol.dead_letters(kind) == []
@@ -151,12 +145,11 @@ async def test_nothing_begins_after_a_cancel_and_what_runs_ends_within_a_second(
 @pytest.mark.processes
 @pytest.mark.slow
 @pytest.mark.timeout(180)
-@pytest.mark.parametrize("stores", ["redis and postgres"], indirect=True)
 async def test_a_process_that_was_frozen_before_the_cancel_begins_nothing_when_it_wakes(
-    stores: tuple[str, str], tmp_path: Path
+    servers: tuple[str, str], tmp_path: Path
 ) -> None:
     """Not on SQLite, where a process that is frozen inside a write holds the file: nobody could cancel."""
-    protocol_url, ledger_url = stores
+    protocol_url, ledger_url = servers
     async with (
         hw.open_ledger(ledger_url, migrate=True) as ledger,
         hw.connect(protocol_url, lease_s=LEASE_S) as protocol,
@@ -172,6 +165,7 @@ async def test_a_process_that_was_frozen_before_the_cancel_begins_nothing_when_i
         finally:
             returned_at = time.monotonic()
             os.kill(frozen, signal.SIGCONT)
+        team.release()
         for kind in KINDS:
             await until_true(partial(is_empty, protocol, kind), f"the queue of {kind} is empty", 60)
         assert [x for x in team.lines() if x.what == "began" and x.at > returned_at] == []

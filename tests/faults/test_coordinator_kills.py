@@ -8,7 +8,7 @@ import random
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -18,28 +18,9 @@ import pytest
 import hivewire as hw
 from hivewire.coordination.ledger import TaskFilter, TaskStatus
 from hivewire.testing.conformance.waiting import count
-from hivewire.testing.postgres import PostgresServer
-from hivewire.testing.servers import RedisServer, ServerMissing
 from tests.faults.coordination_member import LEASE_S
 
 SUBTASKS = 12
-
-
-@pytest.fixture
-def servers(tmp_path: Path) -> Iterator[tuple[str, str]]:
-    """The URLs of a Redis and of a PostgreSQL with its tables."""
-    redis, postgres = RedisServer(tmp_path / "redis"), PostgresServer(options=("max_connections=200",))
-    try:
-        redis.start()
-        postgres.start()
-        yield redis.url, postgres.url
-    except ServerMissing as missing:
-        if os.environ.get("CI"):
-            pytest.fail(f"{missing}; with CI set its tests must run")
-        pytest.skip(str(missing))
-    finally:
-        redis.kill()
-        postgres.remove()
 
 
 def random_plan(chance: random.Random) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -18,8 +18,6 @@ import hivewire as hw
 from hivewire.coordination.ledger import TaskFilter
 from hivewire.coordination.team import BEAT_S
 from hivewire.testing.conformance.waiting import patience, until, until_true
-from hivewire.testing.postgres import PostgresServer
-from hivewire.testing.servers import RedisServer, ServerMissing
 
 LEASE_S = 2.0
 PROGRAM = """
@@ -57,23 +55,6 @@ async def main():
 
 asyncio.run(main())
 """
-
-
-@pytest.fixture
-def servers(tmp_path: Path) -> Iterator[tuple[str, str]]:
-    """The URLs of a Redis and of a PostgreSQL."""
-    redis, postgres = RedisServer(tmp_path / "redis"), PostgresServer()
-    try:
-        redis.start()
-        postgres.start()
-        yield redis.url, postgres.url
-    except ServerMissing as missing:
-        if os.environ.get("CI"):
-            pytest.fail(f"{missing}; with CI set its tests must run")
-        pytest.skip(str(missing))
-    finally:
-        redis.kill()
-        postgres.remove()
 
 
 @asynccontextmanager
