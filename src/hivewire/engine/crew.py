@@ -137,11 +137,15 @@ class Crew(Taker):
                 batch, is_all = self.inbox.fetch_now(
                     _FETCH_LIMIT, lanes=lanes, run=_FETCH_LIMIT, starting=max(free - ready, 0)
                 )
+                if batch:
+                    self._take_in(batch, free)
             except Closed:
                 self._is_over()
                 return
-            if batch:
-                self._take_in(batch, free)
+            except Exception as error:  # noqa: BLE001  # told to whoever waits for the end, as a task's would be
+                if self._over is not None and not self._over.done():
+                    self._over.set_exception(error)
+                return
             if is_all:
                 return
 
