@@ -21,6 +21,7 @@ from hivewire.coordination.planner import Planner
 from hivewire.coordination.tasks import TaskRequest, TaskResult
 from hivewire.coordination.team import announced
 from hivewire.errors import Closed, CoordinationError, Deadline, InvalidPlan, NoCapableWorker
+from hivewire.llm.contract import CompletionRequest, CompletionResponse
 from hivewire.rules.plan_limits import Capability
 from hivewire.rules.plan_state import Cancel, Incoming
 from hivewire.testing.conformance.waiting import until, until_true
@@ -241,6 +242,33 @@ async def test_there_is_an_end_to_planning() -> None:
         result = await coordinator.execute(TaskRequest(name="t"))
         assert result.status == "failed"
         assert len(model.requests) == 3
+
+
+@virtual
+async def test_a_model_that_makes_a_plan_is_stopped_when_nobody_wants_it_any_more() -> None:
+    ended: list[float] = []
+
+    class Thinking(ScriptedModel):
+        async def complete(self, request: CompletionRequest) -> CompletionResponse:
+            try:
+                await asyncio.sleep(1_000)
+            finally:
+                ended.append(now())
+            return await super().complete(request)
+
+    async with stage() as on:
+        on.worker("w", "work")
+        one = await on.coordinator(planner=Planner(Thinking([plan(sub("a"))])))
+        other = await on.coordinator()
+        run = await one.start(TaskRequest(name="t"))
+        await asyncio.sleep(5)
+        assert ended == []
+        asked_at = now()
+        assert (await other.cancel(run)).status == "cancelled"
+        await until(lambda: ended, "the model is stopped", within_s=5)
+        assert ended[0] - asked_at <= 2
+        await asyncio.sleep(5)
+        assert on.calls == []
 
 
 def learned(*parts: dict[str, Any], facts: list[Any], guesses: list[Any]) -> dict[str, Any]:

@@ -45,6 +45,8 @@ _WAIT_S: Final = 1.0
 _LOOK_S: Final = 0.5
 _STRANDED: Final = ("max_attempts", "crashed")
 """Reasons of dead letters that say something of the coordinators that had it, and nothing of the answer."""
+_THINKING_S: Final = 1.0
+"""While a model makes a plan: how often it is looked whether it is still wanted."""
 _STALE_S: Final = 2.0
 """What has waited in an outbox for so long is sent by whoever sees it."""
 
@@ -282,8 +284,11 @@ class Errands:
             return
         asking = asyncio.create_task(self._ask(state, command))
         try:
-            while not (await asyncio.wait([asking], timeout=self._lease_s / 3))[0]:
+            while not (await asyncio.wait([asking], timeout=min(self._lease_s / 3, _THINKING_S)))[0]:
                 lease = await self._ledger.renew(lease, self._lease_s)
+                now = await self._runs.load(run)
+                if now.is_finished or now.header.planning != command.id:
+                    return  # cancelled, or its time is over: the model need not go on
             answer = asking.result()
         finally:
             asking.cancel()
