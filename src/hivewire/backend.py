@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from abc import ABC, abstractmethod
-from collections.abc import Hashable, Mapping, Sequence, Set
+from collections.abc import Collection, Hashable, Mapping, Sequence, Set
 from enum import IntEnum
 from typing import ClassVar, Literal
 from uuid import uuid4
@@ -139,6 +139,17 @@ class Saved(msgspec.Struct, frozen=True):
     """When those that wait for another attempt may be tried, by the store's clock."""
 
 
+class Returned(msgspec.Struct, frozen=True):
+    """A record that ran at another member and is to be handled again, with the counters that it brought."""
+
+    starts: int
+    failures: int
+    crashes: int
+    died: int
+    suspect: bool
+    due_at: float
+
+
 class Depth(msgspec.Struct, frozen=True, kw_only=True):
     """How much a queue holds. `ready` waits, `in_flight` is with a member, `scheduled` is not due yet. `lost`:
     were deleted by others before they were acknowledged, in all."""
@@ -211,6 +222,24 @@ class Ownership(ABC):
         """The shards must be given up soon: finish what runs, start nothing. Returns what to save, without
         `per_record_ack`."""
 
+    async def hand_over(self, shards: Set[int], within_s: float) -> Mapping[int, Saved]:
+        """As `losing`; but what still runs after that time goes on, is told to `Consumer.hold` before the shards
+        are given up, and its outcome to `Consumer.settle_held`."""
+        raise NotImplementedError
+
+    def expect(self, shard: int, away: Collection[int]) -> None:
+        """Called with `gained`, before any record comes: the handlers of these still run at a member that gave the
+        shard up, and their keys wait for `returned`."""
+        raise NotImplementedError
+
+    def returned(self, shard: int, token: int, at: int, back: Returned | None) -> None:
+        """A record that was away is finished (None), or to be handled again here."""
+        raise NotImplementedError
+
+    def lost_held(self) -> None:
+        """All that ran on after `hand_over` is with others by now."""
+        raise NotImplementedError
+
     def busy(self, shards: Set[int]) -> Set[int]:
         """Those of the shards in which something runs or is handed out: a move that is not forced waits for
         them."""
@@ -281,6 +310,14 @@ class Consumer(ABC):
         the lease was lost; for them nothing was changed. A lane whose taken records are all settled is
         free again."""
 
+    async def hold(self, batch: Sequence[Fetched]) -> None:
+        """These run on here when their shards are given up. Only for drivers that call `hand_over`."""
+        raise NotImplementedError
+
+    async def settle_held(self, done: Sequence[Fetched], rest: Sequence[Unfinished]) -> Sequence[Fetched]:
+        """As `settle`, for what `hold` was told of: to who owns the shards by now."""
+        raise NotImplementedError
+
     async def save(self, shards: Mapping[int, Saved]) -> Set[int]:
         """Store how far shards are, fenced, in one round trip. Returns those that are somebody else's by now.
         Only without `per_record_ack`."""
@@ -301,6 +338,10 @@ class Backend(ABC):
     as the last `fetch` or `append` of this process."""
     lost: int = 0
     """Messages that this process found to have been deleted by others."""
+
+    def paused(self) -> int:
+        """Shards from which this process takes nothing for now, because of what must be kept about others."""
+        return 0
 
     def blobs(self) -> BlobStore | None:
         """Where this store keeps large contents if nothing else is said; None: nowhere. As widely shared and as

@@ -107,6 +107,9 @@ class ProtocolMetrics(msgspec.Struct, kw_only=True):
     in_flight: int = 0
     lost: int = 0
     """Messages that this process found to have been deleted from the store by others."""
+    paused: int = 0
+    """Parts of queues from which this process takes nothing more until some of what it holds is finished: more is
+    known of the unfinished than the store can keep."""
 
 
 class Subscription(msgspec.Struct, frozen=True, kw_only=True):

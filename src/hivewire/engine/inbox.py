@@ -6,13 +6,14 @@ import asyncio
 import logging
 import traceback
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence, Set
+from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence, Set
 from heapq import heappop, heappush
 from itertools import islice
 from typing import Final
 
-from hivewire.backend import Again, Back, Consumer, Dead, Ownership, Saved, Unfinished
+from hivewire.backend import Again, Back, Consumer, Dead, Ownership, Returned, Saved, Unfinished
 from hivewire.codec import decode
+from hivewire.engine.away import Away
 from hivewire.engine.claims import MARK, ContentLost
 from hivewire.engine.core import Core
 from hivewire.engine.flag import Flag
@@ -95,6 +96,7 @@ class Inbox(Ownership):
         self.types: Types | None = None
         self.retry_of: Callable[[str], Retry | None] | None = None
         self._handed: Handed | None = None
+        self._away: Away | None = None
         self._consumer: Consumer | None = None
         self.store_lanes = core.features.leases_lanes(queue, competing=competing)
         self._shards = None if self.store_lanes else Shards(per_record_ack=core.features.per_record_ack)
@@ -156,6 +158,13 @@ class Inbox(Ownership):
             self._handed = Handed(self)
         return self._handed
 
+    @property
+    def away(self) -> Away:
+        """What outlives the ownership of its shard: made when the first does."""
+        if self._away is None:
+            self._away = Away(self)
+        return self._away
+
     # -- what the driver tells
 
     async def gained(self, shard: int, token: int, saved: bytes, settled: Sequence[Hashable] = ()) -> None:
@@ -173,6 +182,14 @@ class Inbox(Ownership):
     async def losing(self, shards: Set[int], within_s: float) -> Mapping[int, Saved]:
         if self._shards is None:
             return {}
+        await self._come_to_rest(shards, within_s)
+        states = self._shards.states(shards)
+        self.lost(shards)  # and with it what still runs
+        return states
+
+    async def _come_to_rest(self, shards: Set[int], within_s: float) -> list[Lane]:
+        """Start nothing more, and wait for what runs. The lanes that somebody had."""
+        assert self._shards is not None
         self._shards.close(shards)
         taken = self.lanes.end(shards)
         self._giving_up += 1
@@ -183,12 +200,33 @@ class Inbox(Ownership):
                     await self._freed.wait()
                 await self.settling.flushed()
         except TimeoutError:
-            pass  # what still runs is lost with the shard
+            pass
         finally:
             self._giving_up -= 1
+        return taken
+
+    async def hand_over(self, shards: Set[int], within_s: float) -> Mapping[int, Saved]:
+        if self._shards is None:
+            return {}
+        await self.away.keep(await self._come_to_rest(shards, within_s))
         states = self._shards.states(shards)
         self.lost(shards)
         return states
+
+    def expect(self, shard: int, away: Collection[int]) -> None:
+        if away:
+            self.away.expect(shard, away)
+
+    def returned(self, shard: int, token: int, at: int, back: Returned | None) -> None:
+        if self._shards is not None and self._shards.has(shard, token):
+            self.away.returned((shard, at), back)
+
+    def lost_held(self) -> None:
+        for lane in self.away.lost():
+            if self.taker is not None:
+                self.taker.lane_lost(lane)
+        if self._handed is not None:
+            self._handed.lost()
 
     def busy(self, shards: Set[int]) -> Set[int]:
         return self.lanes.busy() & shards
@@ -203,6 +241,8 @@ class Inbox(Ownership):
     def lost(self, shards: Set[int]) -> None:
         if self._shards is not None:
             self._shards.lost(shards)
+            if self._away is not None:
+                self._away.forget(shards)
         for lane in self.lanes.lose(shards):
             self._keep_contents(lane.waiting)
             if self.taker is not None:
@@ -264,6 +304,8 @@ class Inbox(Ownership):
                 self.core.tasks.start(self._save({fetched.shard for fetched in finished}), f"commit {self.queue}")
             if not self._can_delay:
                 batch = self._due(batch)
+            if self._away is not None and self._away.awaited:
+                batch = self._away.shut(batch)
         elif not self._remembers:
             self._look_for_twins(batch)
         self.lanes.add(batch)
@@ -573,10 +615,11 @@ class Inbox(Ownership):
         else:
             fetched.marked = fetched.suspect = False
             self.lanes.block(lane)
-            asyncio.get_running_loop().call_later(delay_s, self._again_now, lane)
+            asyncio.get_running_loop().call_later(delay_s, self.again_now, lane)
         self._freed.set()
 
-    def _again_now(self, lane: Lane) -> None:
+    def again_now(self, lane: Lane) -> None:
+        """What it waited for has come."""
         if self.lanes.unblock(lane):
             self._woken()
 
@@ -632,6 +675,11 @@ class Inbox(Ownership):
     # -- storing outcomes
 
     async def _store(self, done: Sequence[Fetched], rest: Sequence[Unfinished]) -> Sequence[Fetched]:
+        if self._away is not None and self._away.running:
+            return await self._away.store(done, rest)
+        return await self.store_here(done, rest)
+
+    async def store_here(self, done: Sequence[Fetched], rest: Sequence[Unfinished]) -> Sequence[Fetched]:
         if self._shards is not None:
             return await self._shards.settle(self.consumer, done, rest, self.core.backend.now())
         return await self.consumer.settle(done, rest)
@@ -655,7 +703,9 @@ class Inbox(Ownership):
 
     def put_back(self, lane: Lane, *, first: bool = False) -> None:
         """A taker leaves the lane before its end; `first`: it is the next."""
-        if lane.ending:
+        if lane.away:
+            self.away.give_back(lane)
+        elif lane.ending:
             self.lanes.resume(lane)
             self._freed.set()
         elif first:
@@ -665,7 +715,9 @@ class Inbox(Ownership):
 
     def let_go(self, lane: Lane) -> None:
         """A lane that was handed out may be handed out again."""
-        if lane.waiting and not lane.lost and not lane.blocked:
+        if lane.away:
+            self.away.give_back(lane)
+        elif lane.waiting and not lane.lost and not lane.blocked:
             self.lanes.resume(lane)
         self.arrived.set()
         self._freed.set()

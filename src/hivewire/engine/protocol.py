@@ -561,6 +561,7 @@ class Engine(Protocol):
         self._core.metrics.in_flight = self._core.floor.running
         self._core.metrics.trail_dropped = self._core.trail.dropped
         self._core.metrics.lost = self.backend.lost
+        self._core.metrics.paused = self.backend.paused()
         return msgspec.structs.replace(self._core.metrics)
 
     async def health(self) -> Health:

@@ -122,13 +122,17 @@ class Shards:
                 finished.append(fetched)
         return accepted, finished
 
+    def has(self, number: int, token: int) -> bool:
+        """Whether it is owned here, by this ownership."""
+        shard = self._shards.get(number)
+        return shard is not None and shard.token == token
+
     def owns(self, fetched: Fetched) -> bool:
         """Whether it may be started here."""
         return self._has(fetched) and not self._shards[fetched.shard].closing
 
     def _has(self, fetched: Fetched) -> bool:
-        shard = self._shards.get(fetched.shard)
-        return shard is not None and shard.token == fetched.token
+        return self.has(fetched.shard, fetched.token)
 
     def states(self, numbers: Iterable[int]) -> dict[int, Saved]:
         """To hand over. Nothing where the store takes an acknowledgement of each record."""

@@ -22,6 +22,7 @@ class Lane(msgspec.Struct, eq=False):
     being given up. `halted`: nothing more may start, because it is ending or its shard rests. `lost`:
     somebody else owns the records by now; nothing here counts any more. `parked`: positions of records
     whose bodies were dropped, all behind `waiting`.
+    `away`: its shard has moved while its first record runs, and nothing else is in it.
     `grip` changes whenever the lane goes to a taker or from it: so a taker knows whether it still has it.
     """
 
@@ -35,6 +36,7 @@ class Lane(msgspec.Struct, eq=False):
     ending: bool = False
     halted: bool = False
     lost: bool = False
+    away: bool = False
 
     @property
     def may_go_on(self) -> bool:
@@ -100,6 +102,26 @@ class Lanes:
                 lane.parked.append(fetched.at)
             else:
                 lane.waiting.append(fetched)
+
+    def add_closed(self, fetched: Fetched) -> Lane:
+        """The first record of its key, which runs at another member: its lane is blocked."""
+        key = fetched.record.key
+        lane = self._lanes[key] = Lane(key, fetched.shard)
+        lane.halted = fetched.shard in self._resting
+        lane.blocked = True
+        lane.waiting.append(fetched)
+        return lane
+
+    def detach(self, lane: Lane) -> None:
+        """Its taker goes on with the first record, which is all that is left of it; its key is free for another
+        lane."""
+        lane.away = lane.halted = True
+        first = lane.waiting[0]
+        lane.waiting.clear()
+        lane.waiting.append(first)
+        lane.parked.clear()
+        if self._lanes.get(lane.key) is lane:
+            del self._lanes[lane.key]
 
     def _make_ready(self, lane: Lane) -> None:
         if lane.halted:

@@ -58,6 +58,7 @@ _VOLATILE_PARTITIONS: Final = 4
 _JOIN_S: Final = 8.0
 _OPEN_S: Final = 10.0
 _CHANNEL: Final = "channel"
+_MANY_TOPICS: Final = 300
 _CONSUMER_SESSION_S: Final = 45.0
 """Of `group.protocol=consumer`, as brokers have it unless told otherwise, and never less unless they allow it."""
 
@@ -170,12 +171,26 @@ class KafkaBackend(Backend):
             brokers = await self.admin.ping()
         except (BackendError, Closed) as error:
             return BackendHealth(ok=False, durability=durability, detail=str(error))
-        warnings = self._warnings()
+        warnings = self._warnings(brokers)
         detail = f"{','.join(self.settings.kafka.brokers)}: {brokers} broker{'s' if brokers != 1 else ''}"
         return BackendHealth(ok=True, durability=durability, detail=detail, warnings=warnings)
 
-    def _warnings(self) -> list[str]:
-        kafka, found = self.settings.kafka, []
+    def paused(self) -> int:
+        return sum(consumer.paused() for consumer in self._consumers if isinstance(consumer, KafkaConsumer))
+
+    def _warnings(self, brokers: int) -> list[str]:
+        kafka = self.settings.kafka
+        found: list[str] = []
+        queues = self.topics.count()
+        if queues > _MANY_TOPICS:
+            found.append(
+                f"{queues} topics with the prefix {kafka.topic_prefix}: Kafka is slow with many; make instances "
+                "(coder/42) instead of agents, which share the topic of their name"
+            )
+        if brokers > 1 and kafka.replication_factor == 1:
+            found.append(
+                f"replication_factor=1 on {brokers} brokers: new topics have one copy, and are gone with its disk"
+            )
         if not self.options.is_safe:
             lost = (
                 "a message counts as sent before any broker has it"

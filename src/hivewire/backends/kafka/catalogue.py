@@ -117,6 +117,10 @@ class Catalogue:
         """As far as was read."""
         return self._at(key, self._backend.now())
 
+    def names(self, prefix: str) -> list[str]:
+        """Keys with this prefix that have a value, without it, as far as was read."""
+        return [key.removeprefix(prefix) for key in self._values if key.startswith(prefix) and self.known(key).value]
+
     async def get(self, key: str) -> Entry:
         await self._log.catch_up()
         return self.known(key)

@@ -17,7 +17,7 @@ from hivewire.rules.pool import Heard, Pool, Word
 
 if TYPE_CHECKING:
     from hivewire.backends.kafka.backend import KafkaBackend
-    from hivewire.backends.kafka.competing import CompetingConsumer
+    from hivewire.backends.kafka.seat import Seat
 
 log = logging.getLogger(__name__)
 
@@ -57,7 +57,7 @@ class ClaimsLog:
         self.topic = backend.names.claims
         self.partition = partition
         self.pools: dict[str, Pool] = {}
-        self.seats: dict[str, dict[str, CompetingConsumer]] = {}
+        self.seats: dict[str, dict[str, Seat]] = {}
         """Those of this process, by queue and by name."""
         self._follower = Follower(backend, self.topic, partition, self._take)
         self._answers: dict[int, Heard] = {}

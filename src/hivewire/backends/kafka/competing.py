@@ -9,16 +9,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections import deque
 from collections.abc import Coroutine, Sequence
 from typing import TYPE_CHECKING, Any, Final
-from uuid import uuid4
 
 from hivewire.backend import Again, Consumer, Dead, Fetched, Ownership, Unfinished
-from hivewire.backends.kafka.claims import ClaimsLog, pack_word
 from hivewire.backends.kafka.feed import Feed, Fresh
 from hivewire.backends.kafka.packing import record_of, stored_at
+from hivewire.backends.kafka.seat import Seat
 from hivewire.backends.kafka.tail import Place
 from hivewire.errors import BackendError
 from hivewire.rules.pool import At, Grant, Heard, Kept, Offer, Pool, Take, Word
@@ -36,30 +34,20 @@ _MORE: Final = 4
 _LEAST_OFFERS: Final = 32
 _MOST_OFFERS: Final = 1_000
 _CATCH_UP_S: Final = 2.0
-_MARGIN_S: Final = 0.2
 _REMEMBERED: Final = 10_000
-_clock = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
-
-
-def lease_clock() -> float:
-    """Goes on while the machine sleeps."""
-    return time.clock_gettime(_clock)
 
 
 class CompetingConsumer(Consumer):
-    """`until`: so long nobody takes anything from this member, by its own clock."""
+    """Its seat in the pool has the name and the lease."""
 
     def __init__(self, backend: KafkaBackend, queue: str, lease_s: float, owner: Ownership) -> None:
         self.backend = backend
         self.queue = queue
         self.topic = backend.names.topic(queue)
-        self.lease_s = lease_s
         self._owner = owner
-        self.name = ""
-        self._token = 0
-        self.until = 0.0
-        self._steady_since = 0.0
-        self._log: ClaimsLog | None = None
+        self.seat = Seat(backend, queue, lease_s, self._heard)
+        self._token = -1
+        """That of what is held; -1: nothing can be held."""
         self._feed: Feed | None = None
         self._news = asyncio.Event()
         self._ready: deque[Fetched] = deque()
@@ -67,9 +55,6 @@ class CompetingConsumer(Consumer):
         """Finished under the present name: to settle one of them again is no error."""
         self._asking: asyncio.Task[None] | None = None
         self._filling = 0
-        self._is_beating = False
-        self._last_heard: dict[str, float] = {}
-        self._is_in = False
         self._closed = False
         self._tasks: set[asyncio.Task[None]] = set()
         self.owned: set[int] = set()
@@ -78,13 +63,11 @@ class CompetingConsumer(Consumer):
     # -- membership
 
     async def open(self) -> None:
-        self._log = await self.backend.claims.log_of(self.queue)
-        self._feed = self.backend.feed(self.queue, self._log.pool(self.queue))
+        self._feed = self.backend.feed(self.queue, await self.seat.open())
         await self._feed.open(self._stir)
         await self._join()
         self._spawn(self._keep(), f"keep the claims of {self.queue}")
         self._spawn(self.backend.delays.keep_moving(self.queue, self.owned), f"delayed messages of {self.queue}")
-        self.backend.pulse.add(self)
 
     def _spawn(self, coroutine: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
         task = asyncio.get_running_loop().create_task(coroutine, name=name)
@@ -98,111 +81,64 @@ class CompetingConsumer(Consumer):
             log.error("task failed", extra={"task": task.get_name()}, exc_info=task.exception())
 
     @property
-    def log(self) -> ClaimsLog:
-        assert self._log is not None
-        return self._log
-
-    @property
     def feed(self) -> Feed:
         assert self._feed is not None
         return self._feed
 
     @property
     def pool(self) -> Pool:
-        return self.log.pool(self.queue)
+        return self.seat.pool
 
     def _stir(self) -> None:
         self._news.set()
 
     async def _join(self) -> None:
-        """Under a name that was never used."""
-        self.log.seats.setdefault(self.queue, {}).pop(self.name, None)
-        self._token += 1
-        self.name = f"{self.backend.client_id}/{uuid4().hex[:12]}"
-        self.log.seats[self.queue][self.name] = self
         self._settled.clear()
-        asked_at = lease_clock()
-        await self.log.say(self.queue, Word(self.name, self.lease_s))
-        self._steady_since = asked_at
-        self.until = asked_at + self.lease_s
-        self._is_in = True
+        await self.seat.join()
+        self._token = self.seat.token
         await self._owner.gained(0, self._token, b"")
         self._news.set()
-
-    def beat(self) -> None:
-        """Called by a thread that nothing here delays: say that this member lives."""
-        if self._is_beating or not self._is_in or self._closed:
-            return
-        name, asked_at = self.name, lease_clock()
-
-        def heard(is_stored: bool) -> None:
-            self._is_beating = False
-            if is_stored and name == self.name:
-                if asked_at > self.until:
-                    self._steady_since = asked_at
-                self.until = max(self.until, asked_at + self.lease_s)
-
-        self._is_beating = True
-        value = pack_word(self.queue, Word(name))
-        if not self.backend.sure.shout(self.log.topic, self.log.partition, self.queue.encode(), value, heard):
-            self._is_beating = False
-
-    @property
-    def has_lapsed(self) -> bool:
-        return lease_clock() > self.until - _MARGIN_S
 
     async def _keep(self) -> None:
         while True:
             await asyncio.sleep(_TICK_S)
             try:
-                if not self._is_in or self.has_lapsed:
+                if not self.seat.is_in or self.seat.has_lapsed:
                     await self._begin_again()
-                await self._look_after_others()
+                await self._look_around()
             except BackendError as error:
                 log.warning("cannot keep the claims yet", extra={"queue": self.queue, "error": str(error)})
                 await asyncio.sleep(_RETRY_S)
 
     async def _begin_again(self) -> None:
         """What was held is with others, or must be given to them."""
-        before = self.name
+        before = self.seat.name
         self._lose()
-        await self.log.say(self.queue, Word(before, leaves=True))
+        await self.seat.say(Word(before, leaves=True))
         await self._join()
 
     def _lose(self) -> None:
-        self._is_in = False
+        self.seat.is_in = False
+        self._token = -1
         self._ready.clear()
         self._owner.lost({0})
 
-    async def _look_after_others(self) -> None:
-        now = lease_clock()
+    async def _look_around(self) -> None:
         pool = self.pool
-        names = pool.members
-        first = min(names, default="")
-        if first == self.name:
+        if min(pool.members, default="") == self.seat.name:
             self.owned.update(range(self.feed.partitions))
-            self.log.tidy()
         else:
             self.owned.clear()
+        self.seat.log.tidy()
         if self.feed.gaps:
             gaps, self.feed.gaps = self.feed.gaps, []
-            await self.log.say(self.queue, Word(self.name, gaps=gaps))
-        self._last_heard = {name: self._last_heard.get(name, now) for name in names}
-        if pool.next_due(self.backend.now() - _TICK_S * 2) is not None:
-            self._news.set()
-        if now - self._steady_since < self.lease_s:
-            return  # after an outage everybody was silent, this one too
-        for name, seat in tuple(names.items()):
-            silent_s = now - self._last_heard.get(name, now)
-            if name != self.name and silent_s > seat.lease_s + _MARGIN_S:
-                await self.log.say(self.queue, Word(self.name, silent=(name, seat.last)))
+            await self.seat.say(Word(self.seat.name, gaps=gaps))
+        await self.seat.look_after_others()
 
     # -- what the log tells
 
-    def heard(self, word: Word, heard: Heard, *, is_mine: bool) -> None:
-        """Called for each word, in the order of the log."""
-        self._last_heard[word.member] = lease_clock()
-        if heard.buried == self.name or (is_mine and not heard.is_member and self._is_in):
+    def _heard(self, word: Word, heard: Heard, is_mine: bool) -> None:
+        if not self.seat.is_in and self._token >= 0:
             log.warning("the lease ended", extra={"queue": self.queue})
             self._lose()
         if is_mine:
@@ -212,7 +148,7 @@ class CompetingConsumer(Consumer):
                     self._settled.pop(at, None)
                 while len(self._settled) > _REMEMBERED:
                     del self._settled[next(iter(self._settled))]
-            if heard.granted and self._is_in:
+            if heard.granted and self.seat.is_in:
                 self._granted(heard.granted)
         if heard.freed or word.lease_s:
             self._news.set()
@@ -249,7 +185,7 @@ class CompetingConsumer(Consumer):
     async def _fill(self, granted: Sequence[Grant], token: int) -> None:
         """Those whose bodies are not here: they were with others before."""
         try:
-            while token == self._token and self._is_in and not self._closed:
+            while token == self._token and self.seat.is_in and not self._closed:
                 try:
                     bodies = await self._read([grant.at for grant in granted])
                     break
@@ -258,13 +194,13 @@ class CompetingConsumer(Consumer):
                     await asyncio.sleep(_RETRY_S)
             else:
                 return
-            if token != self._token or not self._is_in:
+            if token != self._token or not self.seat.is_in:
                 return
             self._ready.extend(self._fetched(grant, bodies[grant.at]) for grant in granted if grant.at in bodies)
             gone = [grant.at for grant in granted if grant.at not in bodies]
             if gone:
                 self.backend.lost += len(gone)
-                await self.log.say(self.queue, Word(self.name, done=gone))
+                await self.seat.say(Word(self.seat.name, done=gone))
         finally:
             self._filling -= 1
             self._news.set()
@@ -292,7 +228,7 @@ class CompetingConsumer(Consumer):
         return {(self.topic, number): self.pool.low(number) for number in range(self.feed.partitions)}
 
     def holds(self, fetched: Fetched) -> bool:
-        return fetched.token == self._token and self._is_in and not self.has_lapsed
+        return fetched.token == self._token and self.seat.is_in and not self.seat.has_lapsed
 
     async def fetch(
         self, limit: int, wait_s: float, *, lanes: int = 1_000, run: int = 1_000, starting: int = 0
@@ -345,7 +281,7 @@ class CompetingConsumer(Consumer):
         """Say what would be taken. Whether an answer is still to come."""
         if self._asking is not None or self._filling:
             return True
-        if not self._is_in or self.has_lapsed:
+        if not self.seat.is_in or self.seat.has_lapsed:
             return False
         wanted = min(max(_MORE * most, _LEAST_OFFERS), _MOST_OFFERS)
         now = self.backend.now()
@@ -361,7 +297,7 @@ class CompetingConsumer(Consumer):
     async def _say_take(self, take: Take, fresh: Sequence[Offer]) -> None:
         granted = 0
         try:
-            heard = await self.log.say(self.queue, Word(self.name, take=take))
+            heard = await self.seat.say(Word(self.seat.name, take=take))
             granted = len(heard.granted)
             if not granted:
                 await asyncio.sleep(_UNLUCKY_S)
@@ -401,26 +337,26 @@ class CompetingConsumer(Consumer):
         token = self._token
         refused: set[At] = set()
         if done or started or back:
-            heard = await self.log.say(self.queue, Word(self.name, done=done, started=started, back=back))
+            heard = await self.seat.say(Word(self.seat.name, done=done, started=started, back=back))
             refused = set(heard.refused)
         unique = {id(fetched): fetched for fetched in about}
         return [fetched for fetched in unique.values() if fetched.token != token or _at(fetched) in refused]
 
     def _has(self, fetched: Fetched) -> bool:
-        return fetched.token == self._token and self.pool.is_held(_at(fetched), self.name)
+        return fetched.token == self._token and self.pool.is_held(_at(fetched), self.seat.name)
 
     # -- ending
 
     def abandon(self) -> None:
         """As if the process was killed."""
         self._closed = True
-        self.backend.pulse.remove(self)
+        self.seat.end()
         for task in self._tasks:
             task.cancel()
 
     async def stop(self) -> None:
         self._closed = True
-        self.backend.pulse.remove(self)
+        self.seat.end()
         self._news.set()
         tasks = list(self._tasks)
         for task in tasks:
@@ -430,18 +366,13 @@ class CompetingConsumer(Consumer):
     async def close(self) -> None:
         if self._closed:
             return
+        is_in = self.seat.is_in
         await self.stop()
         self.backend.discard(self)
-        if self._log is None:
-            return
         if self._feed is not None and self._feed.close(self._stir):
             self.backend.feeds.pop(self.queue, None)
-        try:
-            if self._is_in:
-                await self.log.say(self.queue, Word(self.name, leaves=True))
-        except BackendError as error:
-            log.warning("what was held could not be given back; it is free when the lease ends: %s", error)
-        self.log.seats.get(self.queue, {}).pop(self.name, None)
+        self.seat.is_in = is_in
+        await self.seat.leave()
 
 
 def _at(fetched: Fetched) -> At:

@@ -9,6 +9,7 @@ from collections.abc import Hashable, Mapping, Sequence, Set
 from typing import TYPE_CHECKING, Final
 
 from hivewire.backend import Consumer, Dead, Fetched, Ownership, Saved, Unfinished
+from hivewire.backends.kafka.elsewhere import Elsewhere
 from hivewire.backends.kafka.member import Member, Taken
 from hivewire.backends.kafka.metadata import FULL_BYTES
 from hivewire.backends.kafka.packing import record_of, stored_at
@@ -25,6 +26,8 @@ _RETRY_S: Final = 0.2
 _MOST_BUFFERED: Final = 4_000
 _CATCH_UP_S: Final = 1.0
 _FOREVER_S: Final = 86_400.0
+_GRACE_S: Final = 1.0
+"""So long a partition that must move waits for handlers; those that last longer run on."""
 _CLOSE_S: Final = 5.0
 
 
@@ -65,6 +68,7 @@ class KafkaConsumer(Consumer):
         self._is_full = False
         self._closed = False
         self._gaining: dict[asyncio.Task[None], int] = {}
+        self._elsewhere = Elsewhere(backend, queue, owner)
         self._mover = asyncio.get_running_loop().create_task(
             backend.delays.keep_moving(queue, self.owned), name=f"delayed messages of {queue}"
         )
@@ -103,13 +107,16 @@ class KafkaConsumer(Consumer):
         while True:
             try:
                 settled = await self._settled_lately(taken) if taken.committed else ()
+                state, away = await self._elsewhere.away_from(held.shard, held.token, taken.watermark, taken.state)
                 break
             except BackendError as error:
                 log.warning("cannot take a partition over yet", extra={"queue": self.queue, "error": str(error)})
                 await asyncio.sleep(_RETRY_S)
         if self.held.get(held.shard) is not held:
             return
-        await self._owner.gained(held.shard, held.token, taken.state, settled)
+        await self._owner.gained(held.shard, held.token, state, settled)
+        if away:
+            self._owner.expect(held.shard, away)
         held.is_ready = True
         self.owned.add(held.shard)
         if not self._is_full:
@@ -127,8 +134,8 @@ class KafkaConsumer(Consumer):
         messages = await self.backend.reader.read(*taken.place, first, taken.watermark - 1, stretch)
         return [name for message in messages for name in names(record_of(message))]
 
-    async def give_up(self, shards: Set[int]) -> Mapping[int, tuple[int, Saved]]:
-        """Returns when nothing of them runs any more, with what is to be committed."""
+    async def give_up(self, shards: Set[int], *, waits: bool = False) -> Mapping[int, tuple[int, Saved]]:
+        """Returns, with what is to be committed, when nothing of them runs any more or it is known who runs it."""
         ready: dict[int, Held] = {}
         for shard in shards:
             held = self.held.get(shard)
@@ -140,7 +147,15 @@ class KafkaConsumer(Consumer):
                 ready[shard] = held
             else:
                 self._drop(shard)
-        states = await self._owner.losing(set(ready), _FOREVER_S) if ready else {}
+        states: Mapping[int, Saved] = {}
+        if ready and not waits:
+            try:
+                states = await self._owner.hand_over(set(ready), _GRACE_S)
+            except BackendError as error:
+                log.warning("a partition waits for its handlers", extra={"queue": self.queue, "error": str(error)})
+                waits = True
+        if ready and waits:
+            states = await self._owner.losing(set(ready), _FOREVER_S)
         for shard, held in ready.items():
             if self.held.get(shard) is held:
                 self._drop(shard)
@@ -148,6 +163,7 @@ class KafkaConsumer(Consumer):
 
     def _drop(self, shard: int) -> None:
         self.held.pop(shard, None)
+        self._elsewhere.forget(shard)
         self.owned.discard(shard)
         for task, number in list(self._gaining.items()):
             if number == shard:
@@ -199,6 +215,10 @@ class KafkaConsumer(Consumer):
     def watermarks(self) -> dict[Place, int]:
         """Below these offsets all is finished, and committed so."""
         return {(self.topic, held.shard): held.watermark for held in self.held.values() if held.is_ready}
+
+    def paused(self) -> int:
+        """Partitions that are not read on: their state is near what a commit can carry."""
+        return sum(held.state_bytes > FULL_BYTES for held in self.held.values())
 
     def holds(self, fetched: Fetched) -> bool:
         place = (self.topic, fetched.shard)
@@ -282,6 +302,13 @@ class KafkaConsumer(Consumer):
         every = [*done, *(outcome.fetched for outcome in rest)]
         return [fetched for fetched in every if not self.holds(fetched)]
 
+    async def hold(self, batch: Sequence[Fetched]) -> None:
+        await self._elsewhere.hold(batch)
+
+    async def settle_held(self, done: Sequence[Fetched], rest: Sequence[Unfinished]) -> Sequence[Fetched]:
+        self.backend.check_usable()
+        return await self._elsewhere.settle(done, rest)
+
     async def save(self, shards: Mapping[int, Saved]) -> Set[int]:
         self.backend.check_usable()
         states: dict[Place, tuple[int, Saved]] = {}
@@ -308,6 +335,7 @@ class KafkaConsumer(Consumer):
     def abandon(self) -> None:
         self._closed = True
         self._mover.cancel()
+        self._elsewhere.abandon()
 
     async def stop(self) -> None:
         self._closed = True
@@ -316,6 +344,7 @@ class KafkaConsumer(Consumer):
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        await self._elsewhere.stop()
 
     async def close(self) -> None:
         if self._closed:
@@ -323,10 +352,11 @@ class KafkaConsumer(Consumer):
         await self.stop()
         try:
             async with asyncio.timeout(_CLOSE_S):
-                states = await self.give_up(set(self.held))
+                states = await self.give_up(set(self.held), waits=True)
                 await self.member.save({(self.topic, shard): state for shard, state in states.items()})
         except (TimeoutError, BackendError) as error:
             log.warning("left without the last commit", extra={"queue": self.queue, "error": str(error)})
         self.held.clear()
+        await self._elsewhere.close()
         self.member.leave(self.topic)
         await self.backend.forget(self)

@@ -30,10 +30,10 @@ class Fresh(msgspec.Struct, gc=False):
 
     def offer(self) -> Offer:
         key = self.record.dedup_key
-        return Offer(*self.at, _number(life(self.record)), 0 if key is None else _number(("key", key)))
+        return Offer(*self.at, number(life(self.record)), 0 if key is None else number(("key", key)))
 
 
-def _number(name: object) -> int:
+def number(name: object) -> int:
     """The same in every process; never 0, which stands for none."""
     return int.from_bytes(blake2b(repr(name).encode("utf-8", "surrogatepass"), digest_size=8).digest()) | 1
 

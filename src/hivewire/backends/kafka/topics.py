@@ -117,6 +117,10 @@ class Topics:
             await self._backend.catalogue.get(_QUEUE + queue)
         return known or self.known(queue)
 
+    def count(self) -> int:
+        """Topics of queues, as far as the catalogue was read."""
+        return sum(not name.startswith(REPLY_PREFIX) for name in self._backend.catalogue.names(_QUEUE))
+
     async def all(self) -> Sequence[QueueSpec]:
         entries = await self._backend.catalogue.scan(_QUEUE)
         return [_decoder.decode(entry.value) for entry in entries.values() if entry.value]

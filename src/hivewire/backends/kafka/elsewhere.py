@@ -1,0 +1,189 @@
+"""Handlers that outlive the ownership of their partition: who runs them is in the log of claims.
+
+Invariants: before a partition is given up, the log says which of its records still run here; who takes it over reads
+that first. A record is free again when its member says so, leaves, or is silent for its lease.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Final
+
+from hivewire.backend import Again, Dead, Fetched, Ownership, Returned, Unfinished
+from hivewire.backends.kafka.feed import number
+from hivewire.backends.kafka.seat import Seat
+from hivewire.errors import BackendError
+from hivewire.rules.pool import At, Heard, Kept, Offer, Pool, Take, Word
+from hivewire.rules.progress import History, Progress, decode, encode
+
+if TYPE_CHECKING:
+    from hivewire.backends.kafka.backend import KafkaBackend
+
+log = logging.getLogger(__name__)
+
+_TICK_S: Final = 0.2
+_EXISTS: Final = "away/"
+
+
+class Elsewhere:
+    """Of one consumer. Costs nothing until a handler outlives its partition for the first time."""
+
+    def __init__(self, backend: KafkaBackend, queue: str, owner: Ownership) -> None:
+        self._backend = backend
+        self._queue = queue
+        self._owner = owner
+        self._seat = Seat(backend, f"~away/{queue}", backend.settings.lease_s, self._heard)
+        self._joining = asyncio.Lock()
+        self._watched: dict[int, tuple[int, set[int]]] = {}
+        """Of each partition that is owned here: the token, and what others run of it."""
+        self._keeper: asyncio.Task[None] | None = None
+        self._is_holding = False
+
+    async def _join(self) -> Pool:
+        async with self._joining:
+            if not self._seat.is_in:
+                await self._seat.open()
+                await self._seat.join()
+            if self._keeper is None:
+                loop = asyncio.get_running_loop()
+                self._keeper = loop.create_task(self._keep(), name=f"keep what runs elsewhere of {self._queue}")
+        return self._seat.pool
+
+    async def _keep(self) -> None:
+        while True:
+            await asyncio.sleep(_TICK_S)
+            try:
+                if not self._seat.is_in or self._seat.has_lapsed:
+                    self._lapsed()
+                    await self._join()
+                await self._seat.look_after_others()
+                self._seat.log.tidy()
+            except BackendError as error:
+                log.warning("cannot look after what runs elsewhere yet: %s", error)
+
+    def _lapsed(self) -> None:
+        self._seat.is_in = False
+        if self._is_holding:
+            self._is_holding = False
+            self._owner.lost_held()
+
+    # -- what runs here
+
+    async def hold(self, batch: Sequence[Fetched]) -> None:
+        """Say that these run here. Raises `BackendError` when that cannot be said."""
+        await self._join()
+        key = _EXISTS + self._queue
+        if not self._backend.catalogue.known(key).version:
+            await self._backend.catalogue.put(key, b"1", 0)
+        offers = [Offer(*_at(fetched), number((self._queue, *_at(fetched)))) for fetched in batch]
+        heard = await self._seat.say(Word(self._seat.name, take=Take(len(offers), len(offers), offers)))
+        if len(heard.granted) < len(offers):
+            raise BackendError(f"give up a partition of {self._queue}: somebody else holds what runs here")
+        self._is_holding = True
+
+    async def settle(self, done: Sequence[Fetched], rest: Sequence[Unfinished]) -> Sequence[Fetched]:
+        """Tell what became of them; returns those that are somebody else's by now."""
+        dead = [
+            outcome
+            for outcome in rest
+            if isinstance(outcome, Dead) and self._seat.pool.is_held(_at(outcome.fetched), self._seat.name)
+        ]
+        if dead:
+            await self._backend.letters.bury(self._queue, dead)
+        finished = [*done, *(outcome.fetched for outcome in rest if isinstance(outcome, Dead))]
+        now = self._backend.now()
+        back = [
+            _kept(outcome.fetched, now + outcome.delay_s if isinstance(outcome, Again) else 0.0)
+            for outcome in rest
+            if not isinstance(outcome, Dead)
+        ]
+        word = Word(self._seat.name, done=[_at(fetched) for fetched in finished], back=back)
+        refused = set((await self._seat.say(word)).refused)
+        every = [*done, *(outcome.fetched for outcome in rest)]
+        return [fetched for fetched in every if _at(fetched) in refused]
+
+    # -- what runs elsewhere
+
+    async def away_from(self, shard: int, token: int, watermark: int, saved: bytes) -> tuple[bytes, Sequence[int]]:
+        """What was saved of the partition, with what has become of records that ran elsewhere since, and those
+        that still do."""
+        if not (await self._backend.catalogue.get(_EXISTS + self._queue)).version:
+            return saved, ()
+        pool = await self._join()
+        await self._seat.log.catch_up()
+        state = decode(saved) if saved else Progress(watermark, (), (), watermark)
+        low = state.watermark
+        finished = {*state.ahead, *(at for at in pool.ahead(shard) if at >= low), *range(low, pool.low(shard))}
+        history = {entry.at: entry for entry in state.history if entry.at not in finished}
+        held: list[int] = []
+        taken_to = state.taken_to
+        for (number_, at), known in pool.known.items():
+            if number_ != shard or at < low or at in finished:
+                continue
+            if known.holder is not None:
+                held.append(at)
+                continue
+            before = history.get(at, History(at))
+            history[at] = History(
+                at,
+                before.starts,
+                max(before.failures, known.failures),
+                max(before.crashes, known.crashes),
+                before.running or known.died > 0,
+            )
+            if known.suspect:
+                taken_to = max(taken_to, at + 1)
+        if held:
+            self._watched[shard] = (token, set(held))
+        rising = [history[at] for at in sorted(history)]
+        return encode(Progress(low, sorted(finished), rising, taken_to)), held
+
+    def forget(self, shard: int) -> None:
+        self._watched.pop(shard, None)
+
+    def _heard(self, word: Word, heard: Heard, is_mine: bool) -> None:
+        if not self._seat.is_in and self._is_holding:
+            self._lapsed()
+        if not (word.done or heard.freed):
+            return
+        pool = self._seat.pool
+        for shard, (token, positions) in tuple(self._watched.items()):
+            for at in tuple(positions):
+                known = pool.known.get((shard, at))
+                if known is not None and known.holder is not None:
+                    continue
+                positions.discard(at)
+                back = None
+                if known is not None:
+                    # `died` is counted by its own member: of the partition's state it is the only one.
+                    counters = (0 if known.suspect else known.starts, known.failures, known.crashes)
+                    back = Returned(*counters, known.died, known.suspect, known.due_at)
+                self._owner.returned(shard, token, at, back)
+
+    # -- ending
+
+    def abandon(self) -> None:
+        self._seat.end()
+        if self._keeper is not None:
+            self._keeper.cancel()
+
+    async def stop(self) -> None:
+        is_in = self._seat.is_in
+        self.abandon()
+        if self._keeper is not None:
+            await asyncio.gather(self._keeper, return_exceptions=True)
+        self._seat.is_in = is_in
+
+    async def close(self) -> None:
+        await self.stop()
+        await self._seat.leave()
+
+
+def _at(fetched: Fetched) -> At:
+    return fetched.shard, int(fetched.at)
+
+
+def _kept(fetched: Fetched, due_at: float) -> Kept:
+    return Kept(*_at(fetched), fetched.starts, fetched.failures, fetched.crashes, due_at)

@@ -1,0 +1,109 @@
+"""A change of owner while handlers run: no second copy, nobody waits, the order of a key holds. With real processes."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from hivewire.testing.conformance.fabric import Fabric
+from hivewire.testing.conformance.journal import Journal
+from hivewire.testing.conformance.scenario import empty, send_numbered, task
+from hivewire.testing.conformance.waiting import count, until
+from hivewire.testing.leaks import Census, no_unhandled_errors
+from tests.conformance.kafka_fabric import KafkaFabric
+
+pytestmark = [pytest.mark.processes, pytest.mark.slow, pytest.mark.timeout(180)]
+
+KEYS = [f"k{n}" for n in range(12)]
+"""More than partitions: each of the three has some."""
+
+
+@pytest.fixture
+async def fabric(tmp_path: Path) -> AsyncIterator[KafkaFabric]:
+    made = KafkaFabric(tmp_path)
+    before = Census.take()
+    with no_unhandled_errors():
+        async with made:
+            yield made
+    await before.check()
+
+
+def running(journal: Journal, agent: str) -> set[str]:
+    ended = {entry.id for entry in journal.ends(agent)}
+    return {entry.id for entry in journal.starts(agent)} - ended
+
+
+async def start_long(fabric: Fabric, agent: str, seconds: float) -> None:
+    """A handler that lasts in each key, with more of the key behind it."""
+    for key in KEYS:
+        await fabric.protocol.send(task(agent, 0, ("sleep", seconds), key=key))
+    await until(lambda: len(fabric.journal.starts(agent)) == len(KEYS), "all of them run", 30)
+    for n in range(1, 4):
+        for key in KEYS:
+            await fabric.protocol.send(task(agent, n, key=key))
+
+
+def in_order(journal: Journal, agent: str, each: int) -> None:
+    first: dict[str, list[int]] = {key: [] for key in KEYS}
+    for entry in journal.starts(agent):
+        if entry.n not in first[entry.key]:
+            first[entry.key].append(entry.n)
+    assert first == {key: list(range(each)) for key in KEYS}
+
+
+async def test_who_joins_waits_for_no_handler_and_starts_no_second_copy(fabric: KafkaFabric) -> None:
+    await fabric.worker("long", concurrency=len(KEYS))
+    await start_long(fabric, "long", 15.0)
+    second = await fabric.worker("long", concurrency=len(KEYS))
+    # What is sent now to keys that nobody holds is handled by the second, though all of the first's handlers last.
+    fresh = [f"fresh{n}" for n in range(12)]
+
+    async def served() -> None:
+        await send_numbered(fabric.protocol, "long", 1, keys=fresh)
+        await until(lambda: fabric.journal.entries("start", worker=second.name), "the second one has work", 10)
+
+    await served()
+    assert len(running(fabric.journal, "long") & {e.id for e in fabric.journal.starts("long") if e.n == 0}) > 0
+    await empty(fabric.protocol, "long", within_s=60)
+    starts = Counter(entry.id for entry in fabric.journal.starts("long"))
+    assert set(starts.values()) == {1}
+    assert len(starts) == 4 * len(KEYS) + len(fresh)
+
+
+async def test_a_handler_that_moved_house_and_dies_is_done_again_in_order(fabric: KafkaFabric) -> None:
+    first = await fabric.worker("long", concurrency=len(KEYS))
+    await start_long(fabric, "long", 60.0)
+    second = await fabric.worker("long", concurrency=len(KEYS))
+    await send_numbered(fabric.protocol, "long", 1, keys=[f"fresh{n}" for n in range(12)])
+    await until(lambda: fabric.journal.entries("start", worker=second.name), "the second one has work", 15)
+    mine = {entry.id for entry in fabric.journal.entries("start", worker=second.name)}
+    assert not mine & {entry.id for entry in fabric.journal.entries("start", worker=first.name)}
+    killed_at = fabric.now()
+    first.kill()
+    again = {entry.id for entry in fabric.journal.entries("start", worker=first.name) if entry.n == 0}
+    await until(
+        lambda: again <= {entry.id for entry in fabric.journal.entries("start", worker=second.name)},
+        "all that ran is taken over",
+        30,
+    )
+    over = [entry for entry in fabric.journal.entries("start", worker=second.name) if entry.id in again]
+    assert max(entry.at for entry in over) - killed_at <= fabric.takeover_s
+    assert {entry.attempt for entry in over} == {2}
+
+
+async def test_rolling_restarts_repeat_nothing_and_keep_the_order(fabric: KafkaFabric) -> None:
+    workers = [await fabric.worker("roll", concurrency=6) for _ in range(2)]
+    each = count(25, 300)
+    await send_numbered(fabric.protocol, "roll", each, keys=KEYS, steps=[("sleep", 0.1)])
+    for _ in range(count(2, 10)):
+        ended = len(fabric.journal.ends("roll"))
+        await until(lambda ended=ended: len(fabric.journal.ends("roll")) > ended + 10, "work goes on", 30)  # type: ignore[misc]
+        workers.append(await fabric.worker("roll", concurrency=6))
+        workers[0].terminate()
+        assert await workers.pop(0).ended() == 0
+    await empty(fabric.protocol, "roll", within_s=90)
+    assert set(Counter(entry.id for entry in fabric.journal.starts("roll")).values()) == {1}
+    in_order(fabric.journal, "roll", each)
