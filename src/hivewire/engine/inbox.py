@@ -213,6 +213,11 @@ class Inbox(Ownership):
         self.lost(shards)
         return states
 
+    def renewed(self, shard: int, token: int) -> None:
+        self.lost({shard})
+        if self._shards is not None:
+            self._shards.gained(shard, token, b"")
+
     def expect(self, shard: int, away: Collection[int]) -> None:
         if away:
             self.away.expect(shard, away)

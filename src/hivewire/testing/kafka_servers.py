@@ -207,7 +207,8 @@ class Broker:
         return None if self._process is None else self._process.pid
 
     def launch(self) -> None:
-        """Start the process; `ready` waits for it."""
+        """Start the process; `ready` waits for it. It is killed when the thread that started it ends: call this on
+        the main thread."""
         prepared = self._prepared or prepare()
         data = self.folder / "data"
         if not data.exists():

@@ -10,7 +10,7 @@ from typing import Any, Final
 from confluent_kafka import KafkaError, KafkaException, TopicPartition
 from confluent_kafka.admin import AdminClient, NewTopic, OffsetSpec  # type: ignore[attr-defined]  # they are public
 
-from hivewire.backends.kafka.clients import Options, patiently, problem
+from hivewire.backends.kafka.clients import NotYet, Options, patiently, problem
 from hivewire.backends.kafka.tail import Place
 from hivewire.errors import BackendError, Closed, ConnectionLost
 
@@ -39,7 +39,20 @@ class Admin:
     async def ends(self, places: Iterable[Place], *, first: bool = False) -> dict[Place, int]:
         """The next offset of each partition, or its first one."""
         asked = tuple(places)
-        return await patiently(lambda: self._ends(asked, first))
+
+        async def ask() -> dict[Place, int]:
+            try:
+                return await self._ends(asked, first)
+            except NotYet:
+                await self._look_again({topic for topic, _ in asked})
+                raise
+
+        return await patiently(ask)
+
+    async def _look_again(self, topics: Iterable[str]) -> None:
+        """Who leads them now: this client would ask the old leader for as long as it knows of no other."""
+        for topic in topics:
+            await asyncio.to_thread(_topics, self.client, topic)
 
     async def _ends(self, places: Sequence[Place], first: bool) -> dict[Place, int]:
         spec = OffsetSpec.earliest() if first else OffsetSpec.latest()  # type: ignore[no-untyped-call]
@@ -59,7 +72,11 @@ class Admin:
 
         async def ask() -> int:
             (future,) = self.client.list_offsets(asked, request_timeout=_REQUEST_S).values()
-            return int((await _answer(future, f"look at {place[0]}")).offset)
+            try:
+                return int((await _answer(future, f"look at {place[0]}")).offset)
+            except NotYet:
+                await self._look_again({place[0]})
+                raise
 
         found = await patiently(ask)
         return found if found >= 0 else (await self.ends([place]))[place]

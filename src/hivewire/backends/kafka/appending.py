@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from hivewire.backend import Append, Duplicate, QueueSpec, Room
+from hivewire.backends.kafka.clients import NotYet
 from hivewire.backends.kafka.names import REPLY_PREFIX, key_bytes, partition_of
 from hivewire.backends.kafka.packing import headers_of
 from hivewire.backends.kafka.sending import Item, Parcel
@@ -55,8 +56,15 @@ class Appending:
         if places:
             await parcel.done
             if parcel.problems:
+                self._look_for_topics(batch, parcel)
                 problems.update({places[number]: error for number, error in parcel.problems.items()})
         return problems
+
+    def _look_for_topics(self, batch: Sequence[Append], parcel: Parcel) -> None:
+        """One that was deleted is made anew when the send is repeated."""
+        if any(isinstance(error, NotYet) for error in parcel.problems.values()):
+            for part in batch:
+                self._backend.topics.partitions.pop(self._backend.names.topic(part.queue), None)
 
     def _needs_a_look(self, part: Append) -> bool:
         if part.delay_s > 0:

@@ -34,7 +34,7 @@ _ENVELOPE_BYTES: Final = 64 * 1024
 ROOM_BYTES: Final = 8 << 20
 """Above the largest message of ours: for headers, for tracebacks beside dead letters, for what strangers send."""
 
-_LEADERS_S: Final = 2.5
+_LEADERS_S: Final = 6.0
 _LOOK_EACH_S: Final = 0.02
 _T = TypeVar("_T")
 _NO_LEADER: Final = {
@@ -43,6 +43,9 @@ _NO_LEADER: Final = {
     KafkaError.FENCED_LEADER_EPOCH,
     KafkaError.LEADER_NOT_AVAILABLE,
     KafkaError.UNKNOWN_TOPIC_OR_PART,
+    KafkaError.UNKNOWN_TOPIC_ID,
+    KafkaError._UNKNOWN_TOPIC,
+    KafkaError._UNKNOWN_PARTITION,
     KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
     KafkaError.COORDINATOR_NOT_AVAILABLE,
     KafkaError.NOT_COORDINATOR,

@@ -180,12 +180,24 @@ class KafkaConsumer(Consumer):
     def arrived(self, batch: Sequence[Fetched]) -> None:
         for fetched in batch:
             held = self.held.get(fetched.shard)
+            if held is not None and held.token == fetched.token and int(fetched.at) < held.reached:
+                self._begin_anew(held)
             if held is not None and held.token == fetched.token and not held.is_leaving:
                 held.buffer.append(fetched)
         if batch:
             self.backend.not_before(batch[-1].stored_at)
         self._press()
         self._news.set()
+
+    def _begin_anew(self, held: Held) -> None:
+        """What was read before comes again from its start: the topic was deleted and made anew, and what is known
+        of the old one must not pass for the new one's."""
+        log.warning("the topic was made anew", extra={"topic": self.topic, "partition": held.shard})
+        held.buffer.clear()
+        held.reached = -1
+        held.state_bytes = held.watermark = 0
+        if held.is_ready:
+            self._owner.renewed(held.shard, held.token)
 
     def reached(self, shard: int, token: int, offset: int) -> None:
         held = self.held.get(shard)
