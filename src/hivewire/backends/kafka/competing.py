@@ -138,7 +138,7 @@ class CompetingConsumer(Consumer):
     # -- what the log tells
 
     def _heard(self, word: Word, heard: Heard, is_mine: bool) -> None:
-        if not self.seat.is_in and self._token >= 0:
+        if not self.seat.is_in and self._token >= 0 and not self._closed:
             log.warning("the lease ended", extra={"queue": self.queue})
             self._lose()
         if is_mine:
