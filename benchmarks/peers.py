@@ -12,6 +12,8 @@ PEERS: Final = {
     "litequeue": "benchmarks.queue_libraries:LiteQueuePeer",
     "persist-queue": "benchmarks.queue_libraries:PersistQueuePeer",
     "redis-py asyncio": "benchmarks.redis_py:RedisPyAsyncio",
+    "kafka-batched": "benchmarks.kafka_raw:KafkaBatched",
+    "confluent-kafka raw": "benchmarks.kafka_raw:ConfluentRaw",
     "FastStream": "benchmarks.frameworks:FastStreamRedis",
     "Taskiq": "benchmarks.frameworks:TaskiqRedis",
     "Dramatiq": "benchmarks.frameworks:DramatiqRedis",

@@ -129,3 +129,39 @@ class LanesMachine(RuleBasedStateMachine):
 
 LanesMachine.TestCase.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
 TestLanes = LanesMachine.TestCase
+
+
+def _fetched(at: int, key: str = "a") -> Fetched:
+    return Fetched(0, at, 1, Record(str(at), key, b""), 0.0)
+
+
+def test_a_detached_lane_keeps_what_runs_and_its_key_is_free() -> None:
+    lanes = Lanes()
+    lanes.add([_fetched(1), _fetched(2)])
+    running = lanes.next_lane()
+    assert running is not None
+    lanes.end({0})
+    lanes.detach(running)
+    assert [fetched.at for fetched in running.waiting] == [1]
+    assert not running.may_go_on
+    assert lanes.lose({0}) == []
+    assert not running.lost
+    lanes.add([_fetched(2)])  # the shard came back
+    again = lanes.next_lane()
+    assert again is not None
+    assert again is not running
+    assert not lanes.finished(running)
+    assert len(lanes) == 1
+
+
+def test_a_closed_lane_keeps_its_key_back_until_it_is_opened() -> None:
+    lanes = Lanes()
+    closed = lanes.add_closed(_fetched(1))
+    lanes.add([_fetched(2), _fetched(3, "b")])
+    ready = lanes.next_lane()
+    assert ready is not None
+    assert ready.key == "b"
+    assert lanes.next_lane() is None
+    assert lanes.unblock(closed)
+    assert lanes.next_lane() is closed
+    assert [fetched.at for fetched in closed.waiting] == [1, 2]

@@ -155,7 +155,7 @@ def test_the_defaults_of_the_reference() -> None:
     assert (kafka.num_partitions, kafka.replication_factor, kafka.compression) == (3, 1, "snappy")
     assert (kafka.min_bytes, kafka.max_bytes, kafka.max_wait_s) == (1, 10_000_000, 0.1)
     assert (kafka.read_batch_timeout_s, kafka.commit_interval_s, kafka.write_timeout_s) == (10, 1, 10)
-    assert (kafka.batch_size, kafka.max_attempts, kafka.async_) == (100, 3, "false")
+    assert (kafka.max_attempts, kafka.async_) == (3, "false")
     assert Settings().max_message_size_bytes == 1024 * 1024
     assert Settings().protocol == "inmemory"
 
@@ -166,7 +166,7 @@ def test_each_default_that_differs_from_the_reference_says_why() -> None:
         "inmemory.max_queue_size", "redis.message_ttl_s", "redis.stream_max_len", "redis.pool_size",
         "redis.block_timeout_s",
         "redis.pipeline_size", "redis.flush_interval_s", "kafka.message_ttl_s",
-        "kafka.require_acks", "kafka.batch_timeout_s", "kafka.max_wait_s",
+        "kafka.require_acks", "kafka.batch_size", "kafka.batch_timeout_s", "kafka.max_wait_s",
     }  # fmt: skip
     assert all(bool(setting.about.reference) == bool(setting.about.why) for setting in EVERY)
 

@@ -1,0 +1,74 @@
+"""Thousands of instances of a few agents: they share topics and clients, and each keeps its order."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from pathlib import Path
+
+import pytest
+
+from hivewire.message import Message
+from hivewire.testing.conformance.waiting import count, until, until_true
+from tests.conformance.kafka_fabric import KafkaFabric
+from tests.faults.kafka_many import AGENTS
+
+pytestmark = [pytest.mark.processes, pytest.mark.slow, pytest.mark.timeout(600)]
+
+PROCESSES = 3
+EACH = 4
+_CLIENTS = 4
+"""Of librdkafka, in a process that only handles: producer, follower, administrator, member of the group."""
+
+
+def _read(folder: Path) -> list[tuple[str, int]]:
+    lines = [line for path in sorted(folder.glob("*.book")) for line in path.read_text().splitlines()]
+    return [(to, int(n)) for to, _, n in (line.partition(" ") for line in lines)]
+
+
+def _status(pid: int, name: str) -> int:
+    text = Path(f"/proc/{pid}/status").read_text()
+    return next(int(line.split()[1]) for line in text.splitlines() if line.startswith(f"{name}:"))
+
+
+def _clients(pid: int) -> int:
+    """Each client of librdkafka has one main thread."""
+    tasks = Path(f"/proc/{pid}/task").iterdir()
+    return sum((task / "comm").read_text().strip() == "rdk:main" for task in tasks)
+
+
+async def test_instances_cost_no_clients_and_keep_their_order(tmp_path: Path) -> None:
+    """With `-s` it prints what each process has of memory (kB) and threads."""
+    instances = count(600, 5_000)
+    addresses = [f"{AGENTS[n % len(AGENTS)]}/{n}" for n in range(instances)]
+    async with KafkaFabric(tmp_path) as fabric:
+        command = [sys.executable, "-m", "tests.faults.kafka_many", fabric.url]
+        books = [str(tmp_path / f"{n}.book") for n in range(PROCESSES)]
+        children = [await asyncio.create_subprocess_exec(*command, book) for book in books]
+        try:
+            for n in range(EACH):
+                for start in range(0, instances, 500):
+                    some = addresses[start : start + 500]
+                    sent = [Message(type="task", sender="t", to=to, content={"n": n}) for to in some]
+                    await fabric.protocol.send_many(sent)
+            await until(lambda: len(_read(tmp_path)) >= EACH * instances, "all is handled", 300)
+            for agent in AGENTS:
+
+                async def is_empty(agent: str = agent) -> bool:
+                    depth = await fabric.protocol.depth(agent)
+                    return not depth.ready and not depth.in_flight
+
+                await until_true(is_empty, "all is committed", 60)
+            for child in children:
+                assert 0 < _clients(child.pid) <= _CLIENTS
+            for name in ("VmRSS", "Threads"):
+                print(name, [_status(child.pid, name) for child in children])
+        finally:
+            for child in children:
+                child.kill()
+                await child.wait()
+    seen: dict[str, list[int]] = {}
+    for to, n in _read(tmp_path):
+        if n not in seen.setdefault(to, []):
+            seen[to].append(n)
+    assert seen == {to: list(range(EACH)) for to in addresses}
