@@ -352,6 +352,7 @@ class KafkaConsumer(Consumer):
     async def stop(self) -> None:
         self._closed = True
         self._news.set()
+        self._settled_in.set()  # nobody needs to wait for the group any more
         tasks = [self._mover, *self._gaining]
         for task in tasks:
             task.cancel()
