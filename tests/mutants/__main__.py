@@ -3,7 +3,8 @@
     python -m tests.mutants                 every mutant (some minutes)
     python -m tests.mutants --each 5        at most 5 of each module, chosen by --seed
     python -m tests.mutants lanes cron      these modules
-    python -m tests.mutants --write         every mutant, and the list in tests/mutants/survivors.md made anew
+    python -m tests.mutants --write         every mutant, and the list in tests/mutants/survivors.md made anew; with
+                                            modules what it says of these
 
 Prints what was killed of each module and each survivor. A mutant that only says the same in another way cannot be
 killed: survivors.md gives the reason of each, written by hand; `--write` keeps it. Exit code 1 if less than --least
@@ -70,8 +71,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     unknown = set(args.modules) - set(modules())
     if unknown:
         parser.error(f"not in rules/: {', '.join(sorted(unknown))}")
-    if args.write and (args.modules or args.each is not None):
-        parser.error("--write is for the whole: without modules and --each")
+    if args.write and args.each is not None:
+        parser.error("--write tells of every mutant of a module: without --each")
     if args.json:
         found = _judge(args.modules[0], args.each, args.seed)
         print()
@@ -86,13 +87,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             for one in pool.map(lambda module: _judge_apart(module, args.each, args.seed), chosen):
                 all_found.append(one)
                 is_good = _tell(one, reasons, args.least) and is_good
+                if args.write:
+                    write_list([one], reasons)
         except TestsFail as error:
             print(error, file=sys.stderr)
             return 2
     killed, count = sum(one.killed for one in all_found), sum(one.count for one in all_found)
     print(f"{killed} of {count} killed: {100 * killed / max(count, 1):.1f} %")
-    if args.write:
-        write_list(all_found, reasons)
     return 0 if is_good else 1
 
 

@@ -271,6 +271,14 @@ def test_the_limits_that_hold_when_none_are_given() -> None:
     assert said(parse_plan(plan_of(sub("a", description="x" * (262_145 - bare)))), PlanLimits()) != []
 
 
+def test_fifty_errors_of_a_check_are_shown() -> None:
+    plan = parse_plan(plan_of(*(sub(f"s{n}", assigned_to="tell", input={"tone": ""}) for n in range(51))))
+    with pytest.raises(InvalidPlan) as caught:
+        check(plan, CAPABILITIES, {}, PlanLimits(max_subtasks=60))
+    assert len(caught.value.errors) == 51
+    assert str(caught.value).count("language") == 50
+
+
 def test_what_a_capability_needs_comes_from_the_subtask_or_from_the_run() -> None:
     plan = parse_plan(plan_of(sub("a", assigned_to="tell", input={"tone": "kind"})))
     assert said(plan, PlanLimits()) == ['subtask "a": its input lacks "language", which tell needs']
