@@ -216,6 +216,15 @@ def test_what_is_said_of_an_answer_without_a_plan(answer: str, says: str) -> Non
     assert says in str(caught.value)
 
 
+def test_where_it_breaks_is_told_only_if_it_is_known() -> None:
+    for answer in ('"subtasks"', '"subtasks" {"a": 1}'):
+        with pytest.raises(InvalidPlan, match=r"not complete or not valid$"):
+            plan_in(answer)
+    with pytest.raises(InvalidPlan) as caught:
+        plan_in(json.dumps({"n" * 60: "\ud800"}))
+    assert str(caught.value).startswith("\"'" + "n" * 50 + "'\" has half a character")
+
+
 def test_what_is_at_the_edge_of_half_characters_is_whole() -> None:
     whole = plan_of(name="\ud7ff\ue000", description="\U0001f41d")
     assert plan_in(json.dumps(whole)) == whole
