@@ -15,7 +15,7 @@ from hivewire.backend import Mode
 from hivewire.backends.redis.address import Reply
 from hivewire.backends.redis.opening import new_link
 from hivewire.delivery import Delivery
-from hivewire.errors import BackendError, QueueFull
+from hivewire.errors import BackendError, LeaseLost, QueueFull
 from hivewire.settings import RedisSettings
 from hivewire.testing.conformance.scenario import (
     counts,
@@ -301,3 +301,17 @@ async def test_garbage_in_a_shard_is_a_dead_letter_and_the_rest_flows(redis: Red
         assert [letter.reason for letter in letters] == ["malformed", "malformed"]
         assert b"what" in letters[0].raw
         assert (await redis.protocol.depth(agent)).lost == 0
+
+
+async def test_who_was_told_that_its_lease_is_lost_gets_the_message_again(redis: RedisFabric) -> None:
+    """It may have undone what it did. So in the same process, too, the message is no duplicate of what was refused."""
+    await redis.protocol.send(task(AGENT, 1), idempotency_key="once")
+    stale = await take_one(redis.protocol, AGENT)
+    for shard in range(8):
+        await ask(redis, "HDEL", f"hivewire:{{{AGENT}}}:o", f"o{shard}")
+    with pytest.raises(LeaseLost):
+        await stale.ack()
+    again = await take_one(redis.protocol, AGENT)
+    assert again.message.id == stale.message.id
+    await again.ack()
+    await empty(redis.protocol, AGENT)

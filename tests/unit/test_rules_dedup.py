@@ -57,6 +57,8 @@ def test_a_key_is_used_within_its_window_and_the_oldest_are_forgotten() -> None:
     keys.add("d", at=21.0)
     assert keys.is_used("b", at=22.0)
     assert not keys.is_used("c", at=3.0)
+    keys.discard("b")
+    assert not keys.is_used("b", at=22.0)
 
 
 def test_a_generation_ends_with_its_size() -> None:

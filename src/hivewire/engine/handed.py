@@ -61,6 +61,7 @@ class Handed:
             self._inbox.let_go(delivery.lane)
         if stored is not None and not await stored:
             delivery.state = LOST
+            self._inbox.forget(fetched)
             raise LeaseLost(f"{doing} {delivery.message.id}: the lease ended; it may be with another worker")
 
     def hand_out(self, delivery: EngineDelivery) -> None:

@@ -539,6 +539,13 @@ class Inbox(Ownership):
             self._keys = Keys(settings.dedup_window_ids, settings.idempotency_window_s)
         self._keys.add(key, at)
 
+    def forget(self, fetched: Fetched) -> None:
+        """Whoever acknowledged it was told that this was refused, and may undo its work: should it come here again,
+        it is no duplicate."""
+        self._settled.discard(life(fetched.record))
+        if fetched.record.dedup_key is not None:
+            self._keys.discard(fetched.record.dedup_key)
+
     def _is_settled(self, fetched: Fetched) -> bool:
         """Its life was settled here, or its idempotency key was used within the window."""
         record = fetched.record

@@ -91,6 +91,9 @@ class Keys:
         if len(self._used) > self._size:
             del self._used[next(iter(self._used))]
 
+    def discard(self, key: str) -> None:
+        self._used.pop(key, None)
+
     def is_used(self, key: str, at: float) -> bool:
         """By a message stored less than the window before."""
         first = self._used.get(key)
