@@ -17,8 +17,8 @@ pytestmark = [pytest.mark.processes, pytest.mark.slow, pytest.mark.timeout(600)]
 
 PROCESSES = 3
 EACH = 4
-_CLIENTS = 4
-"""Of librdkafka, in a process that only handles: producer, follower, administrator, member of the group."""
+_CLIENTS = 5
+"""Of librdkafka: producer, follower, administrator, member of the group, and a reader once a partition has moved."""
 
 
 def _read(folder: Path) -> list[tuple[str, int]]:
