@@ -64,11 +64,9 @@ def test_a_run_begins_with_nothing_done() -> None:
     state = new_run("r", Plan(name="p", subtasks=(sub("a"),)), ["work", "fly", "work"], {"size": 1}, plans_left=2)
     expected = Header(run="r", name="p", input={"size": 1}, capabilities=("fly", "work"), plans_left=2)
     assert state.header == expected
-    assert msgspec.json.decode(dump(Header(run="r"))) == {
-        "run": "r", "name": "", "status": "new", "reason": "", "version": 1, "seq": 0, "timers": 0, "input": {},
-        "capabilities": [], "description": "", "plans_left": 0, "planning": "", "timeout_s": None, "timer": 0,
-        "started_at": 0.0, "ended_at": 0.0, "schema": SCHEMA,
-    }  # fmt: skip
+    stored = msgspec.json.decode(dump(Header(run="r")))
+    said = {name: value for name, value in stored.items() if value}  # all others are empty, or 0
+    assert said == {"run": "r", "status": "new", "version": 1, "schema": SCHEMA}
     assert state.is_finished is False
     ends: dict[RunStatus, bool] = {"running": False, "done": True, "failed": True, "cancelled": True}
     for status, is_finished in ends.items():

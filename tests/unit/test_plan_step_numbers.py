@@ -116,6 +116,7 @@ def test_an_answer_to_something_else_changes_nothing(changed: dict[str, Any]) ->
 
 
 def test_a_message_that_vanishes_is_sent_anew_three_times() -> None:
+    assert MAX_RESENDS == 3
     state, _ = step(run_of(sub("a"), sub("b", "a")), Started(at=0.0))
     for number in range(1, MAX_RESENDS + 1):
         before = state.rows["a"].message_id
@@ -257,3 +258,11 @@ def test_commands_of_a_step_have_names_of_their_own() -> None:
     assert msgspec.json.encode(commands) == msgspec.json.encode(
         step(run_of(*(sub(f"s{n}") for n in range(9)), timeout_s=1.0), Started(at=0.0))[1]
     )
+
+
+@pytest.mark.parametrize("after", [("open", "bad"), ("bad", "open")])
+def test_what_can_never_run_is_skipped_at_once(after: tuple[str, str]) -> None:
+    state, _ = step(run_of(sub("open"), sub("bad"), sub("both", *after)), Started(at=0.0))
+    state, _ = step(state, Failed(at=1.0, **now(state, "bad"), error="no"))
+    assert (state.rows["open"].status, state.rows["both"].status) == ("running", "skipped")
+    assert state.rows["both"].error == 'its dependency "bad" failed: no'

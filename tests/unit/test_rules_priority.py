@@ -109,3 +109,19 @@ def test_with_one_level_lines_are_first_in_first_out() -> None:
     lines: Lines[int] = Lines(lambda _: 5)
     lines.extend([1, 2, 3])
     assert [lines.popleft() for _ in range(3)] == [1, 2, 3]
+
+
+def test_of_two_levels_the_lower_one_has_its_turns() -> None:
+    lines: Lines[int] = Lines(lambda level: level)
+    lines.extend([10] * 90 + [9] * 60)
+    first = [lines.popleft() for _ in range(50)]
+    assert (first.count(10), first.count(9)) == (30, 20)
+
+
+def test_what_was_cleared_is_gone() -> None:
+    lines: Lines[int] = Lines(lambda level: level)
+    lines.extend([1, 2, 2])
+    lines.clear()
+    assert (len(lines), bool(lines), list(lines)) == (0, False, [])
+    lines.append(2)
+    assert lines.popleft() == 2

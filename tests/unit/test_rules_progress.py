@@ -112,3 +112,12 @@ def test_of_a_new_record_nothing_is_known() -> None:
     entry, start = History(7), Progress()
     assert (entry.starts, entry.failures, entry.crashes, entry.running) == (0, 0, 0, False)
     assert (start.watermark, start.taken_to, list(start.ahead), list(start.history)) == (0, 0, [], [])
+
+
+def test_a_later_run_is_as_long_as_it_is_and_none_goes_past_one_that_does_not_fit() -> None:
+    runs = Progress(0, [0, 5, 6, 7, 9], [], 10)
+    assert list(decode(encode(runs)).ahead) == [0, 5, 6, 7, 9]
+    apart = Progress(0, [0, 100_000, 100_002], [], 100_003)
+    assert [list(decode(encode(apart, most)).ahead) for most in (9, 10, 13, 14, 16)] == [
+        [], [0], [0], [0, 100_000], [0, 100_000, 100_002],
+    ]  # fmt: skip

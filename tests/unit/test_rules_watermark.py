@@ -49,3 +49,49 @@ def test_the_watermark_never_passes_what_is_unfinished(start: int, moves: list[t
         assert mark.at == safe
         assert mark.ahead == sorted(at for at in finished if at >= safe)
         assert all(mark.is_finished(at) == (at in finished) for at in taken)
+
+
+def test_what_an_earlier_owner_finished_is_not_open_again() -> None:
+    mark = Watermark(10, ahead=[9, 10, 11, 13])
+    mark.taken(10)
+    mark.taken(11)
+    assert (mark.at, mark.ahead) == (12, [13])
+    mark.taken(12)
+    assert (mark.at, mark.ahead) == (12, [13])
+    mark.finish(12)  # nothing is open: what is behind is forgotten, and what is ahead is not
+    assert (mark.at, mark.ahead) == (13, [13])
+    mark.taken(13)
+    assert (mark.at, mark.ahead) == (14, [])
+
+
+def test_only_what_was_taken_is_finished() -> None:
+    mark = Watermark(0)
+    for at in (0, 1, 3):
+        mark.taken(at)
+    mark.finish(0)
+    mark.finish(3)
+    assert [mark.is_finished(at) for at in range(6)] == [True, False, False, True, False, False]
+    mark.finish(1)
+    assert [mark.is_finished(at) for at in range(6)] == [True, True, True, True, False, False]
+
+
+def test_what_lies_below_is_not_remembered() -> None:
+    mark = Watermark(0)
+    for at in range(1_000):
+        mark.taken(at)
+    for at in range(999):
+        mark.finish(at)
+        assert len(mark._ahead) <= 2 * len(mark._open) + 16
+    assert mark.at == 999
+    assert len(mark._ahead) <= 18
+    mark.finish(999)
+    assert (mark.at, len(mark._ahead)) == (1_000, 0)
+
+
+def test_what_is_ahead_is_kept_when_it_is_tidied() -> None:
+    mark = Watermark(0)
+    for at in range(40):
+        mark.taken(at)
+    for at in range(39, 0, -1):
+        mark.finish(at)
+    assert (mark.at, mark.ahead) == (0, list(range(1, 40)))
