@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from itertools import permutations
 
+import msgspec
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -95,3 +96,18 @@ def test_where_a_message_is() -> None:
     assert place("in_flight", 2) == "is with a worker of coder, in attempt 2"
     assert place("in_flight", 0) == "is with a worker of coder"
     assert place("dead", 0) == "is a dead letter of coder: why"
+
+
+def test_sent_comes_before_stored_though_both_were_noted_at_once() -> None:
+    assert _told([_event(5, "stored"), _event(5, "sent"), _event(5, "started", 1)])[:2] == [("sent", 0), ("stored", 0)]
+
+
+def test_two_lives_that_overlap_are_told_by_time() -> None:
+    events = [_event(1, "started", 1), _event(5, "started", 1, 1), _event(6, "acked", 1)]
+    assert [event.at for event in in_order(events)] == [1, 5, 6]
+
+
+def test_what_is_not_said_of_an_event_or_a_place() -> None:
+    assert msgspec.json.encode(Event(1.0, "a", 0, "sent", "q")) == b'[1.0,"a",0,"sent","q",0,"",""]'
+    place = Place(id="a", agent="q", state="ready", replay=0, stored_at=1.0, starts=0)
+    assert (place.due_at, place.dead_at, place.reason) == (0.0, 0.0, "")
