@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -11,7 +12,7 @@ import pytest
 from hivewire.errors import InvalidPlan
 from hivewire.rules.plan import MAX_DEPTH, Graph, Plan, Subtask, faults, parse_plan, read_subtasks
 from hivewire.rules.plan_answer import MOST_CHARACTERS, plan_in
-from hivewire.rules.plan_limits import Capability, PlanLimits, check, depth_of
+from hivewire.rules.plan_limits import Capability, PlanLimits, RunLimits, check, depth_of
 
 
 def sub(name: str, *dependencies: str, **fields: Any) -> dict[str, Any]:
@@ -161,6 +162,11 @@ def test_every_cycle_is_named_and_what_is_only_behind_one_is_not() -> None:
         'a cycle: "b" → "c" → "b"',
         'a cycle: "x" → "y" → "z" → "x"',
     ]
+    assert refused(plan_of(sub("g", "g"), sub("h", "g"))) == ['subtask "g" depends on itself']
+
+
+def test_what_comes_behind_a_wrong_one_is_looked_at_too() -> None:
+    assert len(refused(plan_of(4, sub("a") | {"priority": 0}))) == 2
 
 
 def test_the_stored_form_of_a_subtask_says_only_what_is_special() -> None:
@@ -300,3 +306,29 @@ def test_depth_is_that_of_the_longest_way() -> None:
     assert depth_of(()) == 0
     assert depth_of(parse_plan(plan_of(sub("a"), sub("b"))).subtasks) == 1
     assert depth_of(parse_plan(plan_of(sub("d", "a", "c"), sub("c", "b"), sub("b", "a"), sub("a"))).subtasks) == 4
+
+
+# Against the limits of a run
+
+
+def beyond(limits: RunLimits, subtasks: Sequence[Subtask]) -> str:
+    try:
+        limits.check(subtasks)
+    except InvalidPlan as error:
+        return str(error)
+    return ""
+
+
+def test_each_limit_of_a_run_is_taken_and_one_more_is_not() -> None:
+    chain = chain_of(4).subtasks
+    assert beyond(RunLimits(max_subtasks=4, max_depth=4), chain) == ""
+    assert beyond(RunLimits(max_subtasks=3), chain) == "the run would have 4 subtasks; at most 3 are allowed"
+    assert beyond(RunLimits(max_depth=3), chain) == "the run would have a chain of 4 subtasks; at most 3 are allowed"
+    assert beyond(RunLimits(max_depth=1), parse_plan(plan_of(sub("a"), sub("b"))).subtasks) == ""
+
+
+def test_a_run_that_says_nothing_of_limits_has_these() -> None:
+    limits = RunLimits()
+    assert (limits.replans, limits.stalls, limits.max_subtasks, limits.max_depth) == (2, 3, 10_000, 1_000)
+    assert limits.wall_s is None
+    assert msgspec.json.encode(limits) == b"{}"

@@ -9,6 +9,7 @@ import pytest
 
 from hivewire.ids import derived_id
 from hivewire.rules.plan import Plan, Subtask
+from hivewire.rules.plan_limits import RunLimits
 from hivewire.rules.plan_state import (
     Begun,
     Cancel,
@@ -266,3 +267,88 @@ def test_what_can_never_run_is_skipped_at_once(after: tuple[str, str]) -> None:
     state, _ = step(state, Failed(at=1.0, **now(state, "bad"), error="no"))
     assert (state.rows["open"].status, state.rows["both"].status) == ("running", "skipped")
     assert state.rows["both"].error == 'its dependency "bad" failed: no'
+
+
+# How far a run may go
+
+
+def planned(state: RunState, commands: list[Command], *names: str, **fields: Any) -> tuple[RunState, list[Command]]:
+    return step(state, Planned(at=2.0, command=asked(commands).id, subtasks=raw(*names), **fields))
+
+
+def failed(state: RunState, name: str) -> tuple[RunState, list[Command]]:
+    return step(state, Failed(at=3.0, **now(state, name), error="no"))
+
+
+def test_a_run_ends_when_plan_after_plan_finishes_nothing() -> None:
+    state, _ = step(run_of(sub("a"), plans_left=9, limits=RunLimits(stalls=1)), Started(at=0.0))
+    state, commands = failed(state, "a")
+    assert (state.header.stalls, state.header.finished_before) == (1, 0)
+    state, _ = planned(state, commands, "b1", "b2", "c")
+    for name in ("b1", "b2"):
+        state, _ = step(state, result(state, name, 2.0))
+    state, commands = failed(state, "c")  # but two are finished
+    assert (state.header.stalls, state.header.finished_before) == (0, 2)
+    state, commands = planned(state, commands, "d")
+    state, commands = failed(state, "d")
+    assert (state.header.stalls, state.header.finished_before) == (1, 2)
+    state, commands = planned(state, commands, "e")
+    state, commands = failed(state, "e")
+    (finish,) = commands
+    assert isinstance(finish, Finish)
+    assert finish.reason == '2 plans in a row have finished nothing; "e" failed: no'
+    assert (state.header.status, state.header.plans_left) == ("failed", 6)
+
+
+def test_a_new_plan_beyond_the_limits_is_none() -> None:
+    for limits, says in (
+        (RunLimits(max_subtasks=2), "the run would have 3 subtasks"),
+        (RunLimits(max_depth=1), "the run would have a chain of 2 subtasks"),
+    ):
+        state, commands = step(run_of(plans_left=1, limits=limits), Started(at=0.0))
+        chain = [*raw("a", "b"), {"name": "c", "assigned_to": "work", "dependencies": ["a"]}]
+        state, commands = step(state, Planned(at=1.0, command=asked(commands).id, subtasks=chain))
+        (finish,) = commands
+        assert isinstance(finish, Finish)
+        assert finish.reason.startswith(f"no plan: {says}")
+        assert not state.rows
+
+
+def test_a_subtask_whose_result_grows_the_plan_beyond_the_limits_fails() -> None:
+    state, _ = step(run_of(sub("a"), sub("b"), limits=RunLimits(max_subtasks=3)), Started(at=0.0))
+    state, _ = step(state, result(state, "a", 1.0, subtasks=raw("p1")))
+    assert (state.rows["a"].status, list(state.rows)) == ("done", ["a", "b", "p1"])
+    state, _ = step(state, result(state, "b", 2.0, subtasks=raw("p2")))
+    assert (state.rows["b"].status, list(state.rows)) == ("failed", ["a", "b", "p1"])
+    assert state.rows["b"].error == ("its result was refused: the run would have 4 subtasks; at most 3 are allowed")
+
+
+def test_what_a_model_knows_is_kept_until_it_says_something_else() -> None:
+    state, commands = step(run_of(plans_left=4), Started(at=0.0))
+    for said, kept in (
+        ({"facts": ("hot",)}, (("hot",), ())),
+        ({}, (("hot",), ())),
+        ({"guesses": ("dry",)}, ((), ("dry",))),
+        ({"facts": ("wet",), "guesses": ("red",)}, (("wet",), ("red",))),
+    ):
+        state, _ = planned(state, commands, "a", **said)
+        assert (state.header.facts, state.header.guesses) == kept
+        state, commands = failed(state, "a")
+
+
+def test_what_was_skipped_for_a_subtask_that_is_gone_may_run() -> None:
+    state, _ = step(
+        run_of(sub("find"), sub("gate"), sub("side"), sub("review", "find"), sub("write", "gate", "p*")),
+        Started(at=0.0),
+    )
+    state, _ = step(state, result(state, "side", 1.0, output="kept"))
+    state, _ = step(state, result(state, "find", 1.0, subtasks=raw("p1")))
+    state, _ = failed(state, "p1")
+    assert state.rows["write"].status == "skipped"
+    state, _ = step(state, SendBack(at=4.0, **now(state, "review"), target="find", feedback="", output=None))
+    state, _ = step(state, result(state, "find", 5.0, subtasks=raw("p2")))
+    assert (state.rows["write"].status, state.rows["write"].error) == ("waiting", "")
+    assert (state.rows["side"].status, state.rows["side"].output) == ("done", "kept")
+    for name in ("gate", "p2", "review", "write"):
+        state, _ = step(state, result(state, name, 6.0))
+    assert state.header.status == "done"

@@ -161,6 +161,7 @@ def test_a_closed_lane_keeps_its_key_back_until_it_is_opened() -> None:
     ready = lanes.next_lane()
     assert ready is not None
     assert ready.key == "b"
+    assert closed.blocked
     assert lanes.next_lane() is None
     assert lanes.unblock(closed)
     assert lanes.next_lane() is closed

@@ -54,7 +54,8 @@ def all_places(lanes: Lanes) -> list[list[int | str]]:
 def test_a_new_lane_is_whole_and_nobody_has_it() -> None:
     lane = Lane("a", 3)
     assert (lane.key, lane.shard, lane.grip) == ("a", 3, 0)
-    assert (lane.taken, lane.blocked, lane.ending, lane.halted, lane.lost) == (False,) * 5
+    assert (lane.taken, lane.blocked, lane.ending, lane.halted, lane.lost, lane.away) == (False,) * 6
+    assert lane != Lane("a", 3)  # one with the same in it is another
 
 
 def test_records_of_a_key_are_one_lane_whatever_comes_between() -> None:
@@ -303,3 +304,19 @@ def test_giving_back_leaves_what_is_taken_or_blocked_and_may_leave_one_shard() -
     assert all_places(lanes) == [[3], [5]]
     assert len(lanes) == 4
     assert lanes.take_back() == []
+
+
+def test_a_detached_lane_forgets_what_was_parked() -> None:
+    lanes = Lanes()
+    lane = lanes.add_closed(record(0))
+    lanes.add(record(number) for number in range(1, LONG_LANE + 2))
+    assert list(lane.parked) == [LONG_LANE, LONG_LANE + 1]
+    lanes.detach(lane)
+    assert (places(lane), list(lane.parked)) == ([0], [])
+
+
+def test_priorities_count_again_after_all_was_taken() -> None:
+    lanes = holding(record(0, "a"), by_priority=True)
+    assert all_places(lanes) == [[0]]
+    lanes.add([record(1, "b", priority=1), record(2, "c", priority=9)])
+    assert all_places(lanes) == [[2], [1]]

@@ -154,3 +154,8 @@ def test_a_permit_lasts_from_asking_while_nothing_was_stopped(
         assert start_by < 0
     else:
         assert start_by == max(asked_at, epoch_asked_at) + PERMIT_S
+
+
+def test_a_permit_lasts_half_a_second() -> None:
+    """Workers of every version must agree on it."""
+    assert Permit(1, 10.0, Marks()).start_by(1, 9.0) == 10.5
