@@ -99,7 +99,7 @@ class Account(msgspec.Struct):
         return None
 
     def settle(self, name: str, cost: Cost) -> None:
-        """The call cost this much. One whose reservation has ended was counted already: only what is above counts."""
+        """The call cost this much. One whose reservation has ended was counted already, at what was reserved."""
         if self.held.pop(name, None) is not None:
             self.spent += cost
 
