@@ -391,7 +391,7 @@ async def test_the_trail_is_capped(fabric: Fabric) -> None:
 async def test_an_outage_of_the_store_loses_no_note(fabric: Fabric) -> None:
     if not fabric.has_outages:
         return
-    protocol = await _narrator(fabric, lease_s=10.0)
+    protocol = await _narrator(fabric, lease_s=30.0)
     message = task("coder", 1)
     await protocol.send(message)
     delivery = await take_one(protocol, "coder")
