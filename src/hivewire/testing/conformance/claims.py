@@ -179,6 +179,7 @@ async def test_each_member_of_a_group_has_a_copy(fabric: Fabric, member: Engine)
     await _all_gone(member)
 
 
+@pytest.mark.slow
 async def test_a_content_that_was_changed_or_lost_is_a_dead_letter(fabric: Fabric, member: Engine) -> None:
     await member.send(_large("changed", 1))
     (name,) = await _store(member).names()

@@ -230,6 +230,7 @@ async def _taken_and_lost_in_the_loop(fabric: Fabric, pool: str) -> Delivery:
     return delivery
 
 
+@pytest.mark.slow
 async def test_a_clean_stop_gives_back_and_nothing_is_done_twice(fabric: Fabric, pool: str) -> None:
     workers = [await fabric.worker(pool, concurrency=4) for _ in range(2)]
     total = count(400, 5_000)

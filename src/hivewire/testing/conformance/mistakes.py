@@ -84,6 +84,7 @@ async def _sent_and_taken(fabric: Fabric, n: int) -> Delivery:
     return await take_one(fabric.protocol, "texts")
 
 
+@pytest.mark.slow
 async def test_what_consume_has_taken_ahead_keeps_its_lease_and_does_not_count(fabric: Fabric) -> None:
     member = await fabric.member(lease_s=1)
     await member.send_many([task("ahead", n, key=f"k{n}") for n in range(4)])

@@ -194,6 +194,7 @@ async def test_unscheduled_it_fires_no_more(fabric: Fabric) -> None:
     await take(protocol, "clock", 1)
 
 
+@pytest.mark.slow
 async def test_a_full_queue_delays_and_loses_nothing(fabric: Fabric) -> None:
     member = await fabric.member(queue_cap=1)
     await member.send(task("clock", 0))

@@ -40,6 +40,7 @@ async def test_a_dead_worker_s_work_is_taken_over_in_time(fabric: Fabric) -> Non
     assert latest <= fabric.takeover_s, f"taken over after {latest:.2f} s"
 
 
+@pytest.mark.slow
 async def test_a_restarted_worker_gets_unfinished_work_oldest_first(fabric: Fabric) -> None:
     first = await fabric.worker("again", concurrency=2)
     await send_numbered(fabric.protocol, "again", 5, keys=["a", "b"], steps=[("sleep", 0.2)])
@@ -77,6 +78,7 @@ async def test_a_handler_longer_than_the_lease_keeps_its_message(fabric: Fabric)
     assert [(entry.n, entry.attempt) for entry in fabric.journal.starts("slow")] == [(1, 1), (2, 1)]
 
 
+@pytest.mark.slow
 async def test_a_handler_that_blocks_its_loop_keeps_its_message(fabric: Fabric) -> None:
     await fabric.worker("blocked")
     await fabric.worker("blocked")
@@ -85,6 +87,7 @@ async def test_a_handler_that_blocks_its_loop_keeps_its_message(fabric: Fabric) 
     assert [(entry.n, entry.attempt) for entry in fabric.journal.starts("blocked")] == [(1, 1)]
 
 
+@pytest.mark.slow
 async def test_async_with_is_renewed_and_a_bare_delivery_is_not(fabric: Fabric) -> None:
     await fabric.protocol.send_many([task("held", 1, key="a"), task("held", 2, key="b")])
     other = await fabric.member()
