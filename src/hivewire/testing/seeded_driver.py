@@ -8,7 +8,6 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence, Set
-from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from multiprocessing import get_context
 from typing import Final
@@ -65,11 +64,11 @@ def try_many(try_seed: TrySeed, work: Sequence[tuple[str, int]], processes: int)
         for profile, seed in work:
             yield try_seed(profile, seed)
         return
-    # A process is replaced now and then: what a run leaves in it adds up over thousands.
-    spawning = get_context("spawn")
-    with ProcessPoolExecutor(processes, mp_context=spawning, max_tasks_per_child=_MOST_CHUNKS) as pool:
+    # A process is replaced now and then: what a run leaves in it adds up over thousands. Not by ProcessPoolExecutor:
+    # that of Python 3.11 may wait for ever for a process that is to be replaced (python/cpython#115634).
+    with get_context("spawn").Pool(processes, maxtasksperchild=_MOST_CHUNKS) as pool:
         chunks = [work[start : start + _CHUNK] for start in range(0, len(work), _CHUNK)]
-        for verdicts in pool.map(partial(_try_all, try_seed), chunks):
+        for verdicts in pool.imap(partial(_try_all, try_seed), chunks):
             yield from verdicts
 
 
