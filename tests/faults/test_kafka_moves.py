@@ -73,6 +73,20 @@ async def test_who_joins_waits_for_no_handler_and_starts_no_second_copy(fabric: 
     assert len(starts) == 4 * len(KEYS) + len(fresh)
 
 
+async def test_what_was_finished_elsewhere_is_not_handled_again_when_it_is_sent_again(fabric: KafkaFabric) -> None:
+    await fabric.worker("twin", concurrency=len(KEYS))
+    messages = [task("twin", 0, ("sleep", 10.0), key=key) for key in KEYS]
+    await fabric.protocol.send_many(messages)
+    await until(lambda: len(fabric.journal.starts("twin")) == len(KEYS), "all of them run", 30)
+    second = await fabric.worker("twin", concurrency=len(KEYS))
+    await send_numbered(fabric.protocol, "twin", 1, keys=[f"fresh{n}" for n in range(12)])
+    await until(lambda: fabric.journal.entries("start", worker=second.name), "the second one has work", 9)
+    assert {message.id for message in messages} <= running(fabric.journal, "twin")
+    await fabric.protocol.send_many(messages)
+    await empty(fabric.protocol, "twin", within_s=60)
+    assert set(Counter(entry.id for entry in fabric.journal.starts("twin")).values()) == {1}
+
+
 async def test_a_handler_that_moved_house_and_dies_is_done_again_in_order(fabric: KafkaFabric) -> None:
     first = await fabric.worker("long", concurrency=len(KEYS))
     await start_long(fabric, "long", 60.0)

@@ -77,7 +77,7 @@ def ack_before_handling(patch: pytest.MonkeyPatch) -> None:
 @planted("sql", "redis", "kafka", caught_by="nothing_lost")
 def dedup_marked_before_handling(patch: pytest.MonkeyPatch) -> None:
     async def remember(inbox: Inbox, delivery: EngineDelivery) -> None:
-        inbox._remember(delivery.fetched)
+        inbox.remember(delivery.fetched)
 
     around_handlers(patch, remember)
 

@@ -122,6 +122,7 @@ class Away:
         inbox, fetched = self._inbox, lane.waiting[0]
         if back is None:
             fetched.seen = True  # counted where it was handled
+            inbox.remember(fetched)
             inbox.done(lane)
             if lane.waiting:
                 inbox.again_now(lane)

@@ -305,7 +305,7 @@ class Inbox(Ownership):
             batch, finished = self._shards.accept(batch)
             if finished:
                 for fetched in finished:
-                    self._remember(fetched)
+                    self.remember(fetched)
                 self.core.tasks.start(self._save({fetched.shard for fetched in finished}), f"commit {self.queue}")
             if not self._can_delay:
                 batch = self._due(batch)
@@ -499,11 +499,11 @@ class Inbox(Ownership):
         elif self._remembers:
             record = fetched.record
             if record.replay or record.dedup_key is not None:
-                self._remember(fetched)
+                self.remember(fetched)
             else:
                 self._settled.new[record.id] = None
         elif self._twins.new and fetched.record.id in self._twins:
-            self._remember(fetched)
+            self.remember(fetched)
         settling = self.settling
         done = settling.done
         if not done:
@@ -525,7 +525,8 @@ class Inbox(Ownership):
     def _window(self) -> Window:
         return Window(self.core.settings.dedup_window_ids, self.core.settings.dedup_window_s)
 
-    def _remember(self, fetched: Fetched) -> None:
+    def remember(self, fetched: Fetched) -> None:
+        """It is settled: what comes with its id or its key from now on is a duplicate."""
         record = fetched.record
         if self._settled is _NO_IDS:
             self._settled = self._window()
@@ -706,7 +707,7 @@ class Inbox(Ownership):
                     self._dying.pop(name, None)
                 # Only now: refused, it is no dead letter, and should it come here again, no duplicate.
                 if id(outcome.fetched) not in lost:
-                    self._remember(outcome.fetched)
+                    self.remember(outcome.fetched)
                     self.metrics.dead += 1
         if self.notes is not None:
             self.notes.settled(done, rest, lost)
