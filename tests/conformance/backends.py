@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import atexit
-import os
 import re
 import shutil
 import sqlite3
@@ -16,12 +15,11 @@ from types import TracebackType
 from typing import ClassVar
 from uuid import uuid4
 
-import pytest
-
 from hivewire.testing.conformance.fabric import Fabric
 from hivewire.testing.redis_groups import Group, RedisCluster, say
-from hivewire.testing.servers import RedisServer, ServerMissing, free_port, redis_program, valkey_program
+from hivewire.testing.servers import RedisServer, free_port, redis_program, valkey_program
 from tests.conformance.kafka_fabric import KafkaFabric
+from tests.needed import needed
 
 
 class SQLiteFabric(Fabric):
@@ -127,13 +125,8 @@ class ClusterFabric(Fabric):
 
 
 def start(server: RedisServer | Group) -> None:
-    """Without a server on this machine the test is skipped; where CI is set it fails."""
-    try:
+    with needed():
         server.start()
-    except ServerMissing as missing:
-        if os.environ.get("CI"):
-            pytest.fail(f"{missing}; with CI set its tests must run")
-        pytest.skip(str(missing))
 
 
 def memory(folder: Path) -> Fabric:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import atexit
-import os
 import shutil
 import tempfile
 from collections.abc import AsyncIterator
@@ -11,11 +10,10 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from uuid import uuid4
 
-import pytest
-
 from hivewire.testing.conformance.fabric import Fabric
 from hivewire.testing.kafka_servers import Broker
-from hivewire.testing.servers import ServerMissing, free_port
+from hivewire.testing.servers import free_port
+from tests.needed import needed
 
 _shared: list[Broker] = []
 
@@ -26,12 +24,8 @@ def broker() -> Broker:
     if not _shared:
         made = Broker(Path(tempfile.mkdtemp(prefix="hivewire-kafka-")))
         atexit.register(_remove, made)
-        try:
+        with needed():
             made.start()
-        except ServerMissing as missing:
-            if os.environ.get("CI"):
-                pytest.fail(f"{missing}; with CI set its tests must run")
-            pytest.skip(str(missing))
         _shared.append(made)
     return _shared[0]
 

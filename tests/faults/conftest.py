@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import AsyncIterator, Generator, Iterator
 from pathlib import Path
 
@@ -13,8 +12,9 @@ pytest.register_assert_rewrite("hivewire.testing.conformance")
 from hivewire.testing.conformance.fabric import Fabric  # noqa: E402 -- after the line above
 from hivewire.testing.leaks import Census, no_unhandled_errors  # noqa: E402
 from hivewire.testing.postgres import PostgresServer  # noqa: E402
-from hivewire.testing.servers import RedisServer, ServerMissing  # noqa: E402
+from hivewire.testing.servers import RedisServer  # noqa: E402
 from tests.conformance.backends import SQLiteFabric  # noqa: E402
+from tests.needed import needed  # noqa: E402
 
 
 @pytest.hookimpl(wrapper=True)
@@ -43,13 +43,10 @@ def servers(tmp_path: Path) -> Iterator[tuple[str, str]]:
     """The URLs of a Redis and of a PostgreSQL. Where CI is set, a test fails that has none."""
     redis, postgres = RedisServer(tmp_path / "redis"), PostgresServer(options=("max_connections=200",))
     try:
-        redis.start()
-        postgres.start()
+        with needed():
+            redis.start()
+            postgres.start()
         yield redis.url, postgres.url
-    except ServerMissing as missing:
-        if os.environ.get("CI"):
-            pytest.fail(f"{missing}; with CI set its tests must run")
-        pytest.skip(str(missing))
     finally:
         redis.kill()
         postgres.remove()

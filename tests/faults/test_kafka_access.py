@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
@@ -22,9 +21,10 @@ from hivewire.protocol import Protocol
 from hivewire.testing.conformance.scenario import empty, send_numbered, take, task
 from hivewire.testing.kafka_servers import Broker
 from hivewire.testing.leaks import Census, no_unhandled_errors
-from hivewire.testing.servers import ServerMissing, free_port
+from hivewire.testing.servers import free_port
 from tests.conformance.kafka_fabric import KafkaFabric
 from tests.faults.certificates import Authority
+from tests.needed import needed
 
 pytestmark = [pytest.mark.processes, pytest.mark.slow, pytest.mark.timeout(180)]
 
@@ -83,12 +83,8 @@ def _connect(url: str, **settings: Any) -> Protocol:
 @pytest.fixture(scope="module")
 def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guarded]:
     made = Guarded(tmp_path_factory.mktemp("guarded"))
-    try:
+    with needed():
         made.broker.start()
-    except ServerMissing as missing:
-        if os.environ.get("CI"):
-            pytest.fail(f"{missing}; with CI set its tests must run")
-        pytest.skip(str(missing))
     try:
         made.add_users()
         yield made

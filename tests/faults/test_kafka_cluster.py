@@ -27,8 +27,9 @@ from hivewire.testing.conformance.waiting import SOAK, count, until_true
 from hivewire.testing.kafka_servers import Broker, Cluster
 from hivewire.testing.leaks import Census, no_unhandled_errors
 from hivewire.testing.proxy import Proxy
-from hivewire.testing.servers import ServerMissing, free_port
+from hivewire.testing.servers import free_port
 from tests.faults.load import survive
+from tests.needed import needed
 
 pytestmark = [pytest.mark.processes, pytest.mark.slow, pytest.mark.timeout(1200 if SOAK else 240)]
 
@@ -36,12 +37,8 @@ pytestmark = [pytest.mark.processes, pytest.mark.slow, pytest.mark.timeout(1200 
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     made = Cluster(tmp_path_factory.mktemp("cluster"))
-    try:
+    with needed():
         made.__enter__()
-    except ServerMissing as missing:
-        if os.environ.get("CI"):
-            pytest.fail(f"{missing}; with CI set its tests must run")
-        pytest.skip(str(missing))
     try:
         yield made
     finally:

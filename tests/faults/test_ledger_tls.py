@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -13,7 +12,7 @@ import pytest
 import hivewire as hw
 from hivewire.errors import BackendError
 from hivewire.testing.postgres import PostgresServer
-from hivewire.testing.servers import ServerMissing
+from tests.needed import needed
 
 
 def certificate(folder: Path, name: str, host: str) -> tuple[Path, Path]:
@@ -41,12 +40,8 @@ def server(folder: Path) -> Iterator[PostgresServer]:
     own, key = certificate(folder, "localhost", "localhost")
     certificate(folder, "other", "localhost")
     made = PostgresServer(options=("ssl=on", "ssl_cert_file=server.pem", "ssl_key_file=server.key"))
-    try:
+    with needed():
         made.prepare()
-    except ServerMissing as missing:
-        if os.environ.get("CI"):
-            pytest.fail(f"{missing}; with CI set its tests must run")
-        pytest.skip(str(missing))
     made.put("server.pem", own.read_bytes())
     made.put("server.key", key.read_bytes())
     with made:

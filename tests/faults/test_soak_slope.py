@@ -11,7 +11,7 @@ import os
 import pytest
 
 from benchmarks.soak import Course, most_per_minute, slope, soak
-from hivewire.testing.servers import ServerMissing
+from tests.needed import needed
 
 RATE = 500
 FULL = os.environ.get("HIVEWIRE_SOAK") == "1"
@@ -40,12 +40,8 @@ def test_what_grows_or_is_not_handled_is_found() -> None:
 @pytest.mark.timeout(SECONDS * 2 + 60)
 def test_memory_and_space_are_flat() -> None:
     """All at once: they spend their time waiting."""
-    try:
+    with needed():
         courses = soak(["memory", "sqlite", "redis"], SECONDS, RATE)
-    except ServerMissing as missing:
-        if os.environ.get("CI"):
-            raise
-        pytest.skip(str(missing))
     found = [finding for course in courses for finding in course.findings(SECONDS, RATE)]
     for text, _ in found:
         print(text)

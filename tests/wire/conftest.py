@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from hivewire.testing.servers import ServerMissing, free_port
+from tests.needed import needed
 
 HERE = Path(__file__).parent / "mock"
 _START_S = 30.0
@@ -76,12 +77,8 @@ def _program() -> list[str]:
 
 @pytest.fixture(scope="session")
 def mock_server() -> Iterator[Mock]:
-    try:
+    with needed():
         program = _program()
-    except ServerMissing as missing:
-        if os.environ.get("CI"):
-            raise
-        pytest.skip(str(missing))
     port = free_port()
     command = [*program, "--port", str(port), "--fixtures", str(HERE / "fixtures.json"), "--log-level", "warn"]
     with tempfile.TemporaryFile() as said:

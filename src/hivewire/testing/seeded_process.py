@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from random import Random
 from typing import Any, Final, TypeVar
 
@@ -170,3 +170,24 @@ class SimulatedProcess:
 
     async def until_alive(self) -> None:
         await self._alive.wait()
+
+
+def strike(faults: Faults, seats: Sequence[SimulatedProcess], stage: Stage) -> None:
+    """Faults meet these processes, and the store that they share."""
+
+    def freeze(name: str, length_s: float) -> None:
+        for seat in seats:
+            if seat.name == name:
+                seat.freeze(length_s)
+
+    def crash(name: str, length_s: float) -> None:
+        for seat in seats:
+            if seat.name == name:
+                seat.crash(length_s)
+
+    def fail(length_s: float) -> None:
+        now = stage.loop.time()
+        stage.book.write(now, "fail", f"{length_s:.3f}")
+        stage.book.outages.append(Outage("*", now, now + length_s))
+
+    faults.freeze, faults.crash, faults.fail = freeze, crash, fail

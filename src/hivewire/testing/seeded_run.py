@@ -23,8 +23,8 @@ from hivewire.rules import lanes
 from hivewire.testing.profiles import make_world
 from hivewire.testing.profiles_faults import Fault, Faults, ProcessIsDead
 from hivewire.testing.profiles_world import World
-from hivewire.testing.seeded_book import Book, Membership, Outage, Planned, Sent, Told
-from hivewire.testing.seeded_process import Died, Stage
+from hivewire.testing.seeded_book import Book, Membership, Planned, Sent, Told
+from hivewire.testing.seeded_process import Died, Stage, strike
 from hivewire.testing.seeded_program import (
     AGENTS,
     COMPETING,
@@ -90,25 +90,8 @@ class Runner:
         self.book = self.stage.book
         self.seats = [Seat(slot, self.stage, has_whole_trail=program.has_whole_trail) for slot in range(SLOTS)]
         self._begun = 0
-        faults.freeze = self._freeze
-        faults.crash = self._crash
-        faults.fail = self._store_fails
+        strike(faults, self.seats, self.stage)
         faults.revoke = lambda name, length_s: self.stage.world.move_some(name)
-
-    def _store_fails(self, length_s: float) -> None:
-        now = self.loop.time()
-        self.book.write(now, "fail", f"{length_s:.3f}")
-        self.book.outages.append(Outage("*", now, now + length_s))
-
-    def _freeze(self, name: str, length_s: float) -> None:
-        for seat in self.seats:
-            if seat.name == name:
-                seat.freeze(length_s)
-
-    def _crash(self, name: str, length_s: float) -> None:
-        for seat in self.seats:
-            if seat.name == name:
-                seat.crash(length_s)
 
     async def run(self) -> Result:
         """Everything, from the first step to the last check's data."""

@@ -26,8 +26,8 @@ from hivewire.rules.plan_state import RunState
 from hivewire.testing.profiles import make_world
 from hivewire.testing.profiles_faults import Fault, Faults
 from hivewire.testing.profiles_world import World
-from hivewire.testing.seeded_book import Book, Outage
-from hivewire.testing.seeded_process import Died, Stage
+from hivewire.testing.seeded_book import Book
+from hivewire.testing.seeded_process import Died, Stage, strike
 from hivewire.testing.seeded_run import ErrorsOf
 from hivewire.testing.simulated_book import Ledgerbook, Seen
 from hivewire.testing.simulated_program import COORDINATORS, RUNS, TEAM, WORKERS, Cancel, Program, Start, Watch
@@ -83,24 +83,7 @@ class Simulation:
         self.coordinators = [CoordinatorSeat(slot, *rest) for slot in range(COORDINATORS)]
         self.workers = [WorkerSeat(slot, *rest) for slot in range(COORDINATORS, COORDINATORS + WORKERS)]
         self.seats = [*self.coordinators, *self.workers]
-        faults.freeze = self._freeze
-        faults.crash = self._crash
-        faults.fail = self._store_fails
-
-    def _store_fails(self, length_s: float) -> None:
-        now = self.loop.time()
-        self.book.write(now, "fail", f"{length_s:.3f}")
-        self.book.outages.append(Outage("*", now, now + length_s))
-
-    def _freeze(self, name: str, length_s: float) -> None:
-        for seat in self.seats:
-            if seat.name == name:
-                seat.freeze(length_s)
-
-    def _crash(self, name: str, length_s: float) -> None:
-        for seat in self.seats:
-            if seat.name == name:
-                seat.crash(length_s)
+        strike(faults, self.seats, self.stage)
 
     async def run(self) -> Result:
         """Everything, from the first step to the last check's data."""

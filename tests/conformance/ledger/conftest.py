@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sqlite3
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
@@ -17,7 +16,7 @@ pytest.register_assert_rewrite("hivewire.testing.ledgers")
 from hivewire.testing.leaks import Census, no_unhandled_errors  # noqa: E402 -- after the line above
 from hivewire.testing.ledgers.fabric import LedgerFabric  # noqa: E402
 from hivewire.testing.postgres import PostgresServer  # noqa: E402
-from hivewire.testing.servers import ServerMissing  # noqa: E402
+from tests.needed import needed  # noqa: E402
 
 
 class MemoryLedgers(LedgerFabric):
@@ -66,12 +65,8 @@ KINDS = ("memory", "sqlite", "postgres", "cached-memory", "cached-sqlite", "cach
 def postgres() -> Iterator[PostgresServer]:
     """Without one on this machine the tests are skipped; where CI is set they fail."""
     server = PostgresServer()
-    try:
+    with needed():
         server.start()
-    except ServerMissing as missing:
-        if os.environ.get("CI"):
-            pytest.fail(f"{missing}; with CI set its tests must run")
-        pytest.skip(str(missing))
     yield server
     server.remove()
 
