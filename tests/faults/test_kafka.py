@@ -13,10 +13,13 @@ from uuid import uuid4
 import pytest
 from confluent_kafka import Consumer, Producer
 
-from hivewire.backends.kafka import KafkaBackend
+from hivewire.backends.kafka import KafkaBackend, backend
+from hivewire.backends.kafka.consumer import KafkaConsumer
+from hivewire.delivery import Delivery
 from hivewire.message import Message
+from hivewire.protocol import Protocol
 from hivewire.testing.conformance.fabric import Fabric
-from hivewire.testing.conformance.scenario import empty, number, one_letter, send_numbered, take, task
+from hivewire.testing.conformance.scenario import empty, number, one_letter, send_numbered, serving, take, task
 from hivewire.testing.conformance.waiting import count, eventually, until
 from hivewire.testing.leaks import Census, no_unhandled_errors
 from tests.conformance.kafka_fabric import KafkaFabric
@@ -37,6 +40,13 @@ async def fabric(tmp_path: Path) -> AsyncIterator[KafkaFabric]:
 def backend_of(fabric: Fabric) -> KafkaBackend:
     assert isinstance(fabric.backend, KafkaBackend)
     return fabric.backend
+
+
+def consumer_of(protocol: Protocol) -> KafkaConsumer:
+    """The only one of its process."""
+    (found,) = getattr(protocol, "backend")._consumers  # noqa: B009 -- of the engine, not of the contract
+    assert isinstance(found, KafkaConsumer)
+    return found
 
 
 def as_the_reference_writes(id: str, n: int) -> bytes:
@@ -131,3 +141,48 @@ async def test_a_kill_repeats_the_long_one_and_not_the_many_behind_it(fabric: Ka
     assert len(twice) == 1
     (again,) = fabric.journal.entries("start", worker=second.name)[:1]
     assert (again.id, again.attempt) == (twice[0], 2)
+
+
+async def test_many_topics_are_warned_of(fabric: KafkaFabric, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backend, "_MANY_TOPICS", 2)
+
+    async def warnings() -> list[str]:
+        return [warning for warning in (await fabric.protocol.health()).warnings if "topics" in warning]
+
+    for agent in ("one", "two"):
+        await fabric.protocol.send(task(agent))
+    assert not await warnings()
+    await fabric.protocol.send(task("three"))
+    (warning,) = await warnings()
+    assert warning.startswith("3 topics with the prefix")
+
+
+async def test_a_partition_whose_state_fills_a_commit_is_not_read_on_and_counted(fabric: KafkaFabric) -> None:
+    """Every second handler lasts, so the state names each of them. What comes then waits until they are done."""
+    member = await fabric.member(**{"kafka.num_partitions": 1})
+    go_on = asyncio.Event()
+    handled: Counter[int] = Counter()
+    few, late = 1_500, 50
+
+    async def handle(delivery: Delivery) -> None:
+        if number(delivery) < few and number(delivery) % 2:
+            await go_on.wait()
+        handled[number(delivery)] += 1
+
+    def tasks(first: int, end: int) -> list[Message]:
+        return [task("full", n, key=f"k{n}") for n in range(first, end)]
+
+    async with serving(member, "full", handle, concurrency=few):
+        await member.send_many(tasks(0, few))
+        await until(lambda: member.metrics().paused == 1, "the partition pauses", 30)
+        await member.send_many(tasks(few, few + late))
+        (held,) = consumer_of(member).held.values()
+        await until(lambda: held.reached == few + late, "all was read", 30)
+        before = sum(handled.values())
+        await asyncio.sleep(0.5)  # what is tested is that time passes
+        assert not [n for n in handled if n >= few]
+        assert sum(handled.values()) == before <= few // 2
+        go_on.set()
+        await empty(member, "full", within_s=60)
+        assert member.metrics().paused == 0
+    assert handled == dict.fromkeys(range(few + late), 1)

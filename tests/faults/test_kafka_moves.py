@@ -11,7 +11,7 @@ import pytest
 from hivewire.testing.conformance.fabric import Fabric
 from hivewire.testing.conformance.journal import Journal
 from hivewire.testing.conformance.scenario import empty, send_numbered, task
-from hivewire.testing.conformance.waiting import count, until
+from hivewire.testing.conformance.waiting import count, eventually, until
 from hivewire.testing.leaks import Census, no_unhandled_errors
 from tests.conformance.kafka_fabric import KafkaFabric
 
@@ -66,7 +66,13 @@ async def test_who_joins_waits_for_no_handler_and_starts_no_second_copy(fabric: 
         await until(lambda: fabric.journal.entries("start", worker=second.name), "the second one has work", 10)
 
     await served()
-    assert len(running(fabric.journal, "long") & {e.id for e in fabric.journal.starts("long") if e.n == 0}) > 0
+
+    async def in_flight() -> int:
+        return (await fabric.protocol.depth("long")).in_flight
+
+    # Those that moved run where their partition is no longer, and are in flight all the same.
+    await eventually(in_flight, len(KEYS), 8)
+    assert len(running(fabric.journal, "long")) == len(KEYS)
     await empty(fabric.protocol, "long", within_s=60)
     starts = Counter(entry.id for entry in fabric.journal.starts("long"))
     assert set(starts.values()) == {1}

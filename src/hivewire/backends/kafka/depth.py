@@ -5,17 +5,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from hivewire.backend import Depth
+from hivewire.backends.kafka.elsewhere import pool_of_moved
 from hivewire.backends.kafka.metadata import Committed, unpack
 from hivewire.rules.pool import Pool
-from hivewire.rules.progress import History, Progress, encode
+from hivewire.rules.progress import History, Progress, decode, encode
 
 if TYPE_CHECKING:
     from hivewire.backends.kafka.backend import KafkaBackend
 
 
 async def progress(backend: KafkaBackend, queue: str) -> Sequence[tuple[int, Committed]]:
-    """End and progress of each partition: as committed, or of a competing queue as its members said."""
+    """End and progress of each partition: as committed and as members say that run what moved, or of a competing
+    queue as its members said."""
     topic = backend.names.topic(queue)
     partitions = await backend.topics.ensure(queue)
     places = [(topic, number) for number in range(partitions)]
@@ -34,7 +38,35 @@ async def progress(backend: KafkaBackend, queue: str) -> Sequence[tuple[int, Com
             found.append((ends[place], unpack(*committed[place])))
         else:
             found.append((ends[place], Committed(firsts[place], b"")))
-    return found
+    moved = await pool_of_moved(backend, queue)
+    if moved is None:
+        return found
+    return [(end, with_moved(at, moved, number)) for number, (end, at) in enumerate(found)]
+
+
+def with_moved(at: Committed, moved: Pool, shard: int) -> Committed:
+    """What was committed of a partition, with what its former owners still run, or have finished since."""
+    low = at.watermark
+    state = decode(at.state) if at.state else Progress(low, (), (), low)
+    ended = {*range(low, moved.low(shard)), *(offset for offset in moved.ahead(shard) if offset >= low)}
+    ended.difference_update(state.ahead)
+    held = {
+        offset
+        for (number, offset), known in moved.known.items()
+        if number == shard and offset >= low and known.holder is not None
+    }
+    held.difference_update(state.ahead)
+    if not ended and not held:
+        return at
+    history = {entry.at: entry for entry in state.history if entry.at not in ended}
+    running = at.running - sum(entry.running for entry in state.history if entry.at in ended)
+    for offset in held:
+        entry = history.get(offset, History(offset))
+        running += not entry.running
+        history[offset] = msgspec.structs.replace(entry, running=True)
+    ahead = sorted({*state.ahead, *ended})
+    known = Progress(low, ahead, [history[offset] for offset in sorted(history)], state.taken_to)
+    return Committed(low, encode(known), at.finished + len(ended), max(0, running), at.due_at)
 
 
 def _claimed(pool: Pool, shard: int) -> Committed:

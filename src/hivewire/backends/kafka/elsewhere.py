@@ -27,6 +27,18 @@ _TICK_S: Final = 0.2
 _EXISTS: Final = "away/"
 
 
+def _pool_name(queue: str) -> str:
+    return f"~away/{queue}"
+
+
+async def pool_of_moved(backend: KafkaBackend, queue: str) -> Pool | None:
+    """Who runs which records of partitions that have moved; None: none has, as far as is known here."""
+    if not backend.catalogue.known(_EXISTS + queue).version:
+        return None
+    name = _pool_name(queue)
+    return (await backend.claims.log_of(name)).pool(name)
+
+
 class Elsewhere:
     """Of one consumer. Costs nothing until a handler outlives its partition for the first time."""
 
@@ -34,7 +46,7 @@ class Elsewhere:
         self._backend = backend
         self._queue = queue
         self._owner = owner
-        self._seat = Seat(backend, f"~away/{queue}", backend.settings.lease_s, self._heard)
+        self._seat = Seat(backend, _pool_name(queue), backend.settings.lease_s, self._heard)
         self._joining = asyncio.Lock()
         self._watched: dict[int, tuple[int, set[int]]] = {}
         """Of each partition that is owned here: the token, and what others run of it."""
