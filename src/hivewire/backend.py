@@ -311,7 +311,8 @@ class Consumer(ABC):
     @abstractmethod
     async def settle(self, done: Sequence[Fetched], rest: Sequence[Unfinished] = ()) -> Sequence[Fetched]:
         """Store what became of these records: `done` first, then `rest`. Returns those refused because
-        the lease was lost; for them nothing was changed. A lane whose taken records are all settled is
+        the lease was lost; for them nothing was changed. What was stored before, by a call whose answer was lost,
+        is not refused: the repeat changes nothing. A lane whose taken records are all settled is
         free again."""
 
     async def hold(self, batch: Sequence[Fetched]) -> None:

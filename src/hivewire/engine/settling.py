@@ -143,7 +143,7 @@ class Settling:
                     self._outage.is_over()
                 return refused
             except BackendError as error:
-                # Kept until the store is back. Repeating is safe: what got through is refused the second time.
+                # Kept until the store is back. Repeating is safe: what got through changes nothing the second time.
                 self._outage = self._outage or Outage(log, "store outcomes", self._queue)
                 self._outage.goes_on(error)
                 await asyncio.sleep(_RETRY_S)

@@ -208,7 +208,7 @@ class SqlWorld(World):
     def start(self, queue: str, process: str, batch: Sequence[Fetched]) -> list[Fetched]:
         refused = []
         for fetched in batch:
-            row = self._fenced(queue, process, fetched)
+            row = self._taken(queue, process, fetched) if self._has_lease(queue, process, fetched) else None
             if row is None:
                 refused.append(fetched)
                 continue
@@ -221,18 +221,16 @@ class SqlWorld(World):
         refused = []
         table = self._table(queue)
         for fetched in done:
-            row = self._fenced(queue, process, fetched)
-            if row is None:
+            if not self._has_lease(queue, process, fetched):
                 refused.append(fetched)
-            else:
+            elif row := self._taken(queue, process, fetched):
                 table.settled[row.record.id, row.record.replay] = self.now()
                 self.note("settled", queue, row.record, process)
                 self._remove(table, row)
         for unfinished in rest:
-            row = self._fenced(queue, process, unfinished.fetched)
-            if row is None:
+            if not self._has_lease(queue, process, unfinished.fetched):
                 refused.append(unfinished.fetched)
-            else:
+            elif row := self._taken(queue, process, unfinished.fetched):
                 self._put_back(queue, row, unfinished)
         for fetched in refused:
             self.note("refused", queue, fetched.record, process)
@@ -254,9 +252,14 @@ class SqlWorld(World):
         assert isinstance(unfinished, Again | Back)
         self._free_if_settled(table, row.lane)
 
-    def _fenced(self, queue: str, process: str, fetched: Fetched) -> Row | None:
-        """The row, if this member still leases it by this token."""
+    def _has_lease(self, queue: str, process: str, fetched: Fetched) -> bool:
+        """Whether the lease under which the member took this is still good."""
         self._bury_members(queue)
+        _, life = self._of(queue).get(process, (0.0, 0))
+        return fetched.token > life > 0  # a lower one was taken in an earlier life
+
+    def _taken(self, queue: str, process: str, fetched: Fetched) -> Row | None:
+        """The row, if this member has it by this token. While its lease is good, only what it has settled itself is not."""
         assert isinstance(fetched.at, int)
         table = self._table(queue)
         row = table.rows.get(fetched.at)
