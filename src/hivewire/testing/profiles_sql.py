@@ -259,7 +259,7 @@ class SqlWorld(World):
         return fetched.token > life > 0  # a lower one was taken in an earlier life
 
     def _taken(self, queue: str, process: str, fetched: Fetched) -> Row | None:
-        """The row, if this member has it by this token. While its lease is good, only what it has settled itself is not."""
+        """The row, if this member has it by this token and has not settled it."""
         assert isinstance(fetched.at, int)
         table = self._table(queue)
         row = table.rows.get(fetched.at)

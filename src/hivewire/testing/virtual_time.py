@@ -46,11 +46,13 @@ class Deadlock(HivewireError):
 
 
 class _Future(asyncio.Future[_T]):
-    def __init__(self, *, loop: VirtualLoop) -> None:
-        self._number = loop.next_number()
-        super().__init__(loop=loop)
+    _number = 0
 
     def __hash__(self) -> int:
+        if not self._number:  # most are never in a set
+            loop = self.get_loop()
+            assert isinstance(loop, VirtualLoop)
+            self._number = loop.next_number()
         return self._number
 
 
@@ -81,43 +83,58 @@ class Livelock(HivewireError):
     code = "livelock"
 
 
-class _Handle(asyncio.Handle):
-    """Made in a third of the time: it never looks for a debugging loop."""
+class _Handle(asyncio.TimerHandle):
+    """Made in a third of the time: it never looks for a debugging loop. A handle without a time is one, too."""
 
-    __slots__ = ()
+    __slots__ = ("owner",)
+
+    _cancelled: bool
 
     def __init__(
         self,
+        when: float,
         callback: Callable[..., object],
         args: tuple[Any, ...],
         loop: asyncio.AbstractEventLoop,
         context: contextvars.Context | None,
     ) -> None:
-        self._context = contextvars.copy_context() if context is None else context
+        if context is None:
+            self._context = contextvars.copy_context()
+            self.owner = process.get()
+        else:
+            self._context = context
+            self.owner = context.get(process)
+        self._when = when
         self._loop = loop
         self._callback = callback
         self._args = args
         self._cancelled = False
+        self._scheduled = False
         self._repr = None
         self._source_traceback = None
+
+    def cancel(self) -> None:
+        asyncio.Handle.cancel(self)
 
 
 class VirtualLoop(asyncio.BaseEventLoop):
     """The loop. `time()` starts at 1000 and moves only when nothing else is left to do."""
 
+    _closed: bool
+
     def __init__(self, most_steps: int | None = None) -> None:
         super().__init__()
         self._now = 1000.0
-        self._calls: deque[tuple[str | None, asyncio.Handle]] = deque()
-        self._timers: list[tuple[float, int, str | None, asyncio.TimerHandle]] = []
+        self._calls: deque[_Handle] = deque()
+        self._timers: list[tuple[float, int, _Handle]] = []
         self._sequence = 0
         self._numbers = 0
         self._tasks: dict[str, list[asyncio.Task[Any]]] = {}
-        self._stopped: dict[str, deque[tuple[str | None, asyncio.Handle]]] = {}
+        self._stopped: dict[str, deque[_Handle]] = {}
         self._thread = threading.get_ident()
         self._threads = 0
         self._rung = threading.Condition()
-        self._from_threads: deque[asyncio.Handle] = deque()
+        self._from_threads: deque[_Handle] = deque()
         self._most_steps = most_steps
         self.steps = 0
         """Callbacks run so far: two runs of one seed have the same number."""
@@ -145,10 +162,10 @@ class VirtualLoop(asyncio.BaseEventLoop):
         *args: *_Ts,
         context: contextvars.Context | None = None,
     ) -> asyncio.Handle:
-        if self.is_closed():
+        if self._closed:
             raise RuntimeError("Event loop is closed")
-        handle = _Handle(callback, args, self, context)
-        self._calls.append((process.get() if context is None else context.get(process), handle))
+        handle = _Handle(self._now, callback, args, self, context)
+        self._calls.append(handle)
         return handle
 
     def call_at(
@@ -158,12 +175,11 @@ class VirtualLoop(asyncio.BaseEventLoop):
         *args: *_Ts,
         context: contextvars.Context | None = None,
     ) -> asyncio.TimerHandle:
-        if self.is_closed():
+        if self._closed:
             raise RuntimeError("Event loop is closed")
-        handle = asyncio.TimerHandle(when, callback, args, self, context)
+        handle = _Handle(when, callback, args, self, context)
         self._sequence += 1
-        owner = process.get() if context is None else context.get(process)
-        heapq.heappush(self._timers, (when, self._sequence, owner, handle))
+        heapq.heappush(self._timers, (when, self._sequence, handle))
         return handle
 
     def call_later(
@@ -185,7 +201,8 @@ class VirtualLoop(asyncio.BaseEventLoop):
             return self.call_soon(callback, *args, context=context)
         if not self._threads:
             raise RuntimeError("a thread called into virtual time; wrap its work in loop.with_threads()")
-        handle = asyncio.Handle(callback, args, self, context)
+        handle = _Handle(self._now, callback, args, self, context)
+        handle.owner = None
         with self._rung:
             self._from_threads.append(handle)
             self._rung.notify()
@@ -242,30 +259,35 @@ class VirtualLoop(asyncio.BaseEventLoop):
         calls = self._calls
         timers = self._timers
         if not calls and not self._stopping_now():
-            while timers and timers[0][3].cancelled():
+            while timers and timers[0][2]._cancelled:
                 heapq.heappop(timers)
             if not timers:
                 raise Deadlock("nothing is ready and no timer is set; waiting:\n" + self._who_waits())
             self._now = max(self._now, timers[0][0])
         while timers and timers[0][0] <= self._now:
-            _, _, owner, timer = heapq.heappop(timers)
-            if not timer.cancelled():
-                calls.append((owner, timer))
+            _, _, timer = heapq.heappop(timers)
+            if not timer._cancelled:
+                calls.append(timer)
         if self._most_steps is not None and self.steps > self._most_steps:
             self._raise_livelock(self._most_steps)
         stopped = self._stopped
         for _ in range(len(calls)):
-            name, handle = calls.popleft()
-            if stopped and name in stopped:
-                stopped[name].append((name, handle))
-            elif not handle.cancelled():
+            handle = calls.popleft()
+            if stopped and handle.owner in stopped:
+                stopped[handle.owner].append(handle)
+            elif not handle._cancelled:
                 self.steps += 1
-                handle._run()
+                try:
+                    handle._context.run(handle._callback, *handle._args)
+                except (SystemExit, KeyboardInterrupt):
+                    raise
+                except BaseException as error:  # noqa: BLE001 - as in asyncio's own loop
+                    self.call_exception_handler({"message": f"Exception in {handle!r}", "exception": error})
 
     def _raise_livelock(self, steps: int) -> None:
         """Name what is ready now. What can be cancelled gets as many steps again."""
         self._most_steps = self.steps + steps
-        ready = "\n".join(f"  {name}: {handle!r}" for name, handle in list(self._calls)[:20])
+        ready = "\n".join(f"  {handle.owner}: {handle!r}" for handle in list(self._calls)[:20])
         raise Livelock(f"{self.steps} callbacks have run, it is {self._now}; ready:\n{ready}\n{self._who_waits()}")
 
     def _stopping_now(self) -> bool:
@@ -277,7 +299,7 @@ class VirtualLoop(asyncio.BaseEventLoop):
                 if not self._rung.wait(10.0):
                     raise Deadlock("for 10 s no thread called in: " + self._who_waits())
             while self._from_threads:
-                self._calls.append((None, self._from_threads.popleft()))
+                self._calls.append(self._from_threads.popleft())
 
     def _who_waits(self) -> str:
         lines = []
