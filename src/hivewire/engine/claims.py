@@ -11,15 +11,15 @@ import hashlib
 import logging
 import time
 from collections.abc import Callable, Hashable, Iterable, Sequence, Set
-from pathlib import Path
 from typing import Final
 from uuid import uuid4
 
 import msgspec
 
 from hivewire.backend import Append, Backend
-from hivewire.blobs import BlobStore, FolderBlobs, SQLiteBlobs
-from hivewire.errors import BackendError, HivewireError, SettingsError, TimedOut, Undecodable, Unsupported
+from hivewire.blobs import BlobStore
+from hivewire.blobs.opening import open_blobs
+from hivewire.errors import BackendError, HivewireError, TimedOut, Undecodable, Unsupported
 from hivewire.message import Message
 from hivewire.record import Fetched, Record, life, message_of
 
@@ -63,14 +63,9 @@ def claim_of(record: Record) -> Claim | None:
 
 def blob_store(setting: str, backend: Backend) -> BlobStore | None:
     """What the setting `blobs` names."""
-    if setting in ("auto", "none"):
-        return backend.blobs() if setting == "auto" else None
-    kind, _, path = setting.partition(":///")
-    if not path or kind not in ("folder", "sqlite"):
-        raise SettingsError(
-            f"blobs is {setting!r}; it is auto, none, folder:///PATH or sqlite:///PATH (//// for absolute)"
-        )
-    return FolderBlobs(Path(path)) if kind == "folder" else SQLiteBlobs(Path(path))
+    if setting == "auto":
+        return backend.blobs()
+    return None if setting == "none" else open_blobs(setting)
 
 
 class Claims:

@@ -267,8 +267,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     ] = None
     blobs: Annotated[
         str,
-        About("where large contents are kept: `none`, `folder:///PATH`, `sqlite:///PATH`, or `auto`: beside the queues "
-              "on SQLite and Redis, nowhere else"),
+        About("where large contents are kept: `none`, `folder:///PATH`, `sqlite:///PATH`, `s3://BUCKET/PREFIX`, or "
+              "`auto`: beside the queues on SQLite and Redis, nowhere else"),
     ] = "auto"  # fmt: skip
     claim_check_bytes: Annotated[
         int, About("a message above this goes there, its queue holds a reference", least=1)

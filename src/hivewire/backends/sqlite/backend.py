@@ -34,7 +34,8 @@ from hivewire.backends.sqlite.reading import Reader
 from hivewire.backends.sqlite.schema import path_of
 from hivewire.backends.sqlite.transaction import Queue, Transaction
 from hivewire.backends.sqlite.writer import Writer
-from hivewire.blobs import BlobStore, SQLiteBlobs
+from hivewire.blobs import BlobStore
+from hivewire.blobs.local import SQLiteBlobs
 from hivewire.errors import BackendError, Closed
 from hivewire.settings import Settings
 

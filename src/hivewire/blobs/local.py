@@ -1,41 +1,19 @@
-"""Where large messages are kept beside the queues: a folder, an SQLite file, or a place of the store's own."""
+"""Large contents on this host, or on what it has mounted: a file each in a folder, or a row each in an SQLite file."""
 
 from __future__ import annotations
 
 import asyncio
 import os
 import sqlite3
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
 
+from hivewire.blobs.store import BlobStore
 from hivewire.errors import BackendError, ConnectionLost
 
 T = TypeVar("T")
-
-
-class BlobStore(ABC):
-    """Bytes by name. Names are made by the engine and never used twice. Raises `BackendError`."""
-
-    @abstractmethod
-    async def put(self, name: str, body: bytes) -> None:
-        """Stored as durably as the messages themselves when this returns."""
-
-    @abstractmethod
-    async def get(self, name: str) -> bytes | None:
-        """None: there is none of that name."""
-
-    @abstractmethod
-    async def delete(self, names: Sequence[str]) -> None:
-        """Names that are not there are passed over."""
-
-    @abstractmethod
-    async def names(self) -> list[str]: ...
-
-    async def close(self) -> None:  # noqa: B027  # most have nothing to close
-        """Nothing is asked any more."""
 
 
 class FolderBlobs(BlobStore):
