@@ -19,15 +19,18 @@ from hivewire.testing.differential_side import Side
 from tests.conformance.backends import FABRICS
 
 Handle = Callable[[Delivery], Awaitable[None]]
-BACKENDS = sorted(set(FABRICS) - {"kafka"})
-"""Kafka stores an idempotency key twice and answers None: the comparison does not know of lesser promises yet."""
 SEEDS = range(count(3, 10))
+CASES = [
+    (backend, seed)
+    for backend in sorted(FABRICS)
+    for seed in SEEDS
+    if SOAK or backend != "kafka" or not seed  # a seed costs ten times as much there
+]
 OPERATIONS = count(200, 2_000)
 
 
 @pytest.mark.timeout(7_200 if SOAK else 120)
-@pytest.mark.parametrize("seed", SEEDS)
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(("backend", "seed"), CASES)
 async def test_the_same_is_seen_as_on_memory(backend: str, seed: int, tmp_path: Path) -> None:
     made = 0
 

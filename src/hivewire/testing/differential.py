@@ -19,7 +19,7 @@ from uuid import uuid4
 import msgspec
 
 from hivewire.factory import connect
-from hivewire.testing.differential_program import Operation, draw
+from hivewire.testing.differential_program import Operation, as_promised, draw
 from hivewire.testing.differential_side import Seen, Side
 
 _MOST_TRIES: Final = 60
@@ -43,7 +43,7 @@ class Difference(msgspec.Struct, frozen=True):
 async def compare(program: Sequence[Operation], url: str, **settings: Any) -> Difference | None:
     """Run the program in step on memory and on the store."""
     async with memory_store() as memory, Side(memory, **settings) as model, Side(url, **settings) as side:
-        for at, operation in enumerate(program):
+        for at, operation in enumerate(as_promised(program, side.features)):
             expected = await model.do(operation)
             seen = await side.do(operation, expected)
             if seen != expected:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from random import Random
 from typing import Final, Literal
 
 import msgspec
+
+from hivewire.backend import Features
 
 AGENTS: Final = ("ant", "bee", "pool")
 COMPETING: Final = "pool"
@@ -94,6 +97,18 @@ def draw(seed: int, count: int) -> tuple[Operation, ...]:
     drawing = _Drawing(Random(f"differential/{seed}"))
     operations = [drawing.next() for _ in range(count)]
     return (*operations, *(Operation("drain", agent) for agent in AGENTS), Operation("dead"), Operation("depth"))
+
+
+def as_promised(program: Sequence[Operation], features: Features) -> Sequence[Operation]:
+    """Where a message whose time ran out is only found by who reads it, somebody reads then."""
+    if features.finds_expired:
+        return program
+    found: list[Operation] = []
+    for operation in program:
+        found.append(operation)
+        if operation.kind in ("expire", "replay"):
+            found.append(Operation("drain", operation.agent))
+    return found
 
 
 class _Drawing:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from types import TracebackType
 from typing import Any, Final, Self
 
-from hivewire.backend import Depth, Mode
+from hivewire.backend import Depth, Features, Mode
 from hivewire.delivery import Delivery
+from hivewire.engine.protocol import Engine
 from hivewire.errors import HivewireError
 from hivewire.factory import connect
 from hivewire.message import Message
-from hivewire.protocol import DeadLetter, Protocol, Receipt
+from hivewire.protocol import DeadLetter, Receipt
 from hivewire.testing.differential_program import AGENTS, COMPETING, ECHO, TYPES, Operation, Outcome, Told
 
 Seen = Any
@@ -27,19 +29,35 @@ _PAUSE_S: Final = 0.002
 
 class Side:
     """`model` is what the other side has seen: there this side waits until it has seen as much, or for
-    `PATIENCE_S`. Without it, this side is the model, and takes what is there at once."""
+    `PATIENCE_S`. Without it, this side is the model, and takes what is there at once.
+
+    A store that does not look at idempotency keys holds the copies until somebody reads them, and tells so by
+    `duplicate` None: so many more may wait there, and none when all was taken."""
 
     def __init__(self, url: str, **settings: Any) -> None:
         self._url = url
         self._settings = {"lease_s": 300.0, "retry_first_s": 0.0, "retry_most_s": 0.0, **settings}
-        self._protocol: Protocol
+        self._protocol: Engine
         self._ids: dict[str, int] = {}
         self._held: dict[str, dict[int, Delivery]] = {}
         self._members: dict[str, set[str]] = {}
         self._left: dict[str, int] = {}
+        self._first: dict[str, Told] = {}
+        """What was sent first with an idempotency key."""
+        self._copies: Counter[str] = Counter()
+        """So many of an agent may lie in the store unread."""
+
+    async def _connect(self) -> Engine:
+        made = connect(self._url, **self._settings)
+        assert isinstance(made, Engine)
+        return await made.__aenter__()
+
+    @property
+    def features(self) -> Features:
+        return self._protocol.backend.features
 
     async def __aenter__(self) -> Self:
-        self._protocol = await connect(self._url, **self._settings).__aenter__()
+        self._protocol = await self._connect()
         for agent in AGENTS:
             await self._protocol.subscribe(agent, TYPES, mode=_mode(agent))
         await self._protocol.subscribe(ECHO)
@@ -86,8 +104,18 @@ class Side:
         return [self._receipt(receipt) for receipt in receipts]
 
     async def _idempotent(self, operation: Operation, model: Seen) -> Seen:
-        message = self._message(operation.told[0])
-        return self._receipt(await self._protocol.send(message, idempotency_key=operation.name))
+        told = operation.told[0]
+        message = self._message(told)
+        if self.features.store_dedup:
+            return self._receipt(await self._protocol.send(message, idempotency_key=operation.name))
+        first = self._first.setdefault(operation.name, told)
+        if first is not told:  # the same again, under another id
+            self._copies[told.agent] += 1
+            message = self._message(first).replace(id=message.id)
+        receipt = await self._protocol.send(message, idempotency_key=operation.name)
+        if model == [first.n, first is not told] and self._receipt(receipt) == [told.n, None]:
+            return model
+        return self._receipt(receipt)
 
     async def _delay(self, operation: Operation, model: Seen) -> Seen:
         return self._receipt(await self._protocol.send(self._message(operation.told[0]), delay_s=_LONG_S))
@@ -96,26 +124,41 @@ class Side:
         before = await self._protocol.depth(operation.agent)
         await self._protocol.send(self._message(operation.told[0]), delay_s=_BRIEF_S)
         return await self._comes_to(
-            operation.agent, lambda depth: (depth.scheduled, depth.ready) == (before.scheduled, before.ready + 1)
+            operation.agent, model, lambda depth: (depth.scheduled, depth.ready) == (before.scheduled, before.ready + 1)
         )
 
     async def _expire(self, operation: Operation, model: Seen) -> Seen:
         before = await self._protocol.depth(operation.agent)
         await self._protocol.send(self._message(operation.told[0]).replace(ttl_s=_BRIEF_S))
-        return await self._comes_to(operation.agent, lambda depth: depth.dead == before.dead + 1)
+        if not self.features.finds_expired:
+            await asyncio.sleep(2 * _BRIEF_S)  # whoever reads it next finds that its time is over
+            return model
+        return await self._comes_to(operation.agent, model, lambda depth: depth.dead == before.dead + 1)
 
-    async def _comes_to(self, agent: str, condition: Callable[[Depth], bool]) -> Seen:
+    async def _comes_to(self, agent: str, model: Seen, condition: Callable[[Depth], bool]) -> Seen:
+        """On the model until the condition holds, on the store until the same is seen."""
+
         async def look() -> tuple[bool, Seen]:
             depth = await self._protocol.depth(agent)
-            return condition(depth), _told_of(depth)
+            seen = self._told_of(agent, depth, model)
+            return condition(depth) if model is None else seen == model, seen
 
         return await _eventually(look)
+
+    def _told_of(self, agent: str, depth: Depth, model: Seen) -> Seen:
+        """How much a member takes ahead of its handlers is up to the store; and how many copies nobody has read yet."""
+        seen = [depth.ready + depth.in_flight, depth.scheduled, depth.dead]
+        if model is not None and 0 < seen[0] - model[0] <= self._copies[agent]:
+            seen[0] = model[0]
+        return seen
 
     # -- receiving
 
     async def _take(self, agent: str, model: Seen, count: int, handle: Callable[[Delivery], Awaitable[None]]) -> Seen:
         """All that is there, or until so many came as on the model; then what comes to nobody: what is refused, and
         duplicates. Returns how much is left."""
+        if model is not None and not model["left"][0]:
+            self._copies.pop(agent, None)  # nothing hides one
         loop = asyncio.get_running_loop()
         deadline, taken = loop.time() + PATIENCE_S, 0
         self._left.pop(agent, None)
@@ -126,12 +169,12 @@ class Side:
             if model is None:
                 if not taken and not await self._was_refused(agent):
                     break
-            elif not taken and (await self._left_in(agent) == model["left"] or loop.time() > deadline):
+            elif not taken and (await self._left_in(agent, model) == model["left"] or loop.time() > deadline):
                 break
-        return await self._left_in(agent)
+        return await self._left_in(agent, model)
 
-    async def _left_in(self, agent: str) -> Seen:
-        return _told_of(await self._protocol.depth(agent))
+    async def _left_in(self, agent: str, model: Seen) -> Seen:
+        return self._told_of(agent, await self._protocol.depth(agent), None if model is None else model["left"])
 
     async def _take_some(self, agent: str, wait_s: float, handle: Callable[[Delivery], Awaitable[None]]) -> int:
         batch = await self._protocol.receive(agent, limit=_MANY, wait_s=wait_s)
@@ -142,7 +185,7 @@ class Side:
     async def _was_refused(self, agent: str) -> bool:
         """Nothing was handed out, perhaps because what was first went to the dead letters; when it is there."""
         open_still = len(self._held.get(agent, ()))
-        await self._comes_to(agent, lambda depth: depth.in_flight == open_still)
+        await self._comes_to(agent, None, lambda depth: depth.in_flight == open_still)
         left, self._left[agent] = self._left.get(agent), _held(await self._protocol.depth(agent))
         return left != self._left[agent]
 
@@ -206,10 +249,12 @@ class Side:
         members = sorted(self._members.get(operation.name, ()))
         before = {member: _held(await self._protocol.depth(member)) for member in members}
         await self._protocol.broadcast(self._message(operation.told[0], operation.name), operation.name)
-        return [
-            await self._comes_to(member, lambda depth, member=member: _held(depth) == before[member] + 1)  # type: ignore[misc]
-            for member in members
-        ]
+        seen = []
+        for place, member in enumerate(members):
+            come = before[member] + 1
+            expected = model[place] if model is not None else None
+            seen.append(await self._comes_to(member, expected, lambda depth, come=come: _held(depth) == come))  # type: ignore[misc]
+        return seen
 
     async def _subscribe(self, operation: Operation, model: Seen) -> Seen:
         await self._protocol.subscribe(operation.agent, [operation.name], mode=_mode(operation.agent))
@@ -227,7 +272,10 @@ class Side:
 
     async def _depth(self, operation: Operation, model: Seen) -> Seen:
         async def look() -> tuple[bool, Seen]:
-            found = {agent: _told_of(await self._protocol.depth(agent)) for agent in (*AGENTS, ECHO)}
+            found = {
+                agent: self._told_of(agent, await self._protocol.depth(agent), model and model[agent])
+                for agent in (*AGENTS, ECHO)
+            }
             return model is None or found == model, found
 
         return await _eventually(look)
@@ -257,23 +305,18 @@ class Side:
 
     async def _has_dead(self, agent: str, wanted: Seen) -> None:
         if wanted is not None:
-            await self._comes_to(agent, lambda depth: depth.dead == wanted)
+            await self._comes_to(agent, None, lambda depth: depth.dead == wanted)
 
     async def _restart(self, operation: Operation, model: Seen) -> Seen:
         """The client; what it held is given back."""
         await self._protocol.close(0.5)
         self._held.clear()
-        self._protocol = await connect(self._url, **self._settings).__aenter__()
+        self._protocol = await self._connect()
         return None
 
 
 def _mode(agent: str) -> Mode:
     return "competing" if agent == COMPETING else "ordered"
-
-
-def _told_of(depth: Depth) -> Seen:
-    """How much a member takes ahead of its handlers is up to the store."""
-    return [depth.ready + depth.in_flight, depth.scheduled, depth.dead]
 
 
 def _held(depth: Depth) -> int:
