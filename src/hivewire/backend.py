@@ -34,6 +34,10 @@ class Features(msgspec.Struct, frozen=True, kw_only=True):
     store_competes: bool = False
     """Without `store_lanes`: the store hands out the records of `competing` queues one by one all the same. Not
     of internal queues, whose names begin with `~`."""
+    lends_competing: bool = False
+    """With `store_competes`: the store lends the records of those queues for a short time that cannot be made longer,
+    and counts how often it did: each delivery counts as an attempt. It keeps no delay of a retry, no order of
+    priority, and no account of duplicates and of what runs."""
     per_record_ack: bool = True
     """False: only a watermark and a small saved state can be stored (`Consumer.save`)."""
     delayed_append: bool = True

@@ -165,6 +165,11 @@ class KafkaSettings(msgspec.Struct, frozen=True, kw_only=True):
         About("how partitions are shared out; `consumer` (KIP-848) moves them without stopping the others, but a dead "
               "process is noticed after the brokers' own time, 45 s unless they are told otherwise"),
     ] = "classic"  # fmt: skip
+    share_groups: Annotated[
+        bool,
+        About("experimental: the brokers lend out the messages of competing queues that are new, for 30 s each "
+              "(KIP-932); for short work only, and for all processes of a queue alike"),
+    ] = False  # fmt: skip
     compression: Annotated[Literal["none", "gzip", "snappy", "lz4", "zstd"], About("of batches")] = "snappy"
     min_bytes: Annotated[int, About("least of one fetch", least=1)] = 1
     max_bytes: Annotated[int, About("most of one fetch", least=1)] = 10_000_000

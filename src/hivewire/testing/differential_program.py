@@ -100,13 +100,15 @@ def draw(seed: int, count: int) -> tuple[Operation, ...]:
 
 
 def as_promised(program: Sequence[Operation], features: Features) -> Sequence[Operation]:
-    """Where a message whose time ran out is only found by who reads it, somebody reads then."""
-    if features.finds_expired:
-        return program
+    """Where a message whose time ran out is only found by who reads it, somebody reads then. Where an idempotency key
+    is not looked at by the store, the id of a copy is as settled as that of the first, and is not sent again."""
+    copied = {told.n for operation in program if operation.kind == "idempotent" for told in operation.told}
     found: list[Operation] = []
     for operation in program:
+        if operation.kind == "resend" and operation.told[0].n in copied and not features.store_dedup:
+            continue
         found.append(operation)
-        if operation.kind in ("expire", "replay"):
+        if operation.kind in ("expire", "replay") and not features.finds_expired:
             found.append(Operation("drain", operation.agent))
     return found
 

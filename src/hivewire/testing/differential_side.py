@@ -136,12 +136,12 @@ class Side:
         return await self._comes_to(operation.agent, model, lambda depth: depth.dead == before.dead + 1)
 
     async def _comes_to(self, agent: str, model: Seen, condition: Callable[[Depth], bool]) -> Seen:
-        """On the model until the condition holds, on the store until the same is seen."""
+        """Until the condition holds, and on the store the same is seen: a copy may look like what is waited for."""
 
         async def look() -> tuple[bool, Seen]:
             depth = await self._protocol.depth(agent)
             seen = self._told_of(agent, depth, model)
-            return condition(depth) if model is None else seen == model, seen
+            return condition(depth) and (model is None or seen == model), seen
 
         return await _eventually(look)
 

@@ -8,7 +8,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
 from confluent_kafka import KafkaError, KafkaException, TopicPartition
-from confluent_kafka.admin import AdminClient, NewTopic, OffsetSpec  # type: ignore[attr-defined]  # they are public
+from confluent_kafka.admin import (  # type: ignore[attr-defined]  # they are public
+    AdminClient,
+    AlterConfigOpType,
+    ConfigEntry,
+    ConfigResource,
+    NewTopic,
+    OffsetSpec,
+    ResourceType,
+)
 
 from hivewire.backends.kafka.clients import NotYet, Options, patiently, problem
 from hivewire.backends.kafka.tail import Place
@@ -125,6 +133,15 @@ class Admin:
         asked = [TopicPartition(topic, partition, offset) for (topic, partition), offset in offsets.items()]
         for place, future in self.client.delete_records(asked, request_timeout=_CREATE_S).items():
             await _answer(future, f"delete old records of {place.topic}", ignore=KafkaError.OFFSET_OUT_OF_RANGE)
+
+    async def set_up_group(self, group: str, config: Mapping[str, str]) -> None:
+        """What the brokers shall hold to in this group, whether it exists already or not."""
+        entries = [
+            ConfigEntry(name, value, incremental_operation=AlterConfigOpType.SET) for name, value in config.items()
+        ]
+        asked = ConfigResource(ResourceType.GROUP, group, incremental_configs=entries)
+        (done,) = self.client.incremental_alter_configs([asked], request_timeout=_CREATE_S).values()
+        await _answer(done, f"set up the share group {group}")
 
     async def ping(self, within_s: float = _REQUEST_S) -> int:
         """How many brokers there are. A refusal is told at once, and in full."""

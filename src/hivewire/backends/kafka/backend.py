@@ -37,6 +37,7 @@ from hivewire.backends.kafka.competing import CompetingConsumer
 from hivewire.backends.kafka.consumer import KafkaConsumer
 from hivewire.backends.kafka.delays import Delays
 from hivewire.backends.kafka.feed import Feed
+from hivewire.backends.kafka.lent import GivenUp, LentConsumer, delivery_limit
 from hivewire.backends.kafka.letters import Letters
 from hivewire.backends.kafka.mailbox import Mailbox, Shared
 from hivewire.backends.kafka.member import Member as GroupMember
@@ -58,6 +59,7 @@ _VOLATILE_PARTITIONS: Final = 4
 _JOIN_S: Final = 8.0
 _OPEN_S: Final = 10.0
 _CHANNEL: Final = "channel"
+_WAY: Final = "way/"
 _MANY_TOPICS: Final = 300
 _CONSUMER_SESSION_S: Final = 45.0
 """Of `group.protocol=consumer`, as brokers have it unless told otherwise, and never less unless they allow it."""
@@ -76,6 +78,7 @@ class KafkaBackend(Backend):
             store_dedup=False,
             remembers_settled=False,
             finds_expired=False,
+            lends_competing=settings.kafka.share_groups,
         )
         self.names = Names(settings.kafka.topic_prefix)
         self.client_id = settings.worker_name or f"hivewire-{uuid4().hex[:12]}"
@@ -86,6 +89,7 @@ class KafkaBackend(Backend):
         self.letters = Letters(self)
         self.delays = Delays(self)
         self.claims = Claims(self)
+        self.given_up = GivenUp(self)
         self.feeds: dict[str, Feed] = {}
         self.pulse = Pulse()
         self.appending = Appending(self)
@@ -96,7 +100,7 @@ class KafkaBackend(Backend):
         self._sure: Sending | None = None
         """For what must not be lost, whatever `require_acks` says of messages: catalogue, claims, dead letters."""
         self._clock_offset_s = 0.0
-        self._consumers: set[KafkaConsumer | CompetingConsumer] = set()
+        self._consumers: set[KafkaConsumer | CompetingConsumer | LentConsumer] = set()
         self._members: list[GroupMember] = []
         self._replies = Shared(self, "to")
         self._channels = Shared(self, _CHANNEL)
@@ -200,6 +204,11 @@ class KafkaBackend(Backend):
             found.append(
                 f"acks={kafka.require_acks}: {lost}, and the idempotent producer is off, so a resend may change the "
                 "order"
+            )
+        if kafka.share_groups:
+            found.append(
+                "share_groups is experimental: handlers of competing queues have 29 s, deliveries count as attempts "
+                f"({delivery_limit(self.settings.max_attempts)} at most), and a resend may be handled twice"
             )
         if kafka.group_protocol == "consumer":
             found.append(
@@ -330,7 +339,11 @@ class KafkaBackend(Backend):
         return _CONSUMER_SESSION_S if self.settings.kafka.group_protocol == "consumer" else self.settings.lease_s
 
     async def _compete(self, queue: str, owner: Ownership) -> Consumer:
-        consumer = CompetingConsumer(self, queue, self.settings.lease_s, owner)
+        consumer: CompetingConsumer | LentConsumer
+        if await self._is_lent(queue):
+            consumer = LentConsumer(self, queue, owner)
+        else:
+            consumer = CompetingConsumer(self, queue, self.settings.lease_s, owner)
         self._consumers.add(consumer)
         try:
             await consumer.open()
@@ -339,6 +352,21 @@ class KafkaBackend(Backend):
             raise
         return consumer
 
+    async def _is_lent(self, queue: str) -> bool:
+        """By a share group, or shared out by the log of claims: the first consumer decides for all, for ever. Raises
+        `BackendError` for one that is set otherwise: each message would be handled twice."""
+        key, wanted = _WAY + queue, self.settings.kafka.share_groups
+        found = await self.catalogue.get(key)
+        while not found.version:
+            found = await self.catalogue.put(key, b"lent" if wanted else b"claimed", 0) or await self.catalogue.get(key)
+        is_lent = found.value == b"lent"
+        if is_lent != wanted:
+            raise BackendError(
+                f"receive from {queue}: its messages are {'lent out by a share group' if is_lent else 'claimed'}; set "
+                f"kafka.share_groups to {str(is_lent).lower()} here, or take another agent"
+            )
+        return is_lent
+
     def feed(self, queue: str, pool: Pool) -> Feed:
         """One for all consumers of the queue in this process."""
         found = self.feeds.get(queue)
@@ -346,7 +374,7 @@ class KafkaBackend(Backend):
             found = self.feeds[queue] = Feed(self, queue, pool)
         return found
 
-    def discard(self, consumer: CompetingConsumer) -> None:
+    def discard(self, consumer: CompetingConsumer | LentConsumer) -> None:
         self._consumers.discard(consumer)
 
     @staticmethod

@@ -189,6 +189,20 @@ class Options:
             "queued.min.messages": 2_000,
         }
 
+    def sharer(self, group: str) -> dict[str, Any]:
+        """Of a share group."""
+        kafka = self._settings.kafka
+        return {
+            **self.common,
+            "group.id": group,
+            "share.acknowledgement.mode": "explicit",
+            "max.poll.records": 100,
+            "max.poll.interval.ms": int(MAX_POLL_S * 1000),
+            "fetch.wait.max.ms": int(kafka.max_wait_s * 1000),
+            "fetch.max.bytes": max(kafka.max_bytes, self.largest_bytes + ROOM_BYTES),
+            "message.max.bytes": self.largest_bytes + ROOM_BYTES,
+        }
+
     def reader(self, wait_s: float) -> dict[str, Any]:
         """Reads what it is told, without a group."""
         return {

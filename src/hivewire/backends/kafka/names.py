@@ -22,6 +22,8 @@ class Names:
         self.replies = f"{prefix}.replies"
         self.volatile = f"{prefix}.volatile"
         self.claims = f"{prefix}.claims"
+        self.given_up = f"dlq.{prefix}"
+        """Brokers give dead letters of share groups only to topics whose names begin so."""
 
     def topic(self, queue: str) -> str:
         """`<prefix>-<agent>`, and `<prefix>-broadcast-<group>`, as in the reference."""
@@ -36,6 +38,10 @@ class Names:
             return plain
         readable = name.replace(".", "-").replace("_", "-")[:100]
         return f"{self.prefix}.queue-{readable}-{sha256(name.encode()).hexdigest()[:16]}"
+
+    def share_group(self, group: str, queue: str) -> str:
+        """Of one queue: a share group has one limit of deliveries for all that it reads."""
+        return f"{group}.share.{self.topic(queue)}"
 
 
 def key_bytes(key: str) -> bytes:
