@@ -47,7 +47,7 @@ from hivewire.backends.redis.keys import (
     base,
 )
 from hivewire.backends.redis.link import Link, good
-from hivewire.backends.redis.opening import check_kind, new_link, place_to_listen
+from hivewire.backends.redis.opening import check_kind, new_link, one_place, place_to_listen
 from hivewire.backends.redis.pool import PoolConsumer
 from hivewire.backends.redis.sending import Sending
 from hivewire.blobs import BlobStore
@@ -58,6 +58,7 @@ log = logging.getLogger(__name__)
 
 _CAP = 1_000_000
 _MOST_HEARD = 10_000
+_MOST_WATCHED = 4
 
 
 class _Forks:
@@ -114,6 +115,7 @@ class RedisBackend(Backend):
         self._channels: dict[str, Channel] = {}
         self._closing = asyncio.Lock()
         self._abandoned = False
+        self._one_place = one_place(settings.redis)
 
     # -- life
 
@@ -273,6 +275,13 @@ class RedisBackend(Backend):
         if sending is None or self._abandoned or self._forks != _forks.count:
             return None  # `append` says what is wrong
         return sending.soon(queue, record)
+
+    def may_watch(self, queue: str) -> bool:
+        """Whether a consumer may keep a connection of its own, on which a read waits: for answers to requests, and
+        where few queues are consumed. Not in a cluster, where each node would take one."""
+        if self._one_place is None:
+            return False
+        return len(self.consumers) <= _MOST_WATCHED or queue.startswith(REPLY_PREFIX)
 
     def _tell_here(self, base: str, shard: int) -> bool:
         """A record is on its way to a shard: whether its owner is a consumer of this process."""

@@ -4,29 +4,28 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
-from contextlib import AbstractAsyncContextManager
-from typing import TYPE_CHECKING
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any
 
 from hivewire.backend import Consumer, Fetched, Ownership, QueueSpec, Unfinished
 from hivewire.backends.redis import membership, reading, scripts, settlement
 from hivewire.backends.redis.address import Command
 from hivewire.backends.redis.keeper import Seat, lease_clock
-from hivewire.backends.redis.keys import EPOCH, INLET_BELL, Names
+from hivewire.backends.redis.keys import INLET_BELL, Names
 from hivewire.backends.redis.late import Late
 from hivewire.backends.redis.link import good
 from hivewire.backends.redis.packing import pack_state
 from hivewire.backends.redis.reading import Held
 from hivewire.backends.redis.tenure import Tenure
 from hivewire.backends.redis.waiting import News, Stillness
+from hivewire.backends.redis.watching import COUNT, READ_EPOCH, Question, Watch
 from hivewire.errors import BackendError
 
 if TYPE_CHECKING:
     from hivewire.backends.redis.backend import RedisBackend
 
 log = logging.getLogger(__name__)
-
-_EPOCH: Command = ("HGET", EPOCH, "epoch")
 
 
 class RedisConsumer(Consumer):
@@ -38,7 +37,7 @@ class RedisConsumer(Consumer):
         self.names: Names = seat.names
         self.seat = seat
         self._news = News()
-        self.tenure = Tenure(backend, spec.name, seat, owner, self._look_again)
+        self.tenure = Tenure(backend, spec.name, seat, owner, self._shards_changed)
         self.held = self.tenure.held
         self._hot: set[int] = set()
         """Shards in which there may be something to read."""
@@ -48,10 +47,15 @@ class RedisConsumer(Consumer):
         self.tenure.on_late = self._late.due_in
         self._stillness = Stillness()
         self._closed = False
+        self._watch = Watch(backend, self._arrived, self._look_again)
+        self._watch_soon: asyncio.Handle | None = None
+        self._is_watching = False
+        """Reads wait in the server: one does, or who fetches next asks for it. Bells are not listened to."""
+        self._hears_bell = False
 
     async def begin(self) -> None:
         """Returns when the first heartbeat is answered."""
-        await self.backend.ears.subscribe(self.names.bell, self._heard)
+        await self.backend.ears.subscribe(self.names.news, self._heard)
         await self.tenure.begin()
 
     def holds(self, fetched: Fetched) -> bool:
@@ -70,9 +74,11 @@ class RedisConsumer(Consumer):
                 self._late.due_in(0.0)
             elif part == INLET_BELL:
                 self.backend.inlet_news()
-            elif part.isdigit() and int(part) in self.held:
-                self._hot.add(int(part))
-                self._news.tell()
+            elif part.isdigit():
+                shard = int(part)
+                if shard in self.held and not self._is_watching:
+                    self._hot.add(shard)
+                    self._news.tell()
 
     def told(self, shard: int) -> bool:
         """A sender of this process has just sent a record to the shard. Whether it is this member's: then it is
@@ -80,14 +86,23 @@ class RedisConsumer(Consumer):
         held = self.held.get(shard)
         if held is None or held.is_leaving or self._closed or self.seat.until <= lease_clock():
             return False
-        self._hot.add(shard)
-        self._news.tell()
+        if self._is_watching and (not self._watch.is_asked or self._watch.covers(held)):
+            self._watch.rung()
+        else:
+            self._hot.add(shard)
+            self._news.tell()
         return True
 
     def rewind(self) -> None:
         """The connection was made anew, perhaps to a server that was started anew."""
+        self._watch.move()
         for held in self.held.values():
             held.rewind()
+        self._look_again()
+
+    def _shards_changed(self) -> None:
+        if self._watch.is_asked and not all(map(self._watch.covers, self._readable())):
+            self._watch.move()
         self._look_again()
 
     def _look_again(self) -> None:
@@ -116,9 +131,48 @@ class RedisConsumer(Consumer):
                 left = until - time()
                 if taken or left <= 0 or self._closed:
                     return taken
-                if not await self._news.wait(min(left, look_s)):
+                if not await self._news.wait(left if self._watches() else min(left, look_s)):
                     look_s = min(2 * look_s, most_s)
                     self._look_again()
+
+    def _watches(self) -> bool:
+        """Whether a read waits in the server for all that may come, or is about to."""
+        if self._watch.is_asked:
+            return True
+        self._is_watching = self.backend.may_watch(self.queue) and self._watch.may_ask and bool(self._readable())
+        if not self._is_watching:
+            self._listen()
+        elif self._watch_soon is None:
+            # What was taken is handled first: more comes together in one read.
+            self._watch_soon = asyncio.get_running_loop().call_soon(self._ask_watch)
+        return self._is_watching
+
+    def _listen(self) -> None:
+        """To the bell. What came while nobody listened is looked for, now and when the server has confirmed it."""
+        if not self._hears_bell:
+            self._hears_bell = True
+            self.backend.ears.listen(self.names.bell, self._heard)
+            self._watch.rest()
+            self._look_again()
+
+    def _listen_no_more(self) -> None:
+        """A bell would only wake us twice."""
+        if self._hears_bell:
+            self._hears_bell = False
+            self.backend.ears.unsubscribe(self.names.bell, self._heard)
+
+    def _readable(self) -> list[Held]:
+        return [held for held in self.held.values() if not held.is_leaving]
+
+    def _ask_watch(self) -> None:
+        self._watch_soon = None
+        asked = self._readable()
+        if self._closed or not asked or self._stillness.is_asked or self._stillness.reading:
+            self._is_watching = False
+            self._look_again()
+            return
+        self._listen_no_more()
+        self._watch.ask(Question(self.names, asked, COUNT), self.backend.settings.redis.block_timeout_s)
 
     async def _take(self, limit: int, lanes: int, run: int) -> Sequence[Fetched]:
         stillness = self._stillness
@@ -151,28 +205,28 @@ class RedisConsumer(Consumer):
         self._hot = set()
         if not asked:
             return
-        count = min(limit, max(16, limit // len(asked)))
-        streams = [self.names.stream(held.shard) for held in asked]
-        command: Command = ("XREAD", "COUNT", count, "STREAMS", *streams, *[held.cursor for held in asked])
-        rewinds = [held.rewinds for held in asked]
+        question = Question(self.names, asked, min(limit, max(16, limit // len(asked))))
         try:
-            found, epoch = await self.backend.link.post((command, _EPOCH))
+            found, epoch = await self.backend.link.post((question.command(), READ_EPOCH))
             found = good(found, f"read {self.queue}")
             self.backend.set_epoch(good(epoch, "read the catalogue's epoch"))
         except BaseException:
             self._hot |= hot
             raise
-        if not found:
-            return
-        by_name = {name: (held, known) for name, held, known in zip(streams, asked, rewinds, strict=True)}
-        for name, entries in found:
-            held, known = by_name[name.decode()]
-            # What was asked for before a rewind lies behind a cursor that counts no more.
-            if all_held.get(held.shard) is held and held.rewinds == known:
-                self.backend.not_before(held.take(entries))
-                self._filled[held.shard] = held
-                if len(entries) >= count:  # else a bell that rang meanwhile still counts
-                    self._hot.add(held.shard)
+        if found:
+            self._keep(question, found)
+
+    def _keep(self, question: Question, found: Sequence[Any]) -> None:
+        for held, entries, is_all in question.new(self.held, found):
+            self.backend.not_before(held.take(entries))
+            self._filled[held.shard] = held
+            if not is_all:  # else a bell that rang meanwhile still counts
+                self._hot.add(held.shard)
+
+    def _arrived(self, question: Question, found: Sequence[Any]) -> None:
+        """What a read that waited in the server has found, perhaps nothing."""
+        self._keep(question, found)
+        self._news.tell()
 
     async def refetch(self, shard: int, at: Sequence[int | str]) -> Sequence[Fetched]:
         held = self.held.get(shard)
@@ -186,9 +240,12 @@ class RedisConsumer(Consumer):
             found += again
         return found
 
-    def still(self) -> AbstractAsyncContextManager[None]:
+    @asynccontextmanager
+    async def still(self) -> AsyncIterator[None]:
         """Nothing is read while this lasts."""
-        return self._stillness.kept()
+        async with self._stillness.kept():
+            self._watch.void()
+            yield
 
     def unread(self, shard: int, id: bytes) -> Held | None:
         """The shard, if it is owned here and the engine has not had this record: it may be taken away. A copy
@@ -284,6 +341,8 @@ class RedisConsumer(Consumer):
         self._closed = True
         self._news.tell()
         self.backend.ears.unsubscribe(self.names.bell, self._heard)
+        self.backend.ears.unsubscribe(self.names.news, self._heard)
+        await self._watch.close()
         await self._late.stop()
         await self.tenure.stop()
 

@@ -75,6 +75,16 @@ class Ears:
         """From now on, when this returns."""
         if self._closed:
             raise Closed(f"listen at {self._settings.addr}: it was closed")
+        confirmed = self.listen(channel, heard)
+        try:
+            async with asyncio.timeout(self._settings.dial_timeout_s):
+                await asyncio.shield(confirmed)
+        except TimeoutError:
+            self.unsubscribe(channel, heard)
+            raise ConnectionLost(f"listen at {self._settings.addr}: {self._trouble or 'no answer'}") from None
+
+    def listen(self, channel: str, heard: Heard) -> asyncio.Future[None]:
+        """`heard` is told, with None, as soon as it hears what is published there."""
         name = channel.encode()
         listeners = self._heard.setdefault(name, [])
         listeners.append(heard)
@@ -85,12 +95,7 @@ class Ears:
             confirmed = self._confirmed[name] = asyncio.get_running_loop().create_future()
             if self._stream is not None:
                 self._stream.write("SUBSCRIBE", channel)
-        try:
-            async with asyncio.timeout(self._settings.dial_timeout_s):
-                await asyncio.shield(confirmed)
-        except TimeoutError:
-            self.unsubscribe(channel, heard)
-            raise ConnectionLost(f"listen at {self._settings.addr}: {self._trouble or 'no answer'}") from None
+        return confirmed
 
     def unsubscribe(self, channel: str, heard: Heard) -> None:
         name = channel.encode()

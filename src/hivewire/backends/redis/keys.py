@@ -27,19 +27,26 @@ def base(queue: str) -> str:
 
 
 def bell(queue: str) -> str:
-    """The Pub/Sub channel that says what is new in a queue: shards, `*` for a delayed message, `m` for members,
-    `w` for what may be taken of a competing queue, `i` for a stream of the reference."""
+    """The Pub/Sub channel that says where something can be read: shards, and `w` for what may be taken of a competing
+    queue. Whose reads wait in the server does not listen to it."""
     return f"{ROOT}{{{queue}}}:bell"
+
+
+def news(queue: str) -> str:
+    """The Pub/Sub channel for all else: `*` for a delayed message, `m` for members, `i` for a stream of the
+    reference."""
+    return f"{ROOT}{{{queue}}}:news"
 
 
 class Names:
     """The names of one queue."""
 
-    __slots__ = ("_xadds", "base", "bell", "late", "spec", "streams")
+    __slots__ = ("_xadds", "base", "bell", "late", "news", "spec", "streams")
 
     def __init__(self, queue: str) -> None:
         self.base = base(queue)
         self.bell = bell(queue)
+        self.news = news(queue)
         self.spec = f"{self.base}spec"
         self.late = f"{self.base}late"
         self.streams: list[str] = []

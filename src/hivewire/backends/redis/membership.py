@@ -84,7 +84,7 @@ if takes then
 elseif #names > 0 then
   surplus = counts[me]
 end
-if news then redis.call('PUBLISH', base .. 'bell', 'm') end
+if news then redis.call('PUBLISH', base .. 'news', 'm') end
 local held = {}
 for shard = 0, shards - 1 do
   if owner[shard] == me then
@@ -113,7 +113,7 @@ for i = 2, #ARGV, 2 do
     redis.call('HSET', book, 'o' .. ARGV[i], '')
   end
 end
-redis.call('PUBLISH', base .. 'bell', 'm')
+redis.call('PUBLISH', base .. 'news', 'm')
 return 1
 """
 )
@@ -134,7 +134,7 @@ for i = 1, #flat, 2 do
 end
 redis.call('ZREM', base .. 'm', ARGV[1])
 redis.call('ZREM', base .. 'a', ARGV[1])
-redis.call('PUBLISH', base .. 'bell', 'm')
+redis.call('PUBLISH', base .. 'news', 'm')
 return 1
 """
 )

@@ -61,7 +61,7 @@ def new_link(settings: RedisSettings, prepare: Sequence[Command] = ()) -> Link:
 
 
 def _link(settings: RedisSettings, prepare: Sequence[Command]) -> Link:
-    where = _one_place(settings)
+    where = one_place(settings)
     if where is not None and settings.pool_size == 1:
         name, stays = str(Address.of(settings)), settings.min_idle_conns > 0
         return Line(where, name, prepare, retries=settings.max_retries, stays=stays, on_trouble=_expect_no_cluster)
@@ -78,7 +78,7 @@ def lean_link(settings: RedisSettings, prepare: Sequence[Command] = ()) -> Link:
 
 def place_to_listen(settings: RedisSettings, link: Link) -> Where:
     """Where to hear what is published: any node of a cluster will do, so each time it is the next one."""
-    where = _one_place(settings)
+    where = one_place(settings)
     if where is not None:
         return where
     turn = 0
@@ -92,8 +92,8 @@ def place_to_listen(settings: RedisSettings, link: Link) -> Where:
     return next_node
 
 
-def _one_place(settings: RedisSettings) -> Where | None:
-    """None: a cluster."""
+def one_place(settings: RedisSettings) -> Where | None:
+    """Where the one server is that holds all; None: a cluster."""
     if settings.sentinel_master is not None:
         return Sentinels(settings)
     if settings.cluster or "," in settings.addr:

@@ -74,6 +74,7 @@ class PoolConsumer(Consumer):
         self._closed = False
 
     async def begin(self) -> None:
+        await self.backend.ears.subscribe(self.names.news, self._heard)
         await self.backend.ears.subscribe(self.names.bell, self._heard)
         await self.claim.begin()
 
@@ -297,6 +298,7 @@ class PoolConsumer(Consumer):
         self._closed = True
         self._news.tell()
         self.backend.ears.unsubscribe(self.names.bell, self._heard)
+        self.backend.ears.unsubscribe(self.names.news, self._heard)
         await self._late.stop()
         await self.claim.stop()
 

@@ -103,6 +103,11 @@ class Held:
         self.buffer.extend(self.read(entries))
         return (position(self.cursor)[0] + 1) / 1000
 
+    def behind(self, entries: Sequence[Any]) -> Sequence[Any]:
+        """Those that were not read yet."""
+        cursor = position(self.cursor)
+        return [entry for entry in entries if position(entry[0]) > cursor]
+
     def rewind(self) -> None:
         """Read all of the shard again: a server that came back may have undone the last settlements."""
         self._again_to = max(self._again_to, position(self.cursor))

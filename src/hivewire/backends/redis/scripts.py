@@ -73,9 +73,9 @@ for i = 9, 8 + room * 5, 5 do
   end
 end
 local said = {}
-if ARGV[2] ~= '0' then said[1] = '*' end
 for shard in pairs(rung) do said[#said + 1] = shard end
-redis.call('PUBLISH', base .. 'bell', table.concat(said, ','))
+if ARGV[2] ~= '0' then redis.call('PUBLISH', base .. 'news', '*')
+else redis.call('PUBLISH', base .. 'bell', table.concat(said, ',')) end
 return {'stored', shards, cap, mode, held + room, room}
 """
 )

@@ -152,7 +152,7 @@ class Sending:
         for names, shard in rung:
             self._ring(names, shard)
         for names in foreign:
-            self._link.ring(names.bell, INLET_BELL.decode())
+            self._link.ring(names.news, INLET_BELL.decode())
         answers = await stored
         problems: dict[int, Duplicate | Exception] = {}
         for place, first, entry in plain:

@@ -1,0 +1,157 @@
+"""A read that waits in the server: for consumers of few shards the record itself is the news, and no bell.
+
+It consumes nothing, so that its answer may be dropped at any time: what it has read is read again from the cursor.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Final
+
+from hivewire.backends.redis.address import Command, Reply
+from hivewire.backends.redis.keys import EPOCH, Names
+from hivewire.backends.redis.link import Link, good
+from hivewire.backends.redis.opening import lean_link
+from hivewire.backends.redis.reading import Held
+from hivewire.errors import HivewireError
+
+if TYPE_CHECKING:
+    from hivewire.backends.redis.backend import RedisBackend
+
+READ_EPOCH: Final[Command] = ("HGET", EPOCH, "epoch")
+
+COUNT = 500
+_DOUBT_S = 0.2
+_AGAIN_S = 5.0
+
+
+class Question:
+    """What was asked of some shards, and how far each had been read then."""
+
+    __slots__ = ("asked", "count", "places", "streams")
+
+    def __init__(self, names: Names, asked: Sequence[Held], count: int) -> None:
+        self.asked = asked
+        self.count = count
+        self.streams = [names.stream(held.shard) for held in asked]
+        self.places = {
+            stream.encode(): (held, held.cursor, held.rewinds) for stream, held in zip(self.streams, asked, strict=True)
+        }
+
+    def command(self, *options: str | int) -> Command:
+        cursors = [cursor for _, cursor, _ in self.places.values()]
+        return ("XREAD", "COUNT", self.count, *options, "STREAMS", *self.streams, *cursors)
+
+    def new(self, held_now: Mapping[int, Held], found: Sequence[Any]) -> list[tuple[Held, Sequence[Any], bool]]:
+        """What of the answer has not been read since: each shard, its entries, and whether these were all."""
+        fresh = []
+        for name, entries in found:
+            held, cursor, rewinds = self.places[name]
+            # What was asked for before a rewind lies behind a cursor that counts no more.
+            if held_now.get(held.shard) is held and held.rewinds == rewinds:
+                left = entries if held.cursor == cursor else held.behind(entries)
+                if left:
+                    fresh.append((held, left, len(entries) < self.count))
+        return fresh
+
+
+class Watch:
+    """At most one such read of one consumer, on a connection of its own. Only while it is under way, and only of the
+    shards that it was asked of, bells may be left unheard."""
+
+    def __init__(
+        self,
+        backend: RedisBackend,
+        arrived: Callable[[Question, Sequence[Any]], None],
+        look_again: Callable[[], None],
+    ) -> None:
+        """`arrived` is told what was found, which may be nothing; `look_again`: it may not have seen all."""
+        self._backend = backend
+        self._arrived = arrived
+        self._look_again = look_again
+        self._link: Link | None = None
+        self._question: Question | None = None
+        """What waits in the server, if its answer is wanted."""
+        self._posted: asyncio.Future[list[Reply]] | None = None
+        self._number = 0
+        self._doubt: asyncio.TimerHandle | None = None
+        self._doubted = 0
+        self._not_before = 0.0
+        self._is_moving = False
+
+    @property
+    def is_asked(self) -> bool:
+        """A read waits in the server."""
+        return self._posted is not None
+
+    @property
+    def may_ask(self) -> bool:
+        """The connection has not failed just now."""
+        return asyncio.get_running_loop().time() >= self._not_before
+
+    def covers(self, held: Held) -> bool:
+        """Whether what comes in this shard is seen without a bell."""
+        question = self._question
+        return question is not None and held in question.asked
+
+    def ask(self, question: Question, wait_s: float) -> None:
+        if self._link is None:
+            self._link = lean_link(self._backend.settings.redis)
+        self._number += 1
+        self._question = question
+        read = question.command("BLOCK", max(1, round(wait_s * 1000)))
+        self._posted = self._link.post((read, READ_EPOCH), beyond_s=wait_s)
+        self._posted.add_done_callback(self._answered)
+
+    def void(self) -> None:
+        """What is under way is not wanted any more: something may be taken away from what it has read."""
+        self._question = None
+
+    def rung(self) -> None:
+        """A record is on its way to a shard that is covered: it must come here soon, if this connection lives."""
+        if self._doubt is None:
+            self._doubted = self._number
+            self._doubt = asyncio.get_running_loop().call_later(_DOUBT_S, self._see)
+
+    def _see(self) -> None:
+        self._doubt = None
+        if self._posted is not None and self._number == self._doubted:
+            self._look_again()
+
+    def _answered(self, posted: asyncio.Future[list[Reply]]) -> None:
+        question, self._question, self._posted = self._question, None, None
+        try:
+            found, epoch = posted.result()
+            found = good(found, "wait for messages") or ()
+            self._backend.set_epoch(good(epoch, "read the catalogue's epoch"))
+        except HivewireError:  # by bells, then: whoever cannot read at all is told so there
+            question = None
+            if not self._is_moving:
+                self._not_before = asyncio.get_running_loop().time() + _AGAIN_S
+                self.move()  # it may have spoken with a server that is the master no more
+            self._is_moving = False
+        if self._link is None:
+            return
+        if question is None:
+            self._look_again()
+        else:
+            self._arrived(question, found)
+
+    def move(self) -> None:
+        """Ask anew, on a new connection: something else is to be asked, or the server may be another one."""
+        if self._link is not None:
+            self._is_moving = self._posted is not None
+            self._link.cut("something else is asked now")
+
+    def rest(self) -> None:
+        """Nothing will be asked for a while."""
+        if self._link is not None and self._posted is None:
+            self._link.cut("nothing is asked")
+
+    async def close(self) -> None:
+        link, self._link, self._question = self._link, None, None
+        if self._doubt is not None:
+            self._doubt.cancel()
+        if link is not None:
+            await link.close()
