@@ -137,6 +137,32 @@ async def test_what_they_send_is_handled_once_and_in_order(redis: RedisFabric, t
     assert message.created_at.isoformat() == "2025-03-04T05:06:07.123457+00:00"
 
 
+async def test_an_agent_that_moves_to_ours_handles_nothing_again(redis: RedisFabric, theirs: Theirs) -> None:
+    """Ours begin behind what the group of their readers has acknowledged, and nothing of it passes for lost."""
+    await theirs.send_all(AGENT, range(25))
+    assert len(await theirs.receive(AGENT)) + len(await theirs.receive(AGENT)) == 20
+    assert [number(delivery) for delivery in await take(redis.protocol, AGENT, 5)] == list(range(20, 25))
+    await theirs.send_all(AGENT, range(25, 28))
+    assert [number(delivery) for delivery in await take(redis.protocol, AGENT, 3)] == [25, 26, 27]
+    assert len(await theirs.receive(AGENT)) == 8  # theirs miss nothing by it
+    assert (await redis.protocol.depth(AGENT)).lost == 0
+
+
+async def test_what_their_readers_have_not_acknowledged_is_taken(redis: RedisFabric, theirs: Theirs) -> None:
+    await theirs.send_all(AGENT, range(20))
+    await theirs.receive(AGENT)
+    await theirs.ask("XREADGROUP", "GROUP", "multiagent", "dead", "COUNT", 5, "STREAMS", STREAM, ">")
+    assert [number(delivery) for delivery in await take(redis.protocol, AGENT, 10)] == list(range(10, 20))
+    assert (await redis.protocol.depth(AGENT)).lost == 0
+
+
+async def test_the_group_of_their_readers_is_a_setting(redis: RedisFabric, theirs: Theirs) -> None:
+    await theirs.send_all(AGENT, range(10))
+    await theirs.receive(AGENT)
+    member = await redis.member(redis={"consumer_group": "others"})
+    assert [number(delivery) for delivery in await take(member, AGENT, 10)] == list(range(10))
+
+
 async def test_their_keys_are_theirs_but_do_not_expire_unread(redis: RedisFabric, theirs: Theirs) -> None:
     await theirs.send(AGENT, 1)
     assert await theirs.ask("TTL", STREAM) > 0

@@ -180,6 +180,38 @@ async def test_a_password_is_needed_and_its_lack_is_one_sentence(tmp_path: Path)
         server.kill()
 
 
+async def test_who_begins_while_the_server_is_being_started_waits_for_it(tmp_path: Path) -> None:
+    server = RedisServer(tmp_path / "redis")
+    start(server)
+    server.kill()
+    protocol = connect(server.url, redis={"dial_timeout_s": 30.0})
+    async with asyncio.TaskGroup() as group:
+        sent = group.create_task(protocol.send(task("early", 1)))
+        await asyncio.sleep(0.5)  # what is tested is that time passes without a server
+        assert not sent.done()
+        server.start()
+        await sent
+        await take(protocol, "early", 1)
+    await protocol.close()
+    server.kill()
+
+
+async def test_who_begins_without_a_server_is_told_when_the_time_to_connect_is_over(tmp_path: Path) -> None:
+    server = RedisServer(tmp_path / "redis")
+    start(server)
+    server.kill()
+    protocol, loop = connect(server.url, redis={"dial_timeout_s": 0.5}), asyncio.get_running_loop()
+    began = loop.time()
+    with pytest.raises(BackendError, match=f"connect to 127.0.0.1:{server.port}"):
+        await protocol.send(task("early", 1))
+    assert loop.time() - began >= 0.5
+    server.start()
+    await protocol.send(task("early", 1))  # the same object
+    await take(protocol, "early", 1)
+    await protocol.close()
+    server.kill()
+
+
 async def test_something_else_on_the_port_is_a_typed_error() -> None:
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.read(100)

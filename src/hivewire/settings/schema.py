@@ -90,7 +90,8 @@ class RedisSettings(msgspec.Struct, frozen=True, kw_only=True):
     ] = None
     consumer_group: Annotated[
         str,
-        About("the reference's consumer group; ours has a name of its own, so that its readers miss nothing",
+        About("the group of the reference's readers: what it has acknowledged is not handled again when ours come for "
+              "the first time; ours has a group of its own, so that its readers miss nothing",
               env="REDIS_CONSUMER_GROUP"),
     ] = "multiagent"  # fmt: skip
     inlet: Annotated[

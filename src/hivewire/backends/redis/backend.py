@@ -51,7 +51,7 @@ from hivewire.backends.redis.opening import check_kind, new_link, one_place, pla
 from hivewire.backends.redis.pool import PoolConsumer
 from hivewire.backends.redis.sending import Sending
 from hivewire.blobs import BlobStore
-from hivewire.errors import BackendError, Closed
+from hivewire.errors import BackendError, Closed, ConnectionLost
 from hivewire.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -59,6 +59,7 @@ log = logging.getLogger(__name__)
 _CAP = 1_000_000
 _MOST_HEARD = 10_000
 _MOST_WATCHED = 4
+_AGAIN_S = 0.1
 
 
 class _Forks:
@@ -126,12 +127,7 @@ class RedisBackend(Backend):
         self.address.tls()  # its files are there and can be read
         link = new_link(self.settings.redis, scripts.load())
         try:
-            before = time.time()
-            # Not repeated: who cannot connect says so at once.
-            told, kind = await link.post((("TIME",), ("INFO", "cluster")))
-            check_kind(self.settings.redis, kind)
-            seconds, micros = good(told, f"connect to {self.address}")
-            self.set_clock(int(seconds) + int(micros) / 1e6 - (before + time.time()) / 2)
+            await self._reach(link)
             await self._learn_durability(link)
         except BaseException:
             await link.close()
@@ -142,6 +138,23 @@ class RedisBackend(Backend):
         self._keeper = Keeper(self.settings.redis)
         interop = self.settings.redis.interop
         self._sending = Sending(link, self.settings.shards, self._cap, self._here, self._tell_here, interop=interop)
+
+    async def _reach(self, link: Link) -> None:
+        """A server that is just being started is waited for, as long as a connection may take."""
+        loop = asyncio.get_running_loop()
+        until = loop.time() + self.settings.redis.dial_timeout_s
+        while True:
+            before = time.time()
+            try:
+                told, kind = await link.post((("TIME",), ("INFO", "cluster")))
+                seconds, micros = good(told, f"connect to {self.address}")
+                break
+            except ConnectionLost:
+                if loop.time() >= until:
+                    raise
+            await asyncio.sleep(_AGAIN_S)
+        check_kind(self.settings.redis, kind)
+        self.set_clock(int(seconds) + int(micros) / 1e6 - (before + time.time()) / 2)
 
     def _returned(self) -> None:
         self.sending.forget()

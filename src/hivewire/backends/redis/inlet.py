@@ -117,10 +117,23 @@ class Inlet:
         return moved
 
     async def _learn(self, agents: Collection[str]) -> None:
-        """How far whoever read before had come."""
+        """How far whoever read before had come: ours, or else those whom ours follow."""
         ask: list[Command] = [("HGET", f"{base(agent)}spec", "inlet") for agent in agents]
-        for agent, place in zip(agents, await self._backend.link.ask(ask), strict=True):
-            self._places[agent] = good(place, f"look at {agent}") or b"0-0"
+        for agent, answer in zip(agents, await self._backend.link.ask(ask), strict=True):
+            place = good(answer, f"look at {agent}")
+            self._places[agent] = place or await self._begin(agent) or b"0-0"
+
+    async def _begin(self, agent: str) -> bytes | None:
+        """Behind what the reference's readers have handled, the first time that ours come."""
+        link, group = self._backend.link, self._backend.settings.redis.consumer_group
+        (answer,) = await link.ask([scripts.run_on(scripts.INLET_BEGIN, (FOREIGN_STREAM + agent,), group)])
+        found = good(answer, f"look at {FOREIGN_STREAM}{agent}")
+        if not found:
+            return None
+        place, behind, added = found
+        (answer,) = await link.ask([scripts.run(scripts.INLET_SEAT, base(agent), place, added - behind)])
+        seat: bytes | None = good(answer, f"begin with {FOREIGN_STREAM}{agent}")
+        return seat
 
     async def _with_news(self, agents: Sequence[str]) -> list[str]:
         """Those in whose streams something stands behind our place."""

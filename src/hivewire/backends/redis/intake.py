@@ -24,6 +24,37 @@ end
 return {{found, added, length}}
 """
 
+# KEYS: a stream of the reference. ARGV: a group of its readers. The place before all that they have not acknowledged,
+# how many entries stand behind it, and how many were ever added; nothing where there is no such group.
+INLET_BEGIN: Final = """
+local groups = redis.pcall('XINFO', 'GROUPS', KEYS[1])
+if groups.err then return {} end
+local place
+for _, told in ipairs(groups) do
+  local group = {}
+  for i = 1, #told, 2 do group[told[i]] = told[i + 1] end
+  if group['name'] == ARGV[1] then place = group['last-delivered-id'] end
+end
+if not place then return {} end
+local pending = redis.call('XPENDING', KEYS[1], ARGV[1])
+if pending[1] > 0 then
+  local before = redis.call('XREVRANGE', KEYS[1], '(' .. pending[2], '-', 'COUNT', 1)
+  place = before[1] and before[1][1] or '0-0'
+end
+local told, added = redis.call('XINFO', 'STREAM', KEYS[1]), 0
+for i = 1, #told, 2 do if told[i] == 'entries-added' then added = told[i + 1] end end
+return {place, #redis.call('XRANGE', KEYS[1], '(' .. place, '+'), added}
+"""
+
+# KEYS: base of a queue. ARGV: where to begin in the reference's stream, and how many of its entries are not ours. Where
+# we are: somebody may have begun before. Nothing: the queue is not there.
+INLET_SEAT: Final = """
+local spec = KEYS[1] .. 'spec'
+if redis.call('HEXISTS', spec, 'shards') == 0 then return false end
+if redis.call('HSETNX', spec, 'inlet', ARGV[1]) == 1 then redis.call('HSET', spec, 'inlet_n', ARGV[2]) end
+return redis.call('HGET', spec, 'inlet')
+"""
+
 # ARGV: shards, cap, place that was read from, place that was reached, entries ever added to that stream, its length,
 # whether nothing stood behind; then of each record as for APPEND. The place that is reached now, and how many entries
 # are missing between what was added and what was read.

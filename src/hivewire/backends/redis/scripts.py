@@ -18,7 +18,9 @@ from hivewire.backends.redis.address import Command
 from hivewire.backends.redis.delayed import LATE as LATE
 from hivewire.backends.redis.delayed import WITHDRAW as WITHDRAW
 from hivewire.backends.redis.fragments import ALIVE, CLOCK, DECLARE_IT, INTER, NEEDED, SHARD_OF
+from hivewire.backends.redis.intake import INLET_BEGIN as INLET_BEGIN
 from hivewire.backends.redis.intake import INLET_READ as INLET_READ
+from hivewire.backends.redis.intake import INLET_SEAT as INLET_SEAT
 from hivewire.backends.redis.intake import INLET_STORE as INLET_STORE
 from hivewire.backends.redis.membership import BEAT, LEAVE, RELEASE
 from hivewire.backends.redis.settlement import SETTLE as SETTLE
@@ -322,7 +324,7 @@ ALL: Final = (
         competing.MEND,
     ),
     *(LATE, WITHDRAW),
-    *(INLET_READ, INLET_STORE),
+    *(INLET_BEGIN, INLET_SEAT, INLET_READ, INLET_STORE),
 )
 _HASHES: Final = {script: sha1(script.encode(), usedforsecurity=False).hexdigest() for script in ALL}
 

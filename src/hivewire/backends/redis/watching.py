@@ -23,7 +23,7 @@ READ_EPOCH: Final[Command] = ("HGET", EPOCH, "epoch")
 
 COUNT = 500
 _DOUBT_S = 0.2
-_AGAIN_S = 5.0
+_AGAIN_S = 1.0
 
 
 class Question:

@@ -1,0 +1,158 @@
+"""Reads that wait in the server, and bells where they do not: whichever it is, nothing is found by looking alone."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+import pytest
+
+from hivewire.backends.redis import RedisBackend
+from hivewire.backends.redis.consumer import RedisConsumer
+from hivewire.backends.redis.keys import bell, news
+from hivewire.delivery import Delivery
+from hivewire.engine.protocol import Engine
+from hivewire.errors import Reject
+from hivewire.testing.conformance.scenario import drained, empty, number, serving, task
+from hivewire.testing.conformance.waiting import count, until, until_true
+from hivewire.testing.leaks import Census, no_unhandled_errors
+from hivewire.testing.redis_groups import say
+from tests.conformance.backends import RedisFabric
+from tests.faults.load import Load, Seen
+
+NEVER = {"redis": {"block_timeout_s": 60.0}, "lease_s": 30.0}
+"""Nobody looks by himself while a test lasts."""
+
+
+@pytest.fixture
+async def redis(tmp_path: Path) -> AsyncIterator[RedisFabric]:
+    before = Census.take()
+    with no_unhandled_errors():
+        async with RedisFabric(tmp_path) as made:
+            yield made
+    await before.check()
+
+
+def waiting(redis: RedisFabric) -> list[str]:
+    """The numbers of connections on which a read waits in the server."""
+    listed: str = say(redis.server, "CLIENT", "LIST")
+    return re.findall(r"^id=(\d+) .* flags=b ", listed, re.MULTILINE)
+
+
+def listeners(redis: RedisFabric, channel: str) -> int:
+    return int(say(redis.server, "PUBSUB", "NUMSUB", channel)[1])
+
+
+async def one_by_one(redis: RedisFabric, agent: str, seen: Seen, numbers: range) -> None:
+    """Each is handled before the next is sent: none is found because another one came."""
+    for n in numbers:
+        await redis.protocol.send(task(agent, n, key="k0"))
+        await until(lambda n=n: seen.numbers["k0"][-1:] == [n], f"message {n} is handled", 20)  # type: ignore[misc]
+
+
+async def test_few_queues_are_read_by_waiting_and_many_by_bells(redis: RedisFabric) -> None:
+    """Also while one becomes the other."""
+    member, seen = await redis.member(**NEVER), Seen()
+    async with serving(member, "few", seen):
+        await one_by_one(redis, "few", seen, range(5))
+        assert (listeners(redis, bell("few")), listeners(redis, news("few"))) == (0, 1)
+        await until(lambda: len(waiting(redis)) == 1, "a read waits")
+        async with AsyncExitStack() as stack:
+            for n in range(5):
+                await stack.enter_async_context(serving(member, f"other-{n}", Seen()))
+            await one_by_one(redis, "few", seen, range(5, 10))
+            await until(lambda: listeners(redis, bell("few")) == 1, "it listens to the bell")
+            await one_by_one(redis, "few", seen, range(10, 15))
+        await one_by_one(redis, "few", seen, range(15, 20))
+        await until(lambda: listeners(redis, bell("few")) == 0, "it waits again")
+        await one_by_one(redis, "few", seen, range(20, 25))
+    assert seen.numbers["k0"] == list(range(25))
+
+
+@pytest.mark.parametrize("queues", [1, 6], ids=["waiting", "bells"])
+async def test_members_come_and_go(redis: RedisFabric, queues: int) -> None:
+    """Shards move under load; what comes in a shard that was just gained is read."""
+    first, second = await redis.member(**NEVER), await redis.member(**NEVER)
+    seen, load = Seen(), Load(redis.protocol, "moves")
+    async with AsyncExitStack() as stack:
+        for member in (first, second):
+            for n in range(queues - 1):
+                await stack.enter_async_context(serving(member, f"other-{n}", Seen()))
+        await stack.enter_async_context(serving(first, "moves", seen, concurrency=8))
+        async with load.running():
+            for _ in range(count(3, 30)):
+                total = seen.total
+                async with serving(second, "moves", seen, concurrency=8):
+                    await until(lambda: _held(second, "moves") == 4, "half of the shards", 20)
+                    await until(lambda total=total: seen.total > total + 100, "work goes on", 20)  # type: ignore[misc]
+        await empty(redis.protocol, "moves", within_s=20)
+    seen.check(load)
+
+
+def _held(member: Engine, agent: str) -> int:
+    backend = member.backend
+    assert isinstance(backend, RedisBackend)
+    owned = [each for each in backend.consumers if each.queue == agent and isinstance(each, RedisConsumer)]
+    return sum(len(each.held) for each in owned)
+
+
+async def test_connections_that_wait_are_cut(redis: RedisFabric) -> None:
+    """The consumer listens to bells then, and waits again later; nothing is missed in between."""
+    member, seen, load = await redis.member(**NEVER), Seen(), Load(redis.protocol, "cut")
+    async with serving(member, "cut", seen, concurrency=8):
+        async with load.running():
+            for _ in range(count(5, 50)):
+                await until_true(lambda: asyncio.to_thread(_cut, redis), "one waits, and is cut", 20)
+                total = seen.total
+                await until(lambda total=total: seen.total > total + 50, "work goes on", 20)  # type: ignore[misc]
+        await empty(redis.protocol, "cut", within_s=20)
+        async with load.running():
+            pass
+        await until(lambda: seen.lost(load) == [], "what came last", 20)
+    seen.check(load)
+
+
+def _cut(redis: RedisFabric) -> bool:
+    cut = [say(redis.server, "CLIENT", "KILL", "ID", client) for client in waiting(redis)]
+    return bool(cut)
+
+
+async def test_what_expires_while_a_read_waits_is_handled_or_buried_never_both(redis: RedisFabric) -> None:
+    """Whoever looks for what has expired takes it from what the read has found and nobody has had."""
+    member = await redis.member(lease_s=30.0)
+    handled: list[int] = []
+
+    async def handle(delivery: Delivery) -> None:
+        handled.append(number(delivery))
+        await asyncio.sleep(0.002)
+        if number(delivery) % 50 == 0:
+            raise Reject("no")
+
+    total = count(400, 4_000)
+    async with serving(member, "short", handle):
+        for n in range(total):
+            await redis.protocol.send(task("short", n, key=f"k{n % 3}", ttl_s=0.02 if n % 2 else None))
+            if n % 20 == 0:
+                await member.dead_letters("short")  # looks what has expired, too
+        await drained(redis.protocol, "short")
+    letters = [letter for letter in await redis.protocol.dead_letters("short", limit=2 * total) if letter.message]
+    expired = [letter.message.content["n"] for letter in letters if letter.reason == "expired" and letter.message]
+    assert sorted(handled + expired) == list(range(total))
+
+
+async def test_answers_to_requests_are_waited_for_however_many_queues_there_are(redis: RedisFabric) -> None:
+    caller, worker = await redis.member(**NEVER), await redis.member(**NEVER)
+
+    async def answer(delivery: Delivery) -> None:
+        await worker.reply(delivery.message, {"n": number(delivery)})
+
+    async with AsyncExitStack() as stack:
+        for n in range(6):
+            await stack.enter_async_context(serving(caller, f"own-{n}", Seen()))
+        await stack.enter_async_context(serving(worker, "oracle", answer))
+        for n in range(20):
+            assert (await caller.request(task("oracle", n), timeout_s=20)).content == {"n": n}
+        await until(lambda: len(waiting(redis)) == 2, "the caller's mailbox and the worker's queue are waited for")
