@@ -7,12 +7,14 @@ import time
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
-from typing import Any, TypeAlias
+from typing import Any, Final, TypeAlias
 
 import asyncpg
 import msgspec
 
 from hivewire.errors import Closed, ConnectionLost
+
+_SURPLUS_S: Final = 5.0
 
 Connection: TypeAlias = Any
 """One of asyncpg, which has no types."""
@@ -107,23 +109,26 @@ class Pool:
         if self._is_closed:
             kept.connection.terminate()
             return
-        if len(self._idle) >= self._limits.idle:
-            self._idle.popleft().connection.terminate()
         self._idle.append(kept)
+        self._sweep_later()
+
+    def _sweep_later(self) -> None:
         if self._sweeping is None:
-            self._sweeping = asyncio.get_running_loop().call_later(self._limits.idle_time_s, self._sweep)
+            pause_s = min(self._limits.idle_time_s, _SURPLUS_S)
+            self._sweeping = asyncio.get_running_loop().call_later(pause_s, self._sweep)
 
     def _sweep(self) -> None:
-        """Close those that nobody has used for long."""
+        """Close those that nobody has used for long; more than the idle ones that are allowed, sooner."""
         self._sweeping = None
-        for _ in range(len(self._idle)):
-            kept = self._idle.popleft()
-            if self._is_good(kept):
+        surplus_since = time.monotonic() - _SURPLUS_S
+        for left in range(len(self._idle), 0, -1):
+            kept = self._idle.popleft()  # the one used longest ago comes first
+            if self._is_good(kept) and (left <= self._limits.idle or kept.used_at > surplus_since):
                 self._idle.append(kept)
             else:
                 kept.connection.terminate()
         if self._idle:
-            self._sweeping = asyncio.get_running_loop().call_later(self._limits.idle_time_s, self._sweep)
+            self._sweep_later()
 
     async def close(self, grace_s: float = 5.0) -> None:
         """What has begun may end within `grace_s`; what waits for a connection gets `Closed`."""
@@ -132,9 +137,12 @@ class Pool:
             self._sweeping.cancel()
             self._sweeping = None
         self._unused.clear()
-        if self._busy:
-            with suppress(TimeoutError):
-                await asyncio.wait_for(self._unused.wait(), grace_s)
-        for kept in (*self._idle, *self._busy):
-            kept.connection.terminate()
-        self._idle.clear()
+        try:
+            if self._busy:
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(grace_s):
+                        await self._unused.wait()
+        finally:  # also when whoever closes it is cancelled meanwhile
+            for kept in (*self._idle, *self._busy):
+                kept.connection.terminate()
+            self._idle.clear()

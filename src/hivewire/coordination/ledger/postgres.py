@@ -5,44 +5,30 @@ from __future__ import annotations
 import asyncio
 import random
 import ssl
-from collections.abc import Callable, Generator, Sequence
-from contextlib import contextmanager
-from functools import lru_cache
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager, suppress
+from functools import partial
 from typing import Final, TypeVar
 
 import asyncpg
 
 from hivewire.coordination.ledger.pool import Answer, Connection, Limits, Pool
-from hivewire.coordination.ledger.store import Many, Query, Row, Script, Statement, Store
-from hivewire.errors import BackendError, Closed, ConnectionLost, LedgerError, TimedOut
+from hivewire.coordination.ledger.postgres_words import Again, native, translated
+from hivewire.coordination.ledger.store import Many, Marked, Query, Row, Script, Statement, Store
+from hivewire.coordination.ledger.together import NotTogether, Together
+from hivewire.errors import BackendError, Closed, ConnectionLost, LedgerError
 from hivewire.settings import PostgresSettings
 
 T = TypeVar("T")
+_Way = Callable[[str, Script[T]], Awaitable[T]]
 
 _PATIENCE_S: Final = 30.0
 _CONNECT_S: Final = 5.0
+_LANES: Final = 4
+_LOCK_TIMEOUT: Final = "250ms"
+"""So long those wait who are in one transaction with somebody who waits for a lock."""
 _FIRST_PAUSE_S: Final = 0.05
 _LONGEST_PAUSE_S: Final = 1.0
-_TABLES: Final = "(SELECT tablename::text AS name FROM pg_tables WHERE schemaname = current_schema()) AS known"
-_NOW: Final = "CAST(extract(epoch FROM {}()) AS double precision)"
-
-_LOST: Final = (
-    asyncpg.PostgresConnectionError,
-    asyncpg.OperatorInterventionError,  # shut down, crashed, starting; a query that is cancelled comes before
-    asyncpg.TooManyConnectionsError,
-    asyncpg.ReadOnlySQLTransactionError,  # a standby: the primary has moved
-    asyncpg.InterfaceError,
-    asyncpg.InternalClientError,
-    OSError,
-    TimeoutError,
-    EOFError,
-)
-_AGAIN: Final = (asyncpg.SerializationError, asyncpg.DeadlockDetectedError, asyncpg.InvalidCachedStatementError)
-"""Nothing was changed, and the same script will most likely work."""
-
-
-class _Again(ConnectionLost):
-    """To be tried again at once."""
 
 
 class PostgresStore(Store):
@@ -62,66 +48,95 @@ class PostgresStore(Store):
         self.schema = settings.schema
         self.place = f"{settings.host}:{settings.port}/{settings.db}"
         self._pool: Pool | None = None
+        self._together: Together | None = None
 
     async def open(self) -> None:
         if self._pool is not None:
             return
+        lanes = min(_LANES, self._settings.max_conns // 2)
+        idle = min(lanes, self._settings.idle_conns)
         pool = self._pool = Pool(
-            self._connect,
-            Limits(
-                most=self._settings.max_conns,
-                idle=self._settings.idle_conns,
-                lifetime_s=self._settings.conn_max_lifetime_s,
-                idle_time_s=self._settings.conn_max_idle_time_s,
-            ),
+            self._connect, self._limits(self._settings.max_conns - lanes, self._settings.idle_conns - idle)
         )
         try:
-            with _translated("open the ledger", self.place):
+            with translated("open the ledger", self.place):
                 async with pool.connection():
                     pass
         except BaseException:
             self._pool = None
             await pool.close(0.0)
             raise
+        if lanes:
+            self._together = Together(
+                Pool(partial(self._connect, lock_timeout=_LOCK_TIMEOUT), self._limits(lanes, idle)),
+                lanes,
+                partial(translated, "write to the ledger", self.place),
+            )
+
+    def _limits(self, most: int, idle: int) -> Limits:
+        return Limits(
+            most=most,
+            idle=idle,
+            lifetime_s=self._settings.conn_max_lifetime_s,
+            idle_time_s=self._settings.conn_max_idle_time_s,
+        )
 
     async def close(self) -> None:
         pool, self._pool = self._pool, None
-        if pool is not None:
-            await pool.close()
+        together, self._together = self._together, None
+        await asyncio.gather(*(each.close() for each in (together, pool) if each is not None))
 
     async def read(self, make: Callable[[], Script[T]]) -> T:
-        return await self._patiently("read the ledger", make, single=True)
+        return await self._patiently("read the ledger", make, self._alone)
 
     async def write(self, make: Callable[[], Script[T]], *, single: bool = False) -> T:
-        return await self._patiently("write to the ledger", make, single=single)
+        return await self._patiently("write to the ledger", make, self._with_others if single else self._transaction)
 
     async def storage_size_bytes(self) -> int:
         return int((await self.read(_size))[0][0])
 
-    async def _patiently(self, doing: str, make: Callable[[], Script[T]], *, single: bool) -> T:
+    async def _patiently(self, doing: str, make: Callable[[], Script[T]], way: _Way[T]) -> T:
         loop = asyncio.get_running_loop()
         deadline = loop.time() + self._patience_s
         pause_s = _FIRST_PAUSE_S
         while True:
             try:
-                return await self._once(doing, make(), single=single)
+                return await way(doing, make())
             except ConnectionLost as error:
-                if isinstance(error, Closed) or loop.time() + pause_s > deadline:
+                way = self._alone if way == self._with_others else way  # what spoils a batch spoils one at most
+                if loop.time() + pause_s > deadline:
                     raise
-                await asyncio.sleep(0 if isinstance(error, _Again) else random.uniform(0, pause_s))
+                await asyncio.sleep(0 if isinstance(error, Again) else random.uniform(0, pause_s))
                 pause_s = min(pause_s * 2, _LONGEST_PAUSE_S)
 
-    async def _once(self, doing: str, script: Script[T], *, single: bool) -> T:
+    async def _with_others(self, doing: str, script: Script[T]) -> T:
+        try:
+            statement = next(script)
+            if isinstance(statement, Marked) and self._together is not None:
+                with suppress(NotTogether):
+                    statement = script.send(await self._together.execute(statement))
+        except StopIteration as stop:
+            result: T = stop.value
+            return result
+        return await self._alone(doing, script, statement)
+
+    async def _alone(self, doing: str, script: Script[T], statement: Statement | None = None) -> T:
+        async with self._connected(doing) as connection:
+            return await _run(connection, script, statement)
+
+    async def _transaction(self, doing: str, script: Script[T]) -> T:
+        async with self._connected(doing) as connection, connection.transaction():
+            return await _run(connection, script)
+
+    @asynccontextmanager
+    async def _connected(self, doing: str) -> AsyncIterator[Connection]:
         if self._pool is None:
             raise Closed(f"{doing} {self.place}: it was closed")
-        with _translated(doing, self.place):
+        with translated(doing, self.place):
             async with self._pool.connection() as connection:
-                if single:
-                    return await _run(connection, script)
-                async with connection.transaction():
-                    return await _run(connection, script)
+                yield connection
 
-    async def _connect(self) -> Connection:
+    async def _connect(self, **settings_of_session: str) -> Connection:
         settings = self._settings
         milliseconds = int(settings.statement_timeout_s * 1000)
         return await asyncpg.connect(
@@ -139,13 +154,15 @@ class PostgresStore(Store):
                 "statement_timeout": str(milliseconds),
                 "application_name": "hivewire",
                 "synchronous_commit": "on",  # what is stored is on the disk, whatever the server's default
+                **settings_of_session,
             },
         )
 
 
-async def _run(connection: Connection, script: Script[T]) -> T:
+async def _run(connection: Connection, script: Script[T], statement: Statement | None = None) -> T:
+    """The script from its beginning, or from a statement that it has asked for."""
     try:
-        statement = next(script)
+        statement = statement or next(script)
         while True:
             statement = script.send(await _execute(connection, statement))
     except StopIteration as stop:
@@ -156,7 +173,7 @@ async def _run(connection: Connection, script: Script[T]) -> T:
 
 
 async def _execute(connection: Connection, statement: Statement) -> Sequence[Row]:
-    if isinstance(statement, Query):
+    if isinstance(statement, (Query, Marked)):
         rows: Sequence[Row] = await connection.fetch(native(statement.sql), *statement.arguments)
         return rows
     if isinstance(statement, Many):
@@ -165,40 +182,6 @@ async def _execute(connection: Connection, statement: Statement) -> Sequence[Row
         await connection.execute("SET LOCAL statement_timeout = 0")
         await connection.execute(statement.text, timeout=86_400)
     return ()
-
-
-@lru_cache(maxsize=1_000)
-def native(sql: str) -> str:
-    """A statement of the common SQL as PostgreSQL takes it."""
-    for name, own in (
-        ("hivewire_now()", _NOW.format("clock_timestamp")),
-        ("hivewire_begun()", _NOW.format("statement_timestamp")),
-        ("hivewire_tables()", _TABLES),
-        ("hivewire_lock", "pg_advisory_xact_lock"),
-    ):
-        sql = sql.replace(name, own)
-    return sql
-
-
-@contextmanager
-def _translated(doing: str, place: str) -> Generator[None]:
-    """asyncpg's errors become ours, and nothing else happens."""
-    try:
-        yield
-    except Answer as answer:
-        raise answer.error from None
-    except asyncpg.QueryCanceledError as error:
-        raise TimedOut(f"{doing} in {place}: {error}; statement_timeout is too short, or a lock is held") from error
-    except _AGAIN as error:
-        raise _Again(f"{doing} in {place}: {error}") from error
-    except (asyncpg.InvalidAuthorizationSpecificationError, asyncpg.InvalidCatalogNameError) as error:
-        raise BackendError(f"{doing} in {place}: {error}; check POSTGRES_USER, _PASSWORD and _DB") from error
-    except _LOST as error:
-        raise ConnectionLost(f"{doing} in {place}: {str(error) or type(error).__name__}") from error
-    except (asyncpg.IntegrityConstraintViolationError, asyncpg.DataError) as error:
-        raise LedgerError(f"the ledger refused: {error}") from error
-    except asyncpg.PostgresError as error:
-        raise BackendError(f"{doing} in {place}: {error}") from error
 
 
 def tls_of(settings: PostgresSettings) -> ssl.SSLContext | str | bool:

@@ -15,7 +15,7 @@ from queue import SimpleQueue
 from typing import Any, Final, TypeVar
 
 from hivewire.backends.sqlite import trouble
-from hivewire.coordination.ledger.store import Ddl, Many, Query, Row, Script, Statement, Store
+from hivewire.coordination.ledger.store import Ddl, Many, Marked, Query, Row, Script, Statement, Store
 from hivewire.errors import BackendError, Closed, LedgerError
 
 T = TypeVar("T")
@@ -54,7 +54,7 @@ class Connection:
             return result
 
     def _execute(self, statement: Statement) -> Sequence[Row]:
-        if isinstance(statement, Query):
+        if isinstance(statement, (Query, Marked)):
             return self.db.execute(native(statement.sql), statement.arguments).fetchall()
         if isinstance(statement, Many):
             self.db.executemany(native(statement.sql), statement.rows)

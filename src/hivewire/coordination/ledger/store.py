@@ -25,6 +25,16 @@ class Query(NamedTuple):
     arguments: Sequence[Any] = ()
 
 
+class Marked(NamedTuple):
+    """One statement whose rows end with `mark`: it may be sent together with others of the same text, in one
+    transaction. `locks`: what it locks, so that all do it in the same order."""
+
+    sql: str
+    arguments: Sequence[Any]
+    mark: str
+    locks: str
+
+
 class Many(NamedTuple):
     """One statement for many rows of arguments; no rows come back."""
 
@@ -38,7 +48,7 @@ class Ddl(NamedTuple):
     text: str
 
 
-Statement: TypeAlias = Query | Many | Ddl
+Statement: TypeAlias = Query | Marked | Many | Ddl
 Script: TypeAlias = Generator[Statement, Sequence[Row], T]
 
 

@@ -85,8 +85,10 @@ class StoredLedger(Ledger):
         if keeper is not None:
             keeper.cancel()
             await asyncio.wait([keeper])
-        await self.store.close()
-        self._is_open = False
+        try:
+            await self.store.close()
+        finally:
+            self._is_open = False
 
     # -- tasks
 

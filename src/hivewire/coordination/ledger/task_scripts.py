@@ -15,7 +15,7 @@ from hivewire.coordination.ledger.rows import (
     new_row,
     task_of,
 )
-from hivewire.coordination.ledger.store import Query, Row, Script
+from hivewire.coordination.ledger.store import Marked, Query, Row, Script
 from hivewire.errors import InvalidTransition, LeaseLost, TaskExists, TaskMissing, VersionConflict
 from hivewire.rules.task_states import FINISHED, OPEN, TaskStatus, sources
 
@@ -51,9 +51,9 @@ def create(task: Task, guard: Guard, change: str) -> Script[Task]:
     arguments = Arguments()
     places = ", ".join(map(arguments.add, new_row(task, change)))
     values = f"SELECT {_typed(places)}, 1, hivewire_begun(), hivewire_begun() WHERE 1 = 1{arguments.held(guard)}"
-    insert = f"INSERT INTO tasks ({_INSERTED}) {values} ON CONFLICT (id) DO NOTHING RETURNING {TASK}"
+    insert = f"INSERT INTO tasks ({_INSERTED}) {values} ON CONFLICT (id) DO NOTHING RETURNING {TASK}, change"
     for _ in range(_TRIES):
-        rows = yield Query(insert, arguments.values)
+        rows = yield Marked(insert, arguments.values, change, task.id)
         if rows:
             return task_of(rows[0])
         found = yield Query(f"SELECT {TASK}, change FROM tasks WHERE id = $1", [task.id])
@@ -133,7 +133,8 @@ def update(task_id: str, change: TaskChange, guard: Guard, mark: str) -> Script[
     if guard.version is not None:
         where += f" AND version = {arguments.add(guard.version)}"
     where += arguments.held(guard)
-    statement = Query(f"UPDATE tasks SET {', '.join(assigned)} WHERE {where} RETURNING {TASK}", arguments.values)
+    sql = f"UPDATE tasks SET {', '.join(assigned)} WHERE {where} RETURNING {TASK}, change"
+    statement = Marked(sql, arguments.values, mark, task_id)
     for _ in range(_TRIES):
         rows = yield statement
         if rows:

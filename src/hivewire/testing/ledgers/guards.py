@@ -6,8 +6,8 @@ import asyncio
 
 import pytest
 
-from hivewire.coordination.ledger import Guard, ProgressEntry, Task, TaskChange, TaskStatus
-from hivewire.errors import InvalidTransition, LeaseLost, LedgerError, VersionConflict
+from hivewire.coordination.ledger import Guard, ProgressEntry, Task, TaskChange, TaskFilter, TaskStatus
+from hivewire.errors import InvalidTransition, LeaseLost, LedgerError, TaskExists, TaskMissing, VersionConflict
 from hivewire.testing.ledgers.fabric import LedgerFabric
 
 
@@ -142,3 +142,30 @@ async def test_odd_times_of_leases_are_refused(ledgers: LedgerFabric, lease_s: f
     ledger = await ledgers.open()
     with pytest.raises(LedgerError):
         await ledger.acquire("run", "me", lease_s)
+
+
+async def test_a_refusal_undoes_nothing_of_what_is_written_beside_it(ledgers: LedgerFabric) -> None:
+    """Changes that may be stored together: legal ones, illegal ones, outdated ones, and one of a task that is not."""
+    ledger = await ledgers.open()
+    tasks = [await ledger.create_task(Task(name=f"t{n}")) for n in range(30)]
+    for task in tasks[10:20]:
+        await ledger.complete_task(task.id)
+    outcomes = await asyncio.gather(
+        *(ledger.update_task(task.id, TaskChange(priority=9), Guard(version=1)) for task in tasks[:20]),
+        *(ledger.update_task(task.id, TaskChange(priority=9), Guard(version=7)) for task in tasks[20:]),
+        ledger.update_task("nobody", TaskChange(priority=9), Guard(version=1)),
+        ledger.create_task(Task(name="another", id=tasks[0].id)),
+        return_exceptions=True,
+    )
+    assert [type(outcome) for outcome in outcomes] == [
+        *([Task] * 10),
+        *([VersionConflict] * 20),
+        TaskMissing,
+        TaskExists,
+    ]
+    for task, outcome in zip(tasks[:10], outcomes, strict=False):
+        assert outcome == await ledger.get_task(task.id)
+        assert (outcome.priority, outcome.version) == (9, 2)
+    assert {task.priority for task in await ledger.list_tasks()} == {5, 9}
+    assert [task.version for task in await ledger.list_tasks(TaskFilter(sort_order="asc"))] == [2] * 20 + [1] * 10
+    assert all(task.name == f"t{n}" for n, task in enumerate(await ledger.list_tasks(TaskFilter(sort_order="asc"))))
