@@ -15,7 +15,7 @@ from hivewire.backends.memory.store import Lane as StoredLane
 from hivewire.backends.memory.store import Queue
 from hivewire.delivery import Delivery
 from hivewire.engine.delivery import EngineDelivery
-from hivewire.engine.inbox import Inbox
+from hivewire.engine.outcomes import Outcomes
 from hivewire.engine.protocol import Engine
 from hivewire.errors import LeaseLost
 from hivewire.record import Fetched
@@ -62,11 +62,11 @@ def ack_before_handling(patch: Patch) -> None:
 
 
 def lost_on_cancel(patch: Patch) -> None:
-    def forget(self: Inbox, lane: Lane) -> None:
+    def forget(self: Outcomes, lane: Lane) -> None:
         while lane.waiting:
             self.done(lane)
 
-    patch.setattr(Inbox, "give_back", forget)
+    patch.setattr(Outcomes, "give_back", forget)
 
 
 def order_broken_by_a_nack(patch: Patch) -> None:
@@ -116,12 +116,12 @@ def a_member_is_forgotten(patch: Patch) -> None:
 
 def _acknowledged_instead(reason: str) -> Callable[[Patch], None]:
     def plant(patch: Patch) -> None:
-        dead = Inbox.dead
+        dead = Outcomes.dead
 
-        def silent(self: Inbox, lane: Lane, why: str, error: str) -> bool:
+        def silent(self: Outcomes, lane: Lane, why: str, error: str) -> bool:
             return self.done(lane) if why == reason else dead(self, lane, why, error)
 
-        patch.setattr(Inbox, "dead", silent)
+        patch.setattr(Outcomes, "dead", silent)
 
     return plant
 

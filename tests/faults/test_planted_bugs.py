@@ -10,13 +10,14 @@ import pytest
 
 from hivewire.backend import Append, Back, Dead, Saved, Unfinished
 from hivewire.delivery import Delivery
-from hivewire.engine import inbox as engine_inbox
 from hivewire.engine import once
 from hivewire.engine import sender as engine_sender
+from hivewire.engine.admission import Admission
 from hivewire.engine.claims import Claims, claim_of
 from hivewire.engine.crew import Crew
 from hivewire.engine.delivery import EngineDelivery
 from hivewire.engine.inbox import Inbox
+from hivewire.engine.outcomes import Outcomes, not_started
 from hivewire.engine.protocol import Engine
 from hivewire.engine.schedules import Schedules
 from hivewire.engine.sender import Sender
@@ -69,7 +70,7 @@ def around_handlers(patch: pytest.MonkeyPatch, before: Callable[[Inbox, EngineDe
 @planted("sql", "redis", caught_by="nothing_lost")
 def ack_before_handling(patch: pytest.MonkeyPatch) -> None:
     async def acknowledge(inbox: Inbox, delivery: EngineDelivery) -> None:
-        await inbox.consumer.settle([delivery.fetched])
+        await inbox.held.consumer.settle([delivery.fetched])
 
     around_handlers(patch, acknowledge)
 
@@ -77,7 +78,7 @@ def ack_before_handling(patch: pytest.MonkeyPatch) -> None:
 @planted("sql", "redis", "kafka", caught_by="nothing_lost")
 def dedup_marked_before_handling(patch: pytest.MonkeyPatch) -> None:
     async def remember(inbox: Inbox, delivery: EngineDelivery) -> None:
-        inbox.remember(delivery.fetched)
+        inbox.held.remembered.add(delivery.fetched, inbox.held.now)
 
     around_handlers(patch, remember)
 
@@ -134,28 +135,28 @@ def own_lease_not_looked_at(patch: pytest.MonkeyPatch) -> None:
 
 @planted("sql", "redis", "kafka", caught_by="dead_for_a_reason", first=60)
 def retry_counted_twice(patch: pytest.MonkeyPatch) -> None:
-    original = Inbox.failed
+    original = Outcomes.failed
 
-    def failed(self: Inbox, lane: Lane, *rest: Any) -> None:
+    def failed(self: Outcomes, lane: Lane, *rest: Any) -> None:
         lane.waiting[0].failures += 1
         original(self, lane, *rest)
 
-    patch.setattr(Inbox, "failed", failed)
+    patch.setattr(Outcomes, "failed", failed)
 
 
 @planted("sql", "redis", "kafka", caught_by="nothing_lost")
 def retry_lost(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(Inbox, "again", lambda self, lane, delay_s: self.done(lane))
+    patch.setattr(Outcomes, "_again", lambda self, lane, delay_s: self.done(lane))
 
 
 @planted("sql", "redis", "kafka", caught_by="nothing_lost")
 def expired_dropped_silently(patch: pytest.MonkeyPatch) -> None:
-    original = Inbox.dead
+    original = Outcomes.dead
 
-    def dead(self: Inbox, lane: Lane, reason: str, error: str) -> Any:
+    def dead(self: Outcomes, lane: Lane, reason: str, error: str) -> Any:
         return self.done(lane) if reason == "expired" else original(self, lane, reason, error)
 
-    patch.setattr(Inbox, "dead", dead)
+    patch.setattr(Outcomes, "dead", dead)
     patch.setattr(World, "bury_expired", lambda self: 0)
     patch.setattr(SqlWorld, "bury_expired", lambda self: 0)
 
@@ -194,7 +195,7 @@ def tail_of_a_batch_dropped_when_it_is_sent_again(patch: pytest.MonkeyPatch) -> 
 
 @planted("sql", "redis", caught_by="handled_once")
 def settled_ids_not_remembered(patch: pytest.MonkeyPatch) -> None:
-    original = engine_inbox.Inbox.fetch
+    original = Inbox.fetch
 
     async def fetch(self: Inbox, *rest: Any, **named: Any) -> Sequence[Fetched]:
         batch = await original(self, *rest, **named)
@@ -216,9 +217,9 @@ def settled_ids_forgotten_at_takeover(patch: pytest.MonkeyPatch) -> None:
 @planted("redis", "kafka", caught_by="one_at_a_time")
 def shard_given_up_while_its_handlers_run(patch: pytest.MonkeyPatch) -> None:
     async def losing(self: Inbox, shards: Set[int], within_s: float) -> dict[int, Saved]:
-        assert self._shards is not None
-        states = self._shards.states(shards)
-        self._shards.close(shards)
+        assert self.held.shards is not None
+        states = self.held.shards.states(shards)
+        self.held.shards.close(shards)
         return states
 
     patch.setattr(Inbox, "losing", losing)
@@ -265,10 +266,10 @@ def fence_not_checked_by_the_broker(patch: pytest.MonkeyPatch) -> None:
 
 @planted("redis", "kafka", first=30)
 def lane_left_early_does_not_let_its_shard_go(patch: pytest.MonkeyPatch) -> None:
-    def put_back(self: Inbox, lane: Lane, *, first: bool = False) -> None:
-        self.lanes.resume(lane)
+    def put_back(self: Outcomes, lane: Lane, *, first: bool = False) -> None:
+        self.held.lanes.resume(lane)
 
-    patch.setattr(Inbox, "put_back", put_back)
+    patch.setattr(Outcomes, "put_back", put_back)
 
 
 @planted("sql", "redis", "kafka", caught_by="nothing_lost")
@@ -349,11 +350,11 @@ def content_of_a_dead_letter_deleted_with_its_duplicate(patch: pytest.MonkeyPatc
 
 @planted("kafka", caught_by="dead_for_a_reason", first=100)
 def buried_by_who_was_frozen(patch: pytest.MonkeyPatch) -> None:
-    def refuse(self: Inbox, lane: Lane, reason: str, error: str) -> None:
-        self._not_started(lane.waiting[0])
-        self.dead(lane, reason, error)
+    def refuse(self: Admission, lane: Lane, reason: str, error: str) -> None:
+        not_started(lane.waiting[0])
+        self._outcomes.dead(lane, reason, error)
 
-    patch.setattr(Inbox, "_refuse", refuse)
+    patch.setattr(Admission, "_refuse", refuse)
 
 
 @pytest.mark.parametrize(

@@ -3,29 +3,31 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence, Set
 
 import pytest
 
 from hivewire.backend import Again, Unfinished
-from hivewire.engine.settling import Settling
+from hivewire.engine.settling import Book, Settling
 from hivewire.engine.tasks import Tasks
 from hivewire.record import Fetched, Record
 
 NEVER_S = 3_600.0
 
 
-class Sent:
+class Sent(Book):
     """A store that takes all, and what it was given, call by call."""
 
     def __init__(self) -> None:
         self.calls: list[list[str]] = []
         self.tasks = Tasks()
-        self.settling = Settling("q", self._store, lambda done, rest, lost: None, self.tasks, pace_s=NEVER_S)
+        self.settling = Settling("q", self, self.tasks, pace_s=NEVER_S)
 
-    async def _store(self, done: Sequence[Fetched], rest: Sequence[Unfinished]) -> Sequence[Fetched]:
+    async def store(self, done: Sequence[Fetched], rest: Sequence[Unfinished]) -> Sequence[Fetched]:
         self.calls.append([fetched.record.id for fetched in [*done, *(outcome.fetched for outcome in rest)]])
         return ()
+
+    def stored(self, done: Sequence[Fetched], rest: Sequence[Unfinished], refused: Set[int]) -> None: ...
 
     def done(self, id: str) -> Fetched:
         fetched = Fetched(0, id, 1, Record(id, "k", b""), 0.0)

@@ -308,10 +308,11 @@ class Worker:
 class _Handling:
     """What `Worker.serve` does with a delivery. An object and no closures: there are as many as agents."""
 
-    __slots__ = ("_calls", "_pool", "_protocol", "_worker")
+    __slots__ = ("_calls", "_entries", "_pool", "_protocol", "_worker")
 
     def __init__(self, worker: Worker, protocol: Protocol, pool: Pool | None) -> None:
         self._worker = worker
+        self._entries = worker._entries
         self._protocol = protocol
         self._pool = pool
         self._calls: Calls | None = None
@@ -326,7 +327,7 @@ class _Handling:
     def __call__(self, delivery: Delivery) -> Awaitable[None]:
         message = delivery.message
         context = Context(self._worker, self._protocol, message, delivery)
-        entry = self._worker._entry(message.type)
+        entry = self._entries.get(message.type) or self._entries.get(ANY)
         if entry is not None and entry.is_async and "reply_to" not in message.metadata:
             coroutine: Awaitable[None] = entry.handler(message, context)  # needs no other around it
             return coroutine

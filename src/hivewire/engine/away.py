@@ -9,28 +9,30 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Collection, Sequence, Set
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from hivewire.backend import Again, Back, Returned, Unfinished
+from hivewire.engine.held import Watcher
+from hivewire.engine.outcomes import Outcomes
 from hivewire.record import Fetched
 from hivewire.rules.lanes import Lane
-
-if TYPE_CHECKING:
-    from hivewire.engine.inbox import Inbox
 
 Place = tuple[int, int]
 _UNKNOWN: Final = object()
 
 
-class Away:
-    """Of one inbox. `running` here for others, by the identity of what was fetched; `awaited` from others, by
+class Away(Watcher):
+    """Of one outcomes. `running` here for others, by the identity of what was fetched; `awaited` from others, by
     place, with the lane that is closed because of it once its record has come."""
 
-    def __init__(self, inbox: Inbox) -> None:
-        self._inbox = inbox
+    def __init__(self, outcomes: Outcomes) -> None:
+        self._outcomes = outcomes
+        self._held = outcomes.held
         self.running: dict[int, Lane] = {}
         self.awaited: dict[Place, Lane | None] = {}
         self._early: dict[Place, Returned | None] = {}
+        outcomes.elsewhere = self.store
+        self._held.watchers = (*self._held.watchers, self)
 
     # -- what runs here
 
@@ -39,22 +41,16 @@ class Away:
         held = [(lane, lane.waiting[0]) for lane in lanes if lane.taken and lane.waiting and not lane.lost]
         if not held:
             return
-        await self._inbox.consumer.hold([fetched for _, fetched in held])
+        await self._held.consumer.hold([fetched for _, fetched in held])
         ended: list[Unfinished] = []
         for lane, fetched in held:
             if lane.taken and not lane.lost and lane.waiting and lane.waiting[0] is fetched:
-                self._inbox.lanes.detach(lane)
+                self._held.lanes.detach(lane)
                 self.running[id(fetched)] = lane
             else:  # what became of it in the meantime is part of the shard's state
                 ended.append(Back(fetched))
         if ended:
-            await self._inbox.consumer.settle_held((), ended)
-
-    def give_back(self, lane: Lane) -> None:
-        """It was taken when its shard went, and not started."""
-        if lane.waiting:
-            self._inbox.settling.add(Back(lane.waiting[0]))
-            lane.waiting.clear()
+            await self._held.consumer.settle_held((), ended)
 
     async def store(self, done: Sequence[Fetched], rest: Sequence[Unfinished]) -> Sequence[Fetched]:
         """Outcomes of what runs here for others go there, all others the usual way."""
@@ -65,27 +61,28 @@ class Away:
         others_left = [outcome for outcome in rest if id(outcome.fetched) not in running]
         refused: list[Fetched] = []
         if mine or mine_left:
-            refused += await self._inbox.consumer.settle_held(mine, mine_left)
+            refused += await self._held.consumer.settle_held(mine, mine_left)
             for fetched in (*mine, *(outcome.fetched for outcome in mine_left)):
                 running.pop(id(fetched), None)
         if others or others_left:
-            refused += await self._inbox.store_here(others, others_left)
+            refused += await self._outcomes.store_here(others, others_left)
         return refused
 
-    def lost(self) -> list[Lane]:
+    def lost_held(self) -> None:
         """The store has given all that ran here to others."""
         lanes = list(self.running.values())
         self.running.clear()
         for lane in lanes:
             lane.lost = True
-        return lanes
+        self._held.tell_lost(frozenset(), lanes)
 
     # -- what runs elsewhere
 
     def expect(self, shard: int, positions: Collection[int]) -> None:
         self.awaited.update({(shard, at): None for at in positions})
 
-    def forget(self, shards: Set[int]) -> None:
+    def lost(self, shards: Set[int], lanes: Sequence[Lane]) -> None:
+        """Who has them now waits for what runs elsewhere."""
         for place in [place for place in self.awaited if place[0] in shards]:
             del self.awaited[place]
             self._early.pop(place, None)
@@ -99,7 +96,7 @@ class Away:
             if place not in self.awaited:
                 rest.append(fetched)
                 continue
-            lane = self.awaited[place] = self._inbox.lanes.add_closed(fetched)
+            lane = self.awaited[place] = self._held.lanes.add_closed(fetched)
             early = self._early.pop(place, _UNKNOWN)
             if early is not _UNKNOWN:
                 del self.awaited[place]
@@ -119,18 +116,18 @@ class Away:
             self._open(lane, back)
 
     def _open(self, lane: Lane, back: Returned | None) -> None:
-        inbox, fetched = self._inbox, lane.waiting[0]
+        outcomes, fetched = self._outcomes, lane.waiting[0]
         if back is None:
             fetched.seen = True  # counted where it was handled
-            inbox.remember(fetched)
-            inbox.done(lane)
+            self._held.remembered.add(fetched, self._held.now)
+            outcomes.done(lane)
             if lane.waiting:
-                inbox.again_now(lane)
+                outcomes.again_now(lane)
             return
         fetched.starts = max(fetched.starts, back.starts)
         fetched.failures = max(fetched.failures, back.failures)
         fetched.crashes = max(fetched.crashes, back.crashes)
         fetched.died, fetched.suspect = back.died, back.suspect
-        delay_s = max(0.0, back.due_at - inbox.core.backend.now())
-        inbox.settling.add(Again(fetched, delay_s))
-        asyncio.get_running_loop().call_later(delay_s, inbox.again_now, lane)
+        delay_s = max(0.0, back.due_at - self._held.core.backend.now())
+        outcomes.settling.add(Again(fetched, delay_s))
+        asyncio.get_running_loop().call_later(delay_s, outcomes.again_now, lane)

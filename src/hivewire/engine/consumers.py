@@ -8,11 +8,12 @@ from collections.abc import Awaitable
 from contextvars import Context
 from typing import Final
 
+from hivewire.engine.admission import Types
 from hivewire.engine.core import Core
 from hivewire.engine.crew import Crew
 from hivewire.engine.delivery import EngineDelivery
 from hivewire.engine.groups import Groups
-from hivewire.engine.inbox import Inbox, Types
+from hivewire.engine.inbox import Inbox
 from hivewire.engine.pull import Puller
 from hivewire.engine.subscriptions import Subscriptions
 from hivewire.engine.volatile import Volatile
@@ -55,9 +56,8 @@ class Consumers:
         spec = await self._subscriptions.declare(self._core.spec(agent))
         if spec.mode is None:  # who reads a queue that nobody subscribed decides it
             spec = await self._core.backend.declare(self._core.spec(agent, "ordered"))
-        types = _Types(self, agent)
-        inbox = types.inbox = Inbox(self._core, agent, competing=spec.mode == "competing", accepts=types)
-        inbox.types = types
+        types = _Types(self, self._subscriptions, agent)
+        inbox = types.inbox = Inbox(self._core, agent, types, competing=spec.mode == "competing")
         self._inboxes[inbox] = None
         try:
             await inbox.start()
@@ -68,10 +68,6 @@ class Consumers:
             await inbox.close()
             raise
         return inbox
-
-    def accepts(self, agent: str, type: str) -> bool:
-        """As far as is known here."""
-        return self._subscriptions.accepts(agent, type)
 
     async def recheck(self, agent: str, inbox: Inbox, type: str) -> bool:
         """As the store says now."""
@@ -185,15 +181,16 @@ class Consumers:
 class _Types(Types):
     """Which types one inbox takes. An object and no closures: there are as many as agents."""
 
-    __slots__ = ("_agent", "_consumers", "inbox")
+    __slots__ = ("_agent", "_consumers", "_subscriptions", "inbox")
 
-    def __init__(self, consumers: Consumers, agent: str) -> None:
+    def __init__(self, consumers: Consumers, subscriptions: Subscriptions, agent: str) -> None:
         self._consumers = consumers
+        self._subscriptions = subscriptions
         self._agent = agent
         self.inbox: Inbox | None = None
 
-    def __call__(self, type: str) -> bool:
-        return self._consumers.accepts(self._agent, type)
+    def accepts(self, type: str) -> bool:
+        return self._subscriptions.accepts(self._agent, type)
 
     async def recheck(self, type: str) -> bool:
         assert self.inbox is not None

@@ -34,7 +34,6 @@ class EngineDelivery(Delivery):
         "message",
         "outputs",
         "state",
-        "timeout_s",
     )
 
     def __init__(self, inbox: Inbox, lane: Lane, fetched: Fetched, message: Message) -> None:
@@ -47,8 +46,6 @@ class EngineDelivery(Delivery):
         self.held = False
         self.expires_at: float
         """When nobody settles it: told by `extend`."""
-        self.timeout_s: float | None = None
-        """A limit of its own for this handler, instead of the one of `serve`."""
         self.outputs: dict[tuple[str, str], int] | None = None
         self._handling: Token[HasDelivery | None] | None = None
 

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from hivewire.backend import Append, Record, Room
 from hivewire.codec import encode
 from hivewire.delivery import Delivery
+from hivewire.engine.admission import AllTypes
 from hivewire.engine.core import Core, lane_key
 from hivewire.engine.crew import Crew
 from hivewire.engine.delivery import EngineDelivery
@@ -41,7 +42,7 @@ class Groups:
         async with self._starting:
             if group in self._inboxes:
                 return
-            inbox = Inbox(self._core, GROUP_QUEUE_PREFIX + group, competing=False, accepts=lambda type: True)
+            inbox = Inbox(self._core, GROUP_QUEUE_PREFIX + group, AllTypes(), competing=False)
             await inbox.start()
             self._inboxes[group] = inbox
 

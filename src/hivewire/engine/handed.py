@@ -3,29 +3,30 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence, Set
 
 from hivewire.engine.delivery import LOST, OPEN, EngineDelivery
+from hivewire.engine.held import Watcher
+from hivewire.engine.outcomes import Outcomes
 from hivewire.errors import LeaseLost, QueueFull
 from hivewire.record import VOLATILE_SHARD
-
-if TYPE_CHECKING:
-    from hivewire.engine.inbox import Inbox
+from hivewire.rules.lanes import Lane
 
 
-class Handed:
+class Handed(Watcher):
     """The open deliveries of one inbox. Each is settled once, by its holder, by time, or by the lost lease."""
 
-    __slots__ = ("_inbox", "open")
+    __slots__ = ("_held", "_outcomes", "open")
 
-    def __init__(self, inbox: Inbox) -> None:
-        self._inbox = inbox
+    def __init__(self, outcomes: Outcomes) -> None:
+        self._outcomes = outcomes
+        self._held = outcomes.held
+        self._held.watchers = (*self._held.watchers, self)
         self.open: dict[int, EngineDelivery] = {}
         """Those that `receive` handed out, by the identity of what was fetched."""
 
     async def ack(self, delivery: EngineDelivery) -> None:
-        await self._settle_delivery(delivery, "ack", lambda: self._inbox.done(delivery.lane))
+        await self._settle_delivery(delivery, "ack", lambda: self._outcomes.done(delivery.lane))
 
     async def nack(self, delivery: EngineDelivery, delay_s: float | None, error: BaseException | None) -> None:
         lane = delivery.lane
@@ -33,16 +34,16 @@ class Handed:
         def note() -> None:
             task = asyncio.current_task()
             if isinstance(error, asyncio.CancelledError) and (task is None or task.cancelling() or delay_s == 0):
-                self._inbox.not_counted(lane, 0.0)
+                self._outcomes.not_counted(lane, 0.0)
             elif isinstance(error, QueueFull) and delay_s is None:
-                self._inbox.outcome_of(lane, error)
+                self._outcomes.outcome_of(lane, error)
             else:
-                self._inbox.failed(lane, error, delay_s)
+                self._outcomes.failed(lane, error, delay_s)
 
         await self._settle_delivery(delivery, "nack", note)
 
     async def reject(self, delivery: EngineDelivery, reason: str) -> None:
-        await self._settle_delivery(delivery, "reject", lambda: self._inbox.dead(delivery.lane, "rejected", reason))
+        await self._settle_delivery(delivery, "reject", lambda: self._outcomes.dead(delivery.lane, "rejected", reason))
 
     async def _settle_delivery(self, delivery: EngineDelivery, doing: str, note: Callable[[], object]) -> None:
         """Note the outcome now, return when it is stored. A caller that is cancelled while it waits does
@@ -50,28 +51,28 @@ class Handed:
         fetched = delivery.fetched
         volatile = fetched.shard == VOLATILE_SHARD
         stored: asyncio.Future[bool] | None = None
-        if self._inbox.closed:
+        if self._held.closed:
             delivery.state = LOST
             raise LeaseLost(f"{doing} {delivery.message.id}: the protocol was closed; it is delivered again")
         if not volatile:
-            stored = self._inbox.settling.expect(fetched)
+            stored = self._outcomes.settling.expect(fetched)
         pulled = self._ended(delivery)
         note()
         if pulled:
-            self._inbox.let_go(delivery.lane)
+            self._outcomes.let_go(delivery.lane)
         if stored is not None and not await stored:
             delivery.state = LOST
-            self._inbox.forget(fetched)
+            self._held.remembered.forget(fetched)
             raise LeaseLost(f"{doing} {delivery.message.id}: the lease ended; it may be with another worker")
 
     def hand_out(self, delivery: EngineDelivery) -> None:
         """To somebody outside, who settles it."""
         self.open[id(delivery.fetched)] = delivery
-        self._inbox.core.floor.enter()
+        self._held.core.floor.enter()
         self.extend(delivery)
-        self._inbox.metrics.messages_received += 1
-        self._inbox.metrics.redelivered += delivery.attempt > 1
-        notes = self._inbox.notes
+        self._held.metrics.messages_received += 1
+        self._held.metrics.redelivered += delivery.attempt > 1
+        notes = self._held.notes
         if notes is not None:
             if delivery.fetched.suspect:
                 notes.taken_over(delivery.fetched)
@@ -83,13 +84,13 @@ class Handed:
         if self.open.get(id(delivery.fetched)) is not delivery:
             return False
         del self.open[id(delivery.fetched)]
-        self._inbox.core.floor.leave()
+        self._held.core.floor.leave()
         return True
 
     def give_up(self, delivery: EngineDelivery) -> None:
         """It was handed out and nobody has begun with it."""
         if self._ended(delivery) and not delivery.lane.lost:
-            self._inbox.hand_back(delivery.lane)
+            self._outcomes.hand_back(delivery.lane)
 
     def overdue(self) -> float | None:
         """Take back deliveries that were not settled in their time; the next time to look."""
@@ -99,25 +100,25 @@ class Handed:
             if delivery.expires_at <= now:
                 delivery.state = LOST
                 self._ended(delivery)
-                self._inbox.failed(delivery.lane, TimeoutError("it was not settled within its lease"), 0.0)
-                self._inbox.let_go(delivery.lane)
+                self._outcomes.failed(delivery.lane, TimeoutError("it was not settled within its lease"), 0.0)
+                self._outcomes.let_go(delivery.lane)
             elif soonest is None or delivery.expires_at < soonest:
                 soonest = delivery.expires_at
         return soonest
 
     def extend(self, delivery: EngineDelivery) -> None:
         loop = asyncio.get_running_loop()
-        settings = self._inbox.core.settings
+        settings = self._held.core.settings
         limit = settings.handler_timeout_s if delivery.held else settings.lease_s
         delivery.expires_at = loop.time() + limit
 
-    def lost(self) -> None:
-        """Lanes were lost: their deliveries count no more."""
+    def lost(self, shards: Set[int], lanes: Sequence[Lane]) -> None:
+        """Deliveries of lost lanes count no more."""
         for delivery in list(self.open.values()):
             if delivery.lane.lost:
                 delivery.state = LOST
-                if self._inbox.notes is not None:
-                    self._inbox.notes.note("lost", delivery.fetched, "the lease ended before it was settled")
+                if self._held.notes is not None:
+                    self._held.notes.note("lost", delivery.fetched, "the lease ended before it was settled")
                 self._ended(delivery)
 
     def close(self) -> None:
@@ -125,5 +126,5 @@ class Handed:
         for delivery in list(self.open.values()):
             if delivery.state == OPEN:
                 delivery.state = LOST
-                self._inbox.not_counted(delivery.lane, 0.0)
+                self._outcomes.not_counted(delivery.lane, 0.0)
             self._ended(delivery)

@@ -441,7 +441,7 @@ class Engine(Protocol):
         if concurrency < 1:
             raise SettingsError(f"serve {agent}: concurrency must be at least 1, not {concurrency}")
         inbox = await self._consumers.inbox(agent)
-        inbox.retry_of = retry
+        inbox.outcomes.retry_of = retry
         limit_s = self.settings.handler_timeout_s if timeout_s is None else timeout_s
         crew = Crew(inbox, handle, concurrency, limit_s, timeout_of)
         await self._consumers.serve(crew, stop, drain_s)

@@ -49,10 +49,10 @@ class Puller:
                 handed = await self._hand_out(limit)
                 if handed:
                     return handed
-                if self.inbox.ending:
+                if self.inbox.held.ending:
                     raise Closed(f"receive from {self.inbox.queue}: the protocol was closed")
                 left = deadline - loop.time()
-                if left <= 0 and self._fetching is None and not self.inbox.lanes.ready:
+                if left <= 0 and self._fetching is None and not self.inbox.held.lanes.ready:
                     # Ask once even when there is no time to wait.
                     if wait_s > 0:
                         return []
@@ -67,16 +67,16 @@ class Puller:
             self._callers -= 1
             self._arm()
             self._nobody_waits()
-            if not self._callers and not self.inbox.store_lanes:
+            if not self._callers and not self.inbox.held.store_lanes:
                 self._idle = loop.call_later(self.inbox.core.settings.lease_s, self._unused)
 
     async def _arrival(self, limit: int, left: float) -> None:
         if self._fetching is None:
             self._fetching = self._start_fetch(limit, left, lanes=limit)
-        self.inbox.arrived.clear()
+        self.inbox.held.arrived.clear()
         try:
             async with asyncio.timeout(left + 0.05):
-                await self.inbox.arrived.wait()
+                await self.inbox.held.arrived.wait()
         except TimeoutError:
             return
         self._raise_error()
@@ -103,7 +103,7 @@ class Puller:
                 inbox.core.tasks.start(self._recover(), f"give back {inbox.queue}")
         finally:
             self._fetching = None
-            inbox.arrived.set()
+            inbox.held.arrived.set()
         self._arrived(batch)
 
     async def _recover(self) -> None:
@@ -123,9 +123,9 @@ class Puller:
 
     def _nobody_waits(self) -> None:
         """What was taken and is not handed out goes back, so that others can have it."""
-        if not self._callers and self.inbox.store_lanes:
-            for lane in self.inbox.lanes.take_back(VOLATILE_SHARD):
-                self.inbox.give_back(lane)
+        if not self._callers and self.inbox.held.store_lanes:
+            for lane in self.inbox.held.lanes.take_back(VOLATILE_SHARD):
+                self.inbox.outcomes.give_back(lane)
 
     async def _hand_out(self, limit: int) -> list[EngineDelivery]:
         """Cancelled in between, what was taken from the lanes is given back."""
@@ -136,41 +136,41 @@ class Puller:
             while len(handed) < limit and not floor.alone and (lane := self._next_lane()) is not None:
                 alone = runs_alone(lane.waiting[0])
                 if alone and (handed or floor.running):
-                    self.inbox.put_back(lane, first=True)  # by itself, when all others are settled
+                    self.inbox.outcomes.put_back(lane, first=True)  # by itself, when all others are settled
                     break
                 delivery = await self._delivery(lane)
                 if delivery is not None:
                     handed.append(delivery)
                 elif lane.waiting and not lane.lost:
-                    self.inbox.put_back(lane)
+                    self.inbox.outcomes.put_back(lane)
                 if alone:
                     break
         except BaseException:
             for taken in [lane, *(delivery.lane for delivery in handed)]:
                 if taken is not None and taken.waiting and not taken.lost:
-                    self.inbox.hand_back(taken)
+                    self.inbox.outcomes.hand_back(taken)
             raise
         # Marks of later ones were awaited: the lease of the earlier ones may have ended meanwhile.
-        handed = [delivery for delivery in handed if self.inbox.holds(delivery.lane)]
+        handed = [delivery for delivery in handed if self.inbox.held.holds(delivery.lane)]
         for delivery in handed:
             self.inbox.handed.hand_out(delivery)
         return handed
 
     def _next_lane(self) -> Lane | None:
-        return None if self.inbox.ending else self.inbox.lanes.next_lane()
+        return None if self.inbox.held.ending else self.inbox.held.lanes.next_lane()
 
     async def _delivery(self, lane: Lane) -> EngineDelivery | None:
         while lane.may_go_on:
             fetched = lane.waiting[0]
-            message: Message | None = await self.inbox.admit(lane)
+            message: Message | None = await self.inbox.admission.admit(lane)
             if message is not None and self.inbox.core.incoming is not None:
                 message = await self._through_middleware(lane, message)
             if message is None:
                 continue
-            if not self.inbox.holds(lane):
+            if not self.inbox.held.holds(lane):
                 return None
-            if not fetched.marked and not await self.inbox.mark(fetched):
-                self.inbox.refused(lane)
+            if not fetched.marked and not await self.inbox.admission.mark(fetched):
+                self.inbox.held.refused(lane)
                 return None
             return None if lane.lost else EngineDelivery(self.inbox, lane, fetched, message)
         return None
@@ -183,7 +183,7 @@ class Puller:
         try:
             passed: Message = await self.inbox.core.incoming(message, last)
         except Exception as error:  # noqa: BLE001  # the user's middleware: what it raises is the outcome
-            self.inbox.outcome_of(lane, error)
+            self.inbox.outcomes.outcome_of(lane, error)
             return None
         return passed
 

@@ -7,6 +7,7 @@ from contextlib import suppress
 
 from hivewire.backend import QueueSpec
 from hivewire.delivery import Delivery
+from hivewire.engine.admission import AllTypes
 from hivewire.engine.core import Core
 from hivewire.engine.crew import Crew
 from hivewire.engine.inbox import Inbox
@@ -32,7 +33,7 @@ class Replies:
             if self._inbox is not None:
                 return
             await self._core.backend.declare(QueueSpec(name=self.address, mode="competing", shards=1))
-            inbox = Inbox(self._core, self.address, competing=True, accepts=lambda type: True)
+            inbox = Inbox(self._core, self.address, AllTypes(), competing=True)
             await inbox.start()
             crew = Crew(inbox, self._arrived, concurrency=1, timeout_s=60.0)
             self._core.tasks.start(crew.run(), "replies")

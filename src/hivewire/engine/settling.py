@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Sequence, Set
 from math import inf
 
@@ -22,8 +23,20 @@ _NONE: frozenset[int] = frozenset()
 
 Store = Callable[[Sequence[Fetched], Sequence[Unfinished]], Awaitable[Sequence[Fetched]]]
 """Returns the records that were refused because the lease is lost."""
-Stored = Callable[[Sequence[Fetched], Sequence[Unfinished], Set[int]], None]
-"""Told after each batch, with the identities of those that were refused."""
+
+
+class Book(ABC):
+    """Whose outcomes they are."""
+
+    __slots__ = ()
+
+    @abstractmethod
+    async def store(self, done: Sequence[Fetched], rest: Sequence[Unfinished]) -> Sequence[Fetched]:
+        """Returns the records that were refused because the lease is lost."""
+
+    @abstractmethod
+    def stored(self, done: Sequence[Fetched], rest: Sequence[Unfinished], refused: Set[int]) -> None:
+        """Told after each batch, with the identities of those that were refused."""
 
 
 class Settling:
@@ -32,11 +45,11 @@ class Settling:
     store: most agents wait most of the time."""
 
     __slots__ = (
-        "_ended", "_hurried", "_idle", "_outage", "_pace_s", "_pause", "_queue", "_sent_at", "_store", "_stored",
-        "_storing", "_tasks", "_waiting", "done", "instant", "rest",
+        "_book", "_ended", "_hurried", "_idle", "_outage", "_pace_s", "_pause", "_queue", "_sent_at", "_storing",
+        "_tasks", "_waiting", "done", "instant", "rest",
     )  # fmt: skip
 
-    def __init__(self, queue: str, store: Store, stored: Stored, tasks: Tasks, *, pace_s: float = 0.0) -> None:
+    def __init__(self, queue: str, book: Book, tasks: Tasks, *, pace_s: float = 0.0) -> None:
         """`pace_s`: so long after a batch was sent the next one waits for more, unless somebody waits for its end."""
         self._queue = queue
         self._pace_s = pace_s
@@ -45,8 +58,7 @@ class Settling:
         """How many wait until all is stored."""
         self._pause: asyncio.Future[None] | None = None
         self._outage: Outage | None = None
-        self._store = store
-        self._stored = stored
+        self._book = book
         self.done: list[Fetched] = []
         self.rest: list[Unfinished] = []
         self._tasks = tasks
@@ -138,7 +150,7 @@ class Settling:
     async def _keep_storing(self, done: Sequence[Fetched], rest: Sequence[Unfinished]) -> Sequence[Fetched]:
         while True:
             try:
-                refused = await self._store(done, rest)
+                refused = await self._book.store(done, rest)
                 if self._outage is not None:
                     self._outage.is_over()
                 return refused
@@ -166,7 +178,7 @@ class Settling:
         return refused
 
     def _tell(self, done: Sequence[Fetched], rest: Sequence[Unfinished], lost: Set[int]) -> None:
-        self._stored(done, rest, lost)
+        self._book.stored(done, rest, lost)
         if not self._waiting:
             return
         for fetched in [*done, *(outcome.fetched for outcome in rest)]:

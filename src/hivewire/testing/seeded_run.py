@@ -12,7 +12,7 @@ from unittest.mock import patch
 import msgspec
 
 from hivewire.backend import Mode, QueueSpec
-from hivewire.engine import inbox
+from hivewire.engine import outcomes
 from hivewire.engine.groups import GROUP_QUEUE_PREFIX
 from hivewire.engine.replies import REPLY_PREFIX
 from hivewire.engine.subscriptions import GROUP_PREFIX
@@ -383,7 +383,7 @@ def run_program(program: Program) -> Result:
     with (
         seeded_ids(program.seed),
         patch.object(lanes, "LONG_LANE", short),
-        patch.object(inbox, "LONG_LANE", short),
+        patch.object(outcomes, "LONG_LANE", short),
     ):
         return run_virtual(_run(program), loop=VirtualLoop(_MOST_STEPS))
 
