@@ -1,6 +1,7 @@
 """A client of a share group: what the brokers lend this process, record by record.
 
-All calls of the client are made by its one thread: it refuses two at a time. The client gives nothing new before all
+All calls of the client are made by its one thread: it refuses two at a time. It asks while somebody wants something:
+what is lent to a process that does not ask is kept from others for nothing. The client gives nothing new before all
 of the last batch is acknowledged, so one handler that lasts keeps the batches behind it away from this process.
 """
 
@@ -10,7 +11,8 @@ import asyncio
 import logging
 import threading
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Final
 
 from confluent_kafka import AcknowledgeType, KafkaException, ShareConsumer
@@ -42,6 +44,7 @@ class Lending:
         self._arrived = arrived
         self._answers: deque[tuple[dict[At, AcknowledgeType], Answer]] = deque()
         self._wanted = threading.Event()
+        self._demand = 0
         self._ended = False
         self._gives_back = True
         self._open: set[At] = set()
@@ -50,6 +53,16 @@ class Lending:
         self._thread.start()
 
     # -- on the event loop
+
+    @contextmanager
+    def wanting(self) -> Iterator[None]:
+        """For as long as somebody waits for a message."""
+        self._demand += 1
+        self._wanted.set()
+        try:
+            yield
+        finally:
+            self._demand -= 1
 
     async def acknowledge(self, finished: Sequence[At], released: Sequence[At]) -> set[At]:
         """Returns those that were refused."""
@@ -91,7 +104,7 @@ class Lending:
             while not self._ended:
                 if self._answers:
                     self._answer(client)
-                elif self._open:
+                elif self._open or not self._demand:
                     self._wanted.wait(_POLL_S)
                     self._wanted.clear()
                 else:

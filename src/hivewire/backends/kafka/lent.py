@@ -222,8 +222,9 @@ class LentConsumer(Consumer):
             if self._ready:
                 return [self._ready.popleft() for _ in range(min(limit, lanes, len(self._ready)))]
             try:
-                async with asyncio.timeout(until - loop.time()):
-                    await self._news.wait()
+                with self._loan.wanting():
+                    async with asyncio.timeout(until - loop.time()):
+                        await self._news.wait()
             except TimeoutError:
                 return ()
         return ()

@@ -87,7 +87,8 @@ async def test_what_was_taken_ahead_goes_to_an_idle_worker(fabric: Fabric, pool:
         other = await fabric.member()
         async with serving(other, pool, quick, concurrency=1):
             if hands_out_one_by_one(fabric):
-                await until(lambda: seen.total() == 599, "the idle one handles the rest", 5)
+                within_s = 5 if knows_what_runs(fabric) else 15  # who joins a share group waits for five
+                await until(lambda: seen.total() == 599, "the idle one handles the rest", within_s)
             release.set()
             await empty(fabric.protocol, pool)
     assert set(seen) == set(range(600))
@@ -245,7 +246,7 @@ async def _taken_and_lost_in_the_loop(fabric: Fabric, pool: str) -> Delivery:
 @pytest.mark.slow
 async def test_a_clean_stop_gives_back_and_nothing_is_done_twice(fabric: Fabric, pool: str) -> None:
     workers = [await fabric.worker(pool, concurrency=4) for _ in range(2)]
-    total = count(400, 5_000)
+    total = count(400, 5_000 if knows_what_runs(fabric) else 400)  # what is lent at once has its time together
     await fabric.protocol.send_many([task(pool, n, ("sleep", 0.05)) for n in range(total)])
     for _ in range(3):
         ended = len(fabric.journal.ends(pool))
