@@ -16,6 +16,7 @@ from hivewire.errors import BackendError, Unsupported
 from hivewire.record import Fetched as Fetched
 from hivewire.record import Record as Record
 from hivewire.record import life as life
+from hivewire.rules.moved import Returned as Returned
 
 Durability = Literal["volatile", "unknown", "process", "disk"]
 """`unknown`: the store does not tell; taken for volatile."""
@@ -141,17 +142,6 @@ class Saved(msgspec.Struct, frozen=True):
     """Records that are marked as running."""
     due_at: Sequence[float] = ()
     """When those that wait for another attempt may be tried, by the store's clock."""
-
-
-class Returned(msgspec.Struct, frozen=True):
-    """A record that ran at another member and is to be handled again, with the counters that it brought."""
-
-    starts: int
-    failures: int
-    crashes: int
-    died: int
-    suspect: bool
-    due_at: float
 
 
 class Depth(msgspec.Struct, frozen=True, kw_only=True):

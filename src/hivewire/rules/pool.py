@@ -169,6 +169,11 @@ class Pool:
         """When the next of those falls due that wait."""
         return min((due for at in self.free if (due := self.known[at].due_at) > now), default=None)
 
+    def is_taken(self, at: At) -> bool:
+        """Somebody holds it."""
+        known = self.known.get(at)
+        return known is not None and known.holder is not None
+
     def is_held(self, at: At, member: str) -> bool:
         known = self.known.get(at)
         return known is not None and known.holder == member

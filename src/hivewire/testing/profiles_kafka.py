@@ -2,21 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from random import Random
 from typing import ClassVar, Final
 
 import msgspec
 
-from hivewire.backend import Dead, Depth, Features, Fetched, Member, Ownership, Record, Saved, Unfinished
-from hivewire.errors import BackendError
+from hivewire.backend import (
+    Again,
+    Dead,
+    Depth,
+    Features,
+    Fetched,
+    Member,
+    Ownership,
+    Record,
+    Returned,
+    Saved,
+    Unfinished,
+)
+from hivewire.errors import BackendError, ConnectionLost
 from hivewire.record import names
+from hivewire.rules.moved import returned_of, taken_over
+from hivewire.rules.pool import At, Heard, Kept, Offer, Pool, Take, Word
 from hivewire.testing.profiles_driver import ProfileBackend
 from hivewire.testing.profiles_faults import Faults
-from hivewire.testing.profiles_shards import ShardConsumer, ShardWorld
+from hivewire.testing.profiles_shards import HANDOVER_S, ShardConsumer, ShardWorld, Shares
 
 METADATA_BYTES: Final = 3_500
 """What a commit can carry beside the watermark."""
+GRACE_S: Final = 0.05
+"""So long a shard that must move waits for handlers; some last longer, and run on."""
 
 
 class Log(msgspec.Struct):
@@ -44,6 +60,61 @@ class KafkaWorld(ShardWorld):
     def __init__(self, faults: Faults, chance: Random) -> None:
         super().__init__(faults, chance)
         self._topics: dict[str, list[Log]] = {}
+        self._pools: dict[str, Pool] = {}
+        """Of each queue, who runs what of shards that have moved."""
+
+    # What runs at former owners
+
+    def pool(self, queue: str) -> Pool:
+        return self._pools.setdefault(queue, Pool(1_000, 600.0, 3_600.0))
+
+    def say(self, queue: str, word: Word) -> Heard:
+        heard = self.pool(queue).apply(word, self.next_number(), self.now())
+        self.ring(queue)
+        return heard
+
+    def beat(self, queue: str, process: str, lease_s: float, *, begins: bool) -> Shares:
+        shares = super().beat(queue, process, lease_s, begins=begins)
+        if process in self.pool(queue).members:
+            self.say(queue, Word(process))
+        return shares
+
+    def _bury(self, queue: str, process: str) -> None:
+        super()._bury(queue, process)
+        seat = self.pool(queue).members.get(process)
+        if seat is None:
+            return
+        if self.now() - seat.heard_at >= seat.lease_s:
+            self.say(queue, Word("", silent=(process, seat.last)))
+        else:
+            self.say(queue, Word(process, leaves=True))
+
+    def leave(self, queue: str, process: str) -> None:
+        super().leave(queue, process)
+        self.say(queue, Word(process, leaves=True))
+
+    def hold(self, queue: str, process: str, lease_s: float, batch: Sequence[Fetched]) -> bool:
+        """The member runs these on. False: somebody else does."""
+        offers = [Offer(*_at(fetched), self.next_number()) for fetched in batch]
+        self.say(queue, Word(process, lease_s, take=Take(len(offers), len(offers), offers)))
+        return all(self.pool(queue).is_held((offer.shard, offer.offset), process) for offer in offers)
+
+    def settle_held(
+        self, queue: str, process: str, done: Sequence[Fetched], rest: Sequence[Unfinished]
+    ) -> list[Fetched]:
+        ended = list(done)
+        back: list[Kept] = []
+        for unfinished in rest:
+            fetched = unfinished.fetched
+            if isinstance(unfinished, Dead):
+                ended.append(fetched)
+                if self.pool(queue).is_held(_at(fetched), process):
+                    self.bury(queue, fetched.record, unfinished.letter)
+            else:
+                due_at = self.now() + unfinished.delay_s if isinstance(unfinished, Again) else 0.0
+                back.append(Kept(*_at(fetched), fetched.starts, fetched.failures, fetched.crashes, due_at))
+        refused = set(self.say(queue, Word(process, done=[_at(fetched) for fetched in ended], back=back)).refused)
+        return [f for f in (*done, *(unfinished.fetched for unfinished in rest)) if _at(f) in refused]
 
     def _topic(self, queue: str) -> list[Log]:
         topic = self._topics.get(queue)
@@ -136,10 +207,70 @@ class KafkaWorld(ShardWorld):
     def forget(self, queue: str) -> None:
         super().forget(queue)
         self._topics.pop(queue, None)
+        self._pools.pop(queue, None)
 
 
 class KafkaBackend(ProfileBackend[KafkaWorld]):
     """A connection to the broker."""
 
     def _consumer(self, queue: str, member: Member, owner: Ownership) -> ShardConsumer[KafkaWorld]:
-        return ShardConsumer(self, queue, member, owner)
+        return MovingConsumer(self, queue, member, owner)
+
+
+class MovingConsumer(ShardConsumer[KafkaWorld]):
+    """A member that gives shards up while their handlers run on."""
+
+    def __init__(self, backend: ProfileBackend[KafkaWorld], queue: str, member: Member, owner: Ownership) -> None:
+        super().__init__(backend, queue, member, owner)
+        self._watched: dict[int, tuple[int, set[int]]] = {}
+        """Of each shard, the token, and what runs at others."""
+
+    async def _come_to_rest(self, shards: set[int]) -> Mapping[int, Saved]:
+        if not self.is_closed:
+            try:
+                return await self.owner.hand_over(shards, GRACE_S)
+            except BackendError:
+                pass  # it cannot be said who runs what: then nothing may
+        return await self.owner.losing(shards, HANDOVER_S)
+
+    async def hold(self, batch: Sequence[Fetched]) -> None:
+        is_said = await self.wire.call(
+            ("release",), lambda: self.world.hold(self.queue, self.name, self.member.lease_s, batch)
+        )
+        if not is_said:
+            raise ConnectionLost(f"give up shards of {self.queue}: somebody else holds what runs here")
+
+    async def settle_held(self, done: Sequence[Fetched], rest: Sequence[Unfinished]) -> Sequence[Fetched]:
+        return await self.wire.call(
+            ("save",), lambda: self.world.settle_held(self.queue, self.name, done, rest), weight=len(done) + len(rest)
+        )
+
+    async def _gain(self, number: int, token: int, saved: bytes, watermark: int) -> None:
+        state, held = taken_over(self.world.pool(self.queue), number, watermark, saved)
+        await super()._gain(number, token, state, watermark)
+        if held:
+            self.owner.expect(number, held)
+            self._watched[number] = token, set(held)
+
+    async def _tick(self) -> None:
+        await super()._tick()
+        for number, (token, positions) in list(self._watched.items()):
+            if self._tokens.get(number) != token:
+                del self._watched[number]
+                continue
+            back = await self.wire.call((), lambda number=number, positions=positions: self._ended(number, positions))  # type: ignore[misc]
+            for at, what in back.items():
+                positions.discard(at)
+                self.owner.returned(number, token, at, what)
+
+    def _ended(self, number: int, positions: set[int]) -> dict[int, Returned | None]:
+        pool = self.world.pool(self.queue)
+        return {at: returned_of(pool, (number, at)) for at in sorted(positions) if not pool.is_taken((number, at))}
+
+    def _give_up(self) -> None:
+        super()._give_up()
+        self.owner.lost_held()
+
+
+def _at(fetched: Fetched) -> At:
+    return fetched.shard, int(fetched.at)

@@ -266,7 +266,7 @@ class ShardConsumer(ProfileConsumer[_W]):
             if number not in self._tokens and token > self._released.get(number, -1):
                 self._tokens[number] = token
                 self._cursors[number] = watermark - 1
-                await self.owner.gained(number, token, saved, self.world.settled_lately(self.queue, number))
+                await self._gain(number, token, saved, watermark)
                 self.world.ring(self.queue)  # a fetch may be waiting for it
         asked = {number for number in shares.give_up if number in self._tokens and number not in self._leaving}
         if asked:
@@ -275,9 +275,15 @@ class ShardConsumer(ProfileConsumer[_W]):
             self._handovers[task] = asked
             task.add_done_callback(self._handovers.pop)
 
+    async def _gain(self, number: int, token: int, saved: bytes, watermark: int) -> None:
+        await self.owner.gained(number, token, saved, self.world.settled_lately(self.queue, number))
+
+    async def _come_to_rest(self, shards: set[int]) -> Mapping[int, Saved]:
+        return await self.owner.losing(shards, HANDOVER_S)
+
     async def _hand_over(self, shards: set[int]) -> None:
         tokens = {number: self._tokens[number] for number in shards}
-        states = await self.owner.losing(shards, HANDOVER_S)
+        states = await self._come_to_rest(shards)
         saved = {
             number: (token, states[number].state if number in states else None) for number, token in tokens.items()
         }

@@ -11,12 +11,12 @@ import logging
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
-from hivewire.backend import Again, Dead, Fetched, Ownership, Returned, Unfinished
+from hivewire.backend import Again, Dead, Fetched, Ownership, Unfinished
 from hivewire.backends.kafka.feed import number
 from hivewire.backends.kafka.seat import Seat
 from hivewire.errors import BackendError
+from hivewire.rules.moved import returned_of, taken_over
 from hivewire.rules.pool import At, Heard, Kept, Offer, Pool, Take, Word
-from hivewire.rules.progress import History, Progress, decode, encode
 
 if TYPE_CHECKING:
     from hivewire.backends.kafka.backend import KafkaBackend
@@ -125,32 +125,10 @@ class Elsewhere:
             return saved, ()
         pool = await self._join()
         await self._seat.log.catch_up()
-        state = decode(saved) if saved else Progress(watermark, (), (), watermark)
-        low = state.watermark
-        finished = {*state.ahead, *(at for at in pool.ahead(shard) if at >= low), *range(low, pool.low(shard))}
-        history = {entry.at: entry for entry in state.history if entry.at not in finished}
-        held: list[int] = []
-        taken_to = state.taken_to
-        for (number_, at), known in pool.known.items():
-            if number_ != shard or at < low or at in finished:
-                continue
-            if known.holder is not None:
-                held.append(at)
-                continue
-            before = history.get(at, History(at))
-            history[at] = History(
-                at,
-                before.starts,
-                max(before.failures, known.failures),
-                max(before.crashes, known.crashes),
-                before.running or known.died > 0,
-            )
-            if known.suspect:
-                taken_to = max(taken_to, at + 1)
+        state, held = taken_over(pool, shard, watermark, saved)
         if held:
             self._watched[shard] = (token, set(held))
-        rising = [history[at] for at in sorted(history)]
-        return encode(Progress(low, sorted(finished), rising, taken_to)), held
+        return state, held
 
     def forget(self, shard: int) -> None:
         self._watched.pop(shard, None)
@@ -163,16 +141,9 @@ class Elsewhere:
         pool = self._seat.pool
         for shard, (token, positions) in tuple(self._watched.items()):
             for at in tuple(positions):
-                known = pool.known.get((shard, at))
-                if known is not None and known.holder is not None:
-                    continue
-                positions.discard(at)
-                back = None
-                if known is not None:
-                    # `died` is counted by its own member: of the partition's state it is the only one.
-                    counters = (0 if known.suspect else known.starts, known.failures, known.crashes)
-                    back = Returned(*counters, known.died, known.suspect, known.due_at)
-                self._owner.returned(shard, token, at, back)
+                if not pool.is_taken((shard, at)):
+                    positions.discard(at)
+                    self._owner.returned(shard, token, at, returned_of(pool, (shard, at)))
 
     # -- ending
 
