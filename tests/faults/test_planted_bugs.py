@@ -30,7 +30,7 @@ from hivewire.rules import lanes as rules_lanes
 from hivewire.rules.lanes import Lane, Lanes
 from hivewire.rules.watermark import Watermark
 from hivewire.testing.profiles_driver import ProfileConsumer
-from hivewire.testing.profiles_kafka import KafkaWorld
+from hivewire.testing.profiles_kafka import KafkaWorld, MovingConsumer
 from hivewire.testing.profiles_sql import Row, SqlWorld
 from hivewire.testing.profiles_world import World
 from hivewire.testing.seeded import try_seed
@@ -262,6 +262,34 @@ def idempotency_key_not_checked(patch: pytest.MonkeyPatch) -> None:
 @planted("kafka", caught_by="only_owners_commit")
 def fence_not_checked_by_the_broker(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(KafkaWorld, "is_fenced_out", lambda *where: False)
+
+
+@planted("kafka", caught_by="one_at_a_time")
+def new_owner_does_not_wait_for_what_runs_on(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Inbox, "expect", lambda self, shard, away: None)
+
+
+@planted("kafka", caught_by="one_at_a_time")
+def shard_given_up_without_a_word_of_what_runs_on(patch: pytest.MonkeyPatch) -> None:
+    async def hold(self: MovingConsumer, batch: Sequence[Fetched]) -> None:
+        return None
+
+    patch.setattr(MovingConsumer, "hold", hold)
+
+
+@planted("kafka", caught_by="all_settled")
+def end_of_what_ran_on_is_not_heard(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Inbox, "returned", lambda self, shard, token, at, back: None)
+
+
+@planted("kafka", caught_by="all_settled")
+def outcome_of_what_ran_on_is_kept_to_oneself(patch: pytest.MonkeyPatch) -> None:
+    async def settle_held(
+        self: MovingConsumer, done: Sequence[Fetched], rest: Sequence[Unfinished]
+    ) -> Sequence[Fetched]:
+        return ()
+
+    patch.setattr(MovingConsumer, "settle_held", settle_held)
 
 
 @planted("redis", "kafka", first=30)

@@ -239,7 +239,10 @@ class ProfileConsumer(Consumer, Generic[_W]):
                 await self._tick()
             except ConnectionLost:
                 self._check_lease()
-            await asyncio.sleep(self.member.lease_s / 3)
+            await self._pause(self.member.lease_s / 3)
+
+    async def _pause(self, seconds: float) -> None:
+        await asyncio.sleep(seconds)
 
     def _check_lease(self) -> None:
         """Once `holds` has said no, the lease is given up, even if the store would still renew it."""

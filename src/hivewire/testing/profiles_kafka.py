@@ -31,7 +31,7 @@ from hivewire.testing.profiles_shards import HANDOVER_S, ShardConsumer, ShardWor
 
 METADATA_BYTES: Final = 3_500
 """What a commit can carry beside the watermark."""
-GRACE_S: Final = 0.05
+GRACE_S: Final = 0.01
 """So long a shard that must move waits for handlers; some last longer, and run on."""
 
 
@@ -70,7 +70,8 @@ class KafkaWorld(ShardWorld):
 
     def say(self, queue: str, word: Word) -> Heard:
         heard = self.pool(queue).apply(word, self.next_number(), self.now())
-        self.ring(queue)
+        if word.done or heard.freed:
+            self.ring(_members(queue))
         return heard
 
     def beat(self, queue: str, process: str, lease_s: float, *, begins: bool) -> Shares:
@@ -128,7 +129,9 @@ class KafkaWorld(ShardWorld):
         log.end += 1
 
     def released(self, queue: str, number: int) -> None:
-        """The committed watermark and state are all that the next owner gets."""
+        """The group is told at once. The committed watermark and state, and who runs what, are all that the next
+        owner gets."""
+        self.ring(_members(queue))
 
     def inherited(self, queue: str, number: int) -> None:
         """The committed watermark and state are all that the next owner gets."""
@@ -252,6 +255,9 @@ class MovingConsumer(ShardConsumer[KafkaWorld]):
             self.owner.expect(number, held)
             self._watched[number] = token, set(held)
 
+    async def _pause(self, seconds: float) -> None:
+        await self.world.wait_for_bell(_members(self.queue), self.world.loop.time() + seconds)
+
     async def _tick(self) -> None:
         await super()._tick()
         for number, (token, positions) in list(self._watched.items()):
@@ -270,6 +276,11 @@ class MovingConsumer(ShardConsumer[KafkaWorld]):
     def _give_up(self) -> None:
         super()._give_up()
         self.owner.lost_held()
+
+
+def _members(queue: str) -> str:
+    """The bell of a queue's group."""
+    return f"members of {queue}"
 
 
 def _at(fetched: Fetched) -> At:

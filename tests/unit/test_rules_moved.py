@@ -1,0 +1,80 @@
+"""What a new owner is told of records that ran on at a former one."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hivewire.rules.moved import Returned, returned_of, taken_over
+from hivewire.rules.pool import Kept, Offer, Pool, Take, Word
+from hivewire.rules.progress import History, Progress, decode, encode
+
+SHARD, OTHER = 2, 3
+LEASE_S = 6.0
+places = st.sets(st.integers(0, 40))
+
+
+def pool_of(held: set[int], shard: int = SHARD) -> Pool:
+    """One member runs these."""
+    pool = Pool(100, 60.0, 60.0)
+    offers = [Offer(shard, at, at + 1) for at in sorted(held)]
+    pool.apply(Word("m", LEASE_S, take=Take(len(offers), len(offers), offers)), 0, 1.0)
+    return pool
+
+
+@given(st.integers(0, 40), places, places, places)
+def test_each_record_is_finished_or_runs_or_is_free(low: int, ahead: set[int], held: set[int], done: set[int]) -> None:
+    ahead = {at for at in ahead if at > low}
+    pool = pool_of(held)
+    pool.apply(Word("m", done=[(SHARD, at) for at in sorted(held & done)]), 1, 2.0)
+    saved = encode(Progress(low, sorted(ahead), (), low))
+    state, away = taken_over(pool, SHARD, low, saved)
+    found = decode(state)
+    finished = ahead | (held & done)
+    assert found.watermark == low
+    assert set(found.ahead) == {at for at in finished if at >= low}
+    assert set(away) == {at for at in held - finished if at >= low}
+    assert not {entry.at for entry in found.history} & finished
+
+
+@given(places)
+def test_other_shards_are_not_concerned(held: set[int]) -> None:
+    saved = encode(Progress(5, [7], [History(6, 2, 1)], 8))
+    state, away = taken_over(pool_of(held, OTHER), SHARD, 5, saved)
+    assert (decode(state), away) == (decode(saved), [])
+
+
+def test_what_was_never_committed_begins_at_its_watermark() -> None:
+    state, away = taken_over(pool_of({4}), SHARD, 4, b"")
+    assert (decode(state).watermark, away) == (4, [4])
+
+
+def test_what_came_back_brings_the_larger_of_its_counters() -> None:
+    pool = pool_of({6, 7, 8})
+    back = [Kept(SHARD, 6, 3, 2, 1, 9.5), Kept(SHARD, 7, 3, 0, 0)]
+    pool.apply(Word("m", back=back), 1, 2.0)
+    saved = encode(Progress(5, (), [History(6, 1, 1, 2), History(7, 1, 1, 1)], 5))
+    state, away = taken_over(pool, SHARD, 5, saved)
+    assert decode(state).history == [History(6, 1, 2, 2), History(7, 1, 1, 1)]
+    assert away == [8]
+    assert decode(state).taken_to == 5
+    assert returned_of(pool, (SHARD, 6)) == Returned(3, 2, 1, 0, False, 9.5)
+
+
+def test_what_its_member_died_with_is_suspect_and_counts_for_it_alone() -> None:
+    pool = pool_of({6})
+    pool.apply(Word("other", LEASE_S, silent=("m", 0)), 1, 1.0 + LEASE_S)
+    saved = encode(Progress(5, (), [History(6, 1)], 5))
+    state, away = taken_over(pool, SHARD, 5, saved)
+    assert away == []
+    assert decode(state).history == [History(6, 1, running=True)]
+    assert decode(state).taken_to == 7
+    assert returned_of(pool, (SHARD, 6)) == Returned(0, 0, 0, 1, True, 0.0)
+
+
+def test_what_is_finished_brings_nothing_back() -> None:
+    pool = pool_of({6})
+    assert pool.is_taken((SHARD, 6))
+    pool.apply(Word("m", done=[(SHARD, 6)]), 1, 2.0)
+    assert not pool.is_taken((SHARD, 6))
+    assert returned_of(pool, (SHARD, 6)) is None
