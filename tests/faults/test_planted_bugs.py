@@ -223,6 +223,7 @@ def shard_given_up_while_its_handlers_run(patch: pytest.MonkeyPatch) -> None:
         return states
 
     patch.setattr(Inbox, "losing", losing)
+    patch.setattr(Inbox, "hand_over", losing)
 
 
 @planted("sql", "redis", "kafka", caught_by="broadcasts")
@@ -292,7 +293,7 @@ def outcome_of_what_ran_on_is_kept_to_oneself(patch: pytest.MonkeyPatch) -> None
     patch.setattr(MovingConsumer, "settle_held", settle_held)
 
 
-@planted("redis", "kafka", first=30)
+@planted("redis", first=30)
 def lane_left_early_does_not_let_its_shard_go(patch: pytest.MonkeyPatch) -> None:
     def put_back(self: Outcomes, lane: Lane, *, first: bool = False) -> None:
         self.held.lanes.resume(lane)
