@@ -13,6 +13,7 @@ import pytest
 from hivewire.backends.redis import RedisBackend
 from hivewire.backends.redis.consumer import RedisConsumer
 from hivewire.backends.redis.keys import bell, news
+from hivewire.codec import encode
 from hivewire.delivery import Delivery
 from hivewire.engine.protocol import Engine
 from hivewire.errors import Reject
@@ -21,7 +22,7 @@ from hivewire.testing.conformance.waiting import count, until, until_true
 from hivewire.testing.leaks import Census, no_unhandled_errors
 from hivewire.testing.redis_groups import say
 from tests.conformance.backends import RedisFabric
-from tests.faults.load import Load, Seen
+from tests.faults.load import KEYS, Load, Seen
 
 NEVER = {"redis": {"block_timeout_s": 60.0}, "lease_s": 30.0}
 """Nobody looks by himself while a test lasts."""
@@ -46,11 +47,11 @@ def listeners(redis: RedisFabric, channel: str) -> int:
     return int(say(redis.server, "PUBSUB", "NUMSUB", channel)[1])
 
 
-async def one_by_one(redis: RedisFabric, agent: str, seen: Seen, numbers: range) -> None:
+async def one_by_one(redis: RedisFabric, agent: str, seen: Seen, numbers: range, key: str = "k0") -> None:
     """Each is handled before the next is sent: none is found because another one came."""
     for n in numbers:
-        await redis.protocol.send(task(agent, n, key="k0"))
-        await until(lambda n=n: seen.numbers["k0"][-1:] == [n], f"message {n} is handled", 20)  # type: ignore[misc]
+        await redis.protocol.send(task(agent, n, key=key))
+        await until(lambda n=n: seen.numbers[key][-1:] == [n], f"message {n} is handled", 20)  # type: ignore[misc]
 
 
 async def test_few_queues_are_read_by_waiting_and_many_by_bells(redis: RedisFabric) -> None:
@@ -90,6 +91,61 @@ async def test_members_come_and_go(redis: RedisFabric, queues: int) -> None:
                     await until(lambda total=total: seen.total > total + 100, "work goes on", 20)  # type: ignore[misc]
         await empty(redis.protocol, "moves", within_s=20)
     seen.check(load)
+
+
+async def test_a_shard_that_was_gained_while_a_read_waits_is_read(redis: RedisFabric) -> None:
+    first, second, seen = await redis.member(**NEVER), await redis.member(**NEVER), Seen()
+    moving: list[str] = []
+
+    async def noting(delivery: Delivery) -> None:
+        moving.append(str(delivery.message.key))
+        await seen(delivery)
+
+    async with serving(first, "gained", seen):
+        async with serving(second, "gained", noting):
+            await until(lambda: _held(second, "gained") == 4, "half of the shards", 20)
+            for key in KEYS:  # now each waits for its own half
+                await one_by_one(redis, "gained", seen, range(2), key)
+        await until(lambda: _held(first, "gained") == 8, "all shards", 20)
+        await until(lambda: len(waiting(redis)) == 1, "a read waits")
+        for key in dict.fromkeys(moving):
+            await one_by_one(redis, "gained", seen, range(2, 4), key)
+        await until(lambda: len(waiting(redis)) == 1, "a read waits again")
+        before = _reads(redis)
+        await asyncio.sleep(0.5)  # what is tested is that nothing happens while nothing comes
+        assert _reads(redis) - before <= 2
+
+
+def _reads(redis: RedisFabric) -> int:
+    found = re.search(r"cmdstat_xread:calls=(\d+)", say(redis.server, "INFO", "commandstats"))
+    return int(found[1]) if found is not None else 0
+
+
+_ADD = "return redis.call('XADD', KEYS[1], '*', 'h', cmsgpack.pack(cjson.decode(ARGV[1])), 'b', ARGV[2])"
+
+
+async def test_what_was_taken_away_in_front_of_a_waiting_read_is_not_handed_out(redis: RedisFabric) -> None:
+    """The server has answered, and the answer is on its way, when somebody finds the record unread and removes it."""
+    member = await redis.member(**NEVER)
+    backend = member.backend
+    assert isinstance(backend, RedisBackend)
+    seen = Seen()
+    async with serving(member, "taken", seen):
+        await until(lambda: len(waiting(redis)) == 1, "a read waits")
+        (consumer,) = [each for each in backend.consumers if isinstance(each, RedisConsumer)]
+        stream = consumer.names.stream(3)
+        async with consumer.still():
+            body = encode(task("taken", 7, key="k7"), 1_000_000).decode()
+            head = '["an id","k7","task","tester",null,5,0]'
+            id = say(redis.server, "EVAL", _ADD, "1", stream, head, body)
+            assert consumer.unread(3, id.encode()) is consumer.held[3]
+            await until(lambda: not waiting(redis), "the read has its answer")
+            await asyncio.sleep(0.05)  # and the answer is here
+            assert say(redis.server, "XDEL", stream, id) == 1
+        await redis.protocol.send(task("taken", 1, key="k0"))
+        await until(lambda: seen.total, "the next one is handled")
+    assert seen.numbers["k0"] == [1]
+    assert seen.total == 1
 
 
 def _held(member: Engine, agent: str) -> int:

@@ -167,7 +167,7 @@ class RedisConsumer(Consumer):
     def _ask_watch(self) -> None:
         self._watch_soon = None
         asked = self._readable()
-        if self._closed or not asked or self._stillness.is_asked or self._stillness.reading:
+        if self._closed or not asked or self._stillness.is_asked:
             self._is_watching = False
             self._look_again()
             return
