@@ -19,8 +19,9 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]  # they are pu
 )
 
 from hivewire.backends.kafka.clients import NotYet, Options, patiently, problem
+from hivewire.backends.kafka.fleeting import Fleeting
 from hivewire.backends.kafka.tail import Place
-from hivewire.errors import BackendError, Closed, ConnectionLost
+from hivewire.errors import BackendError, ConnectionLost
 
 _REQUEST_S: Final = 2.0
 _CREATE_S: Final = 10.0
@@ -29,20 +30,11 @@ _LOOK_EACH_S: Final = 0.02
 
 
 class Admin:
-    """Made with the first call: who only sends to known topics needs none."""
+    """Its client is there while something is asked, and for some seconds after."""
 
     def __init__(self, options: Options) -> None:
         self._options = options
-        self._client: AdminClient | None = None
-        self.is_open = False
-
-    @property
-    def client(self) -> AdminClient:
-        if not self.is_open:
-            raise Closed("use Kafka: it is not open")
-        if self._client is None:
-            self._client = AdminClient(self._options.common)
-        return self._client
+        self.clients: Fleeting[AdminClient] = Fleeting(lambda: AdminClient(options.common), _end)
 
     async def ends(self, places: Iterable[Place], *, first: bool = False) -> dict[Place, int]:
         """The next offset of each partition, or its first one."""
@@ -59,19 +51,20 @@ class Admin:
 
     async def _look_again(self, topics: Iterable[str]) -> None:
         """Who leads them now: this client would ask the old leader for as long as it knows of no other."""
-        for topic in topics:
-            await asyncio.to_thread(_topics, self.client, topic)
+        with self.clients.lent() as client:
+            for topic in topics:
+                await asyncio.to_thread(_topics, client, topic)
 
     async def _ends(self, places: Sequence[Place], first: bool) -> dict[Place, int]:
         spec = OffsetSpec.earliest() if first else OffsetSpec.latest()  # type: ignore[no-untyped-call]
         asked = {TopicPartition(topic, partition): spec for topic, partition in places}
         if not asked:
             return {}
-        answers = self.client.list_offsets(asked, request_timeout=_REQUEST_S)
         found = {}
-        for place, future in answers.items():
-            answer = await _answer(future, f"look at {place.topic}")
-            found[place.topic, place.partition] = int(answer.offset)
+        with self.clients.lent() as client:
+            for place, future in client.list_offsets(asked, request_timeout=_REQUEST_S).items():
+                answer = await _answer(future, f"look at {place.topic}")
+                found[place.topic, place.partition] = int(answer.offset)
         return found
 
     async def since(self, place: Place, at: float) -> int:
@@ -79,9 +72,10 @@ class Admin:
         asked = {TopicPartition(*place): OffsetSpec.for_timestamp(int(at * 1000))}
 
         async def ask() -> int:
-            (future,) = self.client.list_offsets(asked, request_timeout=_REQUEST_S).values()
             try:
-                return int((await _answer(future, f"look at {place[0]}")).offset)
+                with self.clients.lent() as client:
+                    (future,) = client.list_offsets(asked, request_timeout=_REQUEST_S).values()
+                    return int((await _answer(future, f"look at {place[0]}")).offset)
             except NotYet:
                 await self._look_again({place[0]})
                 raise
@@ -94,8 +88,9 @@ class Admin:
         made = NewTopic(topic, num_partitions=partitions, replication_factor=copies, config=dict(config))
 
         async def ask() -> None:
-            answers = self.client.create_topics([made], operation_timeout=_CREATE_S, request_timeout=_CREATE_S)
-            await _answer(answers[topic], f"create topic {topic}", ignore=KafkaError.TOPIC_ALREADY_EXISTS)
+            with self.clients.lent() as client:
+                answers = client.create_topics([made], operation_timeout=_CREATE_S, request_timeout=_CREATE_S)
+                await _answer(answers[topic], f"create topic {topic}", ignore=KafkaError.TOPIC_ALREADY_EXISTS)
 
         try:
             await patiently(ask)
@@ -122,7 +117,8 @@ class Admin:
 
     async def find(self, topic: str) -> int:
         """How many partitions; 0: there is no such topic, or no leader yet."""
-        found, failed = await asyncio.to_thread(_topics, self.client, topic)
+        with self.clients.lent() as client:
+            found, failed = await asyncio.to_thread(_topics, client, topic)
         if failed is not None:
             raise failed
         partitions = found.topics[topic].partitions if topic in found.topics else {}
@@ -131,8 +127,9 @@ class Admin:
     async def delete_before(self, offsets: Mapping[Place, int]) -> None:
         """Give back the space of records below these offsets."""
         asked = [TopicPartition(topic, partition, offset) for (topic, partition), offset in offsets.items()]
-        for place, future in self.client.delete_records(asked, request_timeout=_CREATE_S).items():
-            await _answer(future, f"delete old records of {place.topic}", ignore=KafkaError.OFFSET_OUT_OF_RANGE)
+        with self.clients.lent() as client:
+            for place, future in client.delete_records(asked, request_timeout=_CREATE_S).items():
+                await _answer(future, f"delete old records of {place.topic}", ignore=KafkaError.OFFSET_OUT_OF_RANGE)
 
     async def set_up_group(self, group: str, config: Mapping[str, str]) -> None:
         """What the brokers shall hold to in this group, whether it exists already or not."""
@@ -145,27 +142,31 @@ class Admin:
 
     async def ping(self, within_s: float = _REQUEST_S) -> int:
         """How many brokers there are. A refusal is told at once, and in full."""
+        with self.clients.lent() as client:
+            asked = client.describe_cluster(request_timeout=within_s)
+            await self._unless_refused(client, asked)
+            try:
+                return len((await _answer(asked, "ask the brokers")).nodes)
+            except ConnectionLost as error:
+                if self._options.kafka.tls:
+                    raise
+                raise ConnectionLost(f"{error}; if the brokers are up: is this a port for TLS (kafka.tls)?") from None
+
+    async def _unless_refused(self, client: AdminClient, asked: concurrent.futures.Future[Any]) -> None:
+        """Until there is an answer."""
         refusals = self._options.refusals
         refusals.last = None
-        asked = self.client.describe_cluster(request_timeout=within_s)
         while not asked.done():
             await asyncio.sleep(_LOOK_EACH_S)
-            self.client.poll(0)
+            client.poll(0)
             refused = refusals.explained(self._options.kafka)
             if refused is not None and not asked.done():
                 asked.add_done_callback(_let_go_of)
                 raise refused
-        try:
-            return len((await _answer(asked, "ask the brokers")).nodes)
-        except ConnectionLost as error:
-            if self._options.kafka.tls:
-                raise
-            raise ConnectionLost(f"{error}; if the brokers are up: is this a port for TLS (kafka.tls)?") from None
 
-    async def close(self) -> None:
-        client, self._client, self.is_open = self._client, None, False
-        if client is not None:
-            await asyncio.to_thread(_let_go, client)
+
+async def _end(client: AdminClient) -> None:
+    await asyncio.to_thread(_let_go, client)
 
 
 def _let_go_of(asked: concurrent.futures.Future[Any]) -> None:

@@ -44,6 +44,7 @@ from hivewire.backends.kafka.member import Member as GroupMember
 from hivewire.backends.kafka.names import REPLY_PREFIX, Names
 from hivewire.backends.kafka.packing import stored_at
 from hivewire.backends.kafka.pulse import Pulse
+from hivewire.backends.kafka.reader import Reader
 from hivewire.backends.kafka.sending import Item, Sending
 from hivewire.backends.kafka.tail import Place, Tail
 from hivewire.backends.kafka.topics import Topics
@@ -94,8 +95,9 @@ class KafkaBackend(Backend):
         self.pulse = Pulse()
         self.appending = Appending(self)
         self._pid = os.getpid()
-        self._tail: Tail | None = None
-        self._reader: Tail | None = None
+        self._tail: GroupMember | None = None
+        self._apart: Tail | None = None
+        self.reader = Reader(self.options.reader(_READ_WAIT_S))
         self._sending: Sending | None = None
         self._sure: Sending | None = None
         """For what must not be lost, whatever `require_acks` says of messages: catalogue, claims, dead letters."""
@@ -119,9 +121,10 @@ class KafkaBackend(Backend):
         self._pid = os.getpid()
         self._is_ending = False
         try:
-            self.admin.is_open = True
+            self.admin.clients.is_open = self.reader.clients.is_open = True
             await self.admin.ping(_OPEN_S)
-            self._tail = Tail(self.options.reader(_FOLLOW_WAIT_S), "tail")
+            self._tail = GroupMember(self.options.member(), self._session_s())
+            self._members.append(self._tail)
             self._sending = Sending(self.options.producer(is_safe=self.options.is_safe))
             self._sure = self._sending if self.options.is_safe else Sending(self.options.producer(is_safe=True))
             await self.catalogue.open()
@@ -137,17 +140,18 @@ class KafkaBackend(Backend):
 
     @property
     def tail(self) -> Tail:
+        """The group's client, which follows other partitions, too."""
         if self._tail is None:
             raise Closed("use Kafka: it is not open")
         return self._tail
 
     @property
-    def reader(self) -> Tail:
-        """For stretches that are read again: made when it is first needed."""
+    def apart(self) -> Tail:
+        """For what must be read while the group takes partitions away: made when the claims are first used."""
         self.check_usable()
-        if self._reader is None:
-            self._reader = Tail(self.options.reader(_READ_WAIT_S), "reader")
-        return self._reader
+        if self._apart is None:
+            self._apart = Tail(self.options.reader(_FOLLOW_WAIT_S), "claims")
+        return self._apart
 
     @property
     def sending(self) -> Sending:
@@ -219,6 +223,7 @@ class KafkaBackend(Backend):
 
     def abandon(self) -> None:
         self._abandoned = True
+        self.reader.clients.is_open = False
         for consumer in self._consumers:
             consumer.abandon()
         for member in self._members:
@@ -237,7 +242,7 @@ class KafkaBackend(Backend):
 
     async def _let_go(self) -> None:
         self._is_ending = True
-        for member in self._members:
+        for member in reversed(self._members):
             await member.close()
         self._members.clear()
         await asyncio.to_thread(self.pulse.end)
@@ -245,11 +250,11 @@ class KafkaBackend(Backend):
         for sending in {self._sending, self._sure}:
             if sending is not None:
                 await sending.close()
-        for tail in (self._tail, self._reader):
-            if tail is not None:
-                await tail.close()
-        await self.admin.close()
-        self._sending = self._sure = self._tail = self._reader = None
+        if self._apart is not None:
+            await self._apart.close()
+        await self.reader.clients.close()
+        await self.admin.clients.close()
+        self._sending = self._sure = self._tail = self._apart = None
 
     # -- storing
 
@@ -398,11 +403,12 @@ class KafkaBackend(Backend):
         return 0
 
     async def forget(self, consumer: KafkaConsumer) -> None:
-        """It was closed; a member without queues leaves the group."""
+        """It was closed; a second client of the group goes with its last queue."""
         self._consumers.discard(consumer)
-        if not consumer.member.seats and consumer.member in self._members:
-            self._members.remove(consumer.member)
-            await consumer.member.close()
+        member = consumer.member
+        if not member.seats and member is not self._tail and member in self._members:
+            self._members.remove(member)
+            await member.close()
 
     # -- dead letters
 

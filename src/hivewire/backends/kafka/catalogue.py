@@ -42,8 +42,18 @@ _write = msgspec.msgpack.Encoder().encode
 class Follower:
     """Has read one partition up to `reached`, and goes on."""
 
-    def __init__(self, backend: KafkaBackend, topic: str, partition: int, take: Callable[[KafkaMessage], None]) -> None:
+    def __init__(
+        self,
+        backend: KafkaBackend,
+        topic: str,
+        partition: int,
+        take: Callable[[KafkaMessage], None],
+        *,
+        apart: bool = False,
+    ) -> None:
+        """`apart`: it is read while the group takes partitions away, too."""
         self._backend = backend
+        self._apart = apart
         self.topic = topic
         self.partition = partition
         self._take = take
@@ -55,7 +65,8 @@ class Follower:
     async def open(self, first: int = OFFSET_BEGINNING) -> None:
         async with self._opening:
             if not self._is_open:
-                await self._backend.tail.follow(self.topic, self.partition, first, self._arrived)
+                tail = self._backend.apart if self._apart else self._backend.tail
+                await tail.follow(self.topic, self.partition, first, self._arrived)
                 self._is_open = True
 
     def _arrived(self, messages: Sequence[KafkaMessage], reached: int) -> None:
@@ -135,6 +146,12 @@ class Catalogue:
         offset = await self._backend.store_one(self._log.topic, Item(None, 0, key.encode(), change, None))
         await self._log.until(offset + 1)
         return self._accepted.get(offset)
+
+    async def note(self, key: str) -> None:
+        """Say that something exists, and do not wait until that is read here. Who says it again changes nothing."""
+        if not self.known(key).version:
+            change = _write(_Change(key, 0, b"1", None))
+            await self._backend.store_one(self._log.topic, Item(None, 0, key.encode(), change, None))
 
     @asynccontextmanager
     async def lock(self, name: str) -> AsyncIterator[None]:

@@ -59,7 +59,7 @@ class ClaimsLog:
         self.pools: dict[str, Pool] = {}
         self.seats: dict[str, dict[str, Seat]] = {}
         """Those of this process, by queue and by name."""
-        self._follower = Follower(backend, self.topic, partition, self._take)
+        self._follower = Follower(backend, self.topic, partition, self._take, apart=True)
         self._answers: dict[int, Heard] = {}
         self._is_restored = False
         self._first = 0

@@ -120,7 +120,7 @@ class KafkaConsumer(Consumer):
         held.is_ready = True
         self.owned.add(held.shard)
         if not self._is_full:
-            self.member.resume(taken.place)
+            self.member.go_on(taken.place)
 
     async def _settled_lately(self, taken: Taken) -> Sequence[Hashable]:
         """The lives of the newest records below the watermark."""
@@ -149,17 +149,23 @@ class KafkaConsumer(Consumer):
                 self._drop(shard)
         states: Mapping[int, Saved] = {}
         if ready and not waits:
-            try:
-                states = await self._owner.hand_over(set(ready), _GRACE_S)
-            except BackendError as error:
-                log.warning("a partition waits for its handlers", extra={"queue": self.queue, "error": str(error)})
-                waits = True
-        if ready and waits:
+            states = await self._hand_over(ready)
+        elif ready:
             states = await self._owner.losing(set(ready), _FOREVER_S)
         for shard, held in ready.items():
             if self.held.get(shard) is held:
                 self._drop(shard)
         return {shard: (ready[shard].token, saved) for shard, saved in states.items()}
+
+    async def _hand_over(self, ready: Mapping[int, Held]) -> Mapping[int, Saved]:
+        """Again until the log has it: the client reads nothing meanwhile, so nobody waits for the handlers."""
+        while True:
+            shards = {shard for shard, held in ready.items() if self.held.get(shard) is held}
+            try:
+                return await self._owner.hand_over(shards, _GRACE_S) if shards else {}
+            except BackendError as error:
+                log.warning("cannot give a partition up yet", extra={"queue": self.queue, "error": str(error)})
+                await asyncio.sleep(_RETRY_S)
 
     def _drop(self, shard: int) -> None:
         self.held.pop(shard, None)
@@ -213,11 +219,11 @@ class KafkaConsumer(Consumer):
         if buffered > _MOST_BUFFERED and not self._is_full:
             self._is_full = True
             for place in self._ready_places():
-                self.member.pause(place)
+                self.member.halt(place)
         elif buffered < _MOST_BUFFERED // 2 and self._is_full:
             self._is_full = False
             for place in self._ready_places():
-                self.member.resume(place)
+                self.member.go_on(place)
 
     def _ready_places(self) -> list[Place]:
         return [(self.topic, held.shard) for held in self.held.values() if held.is_ready]

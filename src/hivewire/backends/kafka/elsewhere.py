@@ -86,9 +86,7 @@ class Elsewhere:
     async def hold(self, batch: Sequence[Fetched]) -> None:
         """Say that these run here. Raises `BackendError` when that cannot be said."""
         await self._join()
-        key = _EXISTS + self._queue
-        if not self._backend.catalogue.known(key).version:
-            await self._backend.catalogue.put(key, b"1", 0)
+        await self._backend.catalogue.note(_EXISTS + self._queue)
         offers = [Offer(*_at(fetched), number((self._queue, *_at(fetched)))) for fetched in batch]
         heard = await self._seat.say(Word(self._seat.name, take=Take(len(offers), len(offers), offers)))
         if len(heard.granted) < len(offers):

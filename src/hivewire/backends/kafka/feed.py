@@ -66,14 +66,14 @@ class Feed:
         self.partitions = await self._backend.topics.ensure(self._queue)
         for number in range(self.partitions):
             low = self._next[number] = self._pool.low(number)
-            await self._backend.tail.follow(self.topic, number, low, self._sink(number))
+            await self._backend.apart.follow(self.topic, number, low, self._sink(number))
 
     def close(self, ear: Callable[[], None]) -> bool:
         """True: nobody is left."""
         self._ears.remove(ear)
         if not self._ears:
             for number in range(self.partitions):
-                self._backend.tail.unfollow(self.topic, number)
+                self._backend.apart.unfollow(self.topic, number)
         return not self._ears
 
     def _sink(self, number: int) -> Callable[[Sequence[KafkaMessage], int], None]:
@@ -105,10 +105,10 @@ class Feed:
         places = [(self.topic, number) for number in range(self.partitions)]
         if buffered > _MOST_BUFFERED and not self._is_full:
             self._is_full = True
-            self._backend.tail.pause(places)
+            self._backend.apart.pause(places)
         elif buffered < _MOST_BUFFERED // 2 and self._is_full:
             self._is_full = False
-            self._backend.tail.resume(places)
+            self._backend.apart.resume(places)
 
     def has_read(self, ends: Mapping[int, int]) -> bool:
         return self._is_full or all(self._next[number] >= end for number, end in ends.items())

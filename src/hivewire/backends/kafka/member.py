@@ -1,8 +1,12 @@
-"""This process's membership in the consumer group: one client and one thread for all its queues.
+"""This process's membership in the consumer group, and what it reads beside it: one client, one thread.
 
-Invariants: every call of the client is made by its thread. A partition is read only after the engine has taken
-it over, and is given up only after the engine has. A commit names only partitions that are held by the
-token of now; one commit is under way at a time.
+Invariants: every call of the client is made by its thread. A partition of the group is read only after the engine has
+taken it over, and is given up only after the engine has. A commit names only partitions that are held by the
+token of now; one commit is under way at a time. What is followed beside the group stays assigned: while the group
+takes partitions away, any `incremental_unassign` passes for the answer to that.
+
+The group takes notice of its own partitions alone, so others can be assigned beside them. But from the moment that it
+wants partitions back until it has them, the client is given nothing at all.
 """
 
 from __future__ import annotations
@@ -23,10 +27,9 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
 from hivewire.backend import Fetched, Saved
 from hivewire.backends.kafka import metadata
-from hivewire.backends.kafka.clients import problem
+from hivewire.backends.kafka.commits import Commits, Save
 from hivewire.backends.kafka.packing import KafkaMessage, record_of, stored_at
-from hivewire.backends.kafka.tail import Place
-from hivewire.errors import BackendError
+from hivewire.backends.kafka.tail import Place, Tail
 
 if TYPE_CHECKING:
     from hivewire.backends.kafka.consumer import KafkaConsumer
@@ -37,14 +40,9 @@ _BUSY_POLL_S: Final = 0.002
 _CALM_POLL_S: Final = 0.02
 _CALM_AFTER_S: Final = 0.25
 _TOGETHER: Final = 1_000
-_MOST_A_COMMIT: Final = 200
 _COMMITTED_S: Final = 5.0
 _PULSE_S: Final = 0.25
 _MARGIN_S: Final = 1.0
-
-_PATIENCE_S: Final = 5.0
-"""So long a commit is repeated: during a rebalance it is refused, and a moment later it is good."""
-_LOST: Final = {KafkaError.UNKNOWN_MEMBER_ID, KafkaError.FENCED_INSTANCE_ID}
 _numbers = count(1)
 _clock = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 
@@ -59,65 +57,56 @@ class Taken(msgspec.Struct, frozen=True):
     committed: bool
 
 
-class _Save:
-    """What one caller wants committed, and who of them is refused."""
-
-    def __init__(self, states: Mapping[Place, tuple[int, Saved]], done: asyncio.Future[set[Place]]) -> None:
-        self.states = states
-        self.done = done
-        self.until = time.monotonic() + _PATIENCE_S
-        self.lost: set[Place] = set()
-        self.error: BackendError | None = None
-
-
-class Member:
-    """`seats` by topic: who consumes which. One seat a topic; a second one needs another member."""
+class Member(Tail):
+    """`seats` by topic: who consumes which. One seat a topic; a second one needs another member. Without a seat it
+    is in no group, and follows what it is told to."""
 
     def __init__(self, options: dict[str, Any], lease_s: float) -> None:
-        self._loop = asyncio.get_running_loop()
-        self._options = options
         self._lease_s = lease_s
         self.seats: dict[str, KafkaConsumer] = {}
         self.tokens: Mapping[Place, int] = {}
         """Replaced, never changed: read by the loop, written by the thread."""
-        self._commands: deque[Callable[[Consumer], None]] = deque()
-        self._saves: deque[_Save] = deque()
+        self._commits = Commits()
         self._subscribed: frozenset[str] = frozenset()
+        self._left: deque[str] = deque()
+        """Topics whose seat was given up; it may have another one by now."""
         self._busy_until = 0.0
-        self._ended = False
         self._abandoned = False
         self._beat_at = time.clock_gettime(_clock)
         self._thaw = False
         self._gone = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="hivewire-kafka-member", daemon=True)
-        self._pulse = threading.Thread(target=self._keep_time, name="hivewire-kafka-pulse", daemon=True)
-        self._thread.start()
-        self._pulse.start()
+        self._pulse: threading.Thread | None = None
+        super().__init__(options, "member")
 
     # -- on the event loop
 
     def join(self, topic: str, seat: KafkaConsumer) -> None:
+        if self._pulse is None:
+            self._beat_at = time.clock_gettime(_clock)
+            self._pulse = threading.Thread(target=self._keep_time, name="hivewire-kafka-pulse", daemon=True)
+            self._pulse.start()
         self.seats[topic] = seat
-        self._resubscribe()
+        self._order(self._subscribe)
 
     def leave(self, topic: str) -> None:
         self.seats.pop(topic, None)
-        self._resubscribe()
-
-    def _resubscribe(self) -> None:
-        self._commands.append(self._subscribe)
-        self.stir()
+        self._left.append(topic)
+        self._order(self._subscribe)
 
     def stir(self) -> None:
         """Something is going on: commands come soon."""
         self._busy_until = time.monotonic() + _CALM_AFTER_S
 
-    def pause(self, place: Place) -> None:
-        self._commands.append(lambda client: self._if_held(place, client.pause))
+    def halt(self, place: Place) -> None:
+        """Read nothing more of a partition of the group."""
+        self._order(lambda client: self._if_held(place, client.pause))
 
-    def resume(self, place: Place) -> None:
-        self._commands.append(lambda client: self._if_held(place, client.resume))
-        self.stir()
+    def go_on(self, place: Place) -> None:
+        self._order(lambda client: self._if_held(place, client.resume))
+
+    def _let_go(self, client: Consumer, place: Place) -> None:
+        if place not in self._sinks:
+            client.pause([TopicPartition(*place)])
 
     def _if_held(self, place: Place, call: Callable[[list[TopicPartition]], None]) -> None:
         if place in self.tokens:
@@ -132,8 +121,8 @@ class Member:
         """Commit; returns the partitions that are somebody else's."""
         if self._ended:
             return set(states)
-        save = _Save(states, self._loop.create_future())
-        self._saves.append(save)
+        save = Save(states, self._loop.create_future())
+        self._commits.add(save)
         self.stir()
         await save.done
         if save.error is not None:
@@ -146,10 +135,10 @@ class Member:
         self._ended = True
 
     async def close(self) -> None:
-        self._ended = True
         self._gone.set()
-        await asyncio.to_thread(self._thread.join)
-        await asyncio.to_thread(self._pulse.join)
+        await super().close()
+        if self._pulse is not None:
+            await asyncio.to_thread(self._pulse.join)
 
     def _assigned(self, taken: Sequence[Taken], subscribed: Set[str]) -> None:
         for one in taken:
@@ -182,7 +171,7 @@ class Member:
             if seat is not None:
                 seat.lost(number, token)
 
-    def _arrived(self, batches: Mapping[str, Sequence[Fetched]], reached: Mapping[Place, tuple[int, int]]) -> None:
+    def _fetched(self, batches: Mapping[str, Sequence[Fetched]], reached: Mapping[Place, tuple[int, int]]) -> None:
         for topic, batch in batches.items():
             seat = self.seats.get(topic)
             if seat is not None:
@@ -192,16 +181,12 @@ class Member:
             if seat is not None:
                 seat.reached(number, token, offset)
 
-    def _saved(self, done: Sequence[_Save]) -> None:
+    def _saved(self, done: Sequence[Save]) -> None:
         for save in done:
             if not save.done.done():
                 save.done.set_result(save.lost)
 
     # -- on the threads
-
-    def _post(self, callback: Callable[..., None], *arguments: object) -> None:
-        if not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(callback, *arguments)
 
     def _keep_time(self) -> None:
         """A thread that does nothing but see that time goes on: who was stopped owns nothing any more."""
@@ -234,7 +219,7 @@ class Member:
             if not self._abandoned:
                 client.close()
             del client
-            self._refuse_rest()
+            self._post(self._saved, self._commits.refuse())
 
     def _step(self, client: Consumer) -> None:
         if self._thaw:
@@ -243,31 +228,33 @@ class Member:
         while self._commands:
             self._commands.popleft()(client)
         self._commit(client)
-        is_busy = self._saves or time.monotonic() < self._busy_until
+        is_busy = self._commits.wait or time.monotonic() < self._busy_until
         first = client.poll(_BUSY_POLL_S if is_busy else _CALM_POLL_S)
         if first is not None:
             self._hand_over([first, *client.consume(_TOGETHER, 0)])
 
-    def _refuse_rest(self) -> None:
-        while self._saves:
-            save = self._saves.popleft()
-            save.lost.update(save.states)
-            self._post(self._saved, [save])
-
     def _subscribe(self, client: Consumer) -> None:
-        topics = frozenset(self.seats)
-        if topics == self._subscribed:
-            return
+        """To what has a seat now. A topic whose seat is another one begins anew, and the group is not asked."""
+        topics, before = frozenset(self.seats), self._subscribed
+        left = {self._left.popleft() for _ in range(len(self._left))}
         self._subscribed = topics
-        if topics:
+        if not topics and before:
+            client.unsubscribe()
+        elif topics != before:
             for topic in topics:
                 with suppress(KafkaException):  # a topic that the client has not met costs half a second more
                     client.list_topics(topic, timeout=_COMMITTED_S)
             client.subscribe(
                 sorted(topics), on_assign=self._on_assign, on_revoke=self._on_revoke, on_lost=self._on_lost
             )
-        else:
-            client.unsubscribe()
+        again = [at for at in self._given(client) if at.topic in left and at.topic in topics]
+        if again:
+            self._forget([(at.topic, at.partition) for at in again])
+            self._take(client, again, is_new=False)
+
+    def _given(self, client: Consumer) -> list[TopicPartition]:
+        """By the group."""
+        return [at for at in client.assignment() if (at.topic, at.partition) not in self._reading]
 
     def _on_assign(self, client: Consumer, partitions: Sequence[TopicPartition]) -> None:
         self._take(client, partitions, is_new=True)
@@ -299,7 +286,7 @@ class Member:
 
     def _begin_again(self, client: Consumer) -> None:
         """After a freeze: everything anew, if the group still counts us in. If not, the client will say so."""
-        held = client.assignment()
+        held = self._given(client)
         if not held:
             return
         found = self._committed(client, held)
@@ -341,7 +328,7 @@ class Member:
             except queue.Empty:
                 continue
             if states:
-                self._saves.append(_Save(states, self._loop.create_future()))
+                self._commits.add(Save(states, self._loop.create_future()))
                 while not self._commit(client) and not self._ended:
                     time.sleep(_BUSY_POLL_S)
             break
@@ -353,62 +340,38 @@ class Member:
         client.incremental_unassign(list(partitions))
 
     def _commit(self, client: Consumer) -> bool:
-        """All that waits, newest states, in as few commits as may be. False: try again in a moment."""
-        while self._saves:
-            saves = []
-            states: dict[Place, Saved] = {}
-            while self._saves and len(states) < _MOST_A_COMMIT:
-                save = self._saves.popleft()
-                saves.append(save)
-                for place, (token, saved) in save.states.items():
-                    if self.tokens.get(place) == token and not self._thaw:
-                        states[place] = saved
-                    else:
-                        save.lost.add(place)
-            if states:
-                lost, error = self._commit_now(client, states)
-                if error is not None and error.retryable and time.monotonic() < saves[0].until:
-                    self._saves.extendleft(reversed(saves))
-                    return False
-                for save in saves:
-                    save.lost |= lost & save.states.keys()
-                    save.error = error
-            self._post(self._saved, saves)
+        """All that waits. False: try again in a moment."""
+        while self._commits.wait:
+            answered = self._commits.next(client, {} if self._thaw else self.tokens)
+            if not answered:
+                return False
+            self._post(self._saved, answered)
         return True
-
-    def _commit_now(self, client: Consumer, states: Mapping[Place, Saved]) -> tuple[set[Place], BackendError | None]:
-        offsets = [
-            TopicPartition(topic, number, saved.watermark, metadata=metadata.pack(saved))
-            for (topic, number), saved in states.items()
-        ]
-        try:
-            answers: list[TopicPartition] = client.commit(offsets=offsets, asynchronous=False)
-        except KafkaException as error:
-            if error.args[0].code() in _LOST:
-                return set(states), None
-            return set(), problem("commit", error)
-        failed = [((at.topic, at.partition), at.error) for at in answers if at.error is not None]
-        lost = {place for place, error in failed if error.code() in _LOST}
-        others = [error for _, error in failed if error.code() not in _LOST]
-        return lost, problem("commit", others[0]) if others else None
 
     def _hand_over(self, messages: Sequence[KafkaMessage]) -> None:
         batches: dict[str, list[Fetched]] = {}
         reached: dict[Place, tuple[int, int]] = {}
-        tokens = self.tokens
+        others: list[KafkaMessage] = []
+        tokens, reading = self.tokens, self._reading
         for message in messages:
             error = message.error()
             place = (message.topic(), message.partition())
             token = tokens.get(place)
-            if error is not None:
-                if error.code() != KafkaError._PARTITION_EOF:
+            if token is None:
+                if place in reading:
+                    others.append(message)
+                elif error is not None and error.code() != KafkaError._PARTITION_EOF:
                     log.warning("reading failed: %s", str(error))
-                elif token is not None:
-                    reached[place] = (token, message.offset())
-            elif token is not None:
+            elif error is None:
                 offset = message.offset()
                 fetched = Fetched(place[1], offset, token, record_of(message), stored_at(message))
                 batches.setdefault(place[0], []).append(fetched)
                 reached[place] = (token, offset + 1)
+            elif error.code() == KafkaError._PARTITION_EOF:
+                reached[place] = (token, message.offset())
+            else:
+                log.warning("reading failed: %s", str(error))
         if reached:
-            self._post(self._arrived, batches, reached)
+            self._post(self._fetched, batches, reached)
+        if others:
+            super()._hand_over(others)

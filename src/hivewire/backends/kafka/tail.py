@@ -1,4 +1,4 @@
-"""Reading partitions without a group: following their ends, and reading a stretch again.
+"""Reading partitions without a group.
 
 Every call of the client is made by its one thread: this version of the client holds a lock for as long as a
 `poll` lasts, so a call from another thread would wait for it, or for ever.
@@ -10,15 +10,15 @@ import asyncio
 import logging
 import threading
 from collections import deque
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from itertools import count
 from typing import Any, Final
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
-from hivewire.backends.kafka.clients import patiently, problem
+from hivewire.backends.kafka.clients import problem
 from hivewire.backends.kafka.packing import KafkaMessage
-from hivewire.errors import BackendError, Closed, ConnectionLost
+from hivewire.errors import Closed, HivewireError
 
 log = logging.getLogger(__name__)
 
@@ -26,7 +26,6 @@ _POLL_S: Final = 0.01
 _IDLE_S: Final = 0.1
 _TOGETHER: Final = 1_000
 _METADATA_S: Final = 5.0
-_COMMITTED_S: Final = 2.0
 
 Place = tuple[str, int]
 Sink = Callable[[Sequence[KafkaMessage], int], None]
@@ -46,7 +45,7 @@ class Tail:
         self._commands: deque[Callable[[Consumer], None]] = deque()
         self._wanted = threading.Event()
         self._ended = False
-        self._locks: dict[Place, asyncio.Lock] = {}
+        self._asked: set[asyncio.Future[HivewireError | None]] = set()
         self._thread = threading.Thread(target=self._run, name=f"hivewire-kafka-{name}", daemon=True)
         self._thread.start()
 
@@ -58,21 +57,39 @@ class Tail:
         self._sinks[place] = number, sink
 
         def start(client: Consumer) -> None:
+            at = TopicPartition(topic, partition, offset)
+            if place in self._reading:  # whoever wanted it before was cancelled
+                client.seek(at)
+                client.resume([at])
+            else:
+                # A topic that the client has not met would be looked for after half a second.
+                client.list_topics(topic, timeout=_METADATA_S)
+                client.incremental_assign([at])
             self._reading[place] = number
-            # A topic that the client has not met would be looked for after half a second.
-            client.list_topics(topic, timeout=_METADATA_S)
-            client.incremental_assign([TopicPartition(topic, partition, offset)])
 
         try:
-            await self._command(start, f"read {topic}")
+            await self.command(start, f"read {topic}")
         except BaseException:
             self._sinks.pop(place, None)
             raise
 
     def unfollow(self, topic: str, partition: int) -> None:
-        if self._sinks.pop((topic, partition), None) is not None:
-            self._commands.append(lambda client: client.incremental_unassign([TopicPartition(topic, partition)]))
-            self._wanted.set()
+        place = topic, partition
+        if self._sinks.pop(place, None) is not None:
+            self._order(lambda client: self._let_go(client, place))
+
+    def _let_go(self, client: Consumer, place: Place) -> None:
+        """On the thread, unless somebody follows it anew."""
+        if place not in self._sinks and self._reading.pop(place, None) is not None:
+            client.incremental_unassign([TopicPartition(*place)])
+
+    def _order(self, command: Callable[[Consumer], None]) -> None:
+        self._commands.append(command)
+        self.stir()
+
+    def stir(self) -> None:
+        """There is something to do."""
+        self._wanted.set()
 
     def pause(self, places: Sequence[Place]) -> None:
         self._flow(places, lambda client, held: client.pause(held))
@@ -88,55 +105,15 @@ class Tail:
             except KafkaException as error:
                 log.warning("the flow of partitions is not changed: %s", str(error))
 
-        self._commands.append(run)
-        self._wanted.set()
+        self._order(run)
 
-    async def read(
-        self, topic: str, partition: int, first: int, last: int, wanted: Collection[int]
-    ) -> list[KafkaMessage]:
-        """The messages at these offsets, all within `first` to `last`; those that are gone are left out."""
-        async with self._locks.setdefault((topic, partition), asyncio.Lock()):
-            found: list[KafkaMessage] = []
-            done = self._loop.create_future()
-
-            def sink(messages: Sequence[KafkaMessage], reached: int) -> None:
-                found.extend([message for message in messages if message.offset() in wanted])
-                if reached > last and not done.done():
-                    done.set_result(None)
-
-            try:
-                await self.follow(topic, partition, first, sink)
-                async with asyncio.timeout(30.0):
-                    await done
-            except TimeoutError:
-                raise ConnectionLost(f"read {topic} again: nothing came within 30 s") from None
-            finally:
-                self.unfollow(topic, partition)
-            return found
-
-    async def committed(self, places: Sequence[Place]) -> dict[Place, tuple[int, str]]:
-        """How far the group is, with the metadata; partitions without a commit are left out.
-
-        Asked by a consumer: the administrator of librdkafka 2.16 crashes when the coordinator of the group has
-        just moved or is being loaded.
-        """
-        found: dict[Place, tuple[int, str]] = {}
-
-        def ask(client: Consumer) -> None:
-            asked = [TopicPartition(topic, number) for topic, number in places]
-            for at in client.committed(asked, timeout=_COMMITTED_S):
-                if at.error is not None:
-                    raise KafkaException(at.error)
-                if at.offset >= 0:
-                    found[at.topic, at.partition] = (at.offset, at.metadata or "")
-
-        await patiently(lambda: self._command(ask, "look at commits"))
-        return found
-
-    async def _command(self, command: Callable[[Consumer], None], doing: str) -> None:
+    async def command(self, command: Callable[[Consumer], None], doing: str) -> None:
+        """Run this on the thread; returns when it was, and raises its error as ours."""
         if self._ended:
             raise Closed(f"{doing}: the store was closed")
-        done: asyncio.Future[BackendError | None] = self._loop.create_future()
+        done: asyncio.Future[HivewireError | None] = self._loop.create_future()
+        self._asked.add(done)
+        done.add_done_callback(self._asked.discard)
 
         def run(client: Consumer) -> None:
             try:
@@ -145,8 +122,7 @@ class Tail:
             except KafkaException as error:
                 self._post(_resolve, done, problem(doing, error))
 
-        self._commands.append(run)
-        self._wanted.set()
+        self._order(run)
         failed = await done
         if failed is not None:
             raise failed
@@ -161,6 +137,8 @@ class Tail:
         self._ended = True
         self._wanted.set()
         await asyncio.to_thread(self._thread.join)
+        for asked in tuple(self._asked):
+            _resolve(asked, Closed("use Kafka: it was closed"))
 
     # -- on the thread
 
@@ -201,7 +179,7 @@ class Tail:
                 offset += 1
             batches[place] = (found, offset)
         if batches:
-            self._post(self._arrived, batches, {place: self._reading[place] for place in batches})
+            self._post(self._arrived, batches, {place: self._reading.get(place, -1) for place in batches})
 
 
 def _resolve(future: asyncio.Future[Any], value: object) -> None:
