@@ -77,15 +77,15 @@ async def opened(url: str, prefix: str, **settings: Any) -> Engine:
 
 async def leader_of(backend: KafkaBackend, topic: str, cluster: Cluster) -> Broker:
     """Of its first partition."""
-    with backend.admin.clients.lent() as client:
-        found = await asyncio.to_thread(client.list_topics, topic, timeout=10)
+    with backend.admin.clients.kept():
+        found = await asyncio.to_thread(backend.admin.clients.client.list_topics, topic, timeout=10)
     node = found.topics[topic].partitions[0].leader
     return next(broker for broker in cluster.brokers if broker.node == node)
 
 
 async def controller_of(backend: KafkaBackend, cluster: Cluster) -> Broker:
-    with backend.admin.clients.lent() as client:
-        answer = await asyncio.wrap_future(client.describe_cluster(request_timeout=10))
+    with backend.admin.clients.kept():
+        answer = await asyncio.wrap_future(backend.admin.clients.client.describe_cluster(request_timeout=10))
     return next(broker for broker in cluster.brokers if broker.node == answer.controller.id)
 
 
@@ -203,8 +203,8 @@ async def test_a_topic_that_is_deleted_is_made_anew_by_the_next_send(cluster: Cl
         await take(protocol, "gone", 3)
         backend = backend_of(protocol)
         topic = backend.names.topic("gone")
-        with backend.admin.clients.lent() as client:
-            for done in client.delete_topics([topic]).values():
+        with backend.admin.clients.kept():
+            for done in backend.admin.clients.client.delete_topics([topic]).values():
                 await asyncio.wrap_future(done)
 
         async def is_sent() -> bool:

@@ -11,15 +11,15 @@ from hivewire.testing.conformance.waiting import until
 
 pytest.importorskip("confluent_kafka")
 
-from hivewire.backends.kafka import fleeting
+from hivewire.backends.kafka import fleeting as module
 from hivewire.backends.kafka.fleeting import Fleeting
 
 
 class Clients:
     def __init__(self) -> None:
         self.made = self.ended = 0
-        self.lent_out: Fleeting[int] = Fleeting(self._make, self._end)
-        self.lent_out.is_open = True
+        self.fleeting: Fleeting[int] = Fleeting(self._make, self._end)
+        self.fleeting.is_open = True
 
     def _make(self) -> int:
         self.made += 1
@@ -30,32 +30,34 @@ class Clients:
         self.ended += 1
 
 
-async def test_one_client_serves_all_who_use_it_at_once_and_ends_after_the_last(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fleeting, "IDLE_S", 0.01)
+async def test_one_client_serves_all_who_use_it_at_once_and_ends_after_the_last(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "IDLE_S", 0.01)
     clients = Clients()
-    with clients.lent_out.lent() as first:
-        with clients.lent_out.lent() as second:
-            assert first == second == 1
+    with clients.fleeting.kept():
+        with clients.fleeting.kept():
+            assert clients.fleeting.client == 1
         await asyncio.sleep(0.05)
-        assert not clients.ended, "it was still lent"
+        assert not clients.ended, "it is still kept"
     await until(lambda: clients.ended == 1, "the client ends", 5)
-    with clients.lent_out.lent() as later:
-        assert later == 2
-    await clients.lent_out.close()
+    with clients.fleeting.kept():
+        assert clients.fleeting.client == 2
+    await clients.fleeting.close()
 
 
 async def test_who_looks_again_soon_gets_the_same_client() -> None:
     clients = Clients()
     for _ in range(3):
-        with clients.lent_out.lent() as client:
-            assert client == 1
-    await clients.lent_out.close()
+        with clients.fleeting.kept():
+            assert clients.fleeting.client == 1
+    await clients.fleeting.close()
     assert (clients.made, clients.ended) == (1, 1)
 
 
 async def test_after_the_end_nothing_is_made() -> None:
     clients = Clients()
-    await clients.lent_out.close()
-    with pytest.raises(Closed), clients.lent_out.lent():
+    await clients.fleeting.close()
+    with pytest.raises(Closed), clients.fleeting.kept():
         pass
     assert not clients.made

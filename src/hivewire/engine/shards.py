@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable, Sequence
+from operator import attrgetter
 
 from hivewire.backend import Again, Consumer, Dead, Saved, Unfinished
 from hivewire.record import Fetched
@@ -13,6 +14,7 @@ from hivewire.rules.watermark import Watermark
 _MOST_STATE_BYTES = 2_400
 """What a store must be able to keep of a shard."""
 _MOST_DUE = 20
+_COUNTERS = (attrgetter("starts"), attrgetter("failures"), attrgetter("crashes"))
 
 
 class Shard:
@@ -41,9 +43,7 @@ class Shard:
         if mark is None:
             return True
         at = int(fetched.at)
-        is_finished = mark.is_finished(at)
-        mark.taken(at)
-        if is_finished:
+        if not mark.take(at):
             return False
         before = self._before.pop(at, None)
         if before is not None:
@@ -68,16 +68,16 @@ class Shard:
         """The watermark and what belongs to it. `handed_over`: nothing of this member runs any more."""
         assert self.mark is not None
         low = self.mark.at
+        # Thousands may be open, and few of them are known for anything: they are sought without a step for each.
+        known = {int(f.at): f for has in _COUNTERS for f in filter(has, self._open.values())}
         history = [
-            History(at, f.starts, f.failures, f.crashes, f.marked and not handed_over)
-            for at, f in self._open.items()
-            if f.starts or f.failures or f.crashes
+            History(at, f.starts, f.failures, f.crashes, f.marked and not handed_over) for at, f in known.items()
         ]
         running = sum([entry.running for entry in history])
         # What an earlier owner left and nobody has taken yet keeps its history.
         history += [entry for at, entry in self._before.items() if at >= low]
         history.sort(key=lambda entry: entry.at)
-        taken_to = low if handed_over else max([at + 1 for at in self._open] + [low, self._suspect_to])
+        taken_to = low if handed_over else max(self.mark.end, self._suspect_to)
         ahead = self.mark.ahead
         state = encode(Progress(low, ahead, history, taken_to), _MOST_STATE_BYTES)
         due = () if handed_over else tuple(self._due.values())[:_MOST_DUE]

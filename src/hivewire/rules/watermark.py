@@ -38,13 +38,26 @@ class Watermark:
             self._open.add(at)
             heappush(self._order, at)
 
+    def take(self, at: int) -> bool:
+        """`taken`; False when it is finished already, by this owner or one before."""
+        if at >= self._end and at not in self._ahead:  # nearly always
+            self._end = at + 1
+            self._open.add(at)
+            heappush(self._order, at)
+            return True
+        is_finished = self.is_finished(at)
+        self.taken(at)
+        return not is_finished
+
     def finish(self, at: int) -> None:
-        self._open.discard(at)
-        self._ahead.add(at)
-        while self._order and self._order[0] not in self._open:
-            heappop(self._order)
-        low = self.at
-        if len(self._ahead) > 2 * len(self._open) + 16 or not self._open:
+        held, order = self._open, self._order
+        held.discard(at)
+        while order and order[0] not in held:
+            heappop(order)
+        low = order[0] if order else self._end
+        if at >= low:
+            self._ahead.add(at)
+        if len(self._ahead) > 2 * len(held) + 16 or (self._ahead and not held):
             self._ahead = {position for position in self._ahead if position >= low}
 
     def is_finished(self, at: int) -> bool:
@@ -58,7 +71,13 @@ class Watermark:
         return self._order[0] if self._order else self._end
 
     @property
+    def end(self) -> int:
+        """Above all that was ever taken."""
+        return self._end
+
+    @property
     def ahead(self) -> list[int]:
         """Finished positions above the watermark, rising."""
         low = self.at
-        return sorted(position for position in self._ahead if position >= low)
+        self._ahead = {position for position in self._ahead if position >= low}
+        return sorted(self._ahead)

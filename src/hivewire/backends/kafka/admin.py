@@ -51,9 +51,9 @@ class Admin:
 
     async def _look_again(self, topics: Iterable[str]) -> None:
         """Who leads them now: this client would ask the old leader for as long as it knows of no other."""
-        with self.clients.lent() as client:
+        with self.clients.kept():
             for topic in topics:
-                await asyncio.to_thread(_topics, client, topic)
+                await asyncio.to_thread(_topics, self.clients.client, topic)
 
     async def _ends(self, places: Sequence[Place], first: bool) -> dict[Place, int]:
         spec = OffsetSpec.earliest() if first else OffsetSpec.latest()  # type: ignore[no-untyped-call]
@@ -61,8 +61,8 @@ class Admin:
         if not asked:
             return {}
         found = {}
-        with self.clients.lent() as client:
-            for place, future in client.list_offsets(asked, request_timeout=_REQUEST_S).items():
+        with self.clients.kept():
+            for place, future in self.clients.client.list_offsets(asked, request_timeout=_REQUEST_S).items():
                 answer = await _answer(future, f"look at {place.topic}")
                 found[place.topic, place.partition] = int(answer.offset)
         return found
@@ -73,8 +73,8 @@ class Admin:
 
         async def ask() -> int:
             try:
-                with self.clients.lent() as client:
-                    (future,) = client.list_offsets(asked, request_timeout=_REQUEST_S).values()
+                with self.clients.kept():
+                    (future,) = self.clients.client.list_offsets(asked, request_timeout=_REQUEST_S).values()
                     return int((await _answer(future, f"look at {place[0]}")).offset)
             except NotYet:
                 await self._look_again({place[0]})
@@ -88,8 +88,10 @@ class Admin:
         made = NewTopic(topic, num_partitions=partitions, replication_factor=copies, config=dict(config))
 
         async def ask() -> None:
-            with self.clients.lent() as client:
-                answers = client.create_topics([made], operation_timeout=_CREATE_S, request_timeout=_CREATE_S)
+            with self.clients.kept():
+                answers = self.clients.client.create_topics(
+                    [made], operation_timeout=_CREATE_S, request_timeout=_CREATE_S
+                )
                 await _answer(answers[topic], f"create topic {topic}", ignore=KafkaError.TOPIC_ALREADY_EXISTS)
 
         try:
@@ -117,8 +119,8 @@ class Admin:
 
     async def find(self, topic: str) -> int:
         """How many partitions; 0: there is no such topic, or no leader yet."""
-        with self.clients.lent() as client:
-            found, failed = await asyncio.to_thread(_topics, client, topic)
+        with self.clients.kept():
+            found, failed = await asyncio.to_thread(_topics, self.clients.client, topic)
         if failed is not None:
             raise failed
         partitions = found.topics[topic].partitions if topic in found.topics else {}
@@ -127,8 +129,8 @@ class Admin:
     async def delete_before(self, offsets: Mapping[Place, int]) -> None:
         """Give back the space of records below these offsets."""
         asked = [TopicPartition(topic, partition, offset) for (topic, partition), offset in offsets.items()]
-        with self.clients.lent() as client:
-            for place, future in client.delete_records(asked, request_timeout=_CREATE_S).items():
+        with self.clients.kept():
+            for place, future in self.clients.client.delete_records(asked, request_timeout=_CREATE_S).items():
                 await _answer(future, f"delete old records of {place.topic}", ignore=KafkaError.OFFSET_OUT_OF_RANGE)
 
     async def set_up_group(self, group: str, config: Mapping[str, str]) -> None:
@@ -142,9 +144,9 @@ class Admin:
 
     async def ping(self, within_s: float = _REQUEST_S) -> int:
         """How many brokers there are. A refusal is told at once, and in full."""
-        with self.clients.lent() as client:
-            asked = client.describe_cluster(request_timeout=within_s)
-            await self._unless_refused(client, asked)
+        with self.clients.kept():
+            asked = self.clients.client.describe_cluster(request_timeout=within_s)
+            await self._unless_refused(asked)
             try:
                 return len((await _answer(asked, "ask the brokers")).nodes)
             except ConnectionLost as error:
@@ -152,13 +154,13 @@ class Admin:
                     raise
                 raise ConnectionLost(f"{error}; if the brokers are up: is this a port for TLS (kafka.tls)?") from None
 
-    async def _unless_refused(self, client: AdminClient, asked: concurrent.futures.Future[Any]) -> None:
+    async def _unless_refused(self, asked: concurrent.futures.Future[Any]) -> None:
         """Until there is an answer."""
         refusals = self._options.refusals
         refusals.last = None
         while not asked.done():
             await asyncio.sleep(_LOOK_EACH_S)
-            client.poll(0)
+            self.clients.client.poll(0)
             refused = refusals.explained(self._options.kafka)
             if refused is not None and not asked.done():
                 asked.add_done_callback(_let_go_of)

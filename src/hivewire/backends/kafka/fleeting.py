@@ -26,9 +26,16 @@ class Fleeting(Generic[_T]):
         self._ending: set[asyncio.Task[None]] = set()
         self.is_open = False
 
+    @property
+    def client(self) -> _T:
+        """While it is kept. Not to be held by a name: the traceback of an error would hold it, too, and it would not end."""
+        if self._client is None:
+            raise Closed("use Kafka: it is not open")
+        return self._client
+
     @contextmanager
-    def lent(self) -> Iterator[_T]:
-        """It is not ended before it is given back."""
+    def kept(self) -> Iterator[None]:
+        """It is there, and is not ended meanwhile."""
         if not self.is_open:
             raise Closed("use Kafka: it is not open")
         if self._timer is not None:
@@ -38,7 +45,7 @@ class Fleeting(Generic[_T]):
             self._client = self._make()
         self._users += 1
         try:
-            yield self._client
+            yield
         finally:
             self._users -= 1
             if not self._users and self.is_open:

@@ -38,7 +38,8 @@ class Reader:
                 if reached > last and not done.done():
                     done.set_result(None)
 
-            with self.clients.lent() as tail:
+            with self.clients.kept():
+                tail = self.clients.client
                 try:
                     await tail.follow(topic, partition, first, sink)
                     async with asyncio.timeout(_STRETCH_S):
@@ -65,6 +66,6 @@ class Reader:
                 if at.offset >= 0:
                     found[at.topic, at.partition] = (at.offset, at.metadata or "")
 
-        with self.clients.lent() as tail:
-            await patiently(lambda: tail.command(ask, "look at commits"))
+        with self.clients.kept():
+            await patiently(lambda: self.clients.client.command(ask, "look at commits"))
         return found
