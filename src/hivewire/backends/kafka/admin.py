@@ -139,11 +139,13 @@ class Admin:
             ConfigEntry(name, value, incremental_operation=AlterConfigOpType.SET) for name, value in config.items()
         ]
         asked = ConfigResource(ResourceType.GROUP, group, incremental_configs=entries)
-        (done,) = self.client.incremental_alter_configs([asked], request_timeout=_CREATE_S).values()
-        await _answer(done, f"set up the share group {group}")
+        with self.clients.kept():
+            (done,) = self.clients.client.incremental_alter_configs([asked], request_timeout=_CREATE_S).values()
+            await _answer(done, f"set up the share group {group}")
 
     async def ping(self, within_s: float = _REQUEST_S) -> int:
         """How many brokers there are. A refusal is told at once, and in full."""
+        self._options.refusals.last = None
         with self.clients.kept():
             asked = self.clients.client.describe_cluster(request_timeout=within_s)
             await self._unless_refused(asked)
@@ -157,7 +159,6 @@ class Admin:
     async def _unless_refused(self, asked: concurrent.futures.Future[Any]) -> None:
         """Until there is an answer."""
         refusals = self._options.refusals
-        refusals.last = None
         while not asked.done():
             await asyncio.sleep(_LOOK_EACH_S)
             self.clients.client.poll(0)

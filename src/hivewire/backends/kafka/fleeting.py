@@ -28,7 +28,7 @@ class Fleeting(Generic[_T]):
 
     @property
     def client(self) -> _T:
-        """While it is kept. Not to be held by a name: the traceback of an error would hold it, too, and it would not end."""
+        """While it is kept. No name may hold it: the traceback of an error would, too, and it would not end."""
         if self._client is None:
             raise Closed("use Kafka: it is not open")
         return self._client
