@@ -19,8 +19,6 @@ PROCESSES = 3
 EACH = 4
 _CLIENTS = 2
 """Of librdkafka, when nobody has looked at anything for some seconds: a producer, and the group's consumer."""
-_MOST_CLIENTS = 4
-"""While topics are made and partitions taken over: an administrator and a reader."""
 
 
 def _read(folder: Path) -> list[tuple[str, int]]:
@@ -53,7 +51,6 @@ async def test_instances_cost_no_clients_and_keep_their_order(tmp_path: Path) ->
                     some = addresses[start : start + 500]
                     sent = [Message(type="task", sender="t", to=to, content={"n": n}) for to in some]
                     await fabric.protocol.send_many(sent)
-                assert all(_clients(child.pid) <= _MOST_CLIENTS for child in children)
             await until(lambda: len(_read(tmp_path)) >= EACH * instances, "all is handled", 300)
             for agent in AGENTS:
 
