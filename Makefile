@@ -4,6 +4,8 @@
 .PHONY: help demo test check soak flat bench bench-compare lock clean
 PY := .venv/bin/python
 SETUP := @sh requirements/setup.sh
+# Tests start thousands of processes: what is compiled is kept, also where the environment says otherwise.
+unexport PYTHONDONTWRITEBYTECODE
 # Most tests wait: three at a time are quicker on two cores.
 JOBS ?= 3
 # Of each of the three profiles of the seeded driver: 100,000 in all.
