@@ -245,6 +245,7 @@ async def _taken_and_lost_in_the_loop(fabric: Fabric, pool: str) -> Delivery:
 
 @pytest.mark.slow
 async def test_a_clean_stop_gives_back_and_nothing_is_done_twice(fabric: Fabric, pool: str) -> None:
+    fabric.settings.update(lease_s=30.0)  # what a busy machine lets lapse is no matter of stopping
     workers = [await fabric.worker(pool, concurrency=4) for _ in range(2)]
     total = count(400, 5_000 if knows_what_runs(fabric) else 400)  # what is lent at once has its time together
     await fabric.protocol.send_many([task(pool, n, ("sleep", 0.05)) for n in range(total)])
