@@ -147,10 +147,10 @@ class MemoryConsumer(Consumer):
         refused = []
         for fetched in batch:
             lane = self._queue.held(self.holder, fetched)
-            if lane is None or not lane.records or lane.records[0] is not fetched:
+            if lane is None or not lane.has_taken(fetched):
                 refused.append(fetched)
             else:
-                lane.running = True
+                lane.running = fetched
         return refused
 
     async def settle(self, done: Sequence[Fetched], rest: Sequence[Unfinished] = ()) -> Sequence[Fetched]:
@@ -175,7 +175,7 @@ class MemoryConsumer(Consumer):
             else:
                 fetched.marked = False
                 fetched.suspect = fetched.suspect and not isinstance(outcome, Again)
-                queue.put_back(lane, now + outcome.delay_s if isinstance(outcome, Again) else None)
+                queue.put_back(lane, fetched, now + outcome.delay_s if isinstance(outcome, Again) else None)
         return refused
 
     def abandon(self) -> None:

@@ -71,7 +71,11 @@ class Lane:
         self.token = 0
         self.taken = 0
         self.due_at: float | None = None
-        self.running = False
+        self.running: Fetched | None = None
+        """The taken record that has a running mark. Outcomes of those before it may still be on their way."""
+
+    def has_taken(self, fetched: Fetched) -> bool:
+        return any(each is fetched for each in islice(self.records, self.taken))
 
 
 def _priority(lane: Lane) -> int:
@@ -192,8 +196,9 @@ class Queue:
                     fetched.seen = True
             lane.taken = number
             head = taken[first]
-            head.marked = lane.running = starting > 0 and not head.suspect
+            head.marked = starting > 0 and not head.suspect
             if head.marked:
+                lane.running = head
                 head.starts += 1
             starting -= 1
             limit -= number
@@ -249,9 +254,11 @@ class Queue:
     def _left(self, lane: Lane, left: int) -> None:
         """So many taken records of the lane are not settled yet."""
         if left != lane.taken:
-            lane.taken, lane.running = left, False
+            lane.taken = left
             if not left:
                 self.release(lane)
+            elif lane.running is not None and not lane.has_taken(lane.running):
+                lane.running = None
 
     def pop(self, lane: Lane, fetched: Fetched) -> None:
         """Remove a taken record for good."""
@@ -259,17 +266,19 @@ class Queue:
             lane.records.popleft()
         else:  # given back or settled out of turn
             lane.records.remove(fetched)
+        if lane.running is fetched:
+            lane.running = None
         lane.taken -= 1
-        lane.running = False
         self.in_flight -= 1
         self.size -= 1
         if not lane.taken:
             self.release(lane)
 
-    def put_back(self, lane: Lane, due_at: float | None) -> None:
-        """One taken record is not held any more but stays in its place."""
+    def put_back(self, lane: Lane, fetched: Fetched, due_at: float | None) -> None:
+        """A taken record is not held any more but stays in its place."""
+        if lane.running is fetched:
+            lane.running = None
         lane.taken -= 1
-        lane.running = False
         self.in_flight -= 1
         if due_at is not None:
             lane.due_at = due_at
@@ -282,7 +291,7 @@ class Queue:
             lane.holder.let_go(lane)
         lane.holder = None
         lane.taken = 0
-        lane.running = False
+        lane.running = None
         if not lane.records:
             self.lanes.pop(lane.key, None)
             return
@@ -296,17 +305,21 @@ class Queue:
 
     def died(self, holder: Holder) -> None:
         """The holder's lease ended: its lanes go to others, with what is known of its death."""
-        running = sum(lane.running for lane in holder.held())
+        running = sum(lane.running is not None for lane in holder.held())
         # Each goes before all that waits, so the oldest of them comes last.
         for lane in sorted(holder.held(), key=lambda lane: lane.records[0].at if lane.records else 0, reverse=True):
             self.in_flight -= lane.taken
             # Fresh copies: the dead member may still hold the old ones and must not change them.
             lane.records = deque(
-                msgspec.structs.replace(fetched, token=0, marked=False, suspect=fetched.suspect or place < lane.taken)
+                msgspec.structs.replace(
+                    fetched,
+                    token=0,
+                    marked=False,
+                    suspect=fetched.suspect or place < lane.taken,
+                    died=running if fetched is lane.running else fetched.died,
+                )
                 for place, fetched in enumerate(lane.records)
             )
-            if lane.running and lane.records:
-                lane.records[0].died = running
             self.release(lane, first=True)
 
     # -- the rest

@@ -8,6 +8,7 @@ import time
 import pytest
 
 from hivewire.delivery import Delivery
+from hivewire.errors import Reject
 from hivewire.testing.conformance.fabric import Fabric
 from hivewire.testing.conformance.journal import first_seen
 from hivewire.testing.conformance.scenario import (
@@ -54,6 +55,28 @@ async def test_a_restarted_worker_gets_unfinished_work_oldest_first(fabric: Fabr
         assert numbers == sorted(numbers)
         assert numbers[-1] == 4
         assert {(key, n) for n in range(5)} <= done | {(key, n) for n in numbers}
+
+
+@pytest.mark.parametrize("outcome", ["done", "rejected"])
+async def test_a_handler_that_never_waits_goes_through_all_that_a_dead_member_held(
+    fabric: Fabric, outcome: str
+) -> None:
+    """Each start is marked while the outcome of the one before is still on its way to the store."""
+    first = await fabric.worker("swift", concurrency=3)
+    await send_numbered(fabric.protocol, "swift", 6, keys=["a", "b", "c"], steps=[("sleep", 60)])
+    await until(lambda: len(fabric.journal.starts("swift")) == 3, "it runs")
+    first.kill()
+    await first.ended()
+    handled: dict[str | None, list[int]] = {}
+
+    async def handle(delivery: Delivery) -> None:
+        handled.setdefault(delivery.message.key, []).append(number(delivery))
+        if outcome == "rejected":
+            raise Reject("not this one")
+
+    async with serving(fabric.protocol, "swift", handle, concurrency=3):
+        await empty(fabric.protocol, "swift", dead=18 if outcome == "rejected" else 0, within_s=30)
+    assert handled == {key: list(range(6)) for key in "abc"}
 
 
 async def test_an_idle_members_death_holds_nobody_up(fabric: Fabric) -> None:
