@@ -72,10 +72,10 @@ def lost_on_cancel(patch: Patch) -> None:
 def order_broken_by_a_nack(patch: Patch) -> None:
     put_back = Queue.put_back
 
-    def to_the_end(self: Queue, lane: StoredLane, due_at: float | None) -> None:
+    def to_the_end(self: Queue, lane: StoredLane, fetched: Fetched, due_at: float | None) -> None:
         if due_at is not None:
             lane.records.rotate(-1)
-        put_back(self, lane, due_at)
+        put_back(self, lane, fetched, due_at)
 
     patch.setattr(Queue, "put_back", to_the_end)
 

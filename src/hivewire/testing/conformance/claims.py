@@ -256,7 +256,7 @@ async def test_many_at_once_are_each_whole(fabric: Fabric, member: Engine) -> No
     await _all_gone(member)
 
 
-@pytest.mark.parametrize("blobs", ["", "folder", "folder:///", "s3://bucket", "folder:/x", "redis://localhost"])
+@pytest.mark.parametrize("blobs", ["", "folder", "folder:///", "s3://", "folder:/x", "redis://localhost"])
 async def test_what_is_no_blob_store_is_refused(fabric: Fabric, blobs: str) -> None:
     with pytest.raises(SettingsError, match="blobs"):
         fabric.connect(blobs=blobs)
