@@ -19,13 +19,17 @@ from hivewire.backends.redis.packing import pack_state
 from hivewire.backends.redis.reading import Held
 from hivewire.backends.redis.tenure import Tenure
 from hivewire.backends.redis.waiting import News, Stillness
-from hivewire.backends.redis.watching import COUNT, READ_EPOCH, Question, Watch
+from hivewire.backends.redis.watching import READ_EPOCH, Question, Watch
 from hivewire.errors import BackendError
 
 if TYPE_CHECKING:
     from hivewire.backends.redis.backend import RedisBackend
 
 log = logging.getLogger(__name__)
+
+
+_TURNS = 2
+"""Of the loop, before a read is sent off to wait: so many a caller takes whose answer has come to send what is next."""
 
 
 class RedisConsumer(Consumer):
@@ -47,7 +51,9 @@ class RedisConsumer(Consumer):
         self.tenure.on_late = self._late.due_in
         self._stillness = Stillness()
         self._closed = False
-        self._watch = Watch(backend, self._arrived, self._look_again)
+        self._loop = asyncio.get_running_loop()
+        self._look_s = backend.settings.redis.block_timeout_s
+        self._watch = Watch(backend, self.names, self._arrived, self._look_again)
         self._watch_soon: asyncio.Handle | None = None
         self._is_watching = False
         """Reads wait in the server: one does, or who fetches next asks for it. Bells are not listened to."""
@@ -117,8 +123,8 @@ class RedisConsumer(Consumer):
         self.backend.check_usable()
         if self._closed or limit <= 0 or lanes <= 0 or run <= 0:
             return ()
-        time = asyncio.get_running_loop().time
-        until, look_s = time() + wait_s, self.backend.settings.redis.block_timeout_s
+        time = self._loop.time
+        until, look_s = time() + wait_s, self._look_s
         most_s = reading.LOOK_RARER * look_s
         with self.tenure:
             if not self.seat.takes:
@@ -143,8 +149,7 @@ class RedisConsumer(Consumer):
         if not self._is_watching:
             self._listen()
         elif self._watch_soon is None:
-            # What was taken is handled first: more comes together in one read.
-            self._watch_soon = asyncio.get_running_loop().call_soon(self._ask_watch)
+            self._watch_soon = self._loop.call_soon(self._ask_later, _TURNS)
         return self._is_watching
 
     def _listen(self) -> None:
@@ -164,7 +169,11 @@ class RedisConsumer(Consumer):
     def _readable(self) -> list[Held]:
         return [held for held in self.held.values() if not held.is_leaving]
 
-    def _ask_watch(self) -> None:
+    def _ask_later(self, turns: int) -> None:
+        """What was taken is handled first, and what is sent because of it goes first."""
+        if turns:
+            self._watch_soon = self._loop.call_soon(self._ask_later, turns - 1)
+            return
         self._watch_soon = None
         asked = self._readable()
         if self._closed or not asked or self._stillness.is_asked:
@@ -172,7 +181,7 @@ class RedisConsumer(Consumer):
             self._look_again()
             return
         self._listen_no_more()
-        self._watch.ask(Question(self.names, asked, COUNT), self.backend.settings.redis.block_timeout_s)
+        self._watch.ask(asked)
 
     async def _take(self, limit: int, lanes: int, run: int) -> Sequence[Fetched]:
         stillness = self._stillness

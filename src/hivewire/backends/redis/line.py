@@ -47,12 +47,14 @@ class Line(Link):
     def post(
         self, commands: Sequence[Command], *, firm: bool = False, beyond_s: float = 0.0
     ) -> asyncio.Future[list[Reply]]:
-        loop = asyncio.get_running_loop()
-        future: asyncio.Future[list[Reply]] = loop.create_future()
+        wire = self._wire
+        if wire is not None and commands:
+            asked: asyncio.Future[list[Reply]] = wire.loop.create_future()
+            wire.ask(commands, asked, firm=firm, beyond_s=beyond_s)
+            return asked
+        future: asyncio.Future[list[Reply]] = asyncio.get_running_loop().create_future()
         if not commands:
             future.set_result([])
-        elif self._wire is not None:
-            self._wire.ask(commands, future, firm=firm, beyond_s=beyond_s)
         elif self._closed:
             future.set_exception(Closed(f"use {self.name}: it is not open"))
         elif self._wrong is not None:

@@ -46,7 +46,8 @@ class Tenure(Standing):
         self._look: asyncio.TimerHandle | None = None
         self._moving: asyncio.Task[None] | None = None
         self._fetches = 0
-        self._last_fetch = asyncio.get_running_loop().time()
+        self._time = asyncio.get_running_loop().time
+        self._last_fetch = self._time()
 
     async def stop(self) -> None:
         self._stopped = True
@@ -115,7 +116,7 @@ class Tenure(Standing):
 
     def __exit__(self, *error: object) -> None:
         self._fetches -= 1
-        self._last_fetch = asyncio.get_running_loop().time()
+        self._last_fetch = self._time()
 
     async def awake(self) -> None:
         """Take part again, if this member had rested."""

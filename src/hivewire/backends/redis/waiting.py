@@ -10,10 +10,11 @@ from collections.abc import AsyncIterator
 class News:
     """There may be something to read. Cheaper to wait for, with a limit, than an `asyncio.Event`."""
 
-    __slots__ = ("_waiters", "is_there")
+    __slots__ = ("_loop", "_waiters", "is_there")
 
     def __init__(self) -> None:
         self.is_there = False
+        self._loop = asyncio.get_running_loop()
         self._waiters: list[asyncio.Future[None]] = []
 
     def tell(self) -> None:
@@ -26,10 +27,9 @@ class News:
         """False: nothing was told within this time."""
         if self.is_there:
             return True
-        loop = asyncio.get_running_loop()
-        waiter: asyncio.Future[None] = loop.create_future()
+        waiter: asyncio.Future[None] = self._loop.create_future()
         self._waiters.append(waiter)
-        timer = loop.call_later(seconds, _resolve, waiter)
+        timer = self._loop.call_later(seconds, _resolve, waiter)
         try:
             await waiter
         finally:

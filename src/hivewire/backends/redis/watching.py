@@ -29,28 +29,31 @@ _AGAIN_S = 1.0
 class Question:
     """What was asked of some shards, and how far each had been read then."""
 
-    __slots__ = ("asked", "count", "places", "streams")
+    __slots__ = ("_cursors", "_rewinds", "asked", "count", "streams")
 
     def __init__(self, names: Names, asked: Sequence[Held], count: int) -> None:
         self.asked = asked
         self.count = count
         self.streams = [names.stream(held.shard) for held in asked]
-        self.places = {
-            stream.encode(): (held, held.cursor, held.rewinds) for stream, held in zip(self.streams, asked, strict=True)
-        }
+        self.now()
+
+    def now(self) -> None:
+        """Ask again, from where they have been read to by now."""
+        self._cursors = [held.cursor for held in self.asked]
+        self._rewinds = [held.rewinds for held in self.asked]
 
     def command(self, *options: str | int) -> Command:
-        cursors = [cursor for _, cursor, _ in self.places.values()]
-        return ("XREAD", "COUNT", self.count, *options, "STREAMS", *self.streams, *cursors)
+        return ("XREAD", "COUNT", self.count, *options, "STREAMS", *self.streams, *self._cursors)
 
     def new(self, held_now: Mapping[int, Held], found: Sequence[Any]) -> list[tuple[Held, Sequence[Any], bool]]:
         """What of the answer has not been read since: each shard, its entries, and whether these were all."""
         fresh = []
         for name, entries in found:
-            held, cursor, rewinds = self.places[name]
+            place = self.streams.index(name.decode())
+            held = self.asked[place]
             # What was asked for before a rewind lies behind a cursor that counts no more.
-            if held_now.get(held.shard) is held and held.rewinds == rewinds:
-                left = entries if held.cursor == cursor else held.behind(entries)
+            if held_now.get(held.shard) is held and held.rewinds == self._rewinds[place]:
+                left = entries if held.cursor == self._cursors[place] else held.behind(entries)
                 if left:
                     fresh.append((held, left, len(entries) < self.count))
         return fresh
@@ -63,14 +66,20 @@ class Watch:
     def __init__(
         self,
         backend: RedisBackend,
+        names: Names,
         arrived: Callable[[Question, Sequence[Any]], None],
         look_again: Callable[[], None],
     ) -> None:
         """`arrived` is told what was found, which may be nothing; `look_again`: it may not have seen all."""
         self._backend = backend
+        self._names = names
         self._arrived = arrived
         self._look_again = look_again
+        self._loop = asyncio.get_running_loop()
+        self._wait_s = wait_s = backend.settings.redis.block_timeout_s
+        self._block = ("BLOCK", max(1, round(wait_s * 1000)))
         self._link: Link | None = None
+        self._last: Question | None = None
         self._question: Question | None = None
         """What waits in the server, if its answer is wanted."""
         self._posted: asyncio.Future[list[Reply]] | None = None
@@ -88,20 +97,24 @@ class Watch:
     @property
     def may_ask(self) -> bool:
         """The connection has not failed just now."""
-        return asyncio.get_running_loop().time() >= self._not_before
+        return not self._not_before or self._loop.time() >= self._not_before
 
     def covers(self, held: Held) -> bool:
         """Whether what comes in this shard is seen without a bell."""
         question = self._question
         return question is not None and held in question.asked
 
-    def ask(self, question: Question, wait_s: float) -> None:
+    def ask(self, asked: Sequence[Held]) -> None:
         if self._link is None:
             self._link = lean_link(self._backend.settings.redis)
+        question = self._last
+        if question is None or question.asked != asked:
+            question = self._last = Question(self._names, asked, COUNT)
+        else:
+            question.now()
         self._number += 1
         self._question = question
-        read = question.command("BLOCK", max(1, round(wait_s * 1000)))
-        self._posted = self._link.post((read, READ_EPOCH), beyond_s=wait_s)
+        self._posted = self._link.post((question.command(*self._block), READ_EPOCH), beyond_s=self._wait_s)
         self._posted.add_done_callback(self._answered)
 
     def void(self) -> None:
@@ -112,7 +125,7 @@ class Watch:
         """A record is on its way to a shard that is covered: it must come here soon, if this connection lives."""
         if self._doubt is None:
             self._doubted = self._number
-            self._doubt = asyncio.get_running_loop().call_later(_DOUBT_S, self._see)
+            self._doubt = self._loop.call_later(_DOUBT_S, self._see)
 
     def _see(self) -> None:
         self._doubt = None
@@ -125,10 +138,11 @@ class Watch:
             found, epoch = posted.result()
             found = good(found, "wait for messages") or ()
             self._backend.set_epoch(good(epoch, "read the catalogue's epoch"))
+            self._not_before = 0.0
         except HivewireError:  # by bells, then: whoever cannot read at all is told so there
             question = None
             if not self._is_moving:
-                self._not_before = asyncio.get_running_loop().time() + _AGAIN_S
+                self._not_before = self._loop.time() + _AGAIN_S
                 self.move()  # it may have spoken with a server that is the master no more
             self._is_moving = False
         if self._link is None:

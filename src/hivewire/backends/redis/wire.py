@@ -66,7 +66,7 @@ class Wire(asyncio.Protocol):
         on_end: Callable[[Wire], None],
         on_error: Callable[[str], None] | None = None,
     ) -> None:
-        self._loop = asyncio.get_running_loop()
+        self.loop = asyncio.get_running_loop()
         self._name = str(address)
         self._settings = settings = address.settings
         self._timeout_s = settings.read_timeout_s
@@ -111,7 +111,7 @@ class Wire(asyncio.Protocol):
     ) -> None:
         """Send these; their answers come in `future`, errors among them as values."""
         if self._flush is None:
-            self._asked_at = self._loop.time()
+            self._asked_at = self.loop.time()
         self._unsent.extend([pack(command) for command in commands])
         if firm and future is not None and self._settings.wait_replicas:
             batch = Batch(None, len(commands), self._asked_at, beyond_s)
@@ -126,8 +126,8 @@ class Wire(asyncio.Protocol):
         if self._settings.wait_replicas:
             return None
         if self._flush is None:
-            self._asked_at = self._loop.time()
-        future: asyncio.Future[BackendError | None] = self._loop.create_future()
+            self._asked_at = self.loop.time()
+        future: asyncio.Future[BackendError | None] = self.loop.create_future()
         self._unsent.append(packed)
         self._waiting.append(Stored(future, self._asked_at))
         if channel:
@@ -147,9 +147,9 @@ class Wire(asyncio.Protocol):
     def _plan_flush(self) -> None:
         interval_s = self._settings.flush_interval_s
         if interval_s and not (self._window is not None and len(self._unsent) >= self._window):
-            self._flush = self._loop.call_later(interval_s, self._write)
+            self._flush = self.loop.call_later(interval_s, self._write)
         else:
-            self._flush = self._loop.call_soon(self._write)
+            self._flush = self.loop.call_soon(self._write)
 
     def _write(self) -> None:
         self._flush = None
@@ -169,13 +169,13 @@ class Wire(asyncio.Protocol):
             if now:
                 self._transport.write(b"".join(now))
         if self._watch is None:
-            self._watch = self._loop.call_later(self._timeout_s, self._look)
+            self._watch = self.loop.call_later(self._timeout_s, self._look)
 
     def _say_bells(self) -> None:
         bells, self._bells = self._bells, {}
         for channel, what in bells.items():
             self._unsent.append(pack(("PUBLISH", channel, ",".join(map(str, what)))))
-        self._waiting.append(Batch(None, len(bells), self._loop.time()))
+        self._waiting.append(Batch(None, len(bells), self.loop.time()))
 
     # -- replicas
 
@@ -183,10 +183,10 @@ class Wire(asyncio.Protocol):
         """One question a write: `WAIT` answers for all that this connection has written before it."""
         settings = self._settings
         firm, self._firm = self._firm, []
-        answered: asyncio.Future[list[Reply]] = self._loop.create_future()
+        answered: asyncio.Future[list[Reply]] = self.loop.create_future()
         answered.add_done_callback(lambda done: self._replicated(done, firm))
         self._unsent.append(pack(("WAIT", settings.wait_replicas, max(1, round(settings.wait_timeout_s * 1000)))))
-        self._waiting.append(Batch(answered, 1, self._loop.time(), settings.wait_timeout_s))
+        self._waiting.append(Batch(answered, 1, self.loop.time(), settings.wait_timeout_s))
 
     def _replicated(
         self, answered: asyncio.Future[list[Reply]], firm: Sequence[tuple[Batch, asyncio.Future[list[Reply]]]]
@@ -210,7 +210,7 @@ class Wire(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         reader, waiting = self._reader, self._waiting
-        self._heard_at = self._loop.time()
+        self._heard_at = self.loop.time()
         self.has_heard = True
         answered = 0
         try:
@@ -240,7 +240,7 @@ class Wire(asyncio.Protocol):
         if self._window is not None:
             self._under_way -= answered
             if self._unsent and self._flush is None:
-                self._flush = self._loop.call_soon(self._write)
+                self._flush = self.loop.call_soon(self._write)
 
     def _refused(self, text: str) -> None:
         if text.startswith("NOSCRIPT"):
@@ -258,7 +258,7 @@ class Wire(asyncio.Protocol):
             return
         oldest = self._waiting[0]
         silent_since = max(oldest.asked_at + oldest.beyond_s, self._heard_at)
-        left = silent_since + self._timeout_s - self._loop.time()
+        left = silent_since + self._timeout_s - self.loop.time()
         if left > 0:
             self._suspect = None
         elif self._suspect is oldest:
@@ -266,14 +266,14 @@ class Wire(asyncio.Protocol):
             return
         else:
             self._suspect, left = oldest, _SECOND_LOOK_S
-        self._watch = self._loop.call_later(left, self._look)
+        self._watch = self.loop.call_later(left, self._look)
 
     # -- what does not go out
 
     def pause_writing(self) -> None:
         """More is under way than the system takes: that must not last."""
         limit_s = self._settings.write_timeout_s
-        self._stuck = self._loop.call_later(
+        self._stuck = self.loop.call_later(
             limit_s, self.abort, f"what was sent has not left this machine within {limit_s:g} s"
         )
 
