@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Sequence
 from contextvars import Context
 from typing import Final
 
+from hivewire.backend import Mode
 from hivewire.engine.admission import Types
 from hivewire.engine.core import Core
 from hivewire.engine.crew import Crew
@@ -31,8 +32,8 @@ class Consumers:
     def __init__(self, core: Core, subscriptions: Subscriptions, groups: Groups, volatile: Volatile) -> None:
         self._core = core
         self._subscriptions = subscriptions
-        self._groups = groups
-        self._volatile = volatile
+        self.groups = groups
+        self.volatile = volatile
         self._pullers: dict[str, Puller] = {}
         self._opening: dict[str, asyncio.Lock] = {}
         # In the order they were made, as dicts are: runs of a seed must not differ.
@@ -64,10 +65,34 @@ class Consumers:
             await self._join_groups(agent, inbox)
         except BaseException:
             self._inboxes.pop(inbox, None)
-            self._volatile.leave(inbox)
+            self.volatile.leave(inbox)
             await inbox.close()
             raise
         return inbox
+
+    async def subscribe(self, agent: str, types: Sequence[str], groups: Sequence[str], mode: Mode) -> None:
+        await self._subscriptions.declare(self._core.spec(agent, mode))
+        await self._subscriptions.add(agent, types, groups)
+        for group in groups:
+            await self.groups.announce(group, agent, joined=True)
+        for inbox in tuple(self._inboxes):
+            if inbox.queue == agent:
+                await self._join_groups(agent, inbox)
+
+    async def unsubscribe(self, agent: str, types: Sequence[str], groups: Sequence[str]) -> None:
+        everything = not types and not groups
+        leaving = (await self._subscriptions.fresh(agent)).groups if everything else groups
+        await self._subscriptions.remove(agent, types, leaving, everything=everything)
+        for group in leaving:
+            await self.groups.announce(group, agent, joined=False)
+
+    async def forget(self, agent: str) -> None:
+        """The agent, its subscriptions and its queue. Raises `DeliveryError` while somebody receives."""
+        await self._leave(agent)
+        for group in (await self._subscriptions.fresh(agent)).groups:
+            await self.groups.announce(group, agent, joined=False)
+        await self._subscriptions.forget(agent)
+        await self._core.backend.drop_queue(agent)
 
     async def recheck(self, agent: str, inbox: Inbox, type: str) -> bool:
         """As the store says now."""
@@ -78,14 +103,8 @@ class Consumers:
     async def _join_groups(self, agent: str, inbox: Inbox) -> None:
         """Its groups may have been joined by another process, or in an earlier life."""
         for group in (await self._subscriptions.agent(agent)).groups:
-            await self._groups.ensure(group)
-            await self._volatile.join(group, inbox)
-
-    async def joined(self, agent: str) -> None:
-        """The agent's groups have changed in this process."""
-        for inbox in tuple(self._inboxes):
-            if inbox.queue == agent:
-                await self._join_groups(agent, inbox)
+            await self.groups.ensure(group)
+            await self.volatile.join(group, inbox)
 
     def handed_out(self, message_id: str) -> EngineDelivery | None:
         """The delivery of a message that `receive` has handed out in this process."""
@@ -124,7 +143,7 @@ class Consumers:
                     "left without the store; the lease runs out", extra={"queue": inbox.queue, "error": str(error)}
                 )
             finally:
-                self._volatile.leave(inbox)
+                self.volatile.leave(inbox)
                 self._inboxes.pop(inbox, None)
                 self._stops.pop(ending, None)
                 if not self._stops:
@@ -156,14 +175,14 @@ class Consumers:
         if self._pullers.get(agent) is puller and not puller.is_used:
             del self._pullers[agent]
             self._inboxes.pop(puller.inbox, None)
-            self._volatile.leave(puller.inbox)
+            self.volatile.leave(puller.inbox)
             try:
                 await puller.inbox.close()
             except BackendError as error:
                 log.warning("left without the store; the lease runs out", extra={"queue": agent, "error": str(error)})
 
-    async def leave(self, agent: str) -> None:
-        """Stop receiving for an agent that is to be forgotten. Raises `DeliveryError` while somebody receives."""
+    async def _leave(self, agent: str) -> None:
+        """Stop receiving for it."""
         puller = self._pullers.get(agent)
         if puller is not None and not puller.is_used:
             puller.stop()

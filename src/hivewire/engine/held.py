@@ -48,7 +48,7 @@ class Held:
     """
 
     __slots__ = (
-        "arrived", "closed", "core", "ending", "freed", "giving_up", "is_internal", "joined", "lanes", "metrics",
+        "arrived", "closed", "core", "ending", "is_internal", "joined", "lanes", "metrics",
         "notes", "now", "queue", "remembered", "shards", "store_lanes", "taker", "watchers",
     )  # fmt: skip
 
@@ -72,9 +72,6 @@ class Held:
         """The store's time of the last fetch: near enough for windows of minutes."""
         self.arrived = Flag()
         """Something became ready, or ended."""
-        self.freed = Flag()
-        self.giving_up = 0
-        """Who waits for `freed`: shards that are to be given up when nothing of theirs runs any more."""
         self.ending = False
         """Closing has begun: what is given back then must not be overtaken by what is still on its way here."""
         self.closed = False
@@ -94,8 +91,8 @@ class Held:
 
     def lane_left(self) -> None:
         """Its taker has it no more."""
-        if self.giving_up:
-            self.freed.set()
+        if self.shards is not None:
+            self.shards.freed.set()
 
     def keep_contents(self, records: Iterable[Fetched]) -> None:
         if self.core.claims is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Collection, Hashable, Mapping, Sequence, Set
+from contextlib import suppress
 from typing import Final
 
 from hivewire.backend import Ownership, Returned, Saved
@@ -108,21 +109,16 @@ class Inbox(Ownership):
 
     async def _come_to_rest(self, shards: Set[int], within_s: float) -> list[Lane]:
         """Start nothing more, and wait for what runs. The lanes that somebody had."""
-        held = self.held
-        assert held.shards is not None
-        held.shards.close(shards)
-        taken = held.lanes.end(shards)
-        held.giving_up += 1
-        try:
+        owned = self.held.shards
+        assert owned is not None
+        owned.close(shards)
+        taken = self.held.lanes.end(shards)
+        with suppress(TimeoutError):
             async with asyncio.timeout(within_s):
                 while any(lane.taken and not lane.lost for lane in taken):
-                    held.freed.clear()
-                    await held.freed.wait()
+                    owned.freed.clear()
+                    await owned.freed.wait()
                 await self.outcomes.settling.flushed()
-        except TimeoutError:
-            pass
-        finally:
-            held.giving_up -= 1
         return taken
 
     def renewed(self, shard: int, token: int) -> None:

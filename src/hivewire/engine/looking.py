@@ -1,24 +1,27 @@
-"""What people look at and put right: dead letters, delayed messages, the life of one message."""
+"""What people look at and put right: dead letters, delayed messages, the life of one message, the store's health."""
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import sys
-from collections.abc import AsyncIterator, Sequence
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
 from hivewire.backend import Backend, Waiting
 from hivewire.codec import encode
 from hivewire.engine.core import Core
 from hivewire.engine.explain import note_letters
 from hivewire.engine.trail import Trail
-from hivewire.errors import Undecodable
+from hivewire.errors import HivewireError, Undecodable
 from hivewire.message import Message
-from hivewire.protocol import DeadLetter, Delayed
+from hivewire.protocol import DeadLetter, Delayed, Health
 from hivewire.record import Record, message_of
 
 log = logging.getLogger(__name__)
 
 _PAGE = 500
+_HEALTH_S = 3.0
 
 
 async def _readable(core: Core, record: Record) -> Message | None:
@@ -116,3 +119,27 @@ async def _every_delayed(backend: Backend, queue: str) -> AsyncIterator[Waiting]
         for waiting in page:
             yield waiting
         after = page[-1].cursor
+
+
+async def health(name: str, backend: Backend, ready: Callable[[], Awaitable[object]]) -> Health:
+    """Of the store, which `ready` connects to; bad news is an answer, too."""
+    began = time.perf_counter()
+    durability = backend.features.durability
+    try:
+        async with asyncio.timeout(_HEALTH_S):
+            await ready()
+            found = await backend.health()
+    except TimeoutError:
+        return Health(
+            ok=False, backend=name, durability=durability, detail=f"the store did not answer within {_HEALTH_S} s"
+        )
+    except (HivewireError, OSError) as error:
+        return Health(ok=False, backend=name, durability=durability, detail=str(error))
+    return Health(
+        ok=found.ok,
+        backend=name,
+        durability=found.durability,
+        detail=found.detail,
+        warnings=tuple(found.warnings),
+        latency_s=time.perf_counter() - began,
+    )

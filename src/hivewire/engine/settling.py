@@ -60,18 +60,20 @@ class Settling:
         self._outage: Outage | None = None
         self._book = book
         self.done: list[Fetched] = []
-        self.rest: list[Unfinished] = []
+        self.rest: list[Unfinished] | tuple[()] = ()
         self._tasks = tasks
         self.instant: Consumer | None = None
         """Where there is nothing to wait for."""
         self._storing = False
         self._ended = False
         """The inbox is closed, or its tasks were cancelled: nothing is stored any more."""
-        self._idle = Flag(is_set=True)
+        self._idle: Flag | None = None
+        """For those who wait until all is stored."""
         self._waiting: dict[int, asyncio.Future[bool]] | None = None
 
     def add(self, outcome: Unfinished) -> None:
-        self.rest.append(outcome)
+        rest = self.rest = self.rest or []
+        rest.append(outcome)
         self.wake()
         self._hasten()
 
@@ -79,7 +81,6 @@ class Settling:
         """Called by whoever adds the first of a batch."""
         if not (self._storing or self._ended or self._tasks.closed):
             self._storing = True
-            self._idle.clear()
             if self.instant is None:
                 self._tasks.start(self._run(), f"settle {self._queue}")
             else:
@@ -92,16 +93,20 @@ class Settling:
             self._ended = True
             return
         done, self.done = self.done, []
-        rest, self.rest = self.rest, []
+        rest, self.rest = self.rest, ()
         try:
             refused = self.instant.settle_now(done, rest)
         except Exception:  # noqa: BLE001  # told there, where it is tried again
-            self.done, self.rest = done + self.done, rest + self.rest
+            self.done, self.rest = done + self.done, [*rest, *self.rest]
             self._tasks.start(self._run(), f"settle {self._queue}")
             return
         self._tell(done, rest, {id(fetched) for fetched in refused} if refused else _NONE)
+        self._is_idle()
+
+    def _is_idle(self) -> None:
         self._storing = False
-        self._idle.set()
+        if self._idle is not None:
+            self._idle.set()
 
     def expect(self, fetched: Fetched) -> asyncio.Future[bool]:
         """Done when the outcome of this record is stored (True) or refused (False)."""
@@ -118,7 +123,7 @@ class Settling:
                 if self._pace_s and not (self._waiting or self.rest or self._hurried):
                     await self._for_more()
                 done, self.done = self.done, []
-                rest, self.rest = self.rest, []
+                rest, self.rest = self.rest, ()
                 refused = await self._keep_storing(done, rest)
                 self._tell(done, rest, {id(fetched) for fetched in refused})
         except BaseException as error:
@@ -126,8 +131,7 @@ class Settling:
             if not isinstance(error, Closed):
                 raise
         else:
-            self._storing = False
-            self._idle.set()
+            self._is_idle()
 
     async def _for_more(self) -> None:
         """Who handles quickly stores many outcomes at once. After a pause the first one goes at once."""
@@ -190,11 +194,12 @@ class Settling:
         """Until everything noted so far is stored."""
         self._hurried += 1
         try:
-            while self.done or self.rest or not self._idle.is_set:
+            while self.done or self.rest or self._storing:
                 self.wake()
                 self._hasten()
-                self._idle.clear()
-                await self._idle.wait()
+                idle = self._idle = self._idle or Flag()
+                idle.clear()
+                await idle.wait()
         finally:
             self._hurried -= 1
 

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from operator import attrgetter
 
 from hivewire.backend import Again, Consumer, Dead, Saved, Unfinished
+from hivewire.engine.flag import Flag
 from hivewire.record import Fetched
 from hivewire.rules.progress import History, Progress, decode, encode
 from hivewire.rules.watermark import Watermark
@@ -91,6 +92,8 @@ class Shards:
         self._per_record_ack = per_record_ack
         self._shards: dict[int, Shard] = {}
         self._saving = asyncio.Lock()
+        self.freed = Flag()
+        """A lane was left by its taker: who gives shards up waits until nothing of theirs runs any more."""
 
     def gained(self, number: int, token: int, saved: bytes) -> None:
         self._shards[number] = Shard(token, saved, per_record_ack=self._per_record_ack)

@@ -85,6 +85,11 @@ def _priority(lane: Lane) -> int:
 class Queue:
     """One queue. A lane is in exactly one state: ready, waiting for its retry, or held."""
 
+    __slots__ = (
+        "_now", "_tokens", "blocked", "expiring", "idempotent", "in_flight", "lanes", "positions", "readers", "ready",
+        "scheduled", "settled", "size", "spec",
+    )  # fmt: skip
+
     def __init__(self, spec: QueueSpec, now: Callable[[], float], tokens: Iterator[int], window: Window) -> None:
         self.spec = spec
         self.lanes: dict[str, Lane] = {}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections import deque
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -83,6 +82,11 @@ class ClaimNow(Operation):
 class SQLiteConsumer(Consumer):
     """`out` is changed in the writer's thread only: each record that is taken and not settled, by its place."""
 
+    __slots__ = (
+        "_claims", "_closed", "_kept", "_out_token", "_settled", "_shares", "backend", "membership", "out", "owner",
+        "queue", "queue_name",
+    )  # fmt: skip
+
     def __init__(self, backend: SQLiteBackend, queue: QueueSpec, membership: Membership, owner: Ownership) -> None:
         self.backend = backend
         self.membership = membership
@@ -93,8 +97,9 @@ class SQLiteConsumer(Consumer):
         self._out_token = 0
         self._settled: Settled | None = None
         self._shares = Shares()
-        self._kept: deque[Fetched] = deque()
-        self._claims: set[Claim] = set()
+        self._kept: list[Fetched] | tuple[()] = ()
+        """Taken for a fetch that was given up, for the next one."""
+        self._claims: tuple[Claim, ...] = ()
         self._closed = False
 
     # -- on the event loop
@@ -106,9 +111,10 @@ class SQLiteConsumer(Consumer):
         if self._closed or limit <= 0 or lanes <= 0 or run <= 0:
             return ()
         if self._kept:
-            return [self._kept.popleft() for _ in range(min(limit, len(self._kept)))]
+            kept, self._kept = self._kept[:limit], self._kept[limit:]
+            return kept
         claim = Claim(self, limit, lanes, run, starting)
-        self._claims.add(claim)
+        self._claims = (*self._claims, claim)
         timer: asyncio.TimerHandle | None = None
         try:
             if wait_s > 0:
@@ -123,7 +129,7 @@ class SQLiteConsumer(Consumer):
             raise
         finally:
             claim.dead = True
-            self._claims.discard(claim)
+            self._claims = tuple(other for other in self._claims if other is not claim)
             if timer is not None:
                 timer.cancel()
 
@@ -134,7 +140,7 @@ class SQLiteConsumer(Consumer):
             waiting.dead = True
             waiting.future.set_result(taken)
         elif taken and taken[0].token == self.membership.token:
-            self._kept.extend(taken)
+            self._kept = [*self._kept, *taken]
 
     def holds(self, fetched: Fetched) -> bool:
         membership = self.membership
@@ -153,7 +159,7 @@ class SQLiteConsumer(Consumer):
         return self.backend.writer.submit(function, self, *arguments, durable=durable)
 
     def lost(self) -> None:
-        self._kept.clear()
+        self._kept = ()
         if not self._closed:
             self.owner.lost({0})
 
@@ -161,9 +167,9 @@ class SQLiteConsumer(Consumer):
         if self._closed:
             return
         self._closed = True
-        for claim in tuple(self._claims):
+        for claim in self._claims:
             claim.give_up()
-        self._kept.clear()
+        self._kept = ()
         await self.backend.leave(self)
 
     # -- in the writer's thread

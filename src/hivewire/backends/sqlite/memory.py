@@ -10,19 +10,23 @@ from hivewire.backends.sqlite.transaction import Life, Queue, Transaction, block
 
 _SETTLED_SINCE = "SELECT ids FROM settled WHERE queue = ? AND block > ? ORDER BY block"
 _MOST_PACKS = 32
+_NO_LIVES: set[Life] = set()
+"""Never written to."""
 
 
 class Settled:
     """The lives of one queue's records that ended within the window. The file has them in blocks, one a
     transaction; a process reads each block once, so a look-up costs no statement."""
 
+    __slots__ = ("_blocks", "_lives", "_queue", "_read_to", "_window_ids", "_window_s")
+
     def __init__(self, queue: int, window_ids: int, window_s: float) -> None:
         self._queue = queue
         self._window_ids = window_ids
         self._window_s = window_s
         self._read_to = 0
-        self._lives: set[Life] = set()
-        self._blocks: deque[tuple[float, list[Life]]] = deque()
+        self._lives: set[Life] = _NO_LIVES
+        self._blocks: deque[tuple[float, list[Life]]] | tuple[()] = ()
 
     def refresh(self, transaction: Transaction, queue: Queue) -> set[Life]:
         """All lives that ended in committed transactions."""
@@ -44,12 +48,16 @@ class Settled:
                 self._add(block, at, lives)
 
     def _add(self, block: int, at: float, lives: list[Life]) -> None:
+        if isinstance(self._blocks, tuple):  # most of many queues have settled nothing
+            self._lives, self._blocks = set(), deque()
         self._lives.update(lives)
         self._blocks.append((at, lives))
         self._read_to = block
 
     def _forget(self, horizon: float) -> None:
         blocks = self._blocks
+        if isinstance(blocks, tuple):
+            return
         while blocks and (blocks[0][0] < horizon or len(self._lives) - len(blocks[0][1]) >= self._window_ids):
             self._lives.difference_update(blocks.popleft()[1])
 

@@ -164,7 +164,8 @@ async def test_an_event_can_be_a_reply_and_one_request_is_asked_once_at_a_time(f
         question = task("asked")
         assert (await fabric.protocol.request(question, timeout_s=10)).content == "done"
     waiting = asyncio.ensure_future(fabric.protocol.request(task("nobody").replace(id="same"), timeout_s=0.5))
-    await until(lambda: "same" in fabric.protocol._replies._waiting, "the request waits")
+    replies = (await fabric.protocol._ready()).replies
+    await until(lambda: "same" in replies._waiting, "the request waits")
     with pytest.raises(MessageError):
         await fabric.protocol.request(task("nobody").replace(id="same"), timeout_s=0.5)
     with pytest.raises(TimedOut):

@@ -46,19 +46,19 @@ async def test_dead_letters_stay_unless_a_time_is_set(fabric: Fabric, caplog: py
         await member.send(task("dead", n))
         await (await take_one(member, "dead")).reject("no")
     await member.cleanup(older_than_s=0)
-    await looking.purge_old(member._core)
+    await looking.purge_old((await member._ready()).core)
     assert counts(await member.depth("dead")) == (0, 0, 0, 3)
     strict = await fabric.member(dead_letter_keep_s=3_600)
-    await looking.purge_old(strict._core)
+    await looking.purge_old((await strict._ready()).core)
     assert counts(await member.depth("dead")) == (0, 0, 0, 3)
     (letter, *_) = await member.dead_letters("dead")
     stricter = await fabric.member(dead_letter_keep_s=1)
     await eventually(lambda: _age(fabric, letter.dead_at), True, 5.0)
     with caplog.at_level(logging.WARNING):
-        await looking.purge_old(stricter._core)
+        await looking.purge_old((await stricter._ready()).core)
 
     async def left() -> int:
-        await looking.purge_old(stricter._core)
+        await looking.purge_old((await stricter._ready()).core)
         return (await member.depth("dead")).dead
 
     await eventually(left, 0, 5.0)
