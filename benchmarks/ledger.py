@@ -2,7 +2,8 @@
 
     python -m benchmarks.ledger [--tasks 1000000] [--stores sqlite,postgres] [--out FILE]
 
-PostgreSQL is started with fsync on. Times are of one caller unless the line says otherwise.
+PostgreSQL is started with fsync on. Times are of one caller unless the line says otherwise. Without tasks
+(`--tasks 0`) there are the cycles only.
 """
 
 from __future__ import annotations
@@ -15,11 +16,13 @@ import sqlite3
 import sys
 import tempfile
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Iterator
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
+from contextlib import AsyncExitStack, contextmanager
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
-from typing import Any, TextIO
+from statistics import median
+from typing import Any, NamedTuple, TextIO
 
 from hivewire.coordination.ledger import Guard, Task, TaskChange, TaskFilter, TaskStatus
 from hivewire.coordination.ledger.opening import ledger_settings, store_of
@@ -30,7 +33,8 @@ from hivewire.coordination.serving import loop_factory
 from hivewire.testing.postgres import PostgresServer, postgres_folder
 
 CALLERS = 16
-CYCLE_S = 5.0
+ROUNDS = 7
+ROUND_S = 2.0
 COLUMNS = (
     "id, name, created_by, assigned_to, parent_id, priority, status, input, output, change, version, created_at, "
     "updated_at, completed_at"
@@ -152,16 +156,17 @@ async def changes(report: Report, ledger: StoredLedger, many: int) -> None:
     report.say(f"      {purged:,} tasks")
 
 
-async def cycles(report: Report, ledger: StoredLedger) -> None:
-    """Create, assign, start, complete: four commits, eight rows; beside commits of one row each."""
-    taken: list[float] = []
-    done = 0
+Caller = Callable[[float, list[float]], Awaitable[int]]
+"""Works until a time, notes how long each write took, and returns how often it was done."""
 
-    async def work(until: float) -> None:
-        nonlocal done
+
+def cycling(ledger: StoredLedger) -> Caller:
+    """Create, assign, start, complete: four writes, eight rows."""
+
+    async def work(until: float, taken: list[float]) -> int:
+        done = 0
         while time.perf_counter() < until:
-            steps = []
-            began = time.perf_counter()
+            steps = [time.perf_counter()]
             task = await ledger.create_task(Task(name="cycle", input={"n": 1}))
             steps.append(time.perf_counter())
             change = TaskChange(status=TaskStatus.ASSIGNED, assigned_to="coder")
@@ -171,38 +176,83 @@ async def cycles(report: Report, ledger: StoredLedger) -> None:
             steps.append(time.perf_counter())
             await ledger.complete_task(task.id, {"ok": True}, Guard(version=task.version))
             steps.append(time.perf_counter())
-            taken.extend(after - before for before, after in zip([began, *steps], steps, strict=False))
+            taken.extend(after - before for before, after in pairwise(steps))
             done += 1
+        return done
 
-    async def commit(until: float) -> None:
-        nonlocal done
+    return work
+
+
+def committing(commit: Callable[[], Awaitable[object]]) -> Caller:
+    async def work(until: float, taken: list[float]) -> int:
+        done = 0
         while time.perf_counter() < until:
             began = time.perf_counter()
-            await ledger.store.write(raw, single=True)
+            await commit()
             taken.append(time.perf_counter() - began)
             done += 1
+        return done
 
+    return work
+
+
+class Side(NamedTuple):
+    rate: float
+    p50_ms: float
+    p99_ms: float
+
+
+async def side(callers: Sequence[Caller]) -> Side:
+    taken: list[float] = []
+    began = time.perf_counter()
+    done = sum(await asyncio.gather(*(caller(began + ROUND_S, taken) for caller in callers)))
+    return Side(done / (time.perf_counter() - began), percentile(taken, 0.5), percentile(taken, 0.99))
+
+
+async def cycles(report: Report, ledger: StoredLedger, raw: Sequence[Caller]) -> None:
+    """Task cycles beside commits of one row, by as many callers, in turns."""
+    rounds = [(await side(raw), await side([cycling(ledger)] * CALLERS)) for _ in range(ROUNDS)]
+    for what, sides in zip(
+        ("raw commits of one row", "task cycles of four writes"), zip(*rounds, strict=True), strict=True
+    ):
+        rate, p50, p99 = (median(values) for values in zip(*sides, strict=True))
+        report.say(f"  {what:<40} {rate:9,.0f}/s  each write p50 {p50:7.2f} ms  p99 {p99:7.2f} ms")
+    ratios = [cycle.rate / raw.rate for raw, cycle in rounds]
+    slower = [cycle.p99_ms / raw.p99_ms for raw, cycle in rounds]
+    report.say(
+        f"  cycles are {median(ratios):.1%} of the raw commits (of {ROUNDS} rounds: {min(ratios):.1%} to "
+        f"{max(ratios):.1%}), p99 of a write {median(slower):.1f} x ({min(slower):.1f} to {max(slower):.1f})"
+    )
+
+
+RAW = "INSERT INTO raw_commits VALUES (1.0)"
+
+
+async def raw_callers(ledger: StoredLedger, url: str, stack: AsyncExitStack) -> list[Caller]:
+    """PostgreSQL: a connection each. SQLite: through the store, which commits together what waits."""
     await ledger.store.write(partial(ddl, "CREATE TABLE raw_commits (at double precision);"))
-    for what, caller in (("raw commits of one row", commit), ("task cycles", work)) * 2:
-        taken.clear()
-        done = 0
-        until = time.perf_counter() + CYCLE_S
-        await asyncio.gather(*(caller(until) for _ in range(CALLERS)))
-        report.say(
-            f"  {what:<40} {done / CYCLE_S:9,.0f}/s  each write p50 {percentile(taken, 0.5):7.2f} ms"
-            f"  p99 {percentile(taken, 0.99):7.2f} ms"
-        )
+    if ledger.store.dialect == "sqlite":
+        return [committing(partial(ledger.store.write, raw, single=True))] * CALLERS
+    import asyncpg
+
+    connections = [await asyncpg.connect(url) for _ in range(CALLERS)]
+    for connection in connections:
+        stack.push_async_callback(connection.close)
+    return [committing(partial(connection.fetch, RAW)) for connection in connections]
 
 
 def raw() -> Script[None]:
-    yield Query("INSERT INTO raw_commits VALUES (hivewire_now())")
+    yield Query(RAW)
 
 
 async def measure(report: Report, kind: str, url: str, many: int) -> None:
     ledger = StoredLedger(store_of(ledger_settings(url)), migrate=True)
     async with ledger:
         report.say(f"\n{kind}, {CALLERS} callers, an empty ledger")
-        await cycles(report, ledger)
+        async with AsyncExitStack() as stack:
+            await cycles(report, ledger, await raw_callers(ledger, url, stack))
+        if not many:
+            return
         report.say(f"\n{kind}, {many:,} tasks")
         now = time.time()
         made = _MADE.format(now=now, many=many)

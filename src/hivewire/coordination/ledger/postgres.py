@@ -13,8 +13,8 @@ from typing import Final, TypeVar
 import asyncpg
 
 from hivewire.coordination.ledger.pool import Answer, Connection, Limits, Pool
-from hivewire.coordination.ledger.postgres_words import Again, native, translated
-from hivewire.coordination.ledger.store import Many, Marked, Query, Row, Script, Statement, Store
+from hivewire.coordination.ledger.postgres_words import Again, native, of_one, translated
+from hivewire.coordination.ledger.store import Given, Many, Query, Row, Script, Statement, Store
 from hivewire.coordination.ledger.together import NotTogether, Together
 from hivewire.errors import BackendError, Closed, ConnectionLost, LedgerError
 from hivewire.settings import PostgresSettings
@@ -25,8 +25,12 @@ _Way = Callable[[str, Script[T]], Awaitable[T]]
 _PATIENCE_S: Final = 30.0
 _CONNECT_S: Final = 5.0
 _LANES: Final = 4
-_LOCK_TIMEOUT: Final = "250ms"
-"""So long those wait who are in one transaction with somebody who waits for a lock."""
+_OF_LANES: Final = {
+    "lock_timeout": "250ms",  # so long those wait who are in one transaction with somebody who waits for a lock
+    "plan_cache_mode": "force_generic_plan",
+    # A plan that is made while there are few tasks must be right when there are many.
+    **dict.fromkeys(("enable_seqscan", "enable_hashjoin", "enable_mergejoin"), "off"),
+}
 _FIRST_PAUSE_S: Final = 0.05
 _LONGEST_PAUSE_S: Final = 1.0
 
@@ -53,7 +57,7 @@ class PostgresStore(Store):
     async def open(self) -> None:
         if self._pool is not None:
             return
-        lanes = min(_LANES, self._settings.max_conns // 2)
+        lanes = min(_LANES, self._settings.max_conns // 2) if self._settings.prepared_stmts else 0
         idle = min(lanes, self._settings.idle_conns)
         pool = self._pool = Pool(
             self._connect, self._limits(self._settings.max_conns - lanes, self._settings.idle_conns - idle)
@@ -68,7 +72,7 @@ class PostgresStore(Store):
             raise
         if lanes:
             self._together = Together(
-                Pool(partial(self._connect, lock_timeout=_LOCK_TIMEOUT), self._limits(lanes, idle)),
+                Pool(partial(self._connect, **_OF_LANES), self._limits(lanes, idle)),
                 lanes,
                 partial(translated, "write to the ledger", self.place),
             )
@@ -112,7 +116,7 @@ class PostgresStore(Store):
     async def _with_others(self, doing: str, script: Script[T]) -> T:
         try:
             statement = next(script)
-            if isinstance(statement, Marked) and self._together is not None:
+            if isinstance(statement, Given) and self._together is not None:
                 with suppress(NotTogether):
                     statement = script.send(await self._together.execute(statement))
         except StopIteration as stop:
@@ -173,15 +177,17 @@ async def _run(connection: Connection, script: Script[T], statement: Statement |
 
 
 async def _execute(connection: Connection, statement: Statement) -> Sequence[Row]:
-    if isinstance(statement, (Query, Marked)):
-        rows: Sequence[Row] = await connection.fetch(native(statement.sql), *statement.arguments)
-        return rows
-    if isinstance(statement, Many):
+    rows: Sequence[Row] = ()
+    if isinstance(statement, Given):
+        rows = await connection.fetch(of_one(statement.sql, statement.columns), *statement.values)
+    elif isinstance(statement, Query):
+        rows = await connection.fetch(native(statement.sql), *statement.arguments)
+    elif isinstance(statement, Many):
         await connection.executemany(native(statement.sql), statement.rows)
     else:
         await connection.execute("SET LOCAL statement_timeout = 0")
         await connection.execute(statement.text, timeout=86_400)
-    return ()
+    return rows
 
 
 def tls_of(settings: PostgresSettings) -> ssl.SSLContext | str | bool:

@@ -66,3 +66,27 @@ def translated(doing: str, place: str) -> Generator[None]:
         raise LedgerError(f"the ledger refused: {error}") from error
     except asyncpg.PostgresError as error:
         raise BackendError(f"{doing} in {place}: {error}") from error
+
+
+@lru_cache(maxsize=100)
+def of_one(sql: str, columns: tuple[tuple[str, str], ...]) -> str:
+    """A statement on one given row, whose values are the arguments."""
+    values = ", ".join(f"CAST(${number} AS {kind})" for number, (_, kind) in enumerate(columns, 1))
+    return native(sql).replace("hivewire_given()", f"(VALUES ({values})) AS given({_names(columns)})")
+
+
+@lru_cache(maxsize=1_000)
+def of_many(sql: str, columns: tuple[tuple[str, str], ...], is_given: tuple[bool, ...]) -> str:
+    """A statement on many given rows; the columns that are given are the arguments, the others are NULL."""
+    arrays, names, values = [], [], []
+    for (name, kind), is_one in zip(columns, is_given, strict=True):
+        if is_one:
+            names.append(name)
+            arrays.append(f"CAST(${len(names)} AS {kind}[])")
+        values.append(name if is_one else f"CAST(NULL AS {kind}) AS {name}")
+    rows = f"SELECT {', '.join(values)} FROM unnest({', '.join(arrays)}) AS known({', '.join(names)})"
+    return native(sql).replace("hivewire_given()", f"({rows}) AS given")
+
+
+def _names(columns: tuple[tuple[str, str], ...]) -> str:
+    return ", ".join(name for name, _ in columns)

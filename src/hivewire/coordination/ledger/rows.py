@@ -138,6 +138,8 @@ def checked_id(value: Any, what: str) -> str:
 
 
 def _text(value: Any, what: str, least: int = 0) -> str:
+    if type(value) is str and value.isascii() and "\0" not in value and least <= len(value) <= 1_000:
+        return value  # most are
     if not isinstance(value, str) or len(value) < least:
         raise LedgerError(f"{what} is text{' that is not empty' if least else ''}, not {shown(value)}")
     if "\0" in value or not _is_unicode(value):
@@ -196,7 +198,7 @@ def _json(value: Any, what: str) -> str:
     return text.decode()
 
 
-_CHANGED: Final[dict[str, Callable[[Any], Any]]] = {
+CHANGED: Final[dict[str, Callable[[Any], Any]]] = {
     "assigned_to": lambda value: _text(value, "assigned_to"),
     "priority": _priority,
     "description": lambda value: _text(value, "description"),
@@ -211,7 +213,7 @@ _CHANGED: Final[dict[str, Callable[[Any], Any]]] = {
 def changed_columns(change: TaskChange) -> dict[str, Any]:
     """What to set, by column; the status last of all."""
     columns = {
-        name: as_stored(value) for name, as_stored in _CHANGED.items() if (value := getattr(change, name)) is not UNSET
+        name: as_stored(value) for name, as_stored in CHANGED.items() if (value := getattr(change, name)) is not UNSET
     }
     if change.status is not UNSET:
         status = _status(change.status)

@@ -15,7 +15,7 @@ from queue import SimpleQueue
 from typing import Any, Final, TypeVar
 
 from hivewire.backends.sqlite import trouble
-from hivewire.coordination.ledger.store import Ddl, Many, Marked, Query, Row, Script, Statement, Store
+from hivewire.coordination.ledger.store import Ddl, Given, Many, Query, Row, Script, Statement, Store
 from hivewire.errors import BackendError, Closed, LedgerError
 
 T = TypeVar("T")
@@ -54,7 +54,9 @@ class Connection:
             return result
 
     def _execute(self, statement: Statement) -> Sequence[Row]:
-        if isinstance(statement, (Query, Marked)):
+        if isinstance(statement, Given):
+            return self.db.execute(given(statement.sql, statement.columns), statement.values).fetchall()
+        if isinstance(statement, Query):
             return self.db.execute(native(statement.sql), statement.arguments).fetchall()
         if isinstance(statement, Many):
             self.db.executemany(native(statement.sql), statement.rows)
@@ -72,6 +74,13 @@ def native(sql: str) -> str:
     )
     sql = sql.replace("hivewire_tables()", "sqlite_schema")
     return re.sub(r" FOR (UPDATE|SHARE|NO KEY UPDATE)( SKIP LOCKED)?\b", "", sql)
+
+
+@lru_cache(maxsize=100)
+def given(sql: str, columns: tuple[tuple[str, str], ...]) -> str:
+    """A statement on a given row."""
+    values = ", ".join(f"?{number} AS {name}" for number, (name, _) in enumerate(columns, 1))
+    return native(sql).replace("hivewire_given()", f"(SELECT {values}) AS given")
 
 
 def _statements(ddl: Ddl) -> list[str]:

@@ -25,12 +25,15 @@ class Query(NamedTuple):
     arguments: Sequence[Any] = ()
 
 
-class Marked(NamedTuple):
-    """One statement whose rows end with `mark`: it may be sent together with others of the same text, in one
-    transaction. `locks`: what it locks, so that all do it in the same order."""
+class Given(NamedTuple):
+    """One statement on the row `hivewire_given()`, named `given`; several of the same text may be executed as one
+    on many rows. Those that it returns end with the `mark` of the given one. `locks`: the row that it changes, so
+    that all lock in the same order, and no two of one row are given at once."""
 
     sql: str
-    arguments: Sequence[Any]
+    columns: tuple[tuple[str, str], ...]
+    """Name and type of each value."""
+    values: Sequence[Any]
     mark: str
     locks: str
 
@@ -48,7 +51,7 @@ class Ddl(NamedTuple):
     text: str
 
 
-Statement: TypeAlias = Query | Marked | Many | Ddl
+Statement: TypeAlias = Query | Given | Many | Ddl
 Script: TypeAlias = Generator[Statement, Sequence[Row], T]
 
 

@@ -7,6 +7,7 @@ from typing import Any, Final, NoReturn
 
 from hivewire.coordination.ledger.model import Guard, HistoryEntry, LedgerStats, Task, TaskChange, TaskFilter
 from hivewire.coordination.ledger.rows import (
+    CHANGED,
     HISTORY,
     TASK,
     changed_columns,
@@ -15,18 +16,61 @@ from hivewire.coordination.ledger.rows import (
     new_row,
     task_of,
 )
-from hivewire.coordination.ledger.store import Marked, Query, Row, Script
+from hivewire.coordination.ledger.store import Given, Query, Row, Script
 from hivewire.errors import InvalidTransition, LeaseLost, TaskExists, TaskMissing, VersionConflict
 from hivewire.rules.task_states import FINISHED, OPEN, TaskStatus, sources
 
 _TRIES: Final = 10
 _PURGED_AT_ONCE: Final = 1_000
 _ID: Final = "a task's id"
-_INSERTED: Final = (
-    "id, name, description, type, priority, assigned_to, created_by, parent_id, dependencies, input, output, status, "
-    "error, metadata, change, version, created_at, updated_at"
-)
+_LEASE: Final = (("lease", "text"), ("token", "bigint"))
 _HELD: Final = "EXISTS (SELECT 1 FROM leases WHERE name = ${} AND token = ${} FOR SHARE)"
+_GIVEN_HELD: Final = (
+    "(given.lease IS NULL OR EXISTS (SELECT 1 FROM leases WHERE name = given.lease AND token = given.token FOR SHARE))"
+)
+_COLUMNS: Final = {
+    "id": "text",
+    "name": "text",
+    "description": "text",
+    "type": "text",
+    "priority": "integer",
+    "assigned_to": "text",
+    "created_by": "text",
+    "parent_id": "text",
+    "dependencies": "json",
+    "input": "json",
+    "output": "json",
+    "status": "text",
+    "error": "text",
+    "metadata": "json",
+    "change": "text",
+}
+_INSERTED: Final = ", ".join(_COLUMNS)
+_RETURNED: Final = ", ".join(f"tasks.{name}" for name in [*TASK.split(", "), "change"])
+
+_CREATED: Final = (*_COLUMNS.items(), *_LEASE)
+_CREATE: Final = (
+    f"INSERT INTO tasks ({_INSERTED}, version, created_at, updated_at) "
+    f"SELECT {', '.join(f'given.{name}' for name in _COLUMNS)}, 1, hivewire_begun(), hivewire_begun() "
+    f"FROM hivewire_given() WHERE {_GIVEN_HELD} ON CONFLICT (id) DO NOTHING RETURNING {_RETURNED}"
+)
+
+_FINISHED: Final = ", ".join(f"'{status}'" for status in FINISHED)
+_SET: Final = (*CHANGED, "status")
+_UPDATED: Final = (
+    *(("id", "text"), ("change", "text"), ("version", "bigint"), ("allowed", "text")),
+    *((name, _COLUMNS[name]) for name in _SET),
+    *_LEASE,
+)
+_UPDATE: Final = (
+    f"UPDATE tasks SET {', '.join(f'{name} = coalesce(given.{name}, tasks.{name})' for name in _SET)}, "
+    "completed_at = CASE WHEN given.status IS NULL THEN tasks.completed_at "
+    f"WHEN given.status IN ({_FINISHED}) THEN hivewire_now() END, "
+    "change = given.change, version = tasks.version + 1, updated_at = hivewire_now() "
+    "FROM hivewire_given() WHERE tasks.id = given.id AND tasks.change <> given.change "
+    "AND (given.version IS NULL OR tasks.version = given.version) "
+    f"AND given.allowed LIKE '%' || tasks.status || '%' AND {_GIVEN_HELD} RETURNING {_RETURNED}"
+)
 
 
 class Arguments:
@@ -48,12 +92,9 @@ class Arguments:
 
 
 def create(task: Task, guard: Guard, change: str) -> Script[Task]:
-    arguments = Arguments()
-    places = ", ".join(map(arguments.add, new_row(task, change)))
-    values = f"SELECT {_typed(places)}, 1, hivewire_begun(), hivewire_begun() WHERE 1 = 1{arguments.held(guard)}"
-    insert = f"INSERT INTO tasks ({_INSERTED}) {values} ON CONFLICT (id) DO NOTHING RETURNING {TASK}, change"
+    statement = Given(_CREATE, _CREATED, (*new_row(task, change), *_lease(guard)), change, task.id)
     for _ in range(_TRIES):
-        rows = yield Marked(insert, arguments.values, change, task.id)
+        rows = yield statement
         if rows:
             return task_of(rows[0])
         found = yield Query(f"SELECT {TASK}, change FROM tasks WHERE id = $1", [task.id])
@@ -65,10 +106,8 @@ def create(task: Task, guard: Guard, change: str) -> Script[Task]:
     return _give_up(task.id)
 
 
-def _typed(places: str) -> str:
-    """In a SELECT the server does not know the types of the arguments by their columns."""
-    kinds = ["text"] * 4 + ["integer"] + ["text"] * 3 + ["json"] * 3 + ["text"] * 2 + ["json", "text"]
-    return ", ".join(f"CAST({place} AS {kind})" for place, kind in zip(places.split(", "), kinds, strict=True))
+def _lease(guard: Guard) -> tuple[str | None, int | None]:
+    return (None, None) if guard.lease is None else (guard.lease.name, guard.lease.token)
 
 
 def create_many(tasks: Sequence[Task], change: str, at_once: int) -> Script[int]:
@@ -80,7 +119,8 @@ def create_many(tasks: Sequence[Task], change: str, at_once: int) -> Script[int]
             for task in part
         ]
         made = yield Query(
-            f"INSERT INTO tasks ({_INSERTED}) VALUES {', '.join(rows)} ON CONFLICT (id) DO NOTHING RETURNING id",
+            f"INSERT INTO tasks ({_INSERTED}, version, created_at, updated_at) VALUES {', '.join(rows)} "
+            "ON CONFLICT (id) DO NOTHING RETURNING id",
             arguments.values,
         )
         if len(made) < len(part):
@@ -122,19 +162,8 @@ def update(task_id: str, change: TaskChange, guard: Guard, mark: str) -> Script[
     checked_id(task_id, _ID)
     columns = changed_columns(change)
     allowed = _allowed(columns)
-    arguments = Arguments()
-    assigned = [f"{name} = {arguments.add(value)}" for name, value in columns.items()]
-    if "status" in columns:
-        assigned.append(f"completed_at = {'hivewire_now()' if columns['status'] in FINISHED else 'NULL'}")
-    assigned += [f"change = {(marked := arguments.add(mark))}", "version = version + 1", "updated_at = hivewire_now()"]
-    where = f"id = {arguments.add(task_id)} AND change <> {marked}"
-    if len(allowed) < len(TaskStatus):
-        where += f" AND status IN ({', '.join(map(arguments.add, allowed))})"
-    if guard.version is not None:
-        where += f" AND version = {arguments.add(guard.version)}"
-    where += arguments.held(guard)
-    sql = f"UPDATE tasks SET {', '.join(assigned)} WHERE {where} RETURNING {TASK}, change"
-    statement = Marked(sql, arguments.values, mark, task_id)
+    values = (task_id, mark, guard.version, " ".join(allowed), *map(columns.get, _SET), *_lease(guard))
+    statement = Given(_UPDATE, _UPDATED, values, mark, task_id)
     for _ in range(_TRIES):
         rows = yield statement
         if rows:

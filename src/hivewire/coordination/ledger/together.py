@@ -5,15 +5,17 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
+from itertools import compress
 from typing import Final
 
 from hivewire.coordination.ledger.pool import Connection, Pool
-from hivewire.coordination.ledger.postgres_words import Again, native
-from hivewire.coordination.ledger.store import Marked, Row
+from hivewire.coordination.ledger.postgres_words import Again, of_many, of_one
+from hivewire.coordination.ledger.store import Given, Row
 from hivewire.errors import BackendError, Closed, ConnectionLost, LedgerError
 from hivewire.rules.kinds import Kinds
 
-_MOST: Final = 64
+_LEAST: Final = 8
+_MOST: Final = 200
 _MOST_BYTES: Final = 1_000_000
 
 
@@ -24,7 +26,7 @@ class NotTogether(Exception):
 class _Waiter:
     __slots__ = ("future", "statement")
 
-    def __init__(self, statement: Marked, future: asyncio.Future[Sequence[Row]]) -> None:
+    def __init__(self, statement: Given, future: asyncio.Future[Sequence[Row]]) -> None:
         self.statement = statement
         self.future = future
 
@@ -46,13 +48,13 @@ class Together:
         self._busy = 0
         self._is_closed = False
 
-    async def execute(self, statement: Marked) -> Sequence[Row]:
+    async def execute(self, statement: Given) -> Sequence[Row]:
         """Its rows, once they are stored. Raises `NotTogether`; `ConnectionLost` when it may be stored or not."""
         if self._is_closed:
             raise Closed("write to the ledger: it was closed")
         loop = asyncio.get_running_loop()
         waiter = _Waiter(statement, loop.create_future())
-        size = sum(len(value) for value in statement.arguments if isinstance(value, str))
+        size = sum([len(value) for value in statement.values if type(value) is str])
         self._waiting.add(statement.sql, waiter, size=size)
         if self._running < self._most_lanes:
             self._running += 1
@@ -74,16 +76,21 @@ class Together:
     async def _lane(self) -> None:
         try:
             while self._waiting:
-                share = -(-len(self._waiting) // (self._most_lanes - self._busy))
-                batch = [waiter for waiter in self._waiting.take(min(share, _MOST)) if not waiter.future.done()]
+                batch = [waiter for waiter in self._waiting.take(self._share()) if not waiter.future.done()]
                 if batch:
                     self._busy += 1
                     try:
                         await self._store(batch)
+                        await asyncio.sleep(0)  # who has got an answer may have the next question, for this lane
                     finally:
                         self._busy -= 1
         finally:
             self._running -= 1  # at once: the next one who comes must know that nobody is here any more
+
+    def _share(self) -> int:
+        """How many go now: all lanes get as many, but none gets few."""
+        share = -(-len(self._waiting) // (self._most_lanes - self._busy))
+        return min(max(share, _LEAST), _MOST)
 
     async def _store(self, batch: list[_Waiter]) -> None:
         batch.sort(key=lambda waiter: waiter.statement.locks)  # who locks in one order waits in no circle
@@ -104,13 +111,17 @@ class Together:
             _deliver(batch, rows)
 
 
-async def _send(connection: Connection, statements: Sequence[Marked]) -> Sequence[Row]:
-    sql = native(statements[0].sql)
+async def _send(connection: Connection, statements: Sequence[Given]) -> Sequence[Row]:
+    first = statements[0]
     rows: Sequence[Row]
     if len(statements) == 1:
-        rows = await connection.fetch(sql, *statements[0].arguments)
+        rows = await connection.fetch(of_one(first.sql, first.columns), *first.values)
+    elif len({each.locks for each in statements}) < len(statements):  # each must see what the one before has done
+        rows = await connection.fetchmany(of_one(first.sql, first.columns), [each.values for each in statements])
     else:
-        rows = await connection.fetchmany(sql, [each.arguments for each in statements])
+        columns = list(zip(*(each.values for each in statements), strict=True))
+        is_given = tuple(column.count(None) < len(column) for column in columns)
+        rows = await connection.fetch(of_many(first.sql, first.columns, is_given), *compress(columns, is_given))
     return rows
 
 
