@@ -113,7 +113,7 @@ class ShardWorld(World):
                     shard.goes_to = self.chance.choice(others)
                 self.ring(queue)
 
-    def release(self, queue: str, process: str, saved: Mapping[int, tuple[int, bytes | None]]) -> None:
+    def release(self, queue: str, process: str, saved: Mapping[int, tuple[int, Saved | None]]) -> None:
         """Give up shards, each with its token and the state to keep for the next owner."""
         group = self.group(queue)
         self._bury_members(queue)
@@ -121,7 +121,8 @@ class ShardWorld(World):
             shard = group.shards[number]
             if shard.owner == process and shard.token == token:
                 if state is not None:
-                    shard.saved = state
+                    shard.saved = state.state
+                    self.committed(queue, process, number, state.watermark)
                 shard.owner = ""
                 self.released(queue, number)
         self.ring(queue)
@@ -284,9 +285,7 @@ class ShardConsumer(ProfileConsumer[_W]):
     async def _hand_over(self, shards: set[int]) -> None:
         tokens = {number: self._tokens[number] for number in shards}
         states = await self._come_to_rest(shards)
-        saved = {
-            number: (token, states[number].state if number in states else None) for number, token in tokens.items()
-        }
+        saved = {number: (token, states.get(number)) for number, token in tokens.items()}
         while True:
             try:
                 await self.wire.call(("release",), lambda: self.world.release(self.queue, self.name, saved))
