@@ -70,6 +70,11 @@ class Member(Tail):
         self._subscribed: frozenset[str] = frozenset()
         self._left: deque[str] = deque()
         """Topics whose seat was given up; it may have another one by now."""
+        self._has_name = False
+        """The group knows this member. Who asks again before has got a second name, and the group waits for the first
+        one, which nobody uses, until its session ends."""
+        self._asked_at = 0.0
+        self._asks_later = False
         self._busy_until = 0.0
         self._abandoned = False
         self._beat_at = time.clock_gettime(_clock)
@@ -227,6 +232,8 @@ class Member(Tail):
             self._begin_again(client)
         while self._commands:
             self._commands.popleft()(client)
+        if self._asks_later and not self._is_joining:
+            self._subscribe(client)
         self._commit(client)
         is_busy = self._commits.wait or time.monotonic() < self._busy_until
         first = client.poll(_BUSY_POLL_S if is_busy else _CALM_POLL_S)
@@ -235,12 +242,17 @@ class Member(Tail):
 
     def _subscribe(self, client: Consumer) -> None:
         """To what has a seat now. A topic whose seat is another one begins anew, and the group is not asked."""
+        self._asks_later = self._is_joining
+        if self._asks_later:
+            return
         topics, before = frozenset(self.seats), self._subscribed
         left = {self._left.popleft() for _ in range(len(self._left))}
         self._subscribed = topics
         if not topics and before:
+            self._has_name = False
             client.unsubscribe()
         elif topics != before:
+            self._asked_at = time.monotonic()
             for topic in topics:
                 with suppress(KafkaException):  # a topic that the client has not met costs half a second more
                     client.list_topics(topic, timeout=_COMMITTED_S)
@@ -256,7 +268,12 @@ class Member(Tail):
         """By the group."""
         return [at for at in client.assignment() if (at.topic, at.partition) not in self._reading]
 
+    @property
+    def _is_joining(self) -> bool:
+        return bool(self._subscribed) and not self._has_name and time.monotonic() < self._asked_at + self._lease_s
+
     def _on_assign(self, client: Consumer, partitions: Sequence[TopicPartition]) -> None:
+        self._has_name = True
         self._take(client, partitions, is_new=True)
 
     def _take(self, client: Consumer, partitions: Sequence[TopicPartition], *, is_new: bool) -> None:
@@ -336,6 +353,7 @@ class Member(Tail):
         client.incremental_unassign(list(partitions))
 
     def _on_lost(self, client: Consumer, partitions: Sequence[TopicPartition]) -> None:
+        self._has_name, self._asked_at = False, time.monotonic()
         self._forget([(at.topic, at.partition) for at in partitions])
         client.incremental_unassign(list(partitions))
 
