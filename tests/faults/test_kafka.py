@@ -186,3 +186,15 @@ async def test_a_partition_whose_state_fills_a_commit_is_not_read_on_and_counted
         await empty(member, "full", within_s=60)
         assert member.metrics().paused == 0
     assert handled == dict.fromkeys(range(few + late), 1)
+
+
+async def test_who_joins_with_many_agents_at_once_does_not_wait_for_a_session(fabric: KafkaFabric) -> None:
+    """A member that asks for more while the group is giving it a name would get a second one, and everybody would
+    wait for the first, here for a minute."""
+    for round in range(4):
+        member = await fabric.member(lease_s=60)
+        async with asyncio.timeout(30):
+            await asyncio.gather(*(member.receive(f"{agent}-{round}", wait_s=0.1) for agent in ("one", "two")))
+            await fabric.protocol.send(task(f"three-{round}"))
+            await take(member, f"three-{round}", 1)
+        await member.close()
