@@ -153,8 +153,11 @@ async def test_a_member_that_is_killed_takes_no_schedule_with_it(fabric: Fabric)
     worker.kill()
     await until(lambda: len([e for e in fabric.journal.ends("clock") if e.worker == second.name]) >= 3, "3 more", 20)
     await fabric.protocol.unschedule("beat")
-    ids = [entry.id for entry in fabric.journal.ends("clock")]
-    assert len(set(ids)) == len(ids)
+    ended: dict[str, list[str]] = {}
+    for entry in fabric.journal.ends("clock"):
+        ended.setdefault(entry.id, []).append(entry.worker)
+    # The one that was killed may have handled its last beat and not acknowledged it.
+    assert [by for by in ended.values() if len(by) > 1] in ([], [[worker.name, second.name]])
 
 
 async def test_made_again_it_stays_as_it_is(fabric: Fabric) -> None:
