@@ -24,7 +24,7 @@ from hivewire.testing.leaks import Census, no_unhandled_errors
 from hivewire.testing.redis_groups import RedisCluster, say
 from hivewire.testing.servers import RedisServer, valkey_program
 from tests.conformance.backends import start
-from tests.faults.load import Load, Seen
+from tests.faults.load import KEYS, Load, Seen
 
 SETTINGS: dict[str, Any] = {"lease_s": 2.0, "retry_first_s": 0.05, "retry_most_s": 1.0}
 
@@ -144,6 +144,30 @@ async def test_a_slot_moves_under_load(cluster: RedisCluster) -> None:
             moved = await asyncio.to_thread(cluster.move, slot, to, 0.02)
             assert moved > 5
             await goes_on(loads)
+    await _all_is_there(cluster, loads, may_lose=False)
+
+
+@pytest.mark.processes
+@pytest.mark.slow
+async def test_a_slot_is_left_half_moved(cluster: RedisCluster) -> None:
+    """For longer than the lease. Its queue stands still, and whoever will not wait is told why; when the slot has moved
+    it goes on, in order. Queues that live elsewhere notice nothing."""
+    source, target, _ = masters(cluster)
+    (agent,) = agents_on(cluster, source, "half")
+    (other,) = agents_on(cluster, target, "whole")
+    slot = slot_of(base(agent))
+    async with under_load(cluster, [agent, other]) as loads:
+        await goes_on(loads)
+        assert await asyncio.to_thread(cluster.begin_to_move, slot, target, 4) == 4
+        async with connect(cluster.url, **SETTINGS) as impatient:
+            with pytest.raises(BackendError, match=r"its slot moves to another node|on the way to another node"):
+                await impatient.send(task(agent, -1, key="impatient"), timeout_s=1.0)
+        await goes_on({other: loads[other]}, more=1_000)
+        stands = loads[agent][0].total
+        await asyncio.sleep(1.5 * SETTINGS["lease_s"])  # what is tested is that time passes
+        assert loads[agent][0].total <= stands + len(KEYS)  # those that were on their way
+        assert await asyncio.to_thread(cluster.move, slot, target) > 0
+        await goes_on(loads)
     await _all_is_there(cluster, loads, may_lose=False)
 
 

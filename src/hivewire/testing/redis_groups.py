@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -163,16 +164,22 @@ class RedisCluster(Group):
                     return next(each for each in self.servers if each.port == port)
         raise RuntimeError(f"nobody says who has slot {slot}")
 
-    def move(self, slot: int, target: RedisServer, pause_s: float = 0.0) -> int:
-        """As an operator does, key by key. How many keys were moved."""
+    def begin_to_move(self, slot: int, target: RedisServer, most: int, pause_s: float = 0.0) -> int:
+        """As an operator does, key by key; the slot stays in that state. How many keys were moved."""
         source = self.owner(slot)
         say(target, "CLUSTER", "SETSLOT", str(slot), "IMPORTING", self.id_of(source))
         say(source, "CLUSTER", "SETSLOT", str(slot), "MIGRATING", self.id_of(target))
         moved = 0
-        while keys := say(source, "CLUSTER", "GETKEYSINSLOT", str(slot), "2"):
+        while moved < most and (keys := say(source, "CLUSTER", "GETKEYSINSLOT", str(slot), "2")):
             say(source, "MIGRATE", "127.0.0.1", str(target.port), "", "0", "5000", "KEYS", *keys)
             moved += len(keys)
             time.sleep(pause_s)
+        return moved
+
+    def move(self, slot: int, target: RedisServer, pause_s: float = 0.0) -> int:
+        """All of it, and to the end."""
+        source = self.owner(slot)
+        moved = self.begin_to_move(slot, target, sys.maxsize, pause_s)
         for server in (target, source, *self.servers):
             try:
                 say(server, "CLUSTER", "SETSLOT", str(slot), "NODE", self.id_of(target))
