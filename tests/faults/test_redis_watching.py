@@ -171,6 +171,20 @@ async def test_connections_that_wait_are_cut(redis: RedisFabric) -> None:
     seen.check(load)
 
 
+async def test_where_no_further_connection_is_to_be_had_bells_do(redis: RedisFabric) -> None:
+    member, seen = await redis.member(**NEVER), Seen()
+    await redis.protocol.send(task("full", 0, key="k0"))
+    async with serving(member, "other", Seen()):
+        await until(lambda: len(waiting(redis)) == 1, "all connections but one are there")
+        listed: str = say(redis.server, "CLIENT", "LIST")
+        say(redis.server, "CONFIG", "SET", "maxclients", str(len(listed.splitlines()) - 1))  # who asks has gone then
+        async with serving(member, "full", seen):
+            for n in range(1, 20):
+                await redis.protocol.send(task("full", n, key="k0"))
+                await until(lambda n=n: seen.numbers["k0"][-1:] == [n], f"message {n} is handled", 20)  # type: ignore[misc]
+            assert seen.numbers["k0"] == list(range(20))
+
+
 def _cut(redis: RedisFabric) -> bool:
     cut = [say(redis.server, "CLIENT", "KILL", "ID", client) for client in waiting(redis)]
     return bool(cut)
