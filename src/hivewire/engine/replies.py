@@ -17,6 +17,9 @@ from hivewire.message import PROGRESS, Message
 
 REPLY_PREFIX = "~reply/"
 
+_SETTLE_PACE_S = 0.1
+"""Where outcomes wait for more at all, those of a mailbox may wait long: it ends with its process."""
+
 
 class Replies:
     """Made with the first request; its queue goes with this object."""
@@ -34,6 +37,9 @@ class Replies:
                 return
             await self._core.backend.declare(QueueSpec(name=self.address, mode="competing", shards=1))
             inbox = Inbox(self._core, self.address, AllTypes(), competing=True)
+            settling = inbox.outcomes.settling
+            if settling.pace_s:
+                settling.pace_s = _SETTLE_PACE_S
             await inbox.start()
             crew = Crew(inbox, self._arrived, concurrency=1, timeout_s=60.0)
             self._core.tasks.start(crew.run(), "replies")

@@ -45,14 +45,14 @@ class Settling:
     store: most agents wait most of the time."""
 
     __slots__ = (
-        "_book", "_ended", "_hurried", "_idle", "_outage", "_pace_s", "_pause", "_queue", "_sent_at", "_storing",
-        "_tasks", "_waiting", "done", "instant", "rest",
+        "_book", "_ended", "_hurried", "_idle", "_outage", "_pause", "_queue", "_sent_at", "_storing",
+        "_tasks", "_waiting", "done", "instant", "pace_s", "rest",
     )  # fmt: skip
 
     def __init__(self, queue: str, book: Book, tasks: Tasks, *, pace_s: float = 0.0) -> None:
         """`pace_s`: so long after a batch was sent the next one waits for more, unless somebody waits for its end."""
         self._queue = queue
-        self._pace_s = pace_s
+        self.pace_s = pace_s
         self._sent_at = -inf
         self._hurried = 0
         """How many wait until all is stored."""
@@ -120,7 +120,7 @@ class Settling:
         """Until nothing is left, or it is cancelled, or the inbox is closed."""
         try:
             while self.done or self.rest:
-                if self._pace_s and not (self._waiting or self.rest or self._hurried):
+                if self.pace_s and not (self._waiting or self.rest or self._hurried):
                     await self._for_more()
                 done, self.done = self.done, []
                 rest, self.rest = self.rest, ()
@@ -136,7 +136,7 @@ class Settling:
     async def _for_more(self) -> None:
         """Who handles quickly stores many outcomes at once. After a pause the first one goes at once."""
         loop = asyncio.get_running_loop()
-        left = self._sent_at + self._pace_s - loop.time()
+        left = self._sent_at + self.pace_s - loop.time()
         if left > 0:
             self._pause = loop.create_future()
             timer = loop.call_later(left, self._hasten)
