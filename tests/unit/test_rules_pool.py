@@ -135,7 +135,7 @@ def test_bytes_of_another_release_are_refused() -> None:
 
 
 def content(pool: Pool) -> list[Any]:
-    """What it keeps, as it stands in a record: version, shards, known, free, members, lives, keys."""
+    """What it keeps, as it stands in a record: version, shards, known, free, members, lives, keys, topic."""
     packed: list[Any] = msgspec.msgpack.decode(pool.pack())
     return packed
 
@@ -144,7 +144,7 @@ def test_a_word_is_written_as_lists() -> None:
     word = Word("a", 6.0, take=Take(2, 1, [Offer(0, 4), Offer(1, 5, 6, 7)]), back=[Kept(0, 1)])
     written = msgspec.msgpack.decode(msgspec.msgpack.encode(word))
     back, take = [[0, 1, 0, 0, 0, 0.0]], [2, 1, [[0, 4, 0, 0], [1, 5, 6, 7]]]
-    assert written == ["a", 6.0, False, [], [], back, take, [], None]
+    assert written == ["a", 6.0, False, [], [], back, take, [], None, ""]
 
 
 def test_what_a_word_does_not_say_changes_nothing() -> None:
@@ -381,3 +381,32 @@ def test_who_begins_with_a_kept_state_sees_what_all_see(steps: list[Step], at: i
     later.restore(early.again().pack(), 0)
     log.again(skip=at, pool=later)
     assert content(later) == content(log.pool)
+
+
+def test_of_a_topic_that_is_gone_nothing_counts_in_the_one_that_was_made_anew() -> None:
+    """Else its messages pass for finished, or for held, by their positions."""
+    log = Log()
+    log.say(Word("a", LEASE_S, topic="first"))
+    join(log, "b")
+    assert take(log, "a", [0, 1, 2]) == [0, 1, 2]
+    log.say(Word("a", done=[(0, 0), (0, 1)]))
+    log.say(Word("b", LEASE_S, topic="first"))
+    assert log.pool.low(0) == 2, "the same topic is no news"
+    assert log.say(Word("", topic="second")).freed
+    assert (log.pool.low(0), log.pool.known, log.pool.members) == (0, {}, {})
+    assert log.say(Word("a", done=[(0, 2)])).refused == [(0, 2)]
+    join(log, "c")
+    assert take(log, "c", [2, 3]) == [2, 3]
+    (again,) = log.say(Word("c", take=Take(1, 1, [Offer(0, 7, 1)]))).granted
+    assert again.seen, "what was settled before is a duplicate all the same"
+
+
+def test_the_topic_is_part_of_the_state_that_is_kept() -> None:
+    log = Log()
+    log.say(Word("a", LEASE_S, topic="first"))
+    take(log, "a", [0])
+    kept = Pool(1_000, 3_600, 3_600)
+    kept.restore(log.pool.pack(), log.now)
+    assert kept.topic == "first"
+    kept.apply(Word("b", LEASE_S, topic="second"), 9, log.now)
+    assert (list(kept.members), kept.known) == (["b"], {})

@@ -65,6 +65,8 @@ class Word(msgspec.Struct, array_like=True, omit_defaults=True, gc=False):
     """Shard, first position and the one after the last: there is nothing to be read."""
     silent: tuple[str, int] | None = None
     """This member has said nothing since its word at that place in the log."""
+    topic: str = ""
+    """What the messages lie in, each time that it is made under another name: of one that is gone nothing counts."""
 
 
 class Grant(msgspec.Struct, gc=False):
@@ -139,6 +141,8 @@ class Pool:
         self.free: dict[At, None] = {}
         """Those of `known` that nobody holds."""
         self.members: dict[str, _Seat] = {}
+        self.topic = ""
+        """What the messages lie in; "" while nobody has said it."""
         self._live: dict[int, At] = {}
         """By which message a life or a key is handled."""
         self._lives = Window(window_ids, life_s)
@@ -183,6 +187,11 @@ class Pool:
     def apply(self, word: Word, place: int, now: float) -> Heard:
         """The word stands at this place of the log, which it reached at `now`."""
         heard = Heard()
+        if word.topic and word.topic != self.topic:
+            if self.topic:
+                self._begin_anew()
+                heard.freed = True
+            self.topic = word.topic
         for shard, first, end in word.gaps:
             for offset in range(first, end):
                 if (shard, offset) not in self.known:
@@ -205,6 +214,11 @@ class Pool:
             self._let_go(word.member, died=False)
             heard.freed = True
         return heard
+
+    def _begin_anew(self) -> None:
+        """Positions are other messages' by now. What was settled lately is a duplicate all the same."""
+        for kept in (self._shards, self.known, self.free, self.members, self._live):
+            kept.clear()
 
     def _settle(self, word: Word, seat: _Seat, now: float, heard: Heard) -> None:
         refused: list[At] = []
@@ -328,6 +342,7 @@ class Pool:
                 {name: (seat.lease_s, seat.heard_at, seat.last) for name, seat in self.members.items()},
                 _bytes_of(lives),
                 _bytes_of(keys),
+                self.topic,
             )
         )
 
@@ -339,6 +354,7 @@ class Pool:
             raise ValueError(f"state of a competing queue: {error}") from None
         if state.version != _VERSION:
             raise ValueError(f"state of a competing queue in version {state.version}, not {_VERSION}")
+        self.topic = state.topic
         for number, low, runs in state.shards:
             ahead = {offset for first, end in runs for offset in range(first, end)}
             self._shards[number] = _Shard(low, ahead)
@@ -365,6 +381,7 @@ class _Packed(msgspec.Struct, array_like=True):
     members: dict[str, tuple[float, float, int]]
     lives: bytes
     keys: bytes
+    topic: str = ""
 
 
 _write = msgspec.msgpack.Encoder().encode

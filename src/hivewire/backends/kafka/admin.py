@@ -7,7 +7,7 @@ import concurrent.futures
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
-from confluent_kafka import KafkaError, KafkaException, TopicPartition
+from confluent_kafka import KafkaError, KafkaException, TopicCollection, TopicPartition
 from confluent_kafka.admin import (  # type: ignore[attr-defined]  # they are public
     AdminClient,
     AlterConfigOpType,
@@ -125,6 +125,12 @@ class Admin:
             raise failed
         partitions = found.topics[topic].partitions if topic in found.topics else {}
         return len(partitions) if partitions and all(p.leader >= 0 for p in partitions.values()) else 0
+
+    async def topic_id(self, topic: str) -> str:
+        """Another one each time that a topic of this name is made."""
+        with self.clients.kept():
+            asked = self.clients.client.describe_topics(TopicCollection([topic]), request_timeout=_REQUEST_S)
+            return str((await _answer(asked[topic], f"look at {topic}")).topic_id)
 
     async def delete_before(self, offsets: Mapping[Place, int]) -> None:
         """Give back the space of records below these offsets."""

@@ -348,7 +348,7 @@ class KafkaBackend(Backend):
         if await self._is_lent(queue):
             consumer = LentConsumer(self, queue, owner)
         else:
-            consumer = CompetingConsumer(self, queue, self.settings.lease_s, owner)
+            consumer = CompetingConsumer(self, queue, owner)
         self._consumers.add(consumer)
         try:
             await consumer.open()

@@ -45,6 +45,11 @@ _read_state = msgspec.msgpack.Decoder(_State).decode
 _write = msgspec.msgpack.Encoder().encode
 
 
+def pool_of_moved(queue: str) -> str:
+    """The name under which is said who runs what of partitions that have moved."""
+    return f"~away/{queue}"
+
+
 def pack_word(queue: str, word: Word) -> bytes:
     return _write(_Said(queue, word))
 
@@ -191,6 +196,14 @@ class Claims:
                 self._logs[partition] = found
         await found.catch_up()
         return found
+
+    async def made_anew(self, queue: str) -> None:
+        """Its topic was: what was said of positions in the one before counts no more."""
+        topic = await self._backend.admin.topic_id(self._backend.names.topic(queue))
+        for name in (queue, pool_of_moved(queue)):
+            found = await self.log_of(name)
+            if found.pool(name).topic:
+                await found.say(name, Word("", topic=topic))
 
     async def close(self) -> None:
         for one in self._logs.values():

@@ -40,12 +40,12 @@ _REMEMBERED: Final = 10_000
 class CompetingConsumer(Consumer):
     """Its seat in the pool has the name and the lease."""
 
-    def __init__(self, backend: KafkaBackend, queue: str, lease_s: float, owner: Ownership) -> None:
+    def __init__(self, backend: KafkaBackend, queue: str, owner: Ownership) -> None:
         self.backend = backend
         self.queue = queue
         self.topic = backend.names.topic(queue)
         self._owner = owner
-        self.seat = Seat(backend, queue, lease_s, self._heard)
+        self.seat = Seat(backend, queue, self.topic, self._heard)
         self._token = -1
         """That of what is held; -1: nothing can be held."""
         self._feed: Feed | None = None
@@ -64,7 +64,7 @@ class CompetingConsumer(Consumer):
 
     async def open(self) -> None:
         self._feed = self.backend.feed(self.queue, await self.seat.open())
-        await self._feed.open(self._stir)
+        self._feed.listen(self._stir)
         await self._join()
         self._spawn(self._keep(), f"keep the claims of {self.queue}")
         self._spawn(self.backend.delays.keep_moving(self.queue, self.owned), f"delayed messages of {self.queue}")
@@ -95,6 +95,7 @@ class CompetingConsumer(Consumer):
     async def _join(self) -> None:
         self._settled.clear()
         await self.seat.join()
+        await self.feed.follow()
         self._token = self.seat.token
         await self._owner.gained(0, self._token, b"")
         self._news.set()
@@ -103,7 +104,7 @@ class CompetingConsumer(Consumer):
         while True:
             await asyncio.sleep(_TICK_S)
             try:
-                if not self.seat.is_in or self.seat.has_lapsed:
+                if not self.seat.is_in or self.seat.has_lapsed or self.feed.is_anew:
                     await self._begin_again()
                 await self._look_around()
             except BackendError as error:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from hivewire.backend import Depth
-from hivewire.backends.kafka.elsewhere import pool_of_moved
+from hivewire.backends.kafka.elsewhere import moved
 from hivewire.backends.kafka.metadata import Committed, unpack
 from hivewire.rules.pool import Pool
 from hivewire.rules.progress import History, Progress, decode, encode
@@ -38,21 +38,21 @@ async def progress(backend: KafkaBackend, queue: str) -> Sequence[tuple[int, Com
             found.append((ends[place], unpack(*committed[place])))
         else:
             found.append((ends[place], Committed(firsts[place], b"")))
-    moved = await pool_of_moved(backend, queue)
-    if moved is None:
+    away = await moved(backend, queue)
+    if away is None:
         return found
-    return [(end, with_moved(at, moved, number)) for number, (end, at) in enumerate(found)]
+    return [(end, with_moved(at, away, number)) for number, (end, at) in enumerate(found)]
 
 
-def with_moved(at: Committed, moved: Pool, shard: int) -> Committed:
+def with_moved(at: Committed, pool: Pool, shard: int) -> Committed:
     """What was committed of a partition, with what its former owners still run, or have finished since."""
     low = at.watermark
     state = decode(at.state) if at.state else Progress(low, (), (), low)
-    ended = {*range(low, moved.low(shard)), *(offset for offset in moved.ahead(shard) if offset >= low)}
+    ended = {*range(low, pool.low(shard)), *(offset for offset in pool.ahead(shard) if offset >= low)}
     ended.difference_update(state.ahead)
     held = {
         offset
-        for (number, offset), known in moved.known.items()
+        for (number, offset), known in pool.known.items()
         if number == shard and offset >= low and known.holder is not None
     }
     held.difference_update(state.ahead)

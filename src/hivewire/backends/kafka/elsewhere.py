@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
 from hivewire.backend import Again, Dead, Fetched, Ownership, Unfinished
+from hivewire.backends.kafka.claims import pool_of_moved
 from hivewire.backends.kafka.feed import number
 from hivewire.backends.kafka.seat import Seat
 from hivewire.errors import BackendError
@@ -27,15 +28,11 @@ _TICK_S: Final = 0.2
 _EXISTS: Final = "away/"
 
 
-def _pool_name(queue: str) -> str:
-    return f"~away/{queue}"
-
-
-async def pool_of_moved(backend: KafkaBackend, queue: str) -> Pool | None:
+async def moved(backend: KafkaBackend, queue: str) -> Pool | None:
     """Who runs which records of partitions that have moved; None: none has, as far as is known here."""
     if not backend.catalogue.known(_EXISTS + queue).version:
         return None
-    name = _pool_name(queue)
+    name = pool_of_moved(queue)
     return (await backend.claims.log_of(name)).pool(name)
 
 
@@ -46,7 +43,7 @@ class Elsewhere:
         self._backend = backend
         self._queue = queue
         self._owner = owner
-        self._seat = Seat(backend, _pool_name(queue), backend.settings.lease_s, self._heard)
+        self._seat = Seat(backend, pool_of_moved(queue), backend.names.topic(queue), self._heard)
         self._joining = asyncio.Lock()
         self._watched: dict[int, tuple[int, set[int]]] = {}
         """Of each partition that is owned here: the token, and what others run of it."""

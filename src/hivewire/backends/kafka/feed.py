@@ -56,13 +56,25 @@ class Feed:
         """All below was read, or was finished before."""
         self.gaps: list[tuple[int, int, int]] = []
         self._is_full = False
+        self._followed = ""
+        self.is_anew = False
+        """Positions come that were read before: the topic was deleted and made anew."""
         self._ears: list[Callable[[], None]] = []
 
-    async def open(self, ear: Callable[[], None]) -> None:
+    def listen(self, ear: Callable[[], None]) -> None:
         """`ear` is called when something has come."""
         self._ears.append(ear)
-        if len(self._ears) > 1:
+
+    async def follow(self) -> None:
+        """What is not finished, if it is not followed already: of a topic that was made anew, from its start."""
+        if self._followed == self._pool.topic and not self.is_anew:
             return
+        for number in range(self.partitions):
+            self._backend.tail.unfollow(self.topic, number)
+        self._followed, self.is_anew = self._pool.topic, False
+        for kept in (self._lines, self._taken, self._next, self.gaps):
+            kept.clear()
+        self._buffered, self._is_full = 0, False
         self.partitions = await self._backend.topics.ensure(self._queue)
         for number in range(self.partitions):
             low = self._next[number] = self._pool.low(number)
@@ -80,9 +92,14 @@ class Feed:
         return lambda messages, reached: self._arrived(number, messages, reached)
 
     def _arrived(self, number: int, messages: Sequence[KafkaMessage], reached: int) -> None:
+        if self.is_anew:
+            return
         expected = self._next[number]
         for message in messages:
             offset = message.offset()
+            if offset < expected:
+                self.is_anew = True
+                return
             if offset > expected:
                 self.gaps.append((number, expected, offset))
             expected = offset + 1
@@ -111,7 +128,7 @@ class Feed:
             self._backend.apart.resume(places)
 
     def has_read(self, ends: Mapping[int, int]) -> bool:
-        return self._is_full or all(self._next[number] >= end for number, end in ends.items())
+        return self._is_full or all(self._next.get(number, -1) >= end for number, end in ends.items())
 
     def offers(self, most: int) -> list[Offer]:
         """Up to so many, those whose turn it is first; `settle` tells what came of them."""

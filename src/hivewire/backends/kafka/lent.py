@@ -73,7 +73,7 @@ class LentConsumer(Consumer):
         self.queue = queue
         self.topic = backend.names.topic(queue)
         self._owner = owner
-        self._seat = Seat(backend, queue, backend.settings.lease_s, self._heard)
+        self._seat = Seat(backend, queue, self.topic, self._heard)
         self._lending: Lending | None = None
         self._partitions = 0
         self._news = asyncio.Event()

@@ -35,10 +35,12 @@ def lease_clock() -> float:
 class Seat:
     """`until`: so long nobody takes anything from this member, by its own clock."""
 
-    def __init__(self, backend: KafkaBackend, queue: str, lease_s: float, listener: Listener) -> None:
+    def __init__(self, backend: KafkaBackend, queue: str, topic: str, listener: Listener) -> None:
         self._backend = backend
         self.queue = queue
-        self._lease_s = lease_s
+        self._topic = topic
+        """In which the messages lie."""
+        self._lease_s = backend.settings.lease_s
         self._listener = listener
         self._log: ClaimsLog | None = None
         self.name = ""
@@ -71,8 +73,9 @@ class Seat:
         self.token += 1
         self.name = f"{self._backend.client_id}/{uuid4().hex[:12]}"
         seats[self.name] = self
+        topic = await self._backend.admin.topic_id(self._topic)
         asked_at = lease_clock()
-        await self.log.say(self.queue, Word(self.name, self._lease_s))
+        await self.log.say(self.queue, Word(self.name, self._lease_s, topic=topic))
         self._steady_since = asked_at
         self._until = asked_at + self._lease_s
         self.is_in = True

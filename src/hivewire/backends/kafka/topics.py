@@ -31,6 +31,7 @@ class Topics:
         self._backend = backend
         self._kafka = backend.settings.kafka
         self.partitions: dict[str, int] = {}
+        self._made: set[str] = set()
         self._read: dict[str, tuple[int, QueueSpec | None]] = {}
         self._making: dict[str, asyncio.Lock] = {}
 
@@ -51,6 +52,7 @@ class Topics:
                         **config,
                     }
                     known = await self._backend.admin.create(topic, partitions, self._kafka.replication_factor, settled)
+                    self._made.add(topic)
                 self.partitions[topic] = known
         return known
 
@@ -64,7 +66,12 @@ class Topics:
             kept = {"cleanup.policy": "delete", "retention.ms": _HOUR_MS}
             return await self.ensure_own(topic, _REPLY_PARTITIONS, kept)
         kept = {"cleanup.policy": "delete", "retention.ms": "-1", "retention.bytes": "-1"}
-        return await self.ensure_own(topic, 1 if queue.startswith(GROUP_PREFIX) else self._wanted(), kept)
+        count = await self.ensure_own(topic, 1 if queue.startswith(GROUP_PREFIX) else self._wanted(), kept)
+        if topic in self._made:
+            self._made.discard(topic)
+            if self.known(queue) is not None:  # it was there before, and somebody has deleted it
+                await self._backend.claims.made_anew(queue)
+        return count
 
     def _wanted(self) -> int:
         origins = self._backend.settings.origins
