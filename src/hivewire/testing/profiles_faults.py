@@ -10,6 +10,7 @@ from typing import Final, Literal, TypeVar
 import msgspec
 
 from hivewire.errors import ConnectionLost
+from hivewire.testing.virtual_time import running_loop
 
 _T = TypeVar("_T")
 _SLOW: Final = 0.3
@@ -173,7 +174,7 @@ class Wire:
         that did not arrive (lost on the way, or the caller was cancelled)."""
         chance, faults = self._chance, self.faults
         if not self.is_cut and chance.random() < _SLOW:
-            await asyncio.sleep(chance.random() * _MOST_TRAVEL_S)
+            await running_loop().pause(chance.random() * _MOST_TRAVEL_S)
         doubled = False
         if places and faults.armed:
             doubled = await self._strike(places, "early", weight)
@@ -185,7 +186,7 @@ class Wire:
             if places and faults.armed:
                 await self._strike(places, "late", weigh(answer) if weigh else weight)
             if not self.is_cut and chance.random() < _SLOW:
-                await asyncio.sleep(chance.random() * _MOST_TRAVEL_S)
+                await running_loop().pause(chance.random() * _MOST_TRAVEL_S)
             self._check_line()
         except (ConnectionLost, asyncio.CancelledError):
             if keep is not None:

@@ -180,8 +180,7 @@ class Simulation:
     async def _until_the_end(self, most_s: float) -> None:
         until = self.loop.time() + most_s
         while self.loop.time() < until:
-            accepted = self.ledgerbook.accepted
-            if len(accepted) == RUNS and all(self._state(run).is_finished for run in accepted):
+            if len(self.ledgerbook.accepted) == RUNS and not self.store.run(lambda: run_scripts.unfinished(1)):
                 return
             await asyncio.sleep(0.5)
 

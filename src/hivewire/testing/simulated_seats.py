@@ -64,7 +64,7 @@ class WiredStore(Store):
     async def read(self, make: Callable[[], Script[T]]) -> T:
         while True:
             try:
-                return await self._wire.call((), partial(self._shared.run, make))
+                return await self._wire.call((), partial(self._shared.look, make))
             except ProcessIsDead:
                 raise
             except ConnectionLost:

@@ -62,8 +62,7 @@ class _Task(asyncio.Task[_T]):
         context: contextvars.Context | None = how.get("context")
         self.process = process.get() if context is None else context.get(process)
         super().__init__(coro, loop=loop, **how)
-        if self.process is not None:
-            loop.note_task(self.process, self)
+        loop.note_task(self.process, self)
 
     def __hash__(self) -> int:
         return self._number
@@ -109,12 +108,17 @@ class _Handle(asyncio.TimerHandle):
         self._callback = callback
         self._args = args
         self._cancelled = False
-        self._scheduled = False
         self._repr = None
         self._source_traceback = None
 
     def cancel(self) -> None:
-        asyncio.Handle.cancel(self)
+        self._cancelled = True
+        self._callback = _nothing
+        self._args = ()
+
+
+def _nothing() -> None:
+    """What is cancelled does nothing."""
 
 
 class VirtualLoop(asyncio.BaseEventLoop):
@@ -129,7 +133,8 @@ class VirtualLoop(asyncio.BaseEventLoop):
         self._timers: list[tuple[float, int, _Handle]] = []
         self._sequence = 0
         self._numbers = 0
-        self._tasks: dict[str, list[asyncio.Task[Any]]] = {}
+        self._tasks: dict[str | None, list[asyncio.Task[Any]]] = {}
+        self._prune_at: dict[str | None, int] = {}
         self._stopped: dict[str, deque[_Handle]] = {}
         self._thread = threading.get_ident()
         self._threads = 0
@@ -247,9 +252,23 @@ class VirtualLoop(asyncio.BaseEventLoop):
         self._tasks[name] = [task for task in self._tasks.get(name, ()) if not task.done()]
         return list(self._tasks[name])
 
-    def note_task(self, name: str, task: asyncio.Task[Any]) -> None:
-        """So that `tasks_of` need not look through the tasks of every loop."""
-        self._tasks.setdefault(name, []).append(task)
+    def note_task(self, name: str | None, task: asyncio.Task[Any]) -> None:
+        """So that `tasks_of` need not look through the tasks of every loop that ever was."""
+        tasks = self._tasks.setdefault(name, [])
+        tasks.append(task)
+        if len(tasks) > self._prune_at.get(name, 100):
+            left = self._tasks[name] = [task for task in tasks if not task.done()]
+            self._prune_at[name] = 2 * len(left) + 100
+
+    def unfinished(self) -> list[asyncio.Task[Any]]:
+        """Those of all processes, and of none."""
+        return [task for tasks in self._tasks.values() for task in tasks if not task.done()]
+
+    def pause(self, delay_s: float) -> asyncio.Future[None]:
+        """To be awaited at once, by one task: `asyncio.sleep` at half its price."""
+        future = asyncio.Future[None](loop=self)
+        self.call_at(self._now + delay_s, _end_pause, future)
+        return future
 
     # The loop itself
 
@@ -325,25 +344,52 @@ class VirtualLoop(asyncio.BaseEventLoop):
         self._tasks.clear()
 
 
+def running_loop() -> VirtualLoop:
+    """The virtual loop that runs now."""
+    loop = asyncio.get_running_loop()
+    assert isinstance(loop, VirtualLoop)
+    return loop
+
+
+def _end_pause(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)
+
+
 def run_virtual(main: Coroutine[Any, Any, _T], *, loop: VirtualLoop | None = None) -> _T:
     """Run `main` on a virtual loop and return its result. Raises `Deadlock` when it would wait for ever, and
     `Livelock` when it goes on for ever; then what cannot be cancelled is left behind."""
     used = loop or VirtualLoop()
-    runner = asyncio.Runner(loop_factory=lambda: used)
+    asyncio.set_event_loop(used)
     try:
-        result = runner.run(main)
-    except BaseException:
-        with suppress(Deadlock, Livelock):
-            _close(runner, used)
-        raise
-    _close(runner, used)
-    return result
+        task = used.create_task(main)
+        try:
+            result = used.run_until_complete(task)
+        except BaseException:
+            with suppress(Deadlock, Livelock):
+                _end(used)
+            raise
+        _end(used)
+        return result
+    finally:
+        asyncio.set_event_loop(None)
+        used.close()
 
 
-def _close(runner: asyncio.Runner, loop: VirtualLoop) -> None:
+def _end(loop: VirtualLoop) -> None:
+    """As `asyncio.Runner` does it, but without looking through the tasks of all the loops before this one."""
     for name in list(loop._stopped):  # or its tasks could not be cancelled
         loop.continue_process(name)
-    runner.close()
+    left = loop.unfinished()
+    for task in left:
+        task.cancel()
+    if left:
+        loop.run_until_complete(asyncio.gather(*left, return_exceptions=True))
+    for task in left:
+        if not task.cancelled() and task.exception() is not None:
+            told = {"message": "at the end of virtual time", "exception": task.exception(), "task": task}
+            loop.call_exception_handler(told)
+    loop.run_until_complete(loop.shutdown_asyncgens())
 
 
 def virtual(test: Callable[_P, Coroutine[Any, Any, _T]]) -> Callable[_P, _T]:

@@ -307,10 +307,19 @@ class MemoryStore(Store):
             self._connection = Connection(":memory:", self._clock)
 
     async def read(self, make: Callable[[], Script[T]]) -> T:
-        return self.run(make)
+        return self.look(make)
 
     async def write(self, make: Callable[[], Script[T]], *, single: bool = False) -> T:
         return self.run(make)
+
+    def look(self, make: Callable[[], Script[T]]) -> T:
+        """Run a script that changes nothing, at once: nobody comes between its statements."""
+        if self._connection is None:
+            raise Closed("use the ledger in memory: it was closed")
+        try:
+            return self._connection.run(make())
+        except sqlite3.Error as error:
+            raise trouble.explain(error, "use the ledger in memory", Path(":memory:")) from error
 
     def run(self, make: Callable[[], Script[T]]) -> T:
         """Run a script as one transaction, at once."""
