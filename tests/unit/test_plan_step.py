@@ -247,6 +247,18 @@ def test_cancel_ends_the_run_and_late_results_change_nothing() -> None:
     assert step(state, late) == (state, [])
 
 
+def test_a_cancel_stops_finished_work_too_for_its_message_may_come_again() -> None:
+    """Nothing is with a worker as far as the run knows: one is done, another failed, and a new plan is asked for."""
+    plan = Plan(subtasks=(sub("a"), sub("b")))
+    state, _ = step(new_run("r", plan, ["work"], {}, plans_left=2), Started(at=0.0))
+    state, _ = done(state, "a")
+    row = state.rows["b"]
+    state, _ = step(state, Failed(at=1, version=1, subtask="b", attempt=row.attempt, error="no"))
+    assert state.header.planning
+    assert stopped(step(state, Cancel(at=2, reason="asked to"))[1]) == [()]
+    assert stopped(step(run_of(sub("a")), Cancel(at=0, reason="before it began"))[1]) == []
+
+
 def stopped(commands: list[Command]) -> list[tuple[str, ...]]:
     return [command.messages for command in commands if isinstance(command, Stop)]
 

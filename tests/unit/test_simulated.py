@@ -30,6 +30,13 @@ def test_no_seed_breaks_a_promise(first: int) -> None:
         assert verdict.struck >= FAULTS_TO_STRIKE
 
 
+@pytest.mark.parametrize(("profile", "seed"), [("kafka", 51281), ("sql", 51267)])
+def test_seeds_that_found_something(profile: str, seed: int) -> None:
+    """What a shard that moved had taken was never given back; a finished subtask began anew after a cancel."""
+    verdict = try_seed(profile, seed)
+    assert verdict.is_good, report(verdict)
+
+
 @pytest.mark.slow
 @pytest.mark.processes
 @pytest.mark.timeout(3_600 if SOAK else 120)

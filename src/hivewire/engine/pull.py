@@ -151,10 +151,14 @@ class Puller:
                     self.inbox.outcomes.hand_back(taken)
             raise
         # Marks of later ones were awaited: the lease of the earlier ones may have ended meanwhile.
-        handed = [delivery for delivery in handed if self.inbox.held.holds(delivery.lane)]
+        kept = []
         for delivery in handed:
-            self.inbox.handed.hand_out(delivery)
-        return handed
+            if self.inbox.held.holds(delivery.lane):
+                self.inbox.handed.hand_out(delivery)
+                kept.append(delivery)
+            elif delivery.lane.away:  # its shard went, and its new owner was told that it runs here
+                self.inbox.outcomes.hand_back(delivery.lane)
+        return kept
 
     def _next_lane(self) -> Lane | None:
         return None if self.inbox.held.ending else self.inbox.held.lanes.next_lane()

@@ -89,8 +89,10 @@ class _Step:
     def outcome(self) -> tuple[RunState, list[Command]]:
         if not self._is_changed:
             return self._before, []
-        if unwanted := tuple(self._dropped):
-            everything = self._header.status in ("failed", "cancelled")
+        status, unwanted = self._header.status, tuple(self._dropped)
+        # Of a cancelled run nothing may begin: also not the message of finished work, which can be delivered again.
+        if unwanted or (status == "cancelled" and any(row.attempt for row in self._rows.values())):
+            everything = status in ("failed", "cancelled")
             self._commands.append(Stop(id=self._next_id(), messages=() if everything else unwanted))
         return RunState(self._header, self._rows, self._graph), self._commands
 
