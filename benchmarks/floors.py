@@ -47,6 +47,12 @@ FLOORS: Final = (
     *(Floor("P1", workload, "hivewire redis", "redis-autopipe", 0.60) for workload in ("W2", "W3a", "W3b", "W5")),
     Floor("P2", "W1", "hivewire redis", "redis-autopipe", 0.85),
     *(Floor("P7", "W3b", "hivewire redis", peer, 10) for peer in FRAMEWORKS),
+    Floor("P3", "W2", "hivewire kafka", "confluent-kafka raw", 0.60),
+    *(Floor("P3", w, "hivewire kafka", peer, 0.80) for w in ("W3a", "W3b") for peer in ("kafka-batched", "aiokafka")),
+    Floor("P4", "W1", "hivewire kafka", "kafka-batched", 0.85),
+    Floor("P4", "W5", "hivewire kafka", "kafka-batched", 0.60),
+    Floor("P4", "W6", "hivewire kafka", "kafka-batched", 0.80),
+    Floor("P7", "W3b", "hivewire kafka", "FastStream Kafka", 10),
 )
 CEILINGS: Final = (
     *(Ceiling("P1", workload, "cpu_us", 2) for workload in ("W2", "W3a", "W3b", "W5")),
@@ -62,6 +68,7 @@ CONDITIONS: Final = (
     Floor("condition", "W3b", "mem-deque", "asyncio.Queue", 1),
     Floor("condition", "W2", "sqlite-wal", "litequeue", 15),
     Floor("condition", "W3b", "redis-autopipe", "redis-py asyncio", 4),
+    Floor("condition", "W2", "kafka-batched", "aiokafka", 0.9),
 )
 
 

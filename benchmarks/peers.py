@@ -12,10 +12,19 @@ PEERS: Final = {
     "litequeue": "benchmarks.queue_libraries:LiteQueuePeer",
     "persist-queue": "benchmarks.queue_libraries:PersistQueuePeer",
     "redis-py asyncio": "benchmarks.redis_py:RedisPyAsyncio",
-    "kafka-batched": "benchmarks.kafka_raw:KafkaBatched",
-    "confluent-kafka raw": "benchmarks.kafka_raw:ConfluentRaw",
+    "aiokafka": "benchmarks.kafka_libraries:AioKafka",
+    "FastStream Kafka": "benchmarks.kafka_libraries:FastStreamKafka",
     "FastStream": "benchmarks.frameworks:FastStreamRedis",
     "Taskiq": "benchmarks.frameworks:TaskiqRedis",
     "Dramatiq": "benchmarks.frameworks:DramatiqRedis",
 }
-PACKAGES: Final = ("litequeue", "persist-queue", "redis", "faststream", "taskiq-redis", "dramatiq")
+PACKAGES: Final = (
+    "litequeue",
+    "persist-queue",
+    "redis",
+    "confluent-kafka",
+    "aiokafka",
+    "faststream",
+    "taskiq-redis",
+    "dramatiq",
+)

@@ -41,6 +41,8 @@ class Features(msgspec.Struct, frozen=True, kw_only=True):
     priority, and no account of duplicates and of what runs."""
     per_record_ack: bool = True
     """False: only a watermark and a small saved state can be stored (`Consumer.save`)."""
+    settle_pace_s: float = 0.005
+    """Of owned shards: outcomes that nobody waits for are stored at most so often. A kill repeats that much more."""
     delayed_append: bool = True
     store_dedup: bool = True
     """`Append.idempotency_key` is checked by the store."""

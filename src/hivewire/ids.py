@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterator
+from random import Random
 from threading import Lock
 from time import time_ns
 
@@ -17,13 +18,14 @@ class _Ordered:
     and the counter but for its lowest 8 bits) and one of 256 tails (those bits and the process).
     """
 
-    __slots__ = ("_block", "_lock", "_now", "_tails")
+    __slots__ = ("_block", "_chance", "_lock", "_now", "_tails")
 
     def __init__(self) -> None:
         self.reseed()
 
     def reseed(self) -> None:
         process = os.urandom(6).hex()
+        self._chance = Random(os.urandom(16))  # asking the system each millisecond is dear
         self._lock = Lock()
         self._tails = tuple(f"{low:02x}-{process}" for low in range(256))
         self._block = 0
@@ -53,7 +55,7 @@ class _Ordered:
             present_ns = time_ns()
             if present_ns >= until_ns:
                 # The upper half stays free, so that a millisecond has room for 33 million ids.
-                self._block = int.from_bytes(os.urandom(3), "big") & 0x1FFFF
+                self._block = self._chance.getrandbits(17)
                 until_ns = (present_ns // 1_000_000 + 1) * 1_000_000
             elif (tail := next(tails, None)) is not None:
                 return head + tail  # another thread has been here

@@ -178,10 +178,9 @@ async def test_a_partition_whose_state_fills_a_commit_is_not_read_on_and_counted
         await member.send_many(tasks(few, few + late))
         (held,) = consumer_of(member).held.values()
         await until(lambda: held.reached == few + late, "all was read", 30)
-        before = sum(handled.values())
         await asyncio.sleep(0.5)  # what is tested is that time passes
         assert not [n for n in handled if n >= few]
-        assert sum(handled.values()) == before <= few // 2
+        assert sum(handled.values()) <= few // 2
         go_on.set()
         await empty(member, "full", within_s=60)
         assert member.metrics().paused == 0

@@ -13,6 +13,8 @@ PEERS: Final = {
     "sqlite-wal": "hivewire.bench.raw_sqlite:SqliteWal",
     "sqlite-wal NORMAL": "hivewire.bench.raw_sqlite:SqliteWalNormal",
     "redis-autopipe": "hivewire.bench.raw_redis:RedisAutopipe",
+    "kafka-batched": "hivewire.bench.raw_kafka:KafkaBatched",
+    "confluent-kafka raw": "hivewire.bench.raw_kafka:ConfluentRaw",
     "hivewire memory": "hivewire.bench.ours:OnMemory",
     "hivewire sqlite": "hivewire.bench.ours:OnSqlite",
     "hivewire sqlite NORMAL": "hivewire.bench.ours:OnSqliteNormal",

@@ -12,7 +12,7 @@ COUNTS: Final = {
     "memory": {"W1": 40_000, "W2": 60_000, "W3a": 40_000, "W3b": 40_000, "W4": 2_000, "W5": 60_000, "W6": 10_000},
     "sqlite": {"W1": 1_500, "W2": 40_000, "W3a": 6_000, "W3b": 12_000, "W4": 2_000, "W5": 30_000, "W6": 1_000},
     "redis": {"W1": 3_000, "W2": 30_000, "W3a": 15_000, "W3b": 20_000, "W4": 2_000, "W5": 30_000, "W6": 1_000},
-    "kafka": {"W1": 500, "W2": 10_000, "W3a": 2_000, "W3b": 5_000, "W4": 2_000, "W5": 5_000, "W6": 200},
+    "kafka": {"W1": 1_000, "W2": 40_000, "W3a": 6_000, "W3b": 10_000, "W4": 2_000, "W5": 10_000, "W6": 500},
 }
 """Messages of each run, before `scale`."""
 FASTER: Final = {"mem-deque": 5, "asyncio.Queue": 3}
@@ -22,8 +22,9 @@ REFERENCES: Final = {
     "hivewire sqlite": "sqlite-wal",
     "hivewire sqlite NORMAL": "sqlite-wal NORMAL",
     "hivewire redis": "redis-autopipe",
+    "hivewire kafka": "kafka-batched",
 }
-"""The raw loop that a peer of ours is held against. Kafka has none here."""
+"""The raw loop that a peer of ours is held against."""
 _NORMAL: Final = ("W1", "W2", "W5")
 _QUEUE: Final = ("W1", "W2", "W3a", "W3b")
 
@@ -57,4 +58,7 @@ def _peers(backend: str, workload: str) -> Iterator[str]:
     elif backend == "redis":
         yield from ("redis-autopipe", "hivewire redis")
     else:
+        yield "kafka-batched"
+        if workload == "W2":
+            yield "confluent-kafka raw"
         yield "hivewire kafka"

@@ -5,11 +5,16 @@ from __future__ import annotations
 import os
 from abc import abstractmethod
 from pathlib import Path
+from typing import Any
 
 from hivewire.bench.workload import Peer
 from hivewire.testing.kafka_servers import Broker
 from hivewire.testing.servers import RedisServer
 
+BROKER_PID = "HIVEWIRE_BENCH_BROKER_PID"
+"""The environment tells it to who measures on a broker that others have started."""
+PARTITIONS = 3
+"""As in our own topics."""
 REDIS_OPTIONS = ("--appendfsync", "everysec")
 """The append-only file is on, as in all our servers."""
 
@@ -95,4 +100,28 @@ class ServedByKafka(Served):
         self.broker.kill()
 
     def server_cpu_s(self) -> float:
-        return cpu_of(self.broker.pid) if self._is_own else 0.0
+        return cpu_of(self.broker.pid if self._is_own else int(os.environ.get(BROKER_PID, "0")) or None)
+
+
+class TopicsOnKafka(ServedByKafka):
+    """Its topics are made before, and deleted afterwards."""
+
+    def topics(self) -> dict[str, int]:
+        """With their partitions."""
+        return dict.fromkeys(self.queue_names(), PARTITIONS)
+
+    def _admin(self) -> Any:
+        from confluent_kafka.admin import AdminClient
+
+        return AdminClient({"bootstrap.servers": self.url.removeprefix("kafka://")})
+
+    async def open(self, folder: Path) -> None:
+        from confluent_kafka.admin import NewTopic  # type: ignore[attr-defined]  # it is public
+
+        await super().open(folder)
+        for made in self._admin().create_topics([NewTopic(*one, 1) for one in self.topics().items()]).values():
+            made.result(30)
+
+    async def remove(self) -> None:
+        for gone in self._admin().delete_topics(list(self.topics())).values():
+            gone.result(30)

@@ -22,7 +22,6 @@ log = logging.getLogger(__name__)
 
 _QUEUE_FULL_DELAY_S: Final = 0.2
 _REFETCH_RETRY_S: Final = 0.05
-_SETTLE_PACE_S: Final = 0.005
 
 
 class Outcomes(Book):
@@ -41,7 +40,7 @@ class Outcomes(Book):
         self.elsewhere: Store | None = None
         """Instead of `store_here`, once outcomes may belong to shards that have moved."""
         # Lanes that a store leases are free for others when outcomes are stored; for an owned shard's nobody waits.
-        pace_s = 0.0 if held.store_lanes else _SETTLE_PACE_S
+        pace_s = 0.0 if held.store_lanes else held.core.backend.features.settle_pace_s
         self.settling = Settling(held.queue, self, held.core.tasks, pace_s=pace_s)
 
     # -- finished

@@ -13,7 +13,9 @@ from hivewire.backends.kafka.clients import NotYet
 from hivewire.backends.kafka.names import REPLY_PREFIX, key_bytes, partition_of
 from hivewire.backends.kafka.packing import headers_of
 from hivewire.backends.kafka.sending import Item, Parcel
+from hivewire.backends.kafka.topics import Route
 from hivewire.errors import BackendError, QueueFull
+from hivewire.record import Record
 
 if TYPE_CHECKING:
     from hivewire.backends.kafka.backend import KafkaBackend
@@ -64,7 +66,23 @@ class Appending:
         """One that was deleted is made anew when the send is repeated."""
         if any(isinstance(error, NotYet) for error in parcel.problems.values()):
             for part in batch:
-                self._backend.topics.partitions.pop(self._backend.names.topic(part.queue), None)
+                self._backend.topics.changed(self._backend.names.topic(part.queue))
+
+    def soon(self, queue: str, record: Record, room: Room) -> asyncio.Future[BackendError | None] | None:
+        """One record, if nothing must be looked at first."""
+        backend = self._backend
+        route = backend.topics.routes.get(queue)
+        if route is None or self._slow_calls:
+            return None
+        fill = self._fills.get(queue)
+        if fill is None:
+            if room is not Room.ALWAYS:
+                return None
+        else:
+            if room is not Room.ALWAYS and (self._is_old(fill) or fill.held >= fill.cap):
+                return None
+            fill.held += 1
+        return backend.sending.post_one(route.topic, _item(queue, record, route))
 
     def _needs_a_look(self, part: Append) -> bool:
         if part.delay_s > 0:
@@ -134,21 +152,23 @@ class Appending:
             if problem is not None:
                 problems.update({number + n: problem for n in range(len(part.records))})
             elif part.delay_s <= 0:
-                queue = part.queue
-                topic = backend.names.topic(queue)
-                partitions = backend.topics.partitions[topic]
-                mailbox = backend.reply_partition(queue, partitions) if queue.startswith(REPLY_PREFIX) else None
-                spec = backend.topics.known(queue)
-                is_spread = spec is not None and spec.mode == "competing"
+                queue, records = part.queue, part.records
+                route = backend.topics.routes.get(queue)
+                if route is None:
+                    route = backend.topics.routes[queue] = backend.topics.route(queue)
                 fill = self._fills.get(queue)
                 if fill is not None:
-                    fill.held += len(part.records)
-                for n, record in enumerate(part.records, number):
-                    key = key_bytes(record.key)
-                    spread = key_bytes(record.id) if is_spread else b""
-                    partition = partition_of(spread or key, partitions) if mailbox is None else mailbox
-                    name = (topic, record.id, record.replay)
-                    items.append((topic, Item(name, partition, key, record.body, headers_of(queue, record))))
-                    places.append(n)
+                    fill.held += len(records)
+                topic = route.topic
+                items += [(topic, _item(queue, record, route)) for record in records]
+                places += range(number, number + len(records))
             number += len(part.records)
         return backend.sending.post(items), places
+
+
+def _item(queue: str, record: Record, route: Route) -> Item:
+    topic, partitions, partition, spreads = route
+    key = key_bytes(record.key)
+    if partition is None:
+        partition = partition_of(key_bytes(record.id) if spreads else key, partitions)
+    return Item((topic, record.id, record.replay), partition, key, record.body, headers_of(queue, record))

@@ -24,6 +24,7 @@ from hivewire.backend import (
     Member,
     Ownership,
     QueueSpec,
+    Room,
     Waiting,
 )
 from hivewire.backends.kafka import depth as depths
@@ -49,11 +50,14 @@ from hivewire.backends.kafka.sending import Item, Sending
 from hivewire.backends.kafka.tail import Place, Tail
 from hivewire.backends.kafka.topics import Topics
 from hivewire.errors import BackendError, Closed
+from hivewire.record import Record
 from hivewire.rules.pool import Pool
 from hivewire.settings import Settings
 
 log = logging.getLogger(__name__)
 
+_COMMIT_EACH_S: Final = 0.02
+"""A commit holds up the thread that reads, by a round trip."""
 _FOLLOW_WAIT_S: Final = 0.05
 _READ_WAIT_S: Final = 0.01
 _VOLATILE_PARTITIONS: Final = 4
@@ -66,6 +70,19 @@ _CONSUMER_SESSION_S: Final = 45.0
 """Of `group.protocol=consumer`, as brokers have it unless told otherwise, and never less unless they allow it."""
 
 
+class _Forks:
+    """How often this process was forked off: to ask for its id each time is dear."""
+
+    count = 0
+
+    def forked(self) -> None:
+        self.count += 1
+
+
+_forks = _Forks()
+os.register_at_fork(after_in_child=_forks.forked)
+
+
 class KafkaBackend(Backend):
     """Not to be used from another thread than its event loop's, nor after a fork."""
 
@@ -76,6 +93,7 @@ class KafkaBackend(Backend):
             store_lanes=False,
             store_competes=True,
             per_record_ack=False,
+            settle_pace_s=_COMMIT_EACH_S,
             store_dedup=False,
             remembers_settled=False,
             finds_expired=False,
@@ -94,7 +112,7 @@ class KafkaBackend(Backend):
         self.feeds: dict[str, Feed] = {}
         self.pulse = Pulse()
         self.appending = Appending(self)
-        self._pid = os.getpid()
+        self._forks = _forks.count
         self._tail: GroupMember | None = None
         self._apart: Tail | None = None
         self.reader = Reader(self.options.reader(_READ_WAIT_S))
@@ -118,7 +136,7 @@ class KafkaBackend(Backend):
     async def open(self) -> None:
         if self._sending is not None:
             return
-        self._pid = os.getpid()
+        self._forks = _forks.count
         self._is_ending = False
         try:
             self.admin.clients.is_open = self.reader.clients.is_open = True
@@ -133,7 +151,7 @@ class KafkaBackend(Backend):
             raise
 
     def check_usable(self) -> None:
-        if os.getpid() != self._pid:
+        if self._forks != _forks.count:
             raise BackendError("use Kafka: it was opened before a fork; connect anew in the child process")
         if self._sending is None or self._abandoned or self._is_ending:
             raise Closed("use Kafka: it is not open")
@@ -230,7 +248,7 @@ class KafkaBackend(Backend):
             member.abandon()
 
     async def close(self) -> None:
-        if os.getpid() != self._pid:
+        if self._forks != _forks.count:
             return
         async with self._closing:
             if self._sending is None:
@@ -261,6 +279,10 @@ class KafkaBackend(Backend):
     async def append(self, batch: Sequence[Append]) -> Mapping[int, Duplicate | Exception]:
         self.check_usable()
         return await self.appending.append(batch)
+
+    def append_soon(self, queue: str, record: Record, room: Room) -> asyncio.Future[BackendError | None] | None:
+        self.check_usable()
+        return self.appending.soon(queue, record, room)
 
     async def store_all(self, items: Sequence[tuple[str, Item]]) -> None:
         """All, or the first problem."""

@@ -13,6 +13,7 @@ from confluent_kafka import OFFSET_BEGINNING
 from hivewire.backend import Entry
 from hivewire.backends.kafka.packing import KafkaMessage, stored_at
 from hivewire.backends.kafka.sending import Item
+from hivewire.backends.kafka.topics import QUEUE
 from hivewire.errors import ConnectionLost
 
 if TYPE_CHECKING:
@@ -119,6 +120,8 @@ class Catalogue:
             del self._accepted[next(iter(self._accepted))]
         if change.key.startswith(_EPOCHAL):
             self._backend.epoch += 1
+        elif change.key.startswith(QUEUE):
+            self._backend.topics.routes.clear()
 
     def _at(self, key: str, now: float) -> Entry:
         entry, until = self._values.get(key, (_NONE, None))

@@ -34,7 +34,7 @@ _ENVELOPE_BYTES: Final = 64 * 1024
 ROOM_BYTES: Final = 8 << 20
 """Above the largest message of ours: for headers, for tracebacks beside dead letters, for what strangers send."""
 
-_LEADERS_S: Final = 6.0
+_LEADERS_S: Final = 10.0
 _LOOK_EACH_S: Final = 0.02
 _T = TypeVar("_T")
 _NO_LEADER: Final = {
@@ -42,6 +42,7 @@ _NO_LEADER: Final = {
     KafkaError.UNKNOWN_LEADER_EPOCH,
     KafkaError.FENCED_LEADER_EPOCH,
     KafkaError.LEADER_NOT_AVAILABLE,
+    KafkaError.OFFSET_NOT_AVAILABLE,
     KafkaError.UNKNOWN_TOPIC_OR_PART,
     KafkaError.UNKNOWN_TOPIC_ID,
     KafkaError._UNKNOWN_TOPIC,

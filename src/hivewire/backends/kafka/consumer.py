@@ -12,6 +12,7 @@ from hivewire.backend import Consumer, Dead, Fetched, Ownership, Saved, Unfinish
 from hivewire.backends.kafka.elsewhere import Elsewhere
 from hivewire.backends.kafka.member import Member, Taken
 from hivewire.backends.kafka.metadata import FULL_BYTES
+from hivewire.backends.kafka.news import News
 from hivewire.backends.kafka.packing import record_of, stored_at
 from hivewire.backends.kafka.tail import Place
 from hivewire.errors import BackendError
@@ -62,9 +63,11 @@ class KafkaConsumer(Consumer):
         self.held: dict[int, Held] = {}
         self.owned: set[int] = set()
         """Those that the engine has taken over."""
-        self._news = asyncio.Event()
+        self._news = News()
         self._settled_in = asyncio.Event()
         """The group has decided what is ours, and it was taken over."""
+        self._buffered = 0
+        """Records in all buffers."""
         self._is_full = False
         self._closed = False
         self._gaining: dict[asyncio.Task[None], int] = {}
@@ -92,6 +95,9 @@ class KafkaConsumer(Consumer):
         shard = taken.place[1]
         if self._closed or self.member.tokens.get(taken.place) != taken.token:
             return
+        before = self.held.get(shard)
+        if before is not None:
+            self._forget(before)
         held = self.held[shard] = Held(shard, taken.token, taken.watermark)
         task = asyncio.get_running_loop().create_task(self._gain(held, taken), name=f"take over {self.queue} {shard}")
         self._gaining[task] = shard
@@ -142,7 +148,7 @@ class KafkaConsumer(Consumer):
             if held is None:
                 continue
             held.is_leaving = True
-            held.buffer.clear()
+            self._forget(held)
             if held.is_ready:
                 ready[shard] = held
             else:
@@ -167,8 +173,15 @@ class KafkaConsumer(Consumer):
                 log.warning("cannot give a partition up yet", extra={"queue": self.queue, "error": str(error)})
                 await asyncio.sleep(_RETRY_S)
 
+    def _forget(self, held: Held) -> None:
+        """What was read of it."""
+        self._buffered -= len(held.buffer)
+        held.buffer.clear()
+
     def _drop(self, shard: int) -> None:
-        self.held.pop(shard, None)
+        held = self.held.pop(shard, None)
+        if held is not None:
+            self._forget(held)
         self._elsewhere.forget(shard)
         self.owned.discard(shard)
         for task, number in list(self._gaining.items()):
@@ -184,12 +197,18 @@ class KafkaConsumer(Consumer):
         self._news.set()
 
     def arrived(self, batch: Sequence[Fetched]) -> None:
+        shard, held = -1, None
         for fetched in batch:
-            held = self.held.get(fetched.shard)
-            if held is not None and held.token == fetched.token and int(fetched.at) < held.reached:
-                self._begin_anew(held)
-            if held is not None and held.token == fetched.token and not held.is_leaving:
+            if fetched.shard != shard:  # runs of one partition are common, and all of a run have one token
+                shard = fetched.shard
+                held = self.held.get(shard)
+                if held is not None and (held.token != fetched.token or held.is_leaving):
+                    held = None
+            if held is not None:
+                if int(fetched.at) < held.reached:
+                    self._begin_anew(held)
                 held.buffer.append(fetched)
+                self._buffered += 1
         if batch:
             self.backend.not_before(batch[-1].stored_at)
         self._press()
@@ -199,7 +218,7 @@ class KafkaConsumer(Consumer):
         """What was read before comes again from its start: the topic was deleted and made anew, and what is known
         of the old one must not pass for the new one's."""
         log.warning("the topic was made anew", extra={"topic": self.topic, "partition": held.shard})
-        held.buffer.clear()
+        self._forget(held)
         held.reached = -1
         held.state_bytes = held.watermark = 0
         if held.is_ready:
@@ -215,12 +234,11 @@ class KafkaConsumer(Consumer):
 
     def _press(self) -> None:
         """Back-pressure: what nobody asks for is not read."""
-        buffered = sum([len(held.buffer) for held in self.held.values()])
-        if buffered > _MOST_BUFFERED and not self._is_full:
+        if self._buffered > _MOST_BUFFERED and not self._is_full:
             self._is_full = True
             for place in self._ready_places():
                 self.member.halt(place)
-        elif buffered < _MOST_BUFFERED // 2 and self._is_full:
+        elif self._is_full and self._buffered < _MOST_BUFFERED // 2:
             self._is_full = False
             for place in self._ready_places():
                 self.member.go_on(place)
@@ -248,20 +266,16 @@ class KafkaConsumer(Consumer):
         self.backend.check_usable()
         loop = asyncio.get_running_loop()
         until = loop.time() + wait_s
-        if wait_s <= 0 and not any(held.buffer for held in self.held.values()):
+        if wait_s <= 0 and not self._buffered:
             await self._catch_up()
         while not self._closed:
             self._news.clear()
-            taken = self._hand_out(limit, lanes, run)
+            taken = self._hand_out(limit, lanes, run) if self._buffered else ()
             left = until - loop.time()
             if taken or left <= 0:
                 self._press()
                 return taken
-            try:
-                async with asyncio.timeout(left):
-                    await self._news.wait()
-            except TimeoutError:
-                continue
+            await self._news.wait(left)
         return ()
 
     async def _catch_up(self) -> None:
@@ -274,7 +288,7 @@ class KafkaConsumer(Consumer):
                     for (_, shard), end in ends.items()
                 ):
                     self._news.clear()
-                    await self._news.wait()
+                    await self._news.wait(_CATCH_UP_S)
         except TimeoutError:
             return
 
@@ -283,9 +297,9 @@ class KafkaConsumer(Consumer):
         taken: list[Fetched] = []
         keys: dict[str, int] = {}
         for held in self.held.values():
+            buffer = held.buffer
             if held.state_bytes > FULL_BYTES:
                 continue
-            buffer = held.buffer
             while buffer and len(taken) < limit:
                 key = buffer[0].record.key
                 so_far = keys.get(key, 0)
@@ -293,6 +307,7 @@ class KafkaConsumer(Consumer):
                     break
                 keys[key] = so_far + 1
                 taken.append(buffer.popleft())
+        self._buffered -= len(taken)
         return taken
 
     async def refetch(self, shard: int, at: Sequence[int | str]) -> Sequence[Fetched]:
@@ -376,6 +391,7 @@ class KafkaConsumer(Consumer):
         except (TimeoutError, BackendError) as error:
             log.warning("left without the last commit", extra={"queue": self.queue, "error": str(error)})
         self.held.clear()
+        self._buffered = 0
         await self._elsewhere.close()
         self.member.leave(self.topic)
         await self.backend.forget(self)

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence, Set
 from typing import TYPE_CHECKING, Final
 
 from hivewire.backend import Consumer, Fetched, Ownership, Saved, Unfinished
+from hivewire.backends.kafka.news import News
 from hivewire.backends.kafka.packing import KafkaMessage, record_of, stored_at
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ class Shared:
         self._backend = backend
         self._header = header
         self._heard: dict[str, deque[KafkaMessage]] = {}
-        self.news: dict[str, asyncio.Event] = {}
+        self.news: dict[str, News] = {}
         self._followed: dict[tuple[str, int], asyncio.Lock] = {}
         self._open: set[tuple[str, int]] = set()
 
@@ -41,7 +42,7 @@ class Shared:
                 await self._backend.tail.follow(topic, partition, ends[place], self._arrived)
                 self._open.add(place)
         self._heard[name] = deque(maxlen=_MOST)
-        self.news[name] = asyncio.Event()
+        self.news[name] = News()
 
     def _arrived(self, messages: Sequence[KafkaMessage], reached: int) -> None:
         for message in messages:
@@ -62,11 +63,7 @@ class Shared:
         if news is None or self._heard[name]:
             return
         news.clear()
-        try:
-            async with asyncio.timeout(seconds):
-                await news.wait()
-        except TimeoutError:
-            return
+        await news.wait(seconds)
 
     def forget(self, name: str) -> None:
         self._heard.pop(name, None)

@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
+import msgspec
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
 from hivewire.backends.kafka.clients import problem
@@ -37,25 +38,63 @@ class Parcel:
         self.problems: dict[int, Exception] = {}
         self.offsets: dict[int, int] = {}
 
+    def told(self, item: Item, error: BackendError | None) -> bool:
+        """What became of one of them; whether it was the last."""
+        if error is None:
+            self.offsets[item.number] = item.offset
+        else:
+            self.problems[item.number] = error
+        self.left -= 1
+        if self.left:
+            return False
+        if not self.done.done():
+            self.done.set_result(None)
+        return True
 
-class Item:
-    """One record on its way."""
+    def closed(self) -> None:
+        self.problems.setdefault(0, Closed("send: the store was closed"))
+        if not self.done.done():
+            self.done.set_result(None)
 
-    __slots__ = ("error", "headers", "is_done", "key", "name", "number", "offset", "parcel", "partition", "value")
 
-    def __init__(
-        self, name: Name | None, partition: int, key: bytes | None, value: bytes | None, headers: Headers | None
-    ) -> None:
-        self.name = name
-        self.partition = partition
-        self.key = key
-        self.value = value
-        self.headers = headers
-        self.parcel: Parcel | None = None
-        self.number = 0
-        self.offset = -1
-        self.error: KafkaError | None = None
-        self.is_done = False
+class Single:
+    """A call that stores one record: `done` is what became of it."""
+
+    __slots__ = ("done", "due_at")
+
+    def __init__(self, done: asyncio.Future[BackendError | None], due_at: float) -> None:
+        self.done = done
+        self.due_at = due_at
+
+    def told(self, item: Item, error: BackendError | None) -> bool:
+        if not self.done.done():
+            self.done.set_result(error)
+        return True
+
+    def closed(self) -> None:
+        if not self.done.done():
+            self.done.set_exception(Closed("send: the store was closed"))
+
+
+class Item(msgspec.Struct, eq=False):
+    """One record on its way. The client calls it when the record is stored or not."""
+
+    name: Name | None
+    partition: int
+    key: bytes | None
+    value: bytes | None
+    headers: Headers | None
+    parcel: Parcel | Single | None = None
+    number: int = 0
+    offset: int = -1
+    is_done: bool = False
+    sending: Sending | None = None
+
+    def __call__(self, error: KafkaError | None, message: Message) -> None:
+        """On the thread of reports."""
+        offset = message.offset()
+        assert self.sending is not None
+        self.sending.report(self, error, -1 if offset is None else offset)
 
 
 class Sending:
@@ -68,9 +107,9 @@ class Sending:
         self._woken = False
         self._held: list[tuple[str, Item]] = []
         self._timer: asyncio.TimerHandle | None = None
-        self._open: dict[Parcel, list[Item]] = {}
+        self._open: dict[Parcel | Single, Sequence[Item]] = {}
         self._sweep: asyncio.TimerHandle | None = None
-        self._late: dict[Name, tuple[Item, float]] = {}
+        self._late: dict[Name | None, tuple[Item, float]] = {}
         """Records whose caller was told that their outcome is unknown, and since when."""
         self._under_way = 0
         self._ended = False
@@ -90,27 +129,41 @@ class Sending:
         if self._ended:
             raise Closed("send: the store was closed")
         parcel = Parcel(len(batch), self._loop.create_future(), self._loop.time() + patience_s)
-        items: list[Item] = []
-        for number, (topic, item) in enumerate(batch):
-            before = self._late.get(item.name) if self._late and item.name is not None else None
-            sent = item if before is None else before[0]  # it is on its way, or came there in the meantime
-            sent.parcel, sent.number = parcel, number
-            items.append(sent)
-            if before is None:
-                self._held.append((topic, item))
-                self._under_way += 1
-        for item in items:
+        if self._late:
+            items = [self._late[item.name][0] if item.name in self._late else item for _, item in batch]
+        else:
+            items = [item for _, item in batch]
+        parts = zip(batch, items, strict=True)
+        new = [part for part, item in parts if item is part[1]]  # the others are on their way, or came there meanwhile
+        for number, item in enumerate(items):
+            item.parcel, item.number = parcel, number
+        self._held += new
+        self._under_way += len(new)
+        for item in items if len(new) < len(items) else ():
             if item.is_done:
                 self._settle(item)
         if parcel.left:
-            self._open[parcel] = items
-            if self._sweep is None or self._sweep.when() > parcel.due_at:
-                self._arm(parcel.due_at)
-            if self._under_way <= _FEW:
-                self._flush()
-            elif self._timer is None:
-                self._timer = self._loop.call_later(_HOLD_S, self._flush)
+            self._post(parcel, items)
         return parcel
+
+    def post_one(self, topic: str, item: Item) -> asyncio.Future[BackendError | None] | None:
+        """`post` of a single record. None: it may be on its way already."""
+        if self._ended or item.name in self._late:
+            return None
+        single = item.parcel = Single(self._loop.create_future(), self._loop.time() + _UNKNOWN_AFTER_S)
+        self._held.append((topic, item))
+        self._under_way += 1
+        self._post(single, (item,))
+        return single.done
+
+    def _post(self, parcel: Parcel | Single, items: Sequence[Item]) -> None:
+        self._open[parcel] = items
+        if self._sweep is None or self._sweep.when() > parcel.due_at:
+            self._arm(parcel.due_at)
+        if self._under_way <= _FEW:
+            self._flush()
+        elif self._timer is None:
+            self._timer = self._loop.call_later(_HOLD_S, self._flush)
 
     def _flush(self) -> None:
         """Hand what is held to the client, which sends it at once."""
@@ -120,15 +173,9 @@ class Sending:
         held, self._held = self._held, []
         produce = self._producer.produce
         for topic, item in held:
+            item.sending = self
             try:
-                produce(
-                    topic,
-                    item.value,
-                    item.key,
-                    item.partition,
-                    on_delivery=_Report(self, item),
-                    headers=item.headers,
-                )
+                produce(topic, item.value, item.key, item.partition, item, headers=item.headers)
             except BufferError:
                 self._end(item, QueueFull(f"send to {topic}: too much is on its way to the brokers"))
             except KafkaException as error:
@@ -161,39 +208,42 @@ class Sending:
 
     def _take_reports(self) -> None:
         self._woken = False
-        reported = self._reported
+        reported, late, still_open = self._reported, self._late, self._open
+        stored = 0
         while reported:
             item, error, offset = reported.popleft()
-            if error is None:
-                item.offset = offset
-                self._end(item, None)
-            else:
+            if error is not None:
                 self._end(item, problem("send", error))
+                continue
+            stored += 1
+            item.offset = offset
+            item.is_done = True
+            parcel = item.parcel
+            if parcel is not None:
+                item.parcel = None
+                if late:
+                    late.pop(item.name, None)
+                if parcel.told(item, None):
+                    still_open.pop(parcel, None)
+        self._under_way -= stored
         if self._held:
             self._flush()
 
-    def _end(self, item: Item, error: BackendError | None) -> None:
+    def _end(self, item: Item, error: BackendError) -> None:
+        """It is not there."""
         self._under_way -= 1
         item.is_done = True
-        if error is not None and item.name is not None:
-            self._late.pop(item.name, None)  # it is not there: produce it anew
+        self._late.pop(item.name, None)  # produce it anew
         if item.parcel is not None:
             self._settle(item, error)
 
     def _settle(self, item: Item, error: BackendError | None = None) -> None:
         parcel, item.parcel = item.parcel, None
         assert parcel is not None
-        if error is not None:
-            parcel.problems[item.number] = error
-        else:
-            parcel.offsets[item.number] = item.offset
-            if item.name is not None and self._late:
-                self._late.pop(item.name, None)
-        parcel.left -= 1
-        if not parcel.left:
+        if error is None:
+            self._late.pop(item.name, None)
+        if parcel.told(item, error):
             self._open.pop(parcel, None)
-            if not parcel.done.done():
-                parcel.done.set_result(None)
 
     def _swept(self) -> None:
         """Tell who waits too long; what was sent stays on its way."""
@@ -206,7 +256,7 @@ class Sending:
                 if item.parcel is parcel:
                     if item.name is not None:
                         self._late[item.name] = (item, now)
-                    self._settle_unknown(item)
+                    self._settle(item, ConnectionLost("send: the brokers have not confirmed it yet; repeat it"))
         for name, (item, since) in list(self._late.items()):
             if item.is_done and now - since > _KEEP_S:
                 del self._late[name]
@@ -217,16 +267,6 @@ class Sending:
         if self._sweep is not None:
             self._sweep.cancel()
         self._sweep = self._loop.call_at(at, self._swept)
-
-    def _settle_unknown(self, item: Item) -> None:
-        parcel, item.parcel = item.parcel, None
-        assert parcel is not None
-        parcel.problems[item.number] = ConnectionLost("send: the brokers have not confirmed it yet; repeat it")
-        parcel.left -= 1
-        if not parcel.left:
-            self._open.pop(parcel, None)
-            if not parcel.done.done():
-                parcel.done.set_result(None)
 
     async def close(self, within_s: float = 2.0) -> None:
         """What is on its way may arrive."""
@@ -243,27 +283,11 @@ class Sending:
         self._take_reports()
         self._producer.purge()
         for parcel in list(self._open):
-            parcel.problems.setdefault(0, Closed("send: the store was closed"))
-            if not parcel.done.done():
-                parcel.done.set_result(None)
+            parcel.closed()
         self._open.clear()
         producer = self._producer
         del self._producer
         await asyncio.to_thread(_let_go, producer)
-
-
-class _Report:
-    """What the client calls when a record is stored or not."""
-
-    __slots__ = ("item", "sending")
-
-    def __init__(self, sending: Sending, item: Item) -> None:
-        self.sending = sending
-        self.item = item
-
-    def __call__(self, error: KafkaError | None, message: Message) -> None:
-        offset = message.offset()
-        self.sending.report(self.item, error, -1 if offset is None else offset)
 
 
 def _let_go(producer: Producer) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
 
@@ -16,12 +16,21 @@ from hivewire.errors import QueueMissing
 if TYPE_CHECKING:
     from hivewire.backends.kafka.backend import KafkaBackend
 
-_QUEUE = "queue/"
+QUEUE = "queue/"
 _REPLY_PARTITIONS = 8
 _HOUR_MS = "3600000"
 _FORGOTTEN_S = 60.0
 _decoder = msgspec.msgpack.Decoder(QueueSpec)
 _encode = msgspec.msgpack.Encoder().encode
+
+
+class Route(NamedTuple):
+    """Where records of a queue go. `partition`: all of them; else by key, or with `spreads` by id."""
+
+    topic: str
+    partitions: int
+    partition: int | None
+    spreads: bool
 
 
 class Topics:
@@ -34,6 +43,8 @@ class Topics:
         self._made: set[str] = set()
         self._read: dict[str, tuple[int, QueueSpec | None]] = {}
         self._making: dict[str, asyncio.Lock] = {}
+        self.routes: dict[str, Route] = {}
+        """Of queues that can be sent to without a look at anything; emptied when a queue or a topic changes."""
 
     async def ensure_own(self, topic: str, partitions: int, config: Mapping[str, str]) -> int:
         """One of our own; returns its number of partitions."""
@@ -54,6 +65,7 @@ class Topics:
                     known = await self._backend.admin.create(topic, partitions, self._kafka.replication_factor, settled)
                     self._made.add(topic)
                 self.partitions[topic] = known
+                self.routes.clear()
         return known
 
     async def ensure(self, queue: str) -> int:
@@ -87,47 +99,60 @@ class Topics:
         partitions = await self.ensure(spec.name)
         wanted = msgspec.structs.replace(spec, shards=partitions)
         while True:
-            entry = await self._backend.catalogue.get(_QUEUE + spec.name)
+            entry = await self._backend.catalogue.get(QUEUE + spec.name)
             if entry.value:
                 found = _decoder.decode(entry.value)
                 if found.mode is not None or spec.mode is None:
                     break
                 wanted = msgspec.structs.replace(found, mode=spec.mode)
-            if await self._backend.catalogue.put(_QUEUE + spec.name, _encode(wanted), entry.version) is not None:
+            if await self._backend.catalogue.put(QUEUE + spec.name, _encode(wanted), entry.version) is not None:
                 return wanted
         return found
 
     def known(self, queue: str) -> QueueSpec | None:
         """As far as the catalogue was read."""
-        entry = self._backend.catalogue.known(_QUEUE + queue)
+        entry = self._backend.catalogue.known(QUEUE + queue)
         version, spec = self._read.get(queue, (0, None))
         if entry.version != version:
             spec = _decoder.decode(entry.value) if entry.value else None
             self._read[queue] = (entry.version, spec)
         return spec
 
+    def route(self, queue: str) -> Route:
+        """The topic is known here."""
+        topic = self._backend.names.topic(queue)
+        partitions = self.partitions[topic]
+        spec = self.known(queue)
+        mailbox = self._backend.reply_partition(queue, partitions) if queue.startswith(REPLY_PREFIX) else None
+        return Route(topic, partitions, mailbox, spec is not None and spec.mode == "competing")
+
+    def changed(self, topic: str) -> None:
+        """It may be gone: look again."""
+        self.partitions.pop(topic, None)
+        self.routes.clear()
+
     async def check_mailbox(self, queue: str) -> None:
         """Raises `QueueMissing` when nobody waits for replies there any more."""
-        if self.known(queue) is None and not (await self._backend.catalogue.get(_QUEUE + queue)).value:
+        if self.known(queue) is None and not (await self._backend.catalogue.get(QUEUE + queue)).value:
             raise QueueMissing(f"nobody waits for replies at {queue}")
 
     async def forget(self, queue: str) -> None:
         """Take it from the catalogue."""
-        entry = await self._backend.catalogue.get(_QUEUE + queue)
+        entry = await self._backend.catalogue.get(QUEUE + queue)
         if entry.value:
-            await self._backend.catalogue.put(_QUEUE + queue, b"", entry.version, _FORGOTTEN_S)
+            await self._backend.catalogue.put(QUEUE + queue, b"", entry.version, _FORGOTTEN_S)
 
     async def look_up(self, queue: str) -> QueueSpec | None:
         """As the catalogue says now, if it is not known here."""
         known = self.known(queue)
         if known is None:
-            await self._backend.catalogue.get(_QUEUE + queue)
+            await self._backend.catalogue.get(QUEUE + queue)
         return known or self.known(queue)
 
     def count(self) -> int:
         """Topics of queues, as far as the catalogue was read."""
-        return sum(not name.startswith(REPLY_PREFIX) for name in self._backend.catalogue.names(_QUEUE))
+        return sum(not name.startswith(REPLY_PREFIX) for name in self._backend.catalogue.names(QUEUE))
 
     async def all(self) -> Sequence[QueueSpec]:
-        entries = await self._backend.catalogue.scan(_QUEUE)
+        entries = await self._backend.catalogue.scan(QUEUE)
         return [_decoder.decode(entry.value) for entry in entries.values() if entry.value]

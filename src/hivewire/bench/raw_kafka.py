@@ -16,14 +16,11 @@ from uuid import uuid4
 
 import msgspec
 from confluent_kafka import Consumer, KafkaError, Message, Producer, TopicPartition
-from confluent_kafka.admin import AdminClient, NewTopic  # type: ignore[attr-defined]  # they are public
 
-from hivewire.bench.served import ServedByKafka
+from hivewire.bench.served import TopicsOnKafka
 from hivewire.bench.workload import Tally, Wire, answer_to, build, chunks
 
-PARTITIONS = 3
 AT_ONCE = 5_000
-REPLIES = "replies"
 _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder(Wire).decode
 
@@ -55,15 +52,15 @@ class _Reports:
                 waiter.set_result(None)
 
 
-class KafkaBatched(ServedByKafka):
+class KafkaBatched(TopicsOnKafka):
     name: ClassVar[str] = "kafka-batched"
 
-    def start_server(self, folder: Any) -> None:
-        super().start_server(folder)
-        admin = AdminClient({"bootstrap.servers": self.url.removeprefix("kafka://")})
-        made = [NewTopic(name, PARTITIONS, 1) for name in self.queue_names()] + [NewTopic(REPLIES, 1, 1)]
-        for done in admin.create_topics(made).values():
-            done.result(30)
+    @property
+    def replies(self) -> str:
+        return f"{self.sink}-replies"
+
+    def topics(self) -> dict[str, int]:
+        return {**super().topics(), self.replies: 1}
 
     async def connect(self, url: str) -> None:
         self._address = url.removeprefix("kafka://")
@@ -115,7 +112,7 @@ class KafkaBatched(ServedByKafka):
         made = Consumer(
             {
                 "bootstrap.servers": self._address,
-                "group.id": "g",
+                "group.id": self.sink,
                 "enable.auto.commit": False,
                 "auto.offset.reset": "earliest",
                 "fetch.wait.max.ms": 100,
@@ -156,7 +153,7 @@ class KafkaBatched(ServedByKafka):
         await self._take(handle, stop)
 
     async def ask(self, number: int) -> dict[str, Any]:
-        if not any(thread.name == REPLIES for thread in self._threads):
+        if not any(thread.name == self.replies for thread in self._threads):
             await self._hear_replies()
         body = build(number, "p0")
         waiter: asyncio.Future[dict[str, Any]] = self._loop.create_future()
@@ -175,9 +172,9 @@ class KafkaBatched(ServedByKafka):
 
         def run() -> None:
             client = Consumer({"bootstrap.servers": self._address, "group.id": uuid4().hex, "fetch.wait.max.ms": 100})
-            place = TopicPartition(REPLIES, 0)
+            place = TopicPartition(self.replies, 0)
             end = client.get_watermark_offsets(place, timeout=10)
-            client.assign([TopicPartition(REPLIES, 0, end[1])])
+            client.assign([TopicPartition(self.replies, 0, end[1])])
             self._loop.call_soon_threadsafe(ready.set_result, None)
             while not self._ended.is_set():
                 first = client.poll(0.1)
@@ -185,7 +182,7 @@ class KafkaBatched(ServedByKafka):
                     self._loop.call_soon_threadsafe(heard, [first, *client.consume(1_000, 0)])
             client.close()
 
-        thread = threading.Thread(target=run, name=REPLIES, daemon=True)
+        thread = threading.Thread(target=run, name=self.replies, daemon=True)
         self._threads.append(thread)
         thread.start()
         await ready
@@ -194,7 +191,7 @@ class KafkaBatched(ServedByKafka):
         def handle(batch: list[Message]) -> None:
             for message in batch:
                 asked = _decode(message.value() or b"")
-                self._producer.produce(REPLIES, _encode(answer_to(asked.id, asked.content)))
+                self._producer.produce(self.replies, _encode(answer_to(asked.id, asked.content)))
 
         await self._take(handle, stop)
 
