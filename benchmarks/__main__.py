@@ -1,6 +1,7 @@
 """Runs every peer and workload in alternating rounds, a process each, and writes table, JSON, plot and page.
 
-python -m benchmarks [--rounds 5] [--scale 1.0] [--within 600] [--only memory|sqlite|redis|promises] [--results FOLDER]
+python -m benchmarks [--rounds 5] [--scale 1.0] [--within 600] [--only memory|sqlite|redis|kafka|promises]
+    [--results FOLDER]
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import shlex
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 import msgspec
@@ -22,6 +24,7 @@ from hivewire.bench.machine import machine
 from hivewire.bench.plot import page, picture
 from hivewire.bench.report import Verdict, make_report, table
 from hivewire.bench.rounds import ChildFailed, Runs, child, run_idle, run_rounds
+from hivewire.bench.served import shared_broker
 
 AGENTS = 10_000
 
@@ -63,8 +66,17 @@ def main() -> int:
     runs = Runs()
     if options.only != "promises":
         left_s = options.within - (time.time() - started)
-        plan = entries(backends)
-        runs = run_rounds(plan, PEERS, rounds=options.rounds, scale=options.scale, within_s=left_s, say=_say)
+        with ExitStack() as stack:
+            places = {"kafka": stack.enter_context(shared_broker())} if "kafka" in backends else {}
+            runs = run_rounds(
+                entries(backends),
+                PEERS,
+                rounds=options.rounds,
+                scale=options.scale,
+                within_s=left_s,
+                places=places,
+                say=_say,
+            )
     runs.failures += failures
     report = make_report(
         shlex.join(["python", "-m", "benchmarks", *sys.argv[1:]]),

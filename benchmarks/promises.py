@@ -11,6 +11,8 @@ import sys
 import tempfile
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import ExitStack
+from functools import cache
+from itertools import count
 from pathlib import Path
 from statistics import median
 from time import monotonic, perf_counter, process_time
@@ -24,6 +26,7 @@ from hivewire.bench.report import Verdict
 from hivewire.bench.served import REDIS_OPTIONS
 from hivewire.bench.workload import BATCH, Tally
 from hivewire.coordination.serving import loop_factory
+from hivewire.testing.kafka_servers import Broker
 from hivewire.testing.servers import RedisServer
 
 KEYS: Final = 10
@@ -32,12 +35,25 @@ WAIT_S: Final = 120.0
 
 servers: Final = ExitStack()
 """Those that were started for this proof."""
+_prefixes: Final = count()
+_TOPICS: Final = 100
+"""On Kafka an agent is a topic: a thousand are a thousand instances of so many."""
 
 
 def target_of(backend: str, folder: Path) -> str:
     if backend == "redis":
         return _redis(folder).url
+    if backend == "kafka":
+        name = f"p{next(_prefixes)}"
+        return f"{_broker().url}?topic_prefix={name}&group_id={name}"
     return "memory://proof" if backend == "memory" else f"sqlite:///{folder / 'proof.db'}"
+
+
+@cache
+def _broker() -> Broker:
+    """One for all: it takes seconds to start."""
+    folder = servers.enter_context(tempfile.TemporaryDirectory(prefix="bench-"))
+    return servers.enter_context(Broker(Path(folder)))
 
 
 def _redis(folder: Path) -> RedisServer:
@@ -74,17 +90,16 @@ async def _serve_until_done(protocol: hw.Protocol, workers: Sequence[hw.Worker],
 
 
 async def before_the_first_reader(backend: str, scale: float, folder: Path) -> Verdict:
-    count = int(30_000 * scale)
+    messages = int(30_000 * scale)
     tally = Tally()
-    tally.expect(count)
+    tally.expect(messages)
     async with hw.connect(target_of(backend, folder)) as protocol:
-        await _send(protocol, range(count))
+        await _send(protocol, range(messages))
         await _serve_until_done(protocol, [tallying("sink", tally)], tally)
         left = await protocol.depth("sink")
     rest = left.ready + left.in_flight
-    text = (
-        f"{tally.lost} lost, {tally.duplicates} doubled of {count:,} sent before anyone reads; {rest} left in the queue"
-    )
+    told = f"{tally.lost} lost, {tally.duplicates} doubled of {messages:,} sent before anyone reads"
+    text = f"{told}; {rest} left in the queue"
     return Verdict(
         f"P8 {backend}: before the first reader",
         text,
@@ -94,22 +109,28 @@ async def before_the_first_reader(backend: str, scale: float, folder: Path) -> V
 
 async def thousand_queues(backend: str, scale: float, folder: Path) -> Verdict:
     queues, each = max(int(1_000 * scale), 10), 10
+    agents = min(queues, _TOPICS) if backend == "kafka" else queues
     tally = Tally()
     tally.expect(queues * each)
     async with hw.connect(target_of(backend, folder)) as protocol:
         start = perf_counter()
         for queue in range(queues):
-            await _send(protocol, range(queue * each, (queue + 1) * each), to=f"sink-{queue}")
-        await _serve_until_done(protocol, [tallying(f"sink-{queue}", tally) for queue in range(queues)], tally)
+            await _send(protocol, range(queue * each, (queue + 1) * each), to=_address(queue, agents))
+        await _serve_until_done(protocol, [tallying(f"sink-{agent}", tally) for agent in range(agents)], tally)
         seconds = perf_counter() - start
-    text = f"{tally.lost} lost, {tally.duplicates} doubled of {queues * each:,} in {queues:,} queues, {seconds:.1f} s"
+    what = "queues" if agents == queues else f"instances of {agents} agents"
+    text = f"{tally.lost} lost, {tally.duplicates} doubled of {queues * each:,} in {queues:,} {what}, {seconds:.1f} s"
     return Verdict(f"P8 {backend}: a thousand queues", text, not (tally.lost or tally.duplicates))
 
 
-async def _cpu_with_backlog(target: str, backlog: int, count: int) -> float:
+def _address(queue: int, agents: int) -> str:
+    return f"sink-{queue}" if queue < agents else f"sink-{queue % agents}/{queue}"
+
+
+async def _cpu_with_backlog(target: str, backlog: int, wanted: int) -> float:
     """CPU per message, sent and handled, while `backlog` others wait."""
     tally = Tally()
-    tally.expect(backlog + count)
+    tally.expect(backlog + wanted)
     handled, stop = 0, asyncio.Event()
     worker = hw.Worker("sink")
 
@@ -118,7 +139,7 @@ async def _cpu_with_backlog(target: str, backlog: int, count: int) -> float:
         nonlocal handled
         tally.note(message.content)
         handled += 1
-        if handled == count:
+        if handled == wanted:
             stop.set()
 
     async with hw.connect(target) as protocol:
@@ -126,19 +147,19 @@ async def _cpu_with_backlog(target: str, backlog: int, count: int) -> float:
         cpu = process_time()
         async with asyncio.TaskGroup() as group:
             group.create_task(worker.serve(protocol, stop=stop.wait()))
-            await _send(protocol, range(backlog, backlog + count))
+            await _send(protocol, range(backlog, backlog + wanted))
         spent = process_time() - cpu
     return spent / max(handled, 1) * 1e6
 
 
 async def backlog_cost(backend: str, scale: float, folder: Path) -> Verdict:
-    small, large, count = int(900 * scale), int(90_000 * scale), max(int(10_000 * scale), 500)
+    small, large, handled = int(900 * scale), int(90_000 * scale), max(int(10_000 * scale), 500)
     costs: dict[int, list[float]] = {small: [], large: []}
     for number in range(5):
         for backlog in (small, large) if number % 2 == 0 else (large, small):
             path = folder / f"{number}-{backlog}"
             path.mkdir()
-            costs[backlog].append(await _cpu_with_backlog(target_of(backend, path), backlog, count))
+            costs[backlog].append(await _cpu_with_backlog(target_of(backend, path), backlog, handled))
     low, high = median(costs[small]), median(costs[large])
     text = f"{high / low:.2f} x the CPU per message: {high:.1f} us with {large:,} waiting, {low:.1f} us with {small:,}"
     return Verdict(f"{backend}: cost at 100 x the backlog <= 1.3 x", text, high <= 1.3 * low)

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import os
 from abc import abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from hivewire.bench.workload import Peer
 from hivewire.testing.kafka_servers import Broker
 from hivewire.testing.servers import RedisServer
 
-BROKER_PID = "HIVEWIRE_BENCH_BROKER_PID"
+BROKER_PID = "BENCH_BROKER_PID"
 """The environment tells it to who measures on a broker that others have started."""
 PARTITIONS = 3
 """As in our own topics."""
@@ -111,6 +114,7 @@ class TopicsOnKafka(ServedByKafka):
         return dict.fromkeys(self.queue_names(), PARTITIONS)
 
     def _admin(self) -> Any:
+        """Keep it until its answers are there."""
         from confluent_kafka.admin import AdminClient
 
         return AdminClient({"bootstrap.servers": self.url.removeprefix("kafka://")})
@@ -119,9 +123,22 @@ class TopicsOnKafka(ServedByKafka):
         from confluent_kafka.admin import NewTopic  # type: ignore[attr-defined]  # it is public
 
         await super().open(folder)
-        for made in self._admin().create_topics([NewTopic(*one, 1) for one in self.topics().items()]).values():
+        admin = self._admin()
+        for made in admin.create_topics([NewTopic(*one, 1) for one in self.topics().items()]).values():
             made.result(30)
 
     async def remove(self) -> None:
-        for gone in self._admin().delete_topics(list(self.topics())).values():
+        admin = self._admin()
+        for gone in admin.delete_topics(list(self.topics())).values():
             gone.result(30)
+
+
+@contextmanager
+def shared_broker() -> Iterator[str]:
+    """The URL of a broker for many runs: it takes seconds to start, and many messages until it is quick."""
+    with TemporaryDirectory(prefix="hivewire-bench-") as folder, Broker(Path(folder)) as broker:
+        os.environ[BROKER_PID] = str(broker.pid)
+        try:
+            yield broker.url
+        finally:
+            del os.environ[BROKER_PID]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import shlex
 import sys
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -111,10 +110,9 @@ def _servers(places: dict[str, str]) -> Iterator[dict[str, str]]:
             if "kafka" in places:
                 _import("confluent_kafka", "kafka")
                 if not places["kafka"]:
-                    from hivewire.testing.kafka_servers import Broker
+                    from hivewire.bench.served import shared_broker
 
-                    folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="hivewire-bench-"))
-                    places = {**places, "kafka": stack.enter_context(Broker(Path(folder))).url}
+                    places = {**places, "kafka": stack.enter_context(shared_broker())}
             yield places
     except ServerMissing as missing:
         raise UsageError(f"{missing}; install one, or name a running one with --protocol URL") from missing

@@ -253,7 +253,7 @@ class Member(Tail):
             client.unsubscribe()
         elif topics != before:
             self._asked_at = time.monotonic()
-            for topic in topics:
+            for topic in topics - before:
                 with suppress(KafkaException):  # a topic that the client has not met costs half a second more
                     client.list_topics(topic, timeout=_COMMITTED_S)
             client.subscribe(
