@@ -254,7 +254,8 @@ class LoadTest:
 
     async def _kill_halfway(self, children: Children) -> None:
         with suppress(TimeoutError):
-            await asyncio.wait_for(self._sending_done.wait(), self._plan.duration_s / 2)
+            async with asyncio.timeout(self._plan.duration_s / 2):  # `wait_for` of Python 3.11 may swallow a cancel
+                await self._sending_done.wait()
         pid = await children.kill_one()
         self.counts.killed += 1
         self._progress.clear()

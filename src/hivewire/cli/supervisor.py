@@ -120,7 +120,8 @@ class Supervisor:
             pause_s = loop_rule.pause_s(time.monotonic() - started)
             log.warning("process %d %s; starting another in %g s", slot, ended_how(code), pause_s)
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._stopping.wait(), pause_s)
+                async with asyncio.timeout(pause_s):  # `wait_for` of Python 3.11 may swallow a cancel
+                    await self._stopping.wait()
 
     async def _one_life(self, slot: int) -> int:
         """Start a child and wait for its end."""

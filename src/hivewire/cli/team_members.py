@@ -119,7 +119,8 @@ class ProcessMembers(Members):
                 raise UsageError(f"the worker processes cannot start: {self._last_words()} (see {self._output})")
             self._tell(f"worker process {name} {ended_how(code)}; starting another in {pause_s:g} s")
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._stopping.wait(), pause_s)
+                async with asyncio.timeout(pause_s):  # `wait_for` of Python 3.11 may swallow a cancel
+                    await self._stopping.wait()
 
     async def _one_life(self) -> tuple[Process, bool]:
         """Start a child and wait until it has ended. True: it has served."""
