@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import os
+import threading
 from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
+from math import inf
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import hivewire as hw
+from hivewire.coordination.processes import _Child
 from hivewire.testing.conformance.waiting import eventually, until
 from tests.system import process_handlers
 
@@ -142,3 +147,43 @@ async def test_a_function_without_a_name_is_refused_when_it_is_served() -> None:
     async with hw.connect("memory://") as protocol:
         with pytest.raises(hw.SettingsError, match="top of a module"):
             await worker.serve(protocol)
+
+
+class Slow:
+    """A pipe whose reader has read and not yet come back from it."""
+
+    def __init__(self, pipe: Connection) -> None:
+        self.pipe = pipe
+        self.has_read = threading.Event()
+        self.may_return = threading.Event()
+
+    def send_bytes(self, data: bytes) -> None:
+        self.pipe.send_bytes(data)
+
+    def recv_bytes(self) -> bytes:
+        try:
+            return self.pipe.recv_bytes()
+        finally:
+            self.has_read.set()
+            assert self.may_return.wait(30)
+
+    def close(self) -> None:
+        self.pipe.close()
+
+
+def test_a_pipe_is_closed_by_whoever_uses_it_last() -> None:
+    """Closed under a thread that reads, its number could be another child's by then, whose answer would be taken."""
+    child = _Child("closing")
+    with ThreadPoolExecutor(1) as threads:
+        message = hw.Message(type="task", sender="me", to="busy", content={"do": "pid"})
+        assert threads.submit(child.ask, (process_handlers.work, message, 1, inf)).result(60)[0] == "result"
+        assert isinstance(child._pipe, Connection)
+        slow = Slow(child._pipe)
+        child._pipe = slow  # type: ignore[assignment]  # all that is used of it
+        asking = threads.submit(child.ask, (process_handlers.work, message, 1, inf))
+        assert slow.has_read.wait(60)
+        child.kill()
+        assert not slow.pipe.closed
+        slow.may_return.set()
+        asking.result(30)
+    assert slow.pipe.closed

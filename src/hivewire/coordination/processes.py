@@ -101,6 +101,7 @@ class _Child:
         self._process: Any = None
         self._pipe: Connection | None = None
         self._killed = False
+        self._asking = False
 
     def ask(self, call: Call) -> tuple[str, Any]:
         """In a thread. Raises `ProcessDied`."""
@@ -109,6 +110,7 @@ class _Child:
                 raise ProcessDied("it was cancelled before it began")
             if self._process is None:
                 self._start()
+            self._asking = True
         assert self._pipe is not None
         try:
             self._pipe.send_bytes(pickle.dumps(call))
@@ -116,7 +118,15 @@ class _Child:
         except (EOFError, OSError) as error:
             self._process.join(_END_S)
             raise ProcessDied(f"its process ended with {_ending(self._process.exitcode)}") from error
+        finally:
+            self._asked(self._pipe)
         return answer
+
+    def _asked(self, pipe: Connection) -> None:
+        with self._lock:
+            self._asking = False
+            if self._killed:
+                pipe.close()
 
     def _start(self) -> None:
         ours, theirs = _spawn.Pipe()
@@ -132,7 +142,7 @@ class _Child:
             if self._process is not None and self._process.is_alive():
                 self._process.kill()
                 self._process.join(_END_S)
-            if self._pipe is not None:
+            if self._pipe is not None and not self._asking:  # a number that is read from may not become another's
                 self._pipe.close()
 
 
