@@ -49,6 +49,8 @@ class Elsewhere:
         """Of each partition that is owned here: the token, and what others run of it."""
         self._keeper: asyncio.Task[None] | None = None
         self._is_holding = False
+        self._unsure: list[Fetched] = []
+        """Nobody knows whether the log says that these run here; they do not, beyond their partition."""
 
     async def _join(self) -> Pool:
         async with self._joining:
@@ -67,6 +69,7 @@ class Elsewhere:
                 if not self._seat.is_in or self._seat.has_lapsed:
                     self._lapsed()
                     await self._join()
+                await self._take_back()
                 await self._seat.look_after_others()
                 self._seat.log.tidy()
             except BackendError as error:
@@ -85,10 +88,23 @@ class Elsewhere:
         await self._join()
         await self._backend.catalogue.note(_EXISTS + self._queue)
         offers = [Offer(*_at(fetched), number((self._queue, *_at(fetched)))) for fetched in batch]
-        heard = await self._seat.say(Word(self._seat.name, take=Take(len(offers), len(offers), offers)))
-        if len(heard.granted) < len(offers):
-            raise BackendError(f"give up a partition of {self._queue}: somebody else holds what runs here")
+        name, taken = self._seat.name, {_at(fetched) for fetched in batch}
+        self._unsure = [fetched for fetched in self._unsure if _at(fetched) not in taken]
+        try:
+            await self._seat.say(Word(name, take=Take(len(offers), len(offers), offers)))
+            if not all(self._seat.pool.is_held(at, name) for at in taken):
+                raise BackendError(f"give up a partition of {self._queue}: somebody else holds what runs here")
+        except BaseException:
+            self._unsure += batch
+            raise
         self._is_holding = True
+
+    async def _take_back(self) -> None:
+        """Else the next owner would wait for them for as long as this process lives."""
+        unsure = self._unsure[:]
+        if unsure:
+            await self._seat.say(Word(self._seat.name, back=[_kept(fetched, 0.0) for fetched in unsure]))
+            self._unsure = [fetched for fetched in self._unsure if fetched not in unsure]
 
     async def settle(self, done: Sequence[Fetched], rest: Sequence[Unfinished]) -> Sequence[Fetched]:
         """Tell what became of them; returns those that are somebody else's by now."""

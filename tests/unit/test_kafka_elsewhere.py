@@ -1,0 +1,85 @@
+"""What a member says of handlers that outlive its partitions when an answer is lost; without a broker."""
+
+from __future__ import annotations
+
+import asyncio
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from hivewire.backend import Fetched, Record
+from hivewire.backends.kafka.elsewhere import Elsewhere
+from hivewire.errors import ConnectionLost
+from hivewire.rules.pool import Heard, Pool, Word
+from hivewire.testing.conformance.waiting import until
+
+
+class Seat:
+    """In a log that stores each word, and loses the answers while `is_deaf`."""
+
+    def __init__(self) -> None:
+        self.name, self.is_in, self.has_lapsed, self.is_deaf = "me", True, False, False
+        self.pool = Pool(100, 60.0, 60.0)
+        self.log = SimpleNamespace(tidy=lambda: None)
+        self.pool.apply(Word("me", 6.0), 0, 1.0)
+
+    async def say(self, word: Word) -> Heard:
+        heard = self.pool.apply(word, 1, 2.0)
+        if self.is_deaf:
+            raise ConnectionLost("the answer was lost")
+        return heard
+
+    async def look_after_others(self) -> None:
+        return None
+
+    def end(self) -> None:
+        self.is_in = False
+
+    async def leave(self) -> None:
+        return None
+
+
+class Catalogue:
+    async def note(self, key: str) -> None:
+        return None
+
+
+def made() -> tuple[Elsewhere, Seat]:
+    backend: Any = SimpleNamespace(
+        settings=SimpleNamespace(lease_s=6.0),
+        names=SimpleNamespace(topic=lambda queue: queue),
+        catalogue=Catalogue(),
+    )
+    owner: Any = SimpleNamespace(lost_held=lambda: None)
+    elsewhere, seat = Elsewhere(backend, "q", owner), Seat()
+    elsewhere._seat = seat  # type: ignore[assignment]  # the same, without a broker
+    return elsewhere, seat
+
+
+def fetched(at: int) -> Fetched:
+    return Fetched(0, at, 1, Record(f"m{at}", "k", b""), 1.0, starts=1)
+
+
+async def test_what_was_perhaps_said_to_run_here_is_taken_back() -> None:
+    """The handlers are waited for then; a new owner of the partition must not wait for them, too, for ever."""
+    elsewhere, seat = made()
+    seat.is_deaf = True
+    with pytest.raises(ConnectionLost):
+        await elsewhere.hold([fetched(4), fetched(5)])
+    assert seat.pool.is_held((0, 4), "me")
+    seat.is_deaf = False
+    await until(lambda: not seat.pool.is_taken((0, 4)) and not seat.pool.is_taken((0, 5)), "it is taken back")
+    await elsewhere.close()
+
+
+async def test_what_is_said_again_and_heard_stays() -> None:
+    elsewhere, seat = made()
+    seat.is_deaf = True
+    with pytest.raises(ConnectionLost):
+        await elsewhere.hold([fetched(4)])
+    seat.is_deaf = False
+    await elsewhere.hold([fetched(4)])
+    await asyncio.sleep(0.5)  # what is tested is that time passes
+    assert seat.pool.is_held((0, 4), "me")
+    await elsewhere.close()
