@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -11,7 +12,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from hivewire.coordination.ledger.store import Query, Row, Script
+from hivewire.coordination.ledger import run_scripts
+from hivewire.coordination.ledger.store import Query, Row, Script, Statement
 from hivewire.errors import CoordinationError
 from hivewire.rules.plan import Plan, Subtask
 from hivewire.rules.plan_state import (
@@ -254,3 +256,37 @@ def test_ten_thousand_subtasks_are_stepped_through_in_reasonable_time() -> None:
         state, _ = store.apply("r", [answer_for(state, name) for name in names[start : start + 100]])
     assert running(state) == ["write"]
     store.close()
+
+
+def test_a_state_that_is_read_while_it_changes_is_one_state() -> None:
+    """Where no lock is held between the statements: the header of one state never comes with the rows of the next."""
+    store = KeptRuns()
+    state = started(store)
+    asked = 0
+
+    def interrupted() -> Script[RunState]:
+        """The same statements, each for itself, and a step after the first."""
+        nonlocal asked
+        reading = run_scripts.load("r")
+        statement = next(reading)
+        while True:
+            rows = store.store.run(partial(one, statement))
+            if asked == 0:
+                store.apply("r", [answer_for(state, "find")])
+            asked += 1
+            try:
+                statement = reading.send(rows)
+            except StopIteration as stop:
+                found: RunState = stop.value
+                return found
+            yield from ()
+
+    found = store.store.look(interrupted)
+    now = store.load("r")
+    assert (found.header, found.rows) == (now.header, now.rows)
+    assert found.header.seq == 2
+    assert asked == 6
+
+
+def one(statement: Statement) -> Script[Sequence[Row]]:
+    return (yield statement)

@@ -132,10 +132,17 @@ def _locked(run: str, cached: RunState | None) -> Script[RunState]:
 
 
 def load(run: str, cached: RunState | None = None) -> Script[RunState]:
-    rows = yield Query("SELECT seq, header FROM runs WHERE run = $1", [run])
-    if not rows:
-        raise CoordinationError(f"there is no run {run!r:.300} in the ledger")
-    return (yield from _state(run, rows[0], cached))
+    """One state, and not the header of one with the rows of the next: no lock is held between the statements."""
+    while True:
+        rows = yield Query("SELECT seq, header FROM runs WHERE run = $1", [run])
+        if not rows:
+            raise CoordinationError(f"there is no run {run!r:.300} in the ledger")
+        state = yield from _state(run, rows[0], cached)
+        if state is cached:
+            return state
+        now = yield Query("SELECT seq FROM runs WHERE run = $1", [run])
+        if now and now[0][0] == rows[0][0]:
+            return state
 
 
 def _state(run: str, row: Row, cached: RunState | None) -> Script[RunState]:
