@@ -52,8 +52,9 @@ class RedisConsumer(Consumer):
         self._stillness = Stillness()
         self._closed = False
         self._loop = asyncio.get_running_loop()
+        self._portion = reading.Portion()
         self._look_s = backend.settings.redis.block_timeout_s
-        self._watch = Watch(backend, self.names, self._arrived, self._look_again)
+        self._watch = Watch(backend, self.names, self._portion, self._arrived, self._look_again)
         self._watch_soon: asyncio.Handle | None = None
         self._is_watching = False
         """Reads wait in the server: one does, or who fetches next asks for it. Bells are not listened to."""
@@ -214,7 +215,8 @@ class RedisConsumer(Consumer):
         self._hot = set()
         if not asked:
             return
-        question = Question(self.names, asked, min(limit, max(16, limit // len(asked))))
+        most = min(max(16, limit // len(asked)), limit, self._portion.most(len(asked)))
+        question = Question(self.names, asked, most)
         try:
             found, epoch = await self.backend.link.post((question.command(), READ_EPOCH))
             found = good(found, f"read {self.queue}")
@@ -229,6 +231,7 @@ class RedisConsumer(Consumer):
         for held, entries, is_all in question.new(self.held, found):
             self.backend.not_before(held.take(entries))
             self._filled[held.shard] = held
+            self._portion.note(entries)
             if not is_all:  # else a bell that rang meanwhile still counts
                 self._hot.add(held.shard)
 

@@ -13,6 +13,10 @@ LOOK_RARER = 5
 """Who waits looks anew after `block_timeout_s`, should a bell have been lost; then in twice that time … up to so many
 times."""
 
+_MOST_ENTRIES = 2_048
+_ANSWER_BYTES = 8 * 2**20
+_UNKNOWN_BYTES = 64 * 2**10
+
 
 def position(id: bytes) -> tuple[int, int]:
     ms, _, number = id.partition(b"-")
@@ -49,6 +53,35 @@ def read(entries: Sequence[Any], shard: int, token: int) -> list[Read]:
             record = foreign(id, fields)
         found.append(Read(shard, id.decode(), token, record, stored_at, id=id))
     return found
+
+
+class Portion:
+    """How many entries of each of some streams one read may bring, so that its answer is not too large. Judged by the
+    entries that came last; the first read asks for few.
+
+    >>> portion = Portion()
+    >>> portion.most(8)
+    16
+    >>> for _ in range(20):
+    ...     portion.note([(b"1-0", [b"h", b"", b"b", b"x" * 500])])
+    >>> portion.most(8), portion.most(1)
+    (256, 2048)
+    >>> portion.note([(b"2-0", [b"h", b"", b"b", b"x" * 2**20])])
+    >>> portion.most(8), portion.most(1)
+    (1, 7)
+    """
+
+    __slots__ = ("_bytes",)
+
+    def __init__(self) -> None:
+        self._bytes = _UNKNOWN_BYTES
+
+    def most(self, streams: int) -> int:
+        return max(1, min(_MOST_ENTRIES, _ANSWER_BYTES // self._bytes) // streams)
+
+    def note(self, entries: Sequence[Any]) -> None:
+        size = max(sum(map(len, entries[0][1])), sum(map(len, entries[-1][1])), 1)
+        self._bytes = size if size > self._bytes else self._bytes - (self._bytes - size + 1) // 2
 
 
 def foreign(id: bytes, fields: Sequence[bytes]) -> Record:

@@ -13,7 +13,7 @@ from hivewire.backends.redis.address import Command, Reply
 from hivewire.backends.redis.keys import EPOCH, Names
 from hivewire.backends.redis.link import Link, good
 from hivewire.backends.redis.opening import lean_link
-from hivewire.backends.redis.reading import Held
+from hivewire.backends.redis.reading import Held, Portion
 from hivewire.errors import HivewireError
 
 if TYPE_CHECKING:
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
 READ_EPOCH: Final[Command] = ("HGET", EPOCH, "epoch")
 
-COUNT = 500
 _DOUBT_S = 0.2
 _AGAIN_S = 1.0
 
@@ -33,12 +32,12 @@ class Question:
 
     def __init__(self, names: Names, asked: Sequence[Held], count: int) -> None:
         self.asked = asked
-        self.count = count
         self.streams = [names.stream(held.shard) for held in asked]
-        self.now()
+        self.now(count)
 
-    def now(self) -> None:
+    def now(self, count: int) -> None:
         """Ask again, from where they have been read to by now."""
+        self.count = count
         self._cursors = [held.cursor for held in self.asked]
         self._rewinds = [held.rewinds for held in self.asked]
 
@@ -67,12 +66,14 @@ class Watch:
         self,
         backend: RedisBackend,
         names: Names,
+        portion: Portion,
         arrived: Callable[[Question, Sequence[Any]], None],
         look_again: Callable[[], None],
     ) -> None:
         """`arrived` is told what was found, which may be nothing; `look_again`: it may not have seen all."""
         self._backend = backend
         self._names = names
+        self._portion = portion
         self._arrived = arrived
         self._look_again = look_again
         self._loop = asyncio.get_running_loop()
@@ -107,11 +108,11 @@ class Watch:
     def ask(self, asked: Sequence[Held]) -> None:
         if self._link is None:
             self._link = lean_link(self._backend.settings.redis)
-        question = self._last
+        question, most = self._last, self._portion.most(len(asked))
         if question is None or question.asked != asked:
-            question = self._last = Question(self._names, asked, COUNT)
+            question = self._last = Question(self._names, asked, most)
         else:
-            question.now()
+            question.now(most)
         self._number += 1
         self._question = question
         self._posted = self._link.post((question.command(*self._block), READ_EPOCH), beyond_s=self._wait_s)
