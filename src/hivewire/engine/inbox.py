@@ -154,6 +154,12 @@ class Inbox(Ownership):
         if self.held.taker is not None:
             self.held.taker.news()
 
+    def came(self, batch: Sequence[Fetched], error: BaseException | None) -> None:
+        if batch:
+            self._sample_latency(batch[0])
+        if self.held.taker is not None:
+            self.held.taker.came(batch, error)
+
     # -- taking
 
     async def fetch(self, limit: int, wait_s: float, *, lanes: int, run: int, starting: int) -> Sequence[Fetched]:
@@ -168,7 +174,7 @@ class Inbox(Ownership):
         return batch
 
     def fetch_now(self, limit: int, *, lanes: int, run: int, starting: int) -> tuple[Sequence[Fetched], bool]:
-        """`fetch` from an instant store."""
+        """`fetch` without waiting, from a store that tells when there is more."""
         held = self.held
         if held.ending:
             raise Closed(f"receive from {held.queue}: the protocol is being closed")
