@@ -122,10 +122,11 @@ def order_broken_at_takeover(patch: pytest.MonkeyPatch) -> None:
 
 @planted("sql")
 def fence_not_checked_by_the_table(patch: pytest.MonkeyPatch) -> None:
-    def fenced(self: SqlWorld, queue: str, process: str, fetched: Fetched) -> Row | None:
+    def taken(self: SqlWorld, queue: str, process: str, fetched: Fetched) -> Row | None:
         return self._table(queue).rows.get(int(fetched.at))
 
-    patch.setattr(SqlWorld, "_fenced", fenced)
+    patch.setattr(SqlWorld, "_has_lease", lambda *where: True)
+    patch.setattr(SqlWorld, "_taken", taken)
 
 
 @planted("sql", "redis", "kafka", caught_by="only_owners_start")

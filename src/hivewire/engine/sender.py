@@ -61,18 +61,14 @@ class Sender:
                 try:
                     problems = await self._try(batch)
                 finally:
-                    del self._first_tries[number]
-                    if self.lines:  # once this call has its place in the line
-                        asyncio.get_running_loop().call_soon(self._go_on)
+                    self._tried(number)
                 if problems and not all(isinstance(problem, Duplicate) for problem in problems.values()):
                     problems = await self._in_line(number, batch, problems, timeout_s)
         except HivewireError as error:
             self._note_refused(batch, error)
             raise
         finally:
-            self._under_way -= 1
-            if not self._under_way:
-                self._idle.set()
+            self._ended()
         self._core.metrics.messages_sent += size - len(problems)
         if trail.all or (problems and trail.on):
             self._note(batch, problems, began)
@@ -96,9 +92,7 @@ class Sender:
             except ConnectionLost as error:
                 problem = error
             finally:
-                del self._first_tries[number]
-                if self.lines:  # once this call has its place in the line
-                    asyncio.get_running_loop().call_soon(self._go_on)
+                self._tried(number)
             if problem is not None:
                 batch = (Append(queue, (record,), room=room),)
                 try:
@@ -107,10 +101,18 @@ class Sender:
                     self._note_refused(batch, error)
                     raise
         finally:
-            self._under_way -= 1
-            if not self._under_way:
-                self._idle.set()
+            self._ended()
         self._core.metrics.messages_sent += 1
+
+    def _tried(self, number: int) -> None:
+        del self._first_tries[number]
+        if self.lines:  # once this call has its place in the line
+            asyncio.get_running_loop().call_soon(self._go_on)
+
+    def _ended(self) -> None:
+        self._under_way -= 1
+        if not self._under_way:
+            self._idle.set()
 
     def _note_refused(self, batch: Sequence[Append], error: HivewireError) -> None:
         trail = self._core.trail

@@ -18,7 +18,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
-from hivewire.testing.servers import ServerMissing, free_port
+from hivewire.testing.servers import Server, ServerMissing, free_port
 
 VERSION: Final = "4.4.0"
 _POM: Final = f"""<project xmlns="http://maven.apache.org/POM/4.0.0"><modelVersion>4.0.0</modelVersion>
@@ -167,7 +167,7 @@ def _end_with_parent() -> None:
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
-class Broker:
+class Broker(Server):
     """One broker that is its own controller, or one node of a `Cluster`. It can be killed, frozen and started
     again on the same port. `more`: lines for its properties."""
 
@@ -187,7 +187,6 @@ class Broker:
         self._more = tuple(more)
         self._prepared = prepared
         self._java_options = java_options
-        self._process: subprocess.Popen[bytes] | None = None
 
     @property
     def port(self) -> int:
@@ -200,11 +199,6 @@ class Broker:
     @property
     def url(self) -> str:
         return f"kafka://{self.address}"
-
-    @property
-    def pid(self) -> int | None:
-        """None while it does not run."""
-        return None if self._process is None else self._process.pid
 
     def launch(self) -> None:
         """Start the process; `ready` waits for it. It is killed when the thread that started it ends: call this on
@@ -251,30 +245,6 @@ class Broker:
             self._process.terminate()
             self._process.wait(60)
             self._process = None
-
-    def kill(self) -> None:
-        """As `kill -9`."""
-        if self._process is not None:
-            self._process.kill()
-            self._process.wait()
-            self._process = None
-
-    def freeze(self) -> None:
-        assert self._process is not None
-        self._process.send_signal(signal.SIGSTOP)
-
-    def thaw(self) -> None:
-        assert self._process is not None
-        self._process.send_signal(signal.SIGCONT)
-
-    def __enter__(self) -> Self:
-        self.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.kill()
 
 
 class Cluster:

