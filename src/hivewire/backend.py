@@ -274,7 +274,8 @@ class Consumer(ABC):
     __slots__ = ()
 
     tells: ClassVar[bool] = False
-    """There is `fetch_now`, and the owner is told when there is more: no task need wait for each of many queues."""
+    """There are `fetch_now`, after which the owner is told when there is more, and `settle_soon`: no task need wait
+    for each of many queues."""
     instant: ClassVar[bool] = False
     """Nothing waits for I/O: `settle_now` does at once what `settle` does."""
 
@@ -295,6 +296,12 @@ class Consumer(ABC):
 
     def settle_now(self, done: Sequence[Fetched], rest: Sequence[Unfinished] = ()) -> Sequence[Fetched]:
         """`settle`, if `instant`."""
+        raise NotImplementedError
+
+    def settle_soon(
+        self, done: Sequence[Fetched], rest: Sequence[Unfinished] = ()
+    ) -> asyncio.Future[Sequence[Fetched]]:
+        """`settle`, begun at once, if `tells`."""
         raise NotImplementedError
 
     def holds(self, fetched: Fetched) -> bool:

@@ -78,8 +78,8 @@ class Inbox(Ownership):
             await consumer.close()
             raise Closed(closed)
         held.joined = consumer
-        if consumer.instant and held.shards is None:
-            self.outcomes.settling.instant = consumer
+        if consumer.tells and held.shards is None:
+            self.outcomes.settling.direct = consumer
 
     def _is_over(self) -> bool:
         return self.held.closed or self.core.takes_no_more or self.core.tasks.closed

@@ -199,8 +199,12 @@ class SQLiteConsumer(Consumer):
         return refused
 
     async def settle(self, done: Sequence[Fetched], rest: Sequence[Unfinished] = ()) -> Sequence[Fetched]:
-        refused: Sequence[Fetched] = await self._do(settling.settle, done, rest)
-        return refused
+        return await self.settle_soon(done, rest)
+
+    def settle_soon(
+        self, done: Sequence[Fetched], rest: Sequence[Unfinished] = ()
+    ) -> asyncio.Future[Sequence[Fetched]]:
+        return self._do(settling.settle, done, rest)
 
     def _do(self, function: Any, *arguments: Any, durable: bool = True) -> asyncio.Future[Any]:
         self.backend.check_usable()
