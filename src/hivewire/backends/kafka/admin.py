@@ -24,6 +24,8 @@ from hivewire.backends.kafka.tail import Place
 from hivewire.errors import BackendError, ConnectionLost
 
 _REQUEST_S: Final = 2.0
+_LOOK_S: Final = 6.0
+"""For what topics there are: many agents that begin at once ask one after another."""
 _CREATE_S: Final = 10.0
 _PROPAGATION_S: Final = 15.0
 _LOOK_EACH_S: Final = 0.02
@@ -186,7 +188,7 @@ def _let_go_of(asked: concurrent.futures.Future[Any]) -> None:
 def _topics(client: AdminClient, topic: str) -> tuple[Any, BackendError | None]:
     """An error is given back as a value: one that is raised would hold the client in its traceback."""
     try:
-        return client.list_topics(topic, timeout=_REQUEST_S), None
+        return client.list_topics(topic, timeout=_LOOK_S), None
     except KafkaException as error:
         return None, problem(f"look at {topic}", error)
 
