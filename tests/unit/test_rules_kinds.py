@@ -31,3 +31,11 @@ def test_as_a_slow_list_has_it(script: list[tuple[str, int] | int]) -> None:
         assert len(kinds) == len(waiting)
     assert not waiting
     assert kinds.take(3) == []
+
+
+def test_a_batch_may_be_just_as_large_as_allowed() -> None:
+    kinds = Kinds[str](most_bytes=100)
+    for item, size in (("a", 60), ("b", 40), ("c", 1)):
+        kinds.add("kind", item, size=size)
+    assert kinds.take(9) == ["a", "b"]
+    assert kinds.take(9) == ["c"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from itertools import count
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
@@ -22,14 +23,13 @@ class Kinds(Generic[T]):
     def __init__(self, *, most_bytes: int) -> None:
         self._most_bytes = most_bytes
         self._waiting: dict[str, deque[tuple[int, int, T]]] = {}
-        self._number = 0
+        self._numbers = count()
         self._length = 0
 
     def add(self, kind: str, item: T, *, size: int) -> None:
         """One more, of `size` bytes."""
-        self._number += 1
         self._length += 1
-        self._waiting.setdefault(kind, deque()).append((self._number, size, item))
+        self._waiting.setdefault(kind, deque()).append((next(self._numbers), size, item))
 
     def take(self, most: int) -> list[T]:
         """The next batch of at most so many, one at least however large it is; empty when nothing waits."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from functools import cache
 from typing import Final
 
 
@@ -43,7 +42,6 @@ def may_follow(before: TaskStatus, after: TaskStatus) -> bool:
     return after in FOLLOWERS[before]
 
 
-@cache
 def sources(after: TaskStatus) -> tuple[TaskStatus, ...]:
     """The statuses from which a task may get to this one."""
     return tuple(before for before in TaskStatus if may_follow(before, after))

@@ -55,6 +55,7 @@ _CREATE: Final = (
     f"FROM hivewire_given() WHERE {_GIVEN_HELD} ON CONFLICT (id) DO NOTHING RETURNING {_RETURNED}"
 )
 
+_SOURCES: Final = {str(status): sources(status) for status in TaskStatus}
 _FINISHED: Final = ", ".join(f"'{status}'" for status in FINISHED)
 _SET: Final = (*CHANGED, "status")
 _UPDATED: Final = (
@@ -177,7 +178,7 @@ def update(task_id: str, change: TaskChange, guard: Guard, mark: str) -> Script[
 def _allowed(columns: dict[str, Any]) -> Sequence[TaskStatus]:
     """The statuses in which a task may be changed so."""
     if "status" in columns:
-        return sources(TaskStatus(columns["status"]))
+        return _SOURCES[columns["status"]]
     return tuple(TaskStatus) if columns.keys() == {"metadata"} else OPEN
 
 
