@@ -371,10 +371,16 @@ class Member(Tail):
         reached: dict[Place, tuple[int, int]] = {}
         others: list[KafkaMessage] = []
         tokens, reading = self.tokens, self._reading
+        last: Place = ("", -1)  # runs of one partition are common
+        token: int | None = None
+        batch: list[Fetched] = []
         for message in messages:
             error = message.error()
             place = (message.topic(), message.partition())
-            token = tokens.get(place)
+            if place != last:
+                last, token = place, tokens.get(place)
+                if token is not None:
+                    batch = batches.setdefault(place[0], [])
             if token is None:
                 if place in reading:
                     others.append(message)
@@ -382,8 +388,7 @@ class Member(Tail):
                     log.warning("reading failed: %s", str(error))
             elif error is None:
                 offset = message.offset()
-                fetched = Fetched(place[1], offset, token, record_of(message), stored_at(message))
-                batches.setdefault(place[0], []).append(fetched)
+                batch.append(Fetched(place[1], offset, token, record_of(message), stored_at(message)))
                 reached[place] = (token, offset + 1)
             elif error.code() == KafkaError._PARTITION_EOF:
                 reached[place] = (token, message.offset())

@@ -45,7 +45,18 @@ class Names:
 
 
 def key_bytes(key: str) -> bytes:
-    return key.encode("utf-8", "surrogatepass")
+    try:
+        return key.encode()
+    except UnicodeEncodeError:  # half a character: to ask for it each time takes three times as long
+        return key.encode("utf-8", "surrogatepass")
+
+
+def text_of(packed: bytes) -> str:
+    """The other way."""
+    try:
+        return packed.decode()
+    except UnicodeDecodeError:
+        return packed.decode("utf-8", "surrogatepass")
 
 
 def partition_of(key: bytes, partitions: int) -> int:

@@ -7,6 +7,7 @@ from typing import Any, Final, TypeAlias
 import msgspec
 
 from hivewire.backend import DeadRecord, Letter
+from hivewire.backends.kafka.names import key_bytes, text_of
 from hivewire.codec import decode, split_address
 from hivewire.errors import MessageError
 from hivewire.record import Record
@@ -60,8 +61,8 @@ def headers_of(queue: str, record: Record) -> Headers:
         if len(_named) >= _MOST_NAMED:
             _named.clear()
         first = _named[named] = [
-            ("type", record.type.encode("utf-8", "surrogatepass")),
-            ("from", record.sender.encode("utf-8", "surrogatepass")),
+            ("type", key_bytes(record.type)),
+            ("from", key_bytes(record.sender)),
             ("to", queue),
         ]
     own = _write((record.id, record.ttl_s, record.priority, record.replay, record.dedup_key))
@@ -76,13 +77,12 @@ def record_of(message: KafkaMessage) -> Record:
         (_, type_), (_, sender), _, (_, packed) = headers
         try:
             own = _read_own(packed)
-            key = (message.key() or b"").decode("utf-8", "surrogatepass")
             return Record(
                 own.id,
-                key,
+                text_of(message.key() or b""),
                 body,
-                type_.decode("utf-8", "surrogatepass"),
-                sender.decode("utf-8", "surrogatepass"),
+                text_of(type_),
+                text_of(sender),
                 own.ttl_s,
                 own.priority,
                 own.replay,
