@@ -29,13 +29,16 @@ _LOOK_S: Final = 6.0
 _CREATE_S: Final = 10.0
 _PROPAGATION_S: Final = 15.0
 _LOOK_EACH_S: Final = 0.02
+_PING_S: Final = 1.0
 
 
 class Admin:
     """Its client is there while something is asked, and for some seconds after."""
 
-    def __init__(self, options: Options) -> None:
+    def __init__(self, options: Options, topic: str) -> None:
+        """`topic`: any one, to be asked for when it is only about the brokers."""
         self._options = options
+        self._topic = topic
         self.clients: Fleeting[AdminClient] = Fleeting(lambda: AdminClient(options.common), _end)
 
     async def ends(self, places: Iterable[Place], *, first: bool = False) -> dict[Place, int]:
@@ -152,37 +155,43 @@ class Admin:
             await _answer(done, f"set up the share group {group}")
 
     async def ping(self, within_s: float = _REQUEST_S) -> int:
-        """How many brokers there are. A refusal is told at once, and in full."""
-        self._options.refusals.last = None
-        with self.clients.kept():
-            asked = self.clients.client.describe_cluster(request_timeout=within_s)
-            await self._unless_refused(asked)
-            try:
-                return len((await _answer(asked, "ask the brokers")).nodes)
-            except ConnectionLost as error:
-                if self._options.kafka.tls:
-                    raise
-                raise ConnectionLost(f"{error}; if the brokers are up: is this a port for TLS (kafka.tls)?") from None
+        """How many brokers there are. A refusal is told at once, and in full.
 
-    async def _unless_refused(self, asked: concurrent.futures.Future[Any]) -> None:
-        """Until there is an answer."""
-        refusals = self._options.refusals
-        while not asked.done():
-            await asyncio.sleep(_LOOK_EACH_S)
-            self.clients.client.poll(0)
-            refused = refusals.explained(self._options.kafka)
-            if refused is not None and not asked.done():
-                asked.add_done_callback(_let_go_of)
-                raise refused
+        `describe_cluster` is not asked: librdkafka 2.16 aborts the process when a broker that has just started answers
+        that there are none, and when the client ends before the answer.
+        """
+        options, loop = self._options, asyncio.get_running_loop()
+        options.refusals.last = None
+        deadline = loop.time() + within_s
+        with self.clients.kept():
+            while True:
+                step_s = min(_PING_S, max(deadline - loop.time(), _LOOK_EACH_S))
+                found, failed = await asyncio.to_thread(_brokers, self.clients.client, self._topic, step_s)
+                if found:
+                    return found
+                refused = options.refusals.explained(options.kafka)
+                if refused is not None:
+                    raise refused
+                if loop.time() >= deadline:
+                    break
+                await asyncio.sleep(_LOOK_EACH_S)
+        lost = failed or ConnectionLost("ask the brokers: there are none yet")
+        if options.kafka.tls or not isinstance(lost, ConnectionLost):
+            raise lost
+        raise ConnectionLost(f"{lost}; if the brokers are up: is this a port for TLS (kafka.tls)?")
+
+
+def _brokers(client: AdminClient, topic: str, within_s: float) -> tuple[int, BackendError | None]:
+    """An error is given back as a value, as in `_topics`."""
+    try:
+        return len(client.list_topics(topic, timeout=within_s).brokers), None
+    except KafkaException as error:
+        client.poll(0)  # what the broker says against us is told here
+        return 0, problem("ask the brokers", error)
 
 
 async def _end(client: AdminClient) -> None:
     await asyncio.to_thread(_let_go, client)
-
-
-def _let_go_of(asked: concurrent.futures.Future[Any]) -> None:
-    if not asked.cancelled():
-        asked.exception()
 
 
 def _topics(client: AdminClient, topic: str) -> tuple[Any, BackendError | None]:

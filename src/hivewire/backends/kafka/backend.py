@@ -102,7 +102,7 @@ class KafkaBackend(Backend):
         self.names = Names(settings.kafka.topic_prefix)
         self.client_id = settings.worker_name or f"hivewire-{uuid4().hex[:12]}"
         self.options = Options(settings, self.client_id)
-        self.admin = Admin(self.options)
+        self.admin = Admin(self.options, self.names.catalogue)
         self.topics = Topics(self)
         self.catalogue = Catalogue(self)
         self.letters = Letters(self)
