@@ -29,12 +29,14 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
 
 
 _EVERY = 3
+_PLACES = ("auto", "folder", "sqlite")
 _KAFKA_S = 240.0
 """A case joins groups several times, and each takes Kafka seconds."""
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Every case runs on each kind of store. On a cluster, one of three: all of them with HIVEWIRE_SOAK=1."""
+    """Every case runs on each kind of store. On a cluster, one of three, and on Kafka each with one of the places for
+    large contents: all of them with HIVEWIRE_SOAK=1."""
     for item in items:
         if "[kafka" in item.nodeid and item.get_closest_marker("timeout") is None:
             item.add_marker(pytest.mark.timeout(_KAFKA_S))
@@ -42,6 +44,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         return
     on_cluster = [item for item in items if "[redis-cluster" in item.nodeid]
     left_out = {item for item in on_cluster if crc32(item.nodeid.encode()) % _EVERY}
+    for item in items:
+        case, is_variant, place = item.nodeid.rstrip("]").partition("[kafka-")
+        if is_variant and place in _PLACES and _PLACES[crc32(case.encode()) % len(_PLACES)] != place:
+            left_out.add(item)
     if left_out:
         config.hook.pytest_deselected(items=list(left_out))
         items[:] = [item for item in items if item not in left_out]
