@@ -166,8 +166,9 @@ class Writer:
             if callable(target):
                 target()
             else:
-                target.deliver(value, error)
+                # Before: who is told may ask for more at once.
                 self._has_handed_out = self._has_handed_out or target.hands_out
+                target.deliver(value, error)
 
     def _take_in(self, burst: list[Any]) -> list[Outcome]:
         operations: list[Any] = []
