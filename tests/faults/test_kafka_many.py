@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from hivewire.backends.kafka.backend import KafkaBackend
 from hivewire.message import Message
 from hivewire.testing.conformance.waiting import count, until, until_true
 from tests.conformance.kafka_fabric import KafkaFabric
@@ -66,7 +67,11 @@ async def test_instances_cost_no_clients_and_keep_their_order(tmp_path: Path) ->
 
                 await until_true(is_empty, "all is committed", 60)
             pids = [child.pid for child in children]
-            await until(lambda: all(_clients(pid) == _CLIENTS for pid in pids), "two clients each", 60)
+            backend = fabric.protocol.backend
+            assert isinstance(backend, KafkaBackend)
+            # Once a handler has outlived its partition somewhere, who takes one over reads the claims by a third one.
+            most = _CLIENTS + bool(backend.catalogue.names("away/"))
+            await until(lambda: all(_CLIENTS <= _clients(pid) <= most for pid in pids), f"{most} clients each", 60)
             for name in ("VmRSS", "Threads"):
                 print(name, [_status(child.pid, name) for child in children])
         finally:
