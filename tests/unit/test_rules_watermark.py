@@ -33,7 +33,7 @@ def test_the_watermark_never_passes_what_is_unfinished(start: int, moves: list[t
             at = end + number - 1
             end = at + 1
             log.append(at)
-            mark.taken(at)
+            assert mark.take(at)
             taken.add(at)
         elif move == "finish" and taken - finished:
             at = sorted(taken - finished)[number % len(taken - finished)]
@@ -44,7 +44,7 @@ def test_the_watermark_never_passes_what_is_unfinished(start: int, moves: list[t
             mark = Watermark(saved, mark.ahead)
             for at in log:
                 if at >= saved:
-                    mark.taken(at)
+                    assert mark.take(at) == (at not in finished)
         safe = highest_safe(start, taken, finished)
         assert mark.at == safe
         assert mark.ahead == sorted(at for at in finished if at >= safe)
@@ -53,21 +53,21 @@ def test_the_watermark_never_passes_what_is_unfinished(start: int, moves: list[t
 
 def test_what_an_earlier_owner_finished_is_not_open_again() -> None:
     mark = Watermark(10, ahead=[9, 10, 11, 13])
-    mark.taken(10)
-    mark.taken(11)
+    assert not mark.take(10)
+    assert not mark.take(11)
     assert (mark.at, mark.ahead) == (12, [13])
-    mark.taken(12)
+    assert mark.take(12)
     assert (mark.at, mark.ahead) == (12, [13])
     mark.finish(12)  # nothing is open: what is behind is forgotten, and what is ahead is not
     assert (mark.at, mark.ahead) == (13, [13])
-    mark.taken(13)
-    assert (mark.at, mark.ahead) == (14, [])
+    assert not mark.take(13)
+    assert (mark.at, mark.ahead, mark.end) == (14, [], 14)
 
 
 def test_only_what_was_taken_is_finished() -> None:
     mark = Watermark(0)
     for at in (0, 1, 3):
-        mark.taken(at)
+        assert mark.take(at)
     mark.finish(0)
     mark.finish(3)
     assert [mark.is_finished(at) for at in range(6)] == [True, False, False, True, False, False]
@@ -78,20 +78,42 @@ def test_only_what_was_taken_is_finished() -> None:
 def test_what_lies_below_is_not_remembered() -> None:
     mark = Watermark(0)
     for at in range(1_000):
-        mark.taken(at)
+        assert mark.take(at)
     for at in range(999):
         mark.finish(at)
         assert len(mark._ahead) <= 2 * len(mark._open) + 16
     assert mark.at == 999
     assert len(mark._ahead) <= 18
     mark.finish(999)
-    assert (mark.at, len(mark._ahead)) == (1_000, 0)
+    assert (mark.at, mark.ahead) == (1_000, [])
+
+
+def test_what_was_finished_ahead_is_forgotten_when_it_lies_below() -> None:
+    mark = Watermark(0)
+    for at in range(200):
+        assert mark.take(at)
+    for at in range(199, 99, -1):
+        mark.finish(at)
+    for at in range(100):
+        mark.finish(at)
+    assert len(mark._ahead) <= 16
 
 
 def test_what_is_ahead_is_kept_when_it_is_tidied() -> None:
     mark = Watermark(0)
     for at in range(40):
-        mark.taken(at)
+        assert mark.take(at)
     for at in range(39, 0, -1):
         mark.finish(at)
     assert (mark.at, mark.ahead) == (0, list(range(1, 40)))
+
+
+def test_what_comes_again_is_held_once_and_what_is_finished_is_not_opened() -> None:
+    mark = Watermark(5, ahead=[7])
+    assert [mark.take(at) for at in (5, 6, 5, 7, 7, 3)] == [True, True, True, False, False, False]
+    mark.finish(5)
+    assert not mark.take(5)
+    assert (mark.at, mark.ahead) == (6, [7])
+    mark.finish(6)
+    assert [mark.take(at) for at in (5, 6, 7)] == [False] * 3
+    assert (mark.at, mark.ahead, mark.end) == (8, [], 8)

@@ -12,7 +12,8 @@ class Watermark:
     Committing anything above it would lose the unfinished ones after a crash. Positions may have gaps.
 
     >>> mark = Watermark(start=10)
-    >>> for at in (10, 11, 13): mark.taken(at)
+    >>> [mark.take(at) for at in (10, 11, 13)]
+    [True, True, True]
     >>> mark.finish(11)
     >>> mark.at, mark.ahead
     (10, [11])
@@ -29,25 +30,20 @@ class Watermark:
         self._order: list[int] = []
         self._ahead = {at for at in ahead if at >= start}
 
-    def taken(self, at: int) -> None:
-        """The record at this position is held; each is taken once, in rising order but for those that an
-        earlier owner finished."""
+    def take(self, at: int) -> bool:
+        """The record at this position is held. False: it is finished already, by this owner or one before.
+        Positions come in rising order, but for those that come again."""
         if at >= self._end:
             self._end = at + 1
-        if at not in self._open and at not in self._ahead:
-            self._open.add(at)
-            heappush(self._order, at)
-
-    def take(self, at: int) -> bool:
-        """`taken`; False when it is finished already, by this owner or one before."""
-        if at >= self._end and at not in self._ahead:  # nearly always
-            self._end = at + 1
-            self._open.add(at)
-            heappush(self._order, at)
+            if at in self._ahead:
+                return False
+        elif at in self._open:
             return True
-        is_finished = self.is_finished(at)
-        self.taken(at)
-        return not is_finished
+        elif self.is_finished(at):
+            return False
+        self._open.add(at)
+        heappush(self._order, at)
+        return True
 
     def finish(self, at: int) -> None:
         held, order = self._open, self._order
@@ -57,7 +53,7 @@ class Watermark:
         low = order[0] if order else self._end
         if at >= low:
             self._ahead.add(at)
-        if len(self._ahead) > 2 * len(held) + 16 or (self._ahead and not held):
+        if len(self._ahead) > 2 * len(held) + 16:
             self._ahead = {position for position in self._ahead if position >= low}
 
     def is_finished(self, at: int) -> bool:
