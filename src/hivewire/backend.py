@@ -255,11 +255,8 @@ class Ownership(ABC):
         raise NotImplementedError
 
     def news(self) -> None:
-        """After a `fetch_now` that took all: there may be something now. Nothing is fetched within this call."""
-        raise NotImplementedError
-
-    def came(self, batch: Sequence[Fetched], error: BaseException | None) -> None:
-        """After a `fetch_now` that took all: here is what has come since, or why nothing comes."""
+        """After a `fetch_now` that took all: there may be something now. Nothing is fetched within this call.
+        Only from instant stores."""
         raise NotImplementedError
 
     @abstractmethod
@@ -273,11 +270,8 @@ class Consumer(ABC):
 
     __slots__ = ()
 
-    tells: ClassVar[bool] = False
-    """There are `fetch_now`, after which the owner is told when there is more, and `settle_soon`: no task need wait
-    for each of many queues."""
     instant: ClassVar[bool] = False
-    """Nothing waits for I/O: `settle_now` does at once what `settle` does."""
+    """Nothing waits for I/O: `fetch_now` and `settle_now` do at once what `fetch` and `settle` do."""
 
     @abstractmethod
     async def fetch(
@@ -289,19 +283,12 @@ class Consumer(ABC):
         given by the next call. The engine has one call under way at a time."""
 
     def fetch_now(self, limit: int, *, lanes: int, run: int, starting: int) -> tuple[Sequence[Fetched], bool]:
-        """`fetch` without waiting, if `tells`, and whether that was all for now. If so, either the owner's `news` is
-        called as soon as there may be more, perhaps from within `append`, or its `came` with what there is, taken as
-        asked for here. The engine asks again after that, and not before."""
+        """`fetch` without waiting, if `instant`, and whether that was all. If so, the owner's `news` is called as soon
+        as there may be more, perhaps from within `append`."""
         raise NotImplementedError
 
     def settle_now(self, done: Sequence[Fetched], rest: Sequence[Unfinished] = ()) -> Sequence[Fetched]:
         """`settle`, if `instant`."""
-        raise NotImplementedError
-
-    def settle_soon(
-        self, done: Sequence[Fetched], rest: Sequence[Unfinished] = ()
-    ) -> asyncio.Future[Sequence[Fetched]]:
-        """`settle`, begun at once, if `tells`."""
         raise NotImplementedError
 
     def holds(self, fetched: Fetched) -> bool:

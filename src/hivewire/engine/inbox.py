@@ -78,8 +78,8 @@ class Inbox(Ownership):
             await consumer.close()
             raise Closed(closed)
         held.joined = consumer
-        if consumer.tells and held.shards is None:
-            self.outcomes.settling.direct = consumer
+        if consumer.instant and held.shards is None:
+            self.outcomes.settling.instant = consumer
 
     def _is_over(self) -> bool:
         return self.held.closed or self.core.takes_no_more or self.core.tasks.closed
@@ -154,12 +154,6 @@ class Inbox(Ownership):
         if self.held.taker is not None:
             self.held.taker.news()
 
-    def came(self, batch: Sequence[Fetched], error: BaseException | None) -> None:
-        if batch:
-            self._sample_latency(batch[0])
-        if self.held.taker is not None:
-            self.held.taker.came(batch, error)
-
     # -- taking
 
     async def fetch(self, limit: int, wait_s: float, *, lanes: int, run: int, starting: int) -> Sequence[Fetched]:
@@ -174,7 +168,7 @@ class Inbox(Ownership):
         return batch
 
     def fetch_now(self, limit: int, *, lanes: int, run: int, starting: int) -> tuple[Sequence[Fetched], bool]:
-        """`fetch` without waiting, from a store that tells when there is more."""
+        """`fetch` from an instant store."""
         held = self.held
         if held.ending:
             raise Closed(f"receive from {held.queue}: the protocol is being closed")

@@ -166,9 +166,8 @@ class Writer:
             if callable(target):
                 target()
             else:
-                # Before: who is told may ask for more at once.
-                self._has_handed_out = self._has_handed_out or target.hands_out
                 target.deliver(value, error)
+                self._has_handed_out = self._has_handed_out or target.hands_out
 
     def _take_in(self, burst: list[Any]) -> list[Outcome]:
         operations: list[Any] = []
