@@ -42,8 +42,8 @@ class Worker:
         self.chance = random.Random(seed)
         self.stopping = False
 
-    def note(self, what: str, *records: Record) -> None:
-        now = time.monotonic()
+    def note(self, what: str, *records: Record, now: float | None = None) -> None:
+        now = now or time.monotonic()
         os.write(self.journal, "".join(f"{now:.6f} {what} {r.id} {r.key}\n" for r in records).encode())
 
     async def send(self) -> None:
@@ -72,7 +72,10 @@ class Worker:
             )
             if not taken and self.stopping:
                 break
-            self.note("got", *(fetched.record for fetched in taken))
+            # As the engine does: who was frozen on the way here looks at its lease before it begins.
+            now = time.monotonic()
+            taken = [fetched for fetched in taken if consumer.holds(fetched)]
+            self.note("got", *(fetched.record for fetched in taken), now=now)
             while taken:
                 part = self._some(taken)
                 done, rest = self._outcomes(part)

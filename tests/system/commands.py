@@ -72,6 +72,7 @@ class Hive:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
+            preexec_fn=_heed_ctrl_c,  # noqa: PLW1509  # what it does is safe beside threads
         )
         running = Running(process)
         try:
@@ -82,6 +83,11 @@ class Hive:
     def _command(self, args: tuple[str, ...], protocol: str | None) -> list[str]:
         where = self.protocol if protocol is None else protocol
         return [sys.executable, "-m", "hivewire", *args, *(["--protocol", where] if where else [])]
+
+
+def _heed_ctrl_c() -> None:
+    """Where the tests run in the background, their shell has made them and all that they start deaf to it."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 class Running:
