@@ -240,10 +240,12 @@ def _bad_reason(result: Result, dead: Happening, starts: list[Started], stored_a
 
 def _attempts(result: Result) -> Iterator[str]:
     outages = Counter(outage.process for outage in result.book.outages)
+    refused = Counter((one.queue, one.id, one.replay) for one in result.world.history if one.what == "refused")
     for (agent, id, replay), starts in _starts_by_id(result).items():
         failures = sum(one.outcome in _FAILED for one in starts)
         excuses = sum(outages[process] for process in {one.process for one in starts}) + outages["*"]
-        if failures > MAX_ATTEMPTS * (1 + excuses):  # what failed during an outage may not have been stored
+        # What failed during an outage may not have been stored, and what failed as its shard was taken away was not.
+        if failures > MAX_ATTEMPTS * (1 + excuses) + refused[agent, id, replay]:
             yield f"{id} of {agent} (life {replay}) failed {failures} times; {MAX_ATTEMPTS} are allowed"
         if not outages and not any(fault.kind == "lose" and fault.place == "start" for fault in result.struck):
             for number, one in enumerate(starts, 1):

@@ -121,7 +121,9 @@ class Runner:
         )
 
     def _unexpected(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-        self.book.errors.append(f"{context.get('message')}: {context.get('exception')!r}")
+        error = context.get("exception")
+        if not isinstance(error, ProcessIsDead):  # nobody is left to look at what a killed process still did
+            self.book.errors.append(f"{context.get('message')}: {error!r}")
 
     async def _act(self, slot: int) -> None:
         """The steps of one slot, one after another, whichever process sits there."""
