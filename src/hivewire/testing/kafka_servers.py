@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import fcntl
 import os
+import pwd
 import shutil
 import signal
 import socket
@@ -93,6 +94,8 @@ def _fetch(folder: Path, say: Callable[[str], None]) -> None:
     libs = folder / "libs.new"
     shutil.rmtree(libs, ignore_errors=True)
     asked = [maven, "-q", "-B", "dependency:copy-dependencies", f"-DoutputDirectory={libs}"]
+    if not os.access(pwd.getpwuid(os.getuid()).pw_dir, os.W_OK):  # Java's home: no place for what Maven keeps
+        asked.append(f"-Dmaven.repo.local={folder / 'maven'}")
     try:
         done = subprocess.run(asked, cwd=folder, capture_output=True, text=True, timeout=600, check=False)
     except subprocess.TimeoutExpired:
