@@ -63,3 +63,13 @@ async def test_what_the_middleware_raises_reaches_who_broadcasts(durable: bool) 
     async with hw.connect(f"memory://{secrets.token_hex(8)}", outgoing=[refuse]) as protocol:
         with pytest.raises(PermissionError, match="news"):
             await protocol.broadcast(hw.Message(type="news", sender="me"), "all", durable=durable)
+
+
+@pytest.mark.parametrize("delay_s", [float("nan"), -1.0])
+async def test_a_delay_that_is_none_is_refused_with_middleware_as_without(delay_s: float) -> None:
+    noted = Noted()
+    async with hw.connect(f"memory://{secrets.token_hex(8)}", outgoing=[noted]) as protocol:
+        with pytest.raises(hw.MessageError):
+            await protocol.send(hw.Message(type="task", sender="me", to="member"), delay_s=delay_s)
+        depth = await protocol.depth("member")
+    assert depth.ready + depth.scheduled == 0
