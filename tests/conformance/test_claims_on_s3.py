@@ -135,6 +135,13 @@ class TestTheStore:
             await store.get("one")
         await store.close()
 
+    async def test_what_is_set_up_wrongly_is_said_at_once(self, s3: S3Server) -> None:
+        store = open_blobs(f"s3://not_a%20name?endpoint=http://127.0.0.1:{s3.port}")
+        with pytest.raises(BackendError, match="Invalid bucket name") as refused:
+            await store.put("one", b"x")
+        assert not refused.value.retryable
+        await store.close()
+
     async def test_without_credentials_it_says_which(self, s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv("AWS_ACCESS_KEY_ID")
         monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
@@ -159,7 +166,9 @@ async def test_a_server_that_is_away_is_waited_for(tmp_path: Path, s3: S3Server)
         async with hw.connect(f"sqlite:///{tmp_path}/hive.db", blobs=far, claim_check_bytes=LIMIT) as protocol:
             await protocol.send(_large("big", 1))
             await proxy.refuse()
-            with pytest.raises(TimedOut, match="its content was not stored within"):
+            with pytest.raises(
+                TimedOut, match=r"its content was not stored within 0.3 s: store the content .* in s3://"
+            ):
                 await protocol.send(_large("big", 2), timeout_s=0.3)
             sending = asyncio.create_task(protocol.send(_large("big", 3)))
             async with serving(protocol, "big", handle):

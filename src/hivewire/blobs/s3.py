@@ -10,7 +10,14 @@ from typing import Any, Final, TypeVar
 
 import boto3
 from botocore.config import Config
-from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError, PartialCredentialsError
+from botocore.exceptions import (
+    BotoCoreError,
+    ClientError,
+    HTTPClientError,
+    NoCredentialsError,
+    PartialCredentialsError,
+)
+from botocore.exceptions import ConnectionError as NotConnected
 
 from hivewire.blobs.store import BlobStore
 from hivewire.errors import BackendError, ConnectionLost
@@ -114,11 +121,13 @@ class S3Blobs(BlobStore):
             raise BackendError(
                 f"{what}: {error}; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, a profile, or a role"
             ) from error
-        except (BotoCoreError, OSError) as error:
+        except (NotConnected, HTTPClientError, OSError) as error:
             raise ConnectionLost(f"{what}: {error}") from error
+        except BotoCoreError as error:  # no region, a profile or a name that cannot be: it does not end by itself
+            raise BackendError(f"{what}: {error}") from error
 
     async def close(self) -> None:
         made, self._made = self._made, None
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        self._threads.shutdown(wait=False)
         if made is not None:
             made.close()

@@ -88,16 +88,20 @@ class Claims:
         """The batch as it is stored: large bodies replaced by references, their content stored before."""
         if not any(len(record.body) > self._over_bytes for entry in batch for record in entry.records):
             return batch
+        trouble: list[BackendError] = []
         try:
             async with asyncio.timeout(timeout_s):
                 return [
-                    msgspec.structs.replace(entry, records=[await self._stored(record) for record in entry.records])
+                    msgspec.structs.replace(
+                        entry, records=[await self._stored(record, trouble) for record in entry.records]
+                    )
                     for entry in batch
                 ]
         except TimeoutError:
-            raise TimedOut(f"send to {batch[0].queue}: its content was not stored within {timeout_s} s") from None
+            why = f": {trouble[-1]}" if trouble else ""
+            raise TimedOut(f"send to {batch[0].queue}: its content was not stored within {timeout_s} s{why}") from None
 
-    async def _stored(self, record: Record) -> Record:
+    async def _stored(self, record: Record, trouble: list[BackendError]) -> Record:
         body = record.body
         if len(body) <= self._over_bytes:
             return record
@@ -109,6 +113,7 @@ class Claims:
             except BackendError as error:
                 if not error.retryable:
                     raise
+                trouble[:] = [error]
                 await asyncio.sleep(_RETRY_S)
         claim = Claim(name, hashlib.sha256(body).digest(), len(body))
         return msgspec.structs.replace(record, body=MARK + _encoder.encode(claim))
