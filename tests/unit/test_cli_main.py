@@ -50,6 +50,20 @@ def test_each_command_explains_itself_and_refuses_a_wrong_option_in_one_line(
     assert err.count("\n") == 1
 
 
+def test_a_content_without_its_option_is_told_where_to_go(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["send", "coder", "--type", "task", '{"n": 1}']) == 2
+    assert "--content JSON" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("argv", [["dead", "list"], ["schedules", "list"], ["delayed", "list", "coder"]])
+def test_the_store_is_named_before_an_action_or_after_it(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    before, after = [argv[0], "--json", "--protocol", "nosuch", *argv[1:]], [*argv, "--protocol", "nosuch", "--json"]
+    assert [main(before), main(after)] == [2, 2]
+    assert capsys.readouterr().err.count("--protocol 'nosuch' is neither a URL nor") == 2
+    assert main([argv[0], "--json", *argv[1:], "--protocol", "memory"]) == 0
+    assert capsys.readouterr().out == "[]\n"
+
+
 def _command(error: BaseException) -> ModuleType:
     module = ModuleType("hivewire.cli.broken")
 

@@ -33,6 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument(
         "--protocol",
+        "--backend",
         metavar="TYPE|URL",
         action="append",
         help="memory, sqlite, redis or kafka (a server of its own is started for the time), sqlite:///FILE (files are "

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from hivewire.cli.options import (
     UsageError,
-    add_json_option,
-    add_protocol_option,
+    add_store_options,
     connect_from,
     count,
     duration_s,
@@ -46,9 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action.add_argument("--all", action="store_true", help="the dead letters of every agent")
         action.add_argument("--yes", action="store_true", help="do not ask")
         _add_filters(action)
-    for action in (listing, show, replay, purge):
-        add_protocol_option(action)
-        add_json_option(action)
+    add_store_options(parser, (listing, show, replay, purge))
 
 
 def _add_filters(parser: argparse.ArgumentParser) -> None:

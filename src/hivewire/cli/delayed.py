@@ -8,8 +8,7 @@ import time
 from typing import Any, Final
 
 from hivewire.cli.options import (
-    add_json_option,
-    add_protocol_option,
+    add_store_options,
     connect_from,
     count,
     is_store_missing,
@@ -30,9 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     cancel = actions.add_parser("cancel", help="remove them; what has fallen due is never removed")
     cancel.add_argument("ids", nargs="+", metavar="ID")
     cancel.add_argument("--agent", metavar="NAME", help="look in this agent's queue alone: quicker")
-    for action in (listing, cancel):
-        add_protocol_option(action)
-        add_json_option(action)
+    add_store_options(parser, (listing, cancel))
 
 
 def run(args: argparse.Namespace) -> int:

@@ -41,10 +41,16 @@ EXIT_USAGE: Final = 2
 EXIT_INTERRUPTED: Final = 130
 
 
+_STRAY: Final = {"hivewire send": "what is sent is given with --content JSON, --text TEXT or --bytes FILE"}
+"""What is said of an argument that belongs to nothing."""
+
+
 class _Parser(argparse.ArgumentParser):
     """Says what is wrong with an option in one sentence, without the usage lines."""
 
     def error(self, message: str) -> NoReturn:
+        if message.startswith("unrecognized arguments") and self.prog in _STRAY:
+            message = f"{message}; {_STRAY[self.prog]}"
         self.exit(EXIT_USAGE, f"{self.prog}: {message}; see `{self.prog} --help`\n")
 
 

@@ -6,7 +6,7 @@ import argparse
 import asyncio
 import json
 import sys
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Coroutine, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from hivewire.durations import parse_duration
@@ -51,19 +51,29 @@ def count(text: str) -> int:
     return number
 
 
-def add_protocol_option(parser: argparse.ArgumentParser) -> None:
+def add_protocol_option(parser: argparse.ArgumentParser, default: str | None = None) -> None:
     """`--protocol TYPE|URL`."""
     parser.add_argument(
         "--protocol",
         metavar="TYPE|URL",
+        default=default,
         help="memory, sqlite, redis, kafka, or a URL such as sqlite:///hive.db; without it: the environment "
         "and hivewire.toml decide",
     )
 
 
-def add_json_option(parser: argparse.ArgumentParser) -> None:
+def add_json_option(parser: argparse.ArgumentParser, default: str | bool = False) -> None:
     """`--json`."""
-    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument("--json", action="store_true", default=default, help="print JSON")
+
+
+def add_store_options(parser: argparse.ArgumentParser, actions: Iterable[argparse.ArgumentParser]) -> None:
+    """`--protocol` and `--json` of a command with actions: they may stand before the action or after it."""
+    add_protocol_option(parser)
+    add_json_option(parser)
+    for action in actions:
+        add_protocol_option(action, argparse.SUPPRESS)
+        add_json_option(action, argparse.SUPPRESS)
 
 
 def target_of(protocol: str | None) -> tuple[str | None, dict[str, Any]]:

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from hivewire.cli.options import (
     UsageError,
-    add_json_option,
-    add_protocol_option,
+    add_store_options,
     connect_from,
     is_store_missing,
     note_if_memory,
@@ -48,9 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_message_options(add)
     remove = actions.add_parser("remove", help="end one; what it has sent stays sent")
     remove.add_argument("name", metavar="NAME")
-    for action in (listing, add, remove):
-        add_protocol_option(action)
-        add_json_option(action)
+    add_store_options(parser, (listing, add, remove))
 
 
 def run(args: argparse.Namespace) -> int:

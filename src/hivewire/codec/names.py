@@ -25,12 +25,12 @@ _control = re.compile(r"[\x00-\x1f\x7f-\x9f]").search
 
 def check_agent(name: str) -> None:
     """Raise `MessageError` unless it can be the name of an agent."""
-    _check_name(name, "agent")
+    _check_name(name, "an agent")
 
 
 def check_group(name: str) -> None:
     """Raise `MessageError` unless it can be the name of a group."""
-    _check_name(name, "group")
+    _check_name(name, "a group")
 
 
 def split_address(to: str) -> tuple[str, str | None]:
@@ -44,7 +44,7 @@ def split_address(to: str) -> tuple[str, str | None]:
     if not isinstance(to, str):
         raise MessageError(f"an address is a str such as 'coder' or 'coder/42', not {type(to).__name__}")
     agent, slash, instance = to.partition("/")
-    _check_name(agent, "agent")
+    _check_name(agent, "an agent")
     if slash:
         _check_text(instance, "the instance in an address")
         if instance[0] == "/":
@@ -57,11 +57,11 @@ def split_address(to: str) -> tuple[str, str | None]:
 
 def _check_name(name: str, what: str) -> None:
     if not isinstance(name, str):
-        raise MessageError(f"the name of an {what} is a str, not {type(name).__name__}")
+        raise MessageError(f"the name of {what} is a str, not {type(name).__name__}")
     if not _name_form(name) or name in {".", ".."}:
-        raise MessageError(f"{name[:140]!r} can not name an {what}: use 1 to 128 of the characters A-Z a-z 0-9 . _ -")
+        raise MessageError(f"{name[:140]!r} can not name {what}: use 1 to 128 of the characters A-Z a-z 0-9 . _ -")
     if name.startswith(BROADCAST_PREFIX):
-        raise MessageError(f"{name!r} can not name an {what}: names that begin with {BROADCAST_PREFIX!r} are kept free")
+        raise MessageError(f"{name!r} can not name {what}: names that begin with {BROADCAST_PREFIX!r} are kept free")
 
 
 def _check_text(text: object, what: str) -> None:

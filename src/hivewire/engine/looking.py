@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
 from hivewire.backend import Backend, Waiting
-from hivewire.codec import encode
+from hivewire.codec import check_agent, encode
+from hivewire.codec.values import shown
 from hivewire.engine.core import Core
 from hivewire.engine.explain import note_letters
 from hivewire.engine.trail import Trail
-from hivewire.errors import HivewireError, Undecodable
+from hivewire.errors import HivewireError, MessageError, Undecodable
 from hivewire.message import Message
 from hivewire.protocol import DeadLetter, Delayed, Health
 from hivewire.record import Record, message_of
@@ -21,7 +23,18 @@ from hivewire.record import Record, message_of
 log = logging.getLogger(__name__)
 
 _PAGE = 500
+_cursor = re.compile(r"[a-z]?[0-9][0-9a-fpx.+-]*").fullmatch
 _HEALTH_S = 3.0
+
+
+def check_page(agent: str | None, limit: object, after: object) -> None:
+    """Raise `MessageError` unless a page of a listing can be asked for so."""
+    if agent is not None:
+        check_agent(agent)
+    if type(limit) is not int or limit < 1:
+        raise MessageError(f"limit is a whole number, at least 1; got {limit!r}")
+    if after and not (isinstance(after, str) and _cursor(after)):
+        raise MessageError(f"after is the `cursor` of the last one of a page, or None; got {shown(after)}")
 
 
 async def _readable(core: Core, record: Record) -> Message | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final
 
 from hivewire.backend import Append, Duplicate, Record, Room
@@ -91,6 +91,8 @@ class Outgoing:
         return Receipt(message.id, duplicate=False if features.store_dedup else None)
 
     async def send_many(self, messages: Sequence[Message], timeout_s: float) -> list[Receipt]:
+        if not isinstance(messages, list | tuple):
+            messages = _listed(messages)
         if self._middleware is not None:
             return [await self.send(message, 0.0, None, timeout_s) for message in messages]
         by_queue: dict[str, list[Record]] = {}
@@ -180,6 +182,13 @@ class Outgoing:
         record.key = group
         await self.sender.append((Append(GROUP_QUEUE_PREFIX + group, (record,), room=_room()),), 30.0)
         return Receipt(sent.id)
+
+
+def _listed(messages: Iterable[Message]) -> list[Message]:
+    """A generator can be gone through once only."""
+    if isinstance(messages, Message) or not isinstance(messages, Iterable):
+        raise MessageError(f"send_many takes a list of messages, not {type(messages).__name__}")
+    return list(messages)
 
 
 def _room() -> Room:

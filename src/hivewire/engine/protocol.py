@@ -53,6 +53,7 @@ log = logging.getLogger(__name__)
 
 _VALUE_PREFIX = "value/"
 _ONCE_WINDOWS = 24
+_SEND_S = 30
 
 
 class Engine(Protocol):
@@ -136,8 +137,10 @@ class Engine(Protocol):
     # -- sending
 
     async def send(
-        self, message: Message, *, delay_s: float = 0, idempotency_key: str | None = None, timeout_s: float = 30
+        self, message: Message, *, delay_s: float = 0, idempotency_key: str | None = None, timeout_s: float = _SEND_S
     ) -> Receipt:
+        if timeout_s != _SEND_S:
+            timeout_s = duration_s(timeout_s, "timeout_s")
         plain = self._plain
         if plain is not None and not delay_s and idempotency_key is None and not plain.sender.lines:
             queue, record = plain.record(message)
@@ -155,9 +158,9 @@ class Engine(Protocol):
         parts = await self._ready()
         return await parts.outgoing.send(message, duration_s(delay_s, "delay_s"), idempotency_key, timeout_s)
 
-    async def send_many(self, messages: Sequence[Message], *, timeout_s: float = 30) -> list[Receipt]:
+    async def send_many(self, messages: Sequence[Message], *, timeout_s: float = _SEND_S) -> list[Receipt]:
         parts = await self._ready()
-        return await parts.outgoing.send_many(messages, timeout_s)
+        return await parts.outgoing.send_many(messages, duration_s(timeout_s, "timeout_s"))
 
     async def request(self, message: Message, *, timeout_s: float = 30.0) -> Message:
         replies = (await self._ready()).replies
@@ -280,9 +283,9 @@ class Engine(Protocol):
         self, agent: str | None = None, *, limit: int = 100, after: str | None = None
     ) -> list[DeadLetter]:
         parts = await self._ready()
-        check_texts((agent or "", after or ""), "an agent or a place in the dead letters")
+        looking.check_page(agent, limit, after)
         await parts.bury_expired()
-        return await looking.dead_letters(parts.core, agent, limit, after)
+        return await looking.dead_letters(parts.core, agent, limit, after or None)
 
     async def replay(self, what: str | Sequence[str]) -> int:
         parts = await self._ready()
@@ -294,6 +297,8 @@ class Engine(Protocol):
     async def purge_dead(self, what: str | Sequence[str] | None = None, *, older_than_s: float | None = None) -> int:
         parts = await self._ready()
         queue, ids = (None, None) if what is None else _letters(what)
+        if older_than_s is not None:
+            older_than_s = duration_s(older_than_s, "older_than_s")
         if parts.core.trail.on:
             await note_letters(self.backend, parts.core.trail, "purged", queue, ids, older_than_s)
         return await self.backend.purge_dead(queue, ids, older_than_s)
@@ -301,8 +306,8 @@ class Engine(Protocol):
     async def delayed(self, agent: str, *, limit: int = 100, after: str | None = None) -> list[Delayed]:
         parts = await self._ready()
         check_agent(agent)
-        check_texts((after or "",), "a place among the delayed messages")
-        return await looking.delayed(parts.core, agent, limit, after)
+        looking.check_page(agent, limit, after)
+        return await looking.delayed(parts.core, agent, limit, after or None)
 
     async def cancel_delayed(self, ids: Sequence[str], *, agent: str | None = None) -> int:
         parts = await self._ready()
@@ -327,7 +332,7 @@ class Engine(Protocol):
 
     async def cleanup(self, older_than_s: float) -> int:
         parts = await self._ready()
-        return await looking.cleanup(parts.core, older_than_s)
+        return await looking.cleanup(parts.core, duration_s(older_than_s, "older_than_s"))
 
     async def explain(self, id: str) -> Explanation:
         parts = await self._ready()
@@ -376,6 +381,8 @@ class Engine(Protocol):
 
 def _letters(what: str | Sequence[str]) -> tuple[str | None, list[str] | None]:
     """Dead letters: those of an agent, or these ids."""
+    if what is None:
+        raise MessageError("replay takes the name of an agent or a list of ids, not None")
     queue, ids = (what, None) if isinstance(what, str) else (None, list(what))
     check_texts(ids or (queue or "",), "an agent or an id of a dead letter")
     return queue, ids

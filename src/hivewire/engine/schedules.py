@@ -80,6 +80,8 @@ class Schedules:
         _check_name(name)
         if catch_up not in ("one", "all", "none"):
             raise MessageError(f"schedule {name}: catch_up is 'one', 'all' or 'none', not {catch_up!r}")
+        if not isinstance(message, Message):
+            raise MessageError(f"schedule {name}: a hivewire.Message can be sent, not {type(message).__name__}")
         check_agent(split_address(message.to)[0])
         now = self._backend.now()
         text = when if isinstance(when, str) else f"{when!r}s"

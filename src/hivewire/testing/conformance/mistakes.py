@@ -204,3 +204,38 @@ async def test_a_receive_that_does_not_wait_may_be_cancelled_anywhere(fabric: Fa
             await got[0].ack()
         else:
             assert number((await take(other, "hasty", 1, within_s=5))[0]) == turns
+
+
+async def test_messages_to_send_may_come_from_a_generator(fabric: Fabric) -> None:
+    receipts = await fabric.protocol.send_many(task("made", n) for n in range(3))  # type: ignore[arg-type]  # on purpose
+    assert len(receipts) == 3
+    assert [number(taken) for taken in await take(fabric.protocol, "made", 3)] == [0, 1, 2]
+    for wrong in (task("made", 3), None):
+        with pytest.raises(MessageError, match="a list of messages"):
+            await fabric.protocol.send_many(wrong)  # type: ignore[arg-type]  # on purpose
+
+
+@pytest.mark.parametrize("seconds", [-1, float("nan"), "5"])
+async def test_what_is_no_duration_is_refused_before_anything_is_done(fabric: Fabric, seconds: Any) -> None:
+    protocol, message = fabric.protocol, task("timed", 0)
+    for call in (
+        lambda: protocol.send(message, timeout_s=seconds),
+        lambda: protocol.send_many([message], timeout_s=seconds),
+        lambda: protocol.purge_dead("timed", older_than_s=seconds),
+        lambda: protocol.cleanup(seconds),
+    ):
+        with pytest.raises(MessageError, match="a number of seconds"):
+            await call()
+    assert (await protocol.depth("timed")).ready == 0
+
+
+async def test_a_listing_that_cannot_be_is_refused(fabric: Fabric) -> None:
+    protocol = fabric.protocol
+    for call in (protocol.dead_letters, protocol.delayed):
+        for wrong in ({"agent": "no name"}, {"limit": 0}, {"limit": -1}, {"after": "garbage"}, {"after": 5}):
+            with pytest.raises(MessageError):
+                await call(**{"agent": "listed"} | wrong)
+    with pytest.raises(MessageError, match="the name of an agent or a list of ids"):
+        await protocol.replay(None)  # type: ignore[arg-type]  # on purpose
+    with pytest.raises(MessageError, match="can be sent"):
+        await protocol.schedule("nothing", 60, None)  # type: ignore[arg-type]  # on purpose
