@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Final
 
 import msgspec
@@ -42,6 +42,13 @@ class Lane(msgspec.Struct, eq=False):
     def may_go_on(self) -> bool:
         """Whether its taker may start the first record."""
         return bool(self.waiting) and not (self.lost or self.blocked or self.halted)
+
+    def put_behind(self, fetched: Fetched) -> None:
+        """Behind what is parked or holds up the rest; a long lane keeps no more bodies."""
+        if self.parked or len(self.waiting) >= LONG_LANE:
+            self.parked.append(fetched.at)
+        else:
+            self.waiting.append(fetched)
 
 
 def _priority(lane: Lane) -> int:
@@ -85,23 +92,22 @@ class Lanes:
 
     def add(self, batch: Iterable[Fetched]) -> None:
         lanes, competing = self._lanes, self.competing
-        lane: Lane | None = None
         last: str | None = None
+        put: Callable[[Fetched], object]
         for fetched in batch:
             record = fetched.record
             key = lane_of(record, competing=True) if competing else record.key
-            if lane is None or key != last:  # runs of one key are common
+            if key != last:  # runs of one key are common
                 last, lane = key, lanes.get(key)
                 if lane is None:
                     lane = lanes[key] = Lane(key, fetched.shard)
                     lane.waiting.append(fetched)
                     lane.halted = fetched.shard in self._resting
                     self._make_ready(lane)
+                    put = lane.waiting.append
                     continue
-            if lane.parked or (lane.blocked and len(lane.waiting) >= LONG_LANE):
-                lane.parked.append(fetched.at)
-            else:
-                lane.waiting.append(fetched)
+                put = lane.put_behind if lane.parked or lane.blocked else lane.waiting.append
+            put(fetched)
 
     def add_closed(self, fetched: Fetched) -> Lane:
         """The first record of its key, which runs at another member: its lane is blocked."""
