@@ -255,8 +255,11 @@ class Ownership(ABC):
         raise NotImplementedError
 
     def news(self) -> None:
-        """After a `fetch_now` that took all: there may be something now. Nothing is fetched within this call.
-        Only from instant stores."""
+        """After a `fetch_now` that took all: there may be something now. Nothing is fetched within this call."""
+        raise NotImplementedError
+
+    def came(self, batch: Sequence[Fetched], error: BaseException | None) -> None:
+        """After a `fetch_now` that took all: here is what has come since, or why nothing comes."""
         raise NotImplementedError
 
     @abstractmethod
@@ -270,8 +273,11 @@ class Consumer(ABC):
 
     __slots__ = ()
 
+    tells: ClassVar[bool] = False
+    """There are `fetch_now`, after which the owner is told when there is more, and `settle_soon`: no task need wait
+    for each of many queues."""
     instant: ClassVar[bool] = False
-    """Nothing waits for I/O: `fetch_now` and `settle_now` do at once what `fetch` and `settle` do."""
+    """Nothing waits for I/O: `settle_now` does at once what `settle` does."""
 
     @abstractmethod
     async def fetch(
@@ -283,12 +289,23 @@ class Consumer(ABC):
         given by the next call. The engine has one call under way at a time."""
 
     def fetch_now(self, limit: int, *, lanes: int, run: int, starting: int) -> tuple[Sequence[Fetched], bool]:
-        """`fetch` without waiting, if `instant`, and whether that was all. If so, the owner's `news` is called as soon
-        as there may be more, perhaps from within `append`."""
+        """`fetch` without waiting, if `tells`, and whether that was all for now. If so, either the owner's `news` is
+        called as soon as there may be more, perhaps from within `append`, or its `came` with what there is, taken as
+        asked for here. The engine asks again after that, and not before."""
         raise NotImplementedError
+
+    def ask_no_more(self) -> None:
+        """What `fetch_now` has asked for is not wanted any more. What was taken for it all the same still comes."""
+        return
 
     def settle_now(self, done: Sequence[Fetched], rest: Sequence[Unfinished] = ()) -> Sequence[Fetched]:
         """`settle`, if `instant`."""
+        raise NotImplementedError
+
+    def settle_soon(
+        self, done: Sequence[Fetched], rest: Sequence[Unfinished] = ()
+    ) -> asyncio.Future[Sequence[Fetched]]:
+        """`settle`, begun at once, if `tells`."""
         raise NotImplementedError
 
     def holds(self, fetched: Fetched) -> bool:

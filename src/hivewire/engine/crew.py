@@ -89,6 +89,9 @@ class Crew(Taker):
     def news(self) -> None:
         self._feeding.news()
 
+    def came(self, batch: Sequence[Fetched], error: BaseException | None) -> None:
+        self._feeding.came(batch, error)
+
     def pushed(self) -> None:
         """Somebody for the next ready lane."""
         while isinstance(self._sleepers, list) and self._sleepers:

@@ -21,13 +21,14 @@ _FETCH_RETRY_S: Final = 0.1
 
 
 class Feeding:
-    """A task that fetches; an instant store is asked by a callback, and no task waits for its news.
+    """A store that tells is asked by a callback; for another one a task waits.
 
-    `over` is done when nothing more can be taken.
+    `over` is done when nothing more can be taken. Invariant: the store is asked for one batch at a time.
     """
 
     __slots__ = (
-        "_hungry", "_inbox", "_is_called", "_is_hungry", "_is_stopped", "_loop", "_over", "_slots", "_task", "_watch",
+        "_hungry", "_inbox", "_is_asked", "_is_called", "_is_hungry", "_is_stopped", "_loop", "_outage", "_over",
+        "_slots", "_task", "_watch",
     )  # fmt: skip
 
     def __init__(self, inbox: Inbox, slots: Slots, watch: Watch) -> None:
@@ -37,18 +38,21 @@ class Feeding:
         self._loop = asyncio.get_running_loop()
         self._task: asyncio.Task[None] | None = None
         self._over: asyncio.Future[None] | None = None
+        self._outage: Outage | None = None
         self._is_stopped = False
         self._is_called = False
         """`_feed_now` is about to run."""
+        self._is_asked = False
+        """The store tells when there is more."""
         self._is_hungry = False
-        """It waits for a slot to take a lane."""
+        """Nothing is asked for until a slot takes a lane."""
         self._hungry: asyncio.Future[None] | None = None
-        """So does the task."""
+        """So the task waits."""
 
     def begin(self, over: asyncio.Future[None]) -> None:
         self._over = over
-        if self._inbox.held.consumer.instant:
-            self.news()
+        if self._inbox.held.consumer.tells:
+            self._soon()
         else:
             self._task = self._inbox.core.tasks.start(self._feed(), f"take {self._inbox.queue}")
             self._task.add_done_callback(self._is_over)
@@ -62,6 +66,8 @@ class Feeding:
         self._is_stopped = True
         if self._task is not None:
             self._task.cancel()
+        elif self._is_asked:
+            self._inbox.ask_no_more()
 
     def _is_over(self, _: object = None) -> None:
         if self._over is not None and not self._over.done():
@@ -72,41 +78,60 @@ class Feeding:
         self._slots.are_kept = False
         if self._is_hungry:
             self._is_hungry = False
-            self.news()
+            self._soon()
         hungry = self._hungry
         if hungry is not None and not hungry.done():
             hungry.set_result(None)
 
+    # -- from a store that tells
+
     def news(self) -> None:
+        self._is_asked = False
+        self._soon()
+
+    def came(self, batch: Sequence[Fetched], error: BaseException | None) -> None:
+        self._is_asked = False
+        if error is not None:
+            self._failed(error)
+        elif self._is_stopped:
+            self._inbox.outcomes.turn_away(batch)
+        else:
+            self._take_in(batch, self._slots.free)
+            self._feed_now()
+
+    def _soon(self) -> None:
         if not (self._is_called or self._is_stopped):
             self._is_called = True
             self._loop.call_soon(self._feed_now)
 
     def _feed_now(self) -> None:
         self._is_called = False
-        while not self._is_stopped:
+        while not (self._is_stopped or self._is_asked):
             free, ready, lanes = self._room()
             if lanes <= ready:
                 self._is_hungry = True
                 return
             try:
-                batch, is_all = self._inbox.fetch_now(
+                batch, self._is_asked = self._inbox.fetch_now(
                     FETCH_LIMIT, lanes=lanes, run=FETCH_LIMIT, starting=max(free - ready, 0)
                 )
-                if batch:
-                    self._take_in(batch, free)
-            except Closed:
-                self._is_over()
-                return
+                self._take_in(batch, free)
             except Exception as error:  # noqa: BLE001  # told to whoever waits for the end, as a task's would be
-                if self._over is not None and not self._over.done():
-                    self._over.set_exception(error)
-                return
-            if is_all:
+                self._failed(error)
                 return
 
+    def _failed(self, error: BaseException) -> None:
+        if isinstance(error, Closed):
+            self._is_over()
+        elif isinstance(error, BackendError):
+            self._out().goes_on(error)
+            self._loop.call_later(_FETCH_RETRY_S, self._soon)
+        elif self._over is not None and not self._over.done():
+            self._over.set_exception(error)
+
+    # -- from another one
+
     async def _feed(self) -> None:
-        outage = Outage(log, "take messages", self._inbox.queue)
         while not self._is_stopped:
             free, ready, lanes = self._room()
             if lanes <= ready:  # half is left: no need to ask for a few
@@ -118,14 +143,19 @@ class Feeding:
                     FETCH_LIMIT, _FETCH_WAIT_S, lanes=lanes, run=FETCH_LIMIT, starting=max(free - ready, 0)
                 )
             except BackendError as error:
-                outage.goes_on(error)
+                self._out().goes_on(error)
                 await asyncio.sleep(_FETCH_RETRY_S)
                 continue
             except Closed:
                 return
-            outage.is_over()
-            if batch:
-                self._take_in(batch, free)
+            self._take_in(batch, free)
+
+    # -- from both
+
+    def _out(self) -> Outage:
+        if self._outage is None:
+            self._outage = Outage(log, "take messages", self._inbox.queue)
+        return self._outage
 
     def _room(self) -> tuple[int, int, int]:
         """Free slots, lanes that are ready, and how many are wanted in all."""
@@ -143,6 +173,10 @@ class Feeding:
 
     def _take_in(self, batch: Sequence[Fetched], free: int) -> None:
         held = self._inbox.held
+        if self._outage is not None:
+            self._outage.is_over()
+        if not batch:
+            return
         self._inbox.take_in(batch)
         if held.taker is not None:
             held.taker.pushed()

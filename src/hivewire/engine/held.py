@@ -39,6 +39,10 @@ class Taker(Watcher):
     def news(self) -> None:
         """There may be something to fetch."""
 
+    @abstractmethod
+    def came(self, batch: Sequence[Fetched], error: BaseException | None) -> None:
+        """What it had asked for."""
+
 
 class Held:
     """Lanes, owned shards, and what was settled lately, of one queue in this process.

@@ -78,8 +78,8 @@ class Inbox(Ownership):
             await consumer.close()
             raise Closed(closed)
         held.joined = consumer
-        if consumer.instant and held.shards is None:
-            self.outcomes.settling.instant = consumer
+        if consumer.tells and held.shards is None:
+            self.outcomes.settling.direct = consumer
 
     def _is_over(self) -> bool:
         return self.held.closed or self.core.takes_no_more or self.core.tasks.closed
@@ -154,6 +154,12 @@ class Inbox(Ownership):
         if self.held.taker is not None:
             self.held.taker.news()
 
+    def came(self, batch: Sequence[Fetched], error: BaseException | None) -> None:
+        if batch:
+            self._sample_latency(batch[0])
+        if self.held.taker is not None:
+            self.held.taker.came(batch, error)
+
     # -- taking
 
     async def fetch(self, limit: int, wait_s: float, *, lanes: int, run: int, starting: int) -> Sequence[Fetched]:
@@ -168,7 +174,7 @@ class Inbox(Ownership):
         return batch
 
     def fetch_now(self, limit: int, *, lanes: int, run: int, starting: int) -> tuple[Sequence[Fetched], bool]:
-        """`fetch` from an instant store."""
+        """`fetch` without waiting, from a store that tells when there is more."""
         held = self.held
         if held.ending:
             raise Closed(f"receive from {held.queue}: the protocol is being closed")
@@ -176,6 +182,11 @@ class Inbox(Ownership):
         if batch:
             self._sample_latency(batch[0])
         return batch, is_all
+
+    def ask_no_more(self) -> None:
+        held = self.held
+        if held.joined is not None and not held.closed:
+            held.joined.ask_no_more()
 
     def _sample_latency(self, fetched: Fetched) -> None:
         """Once a batch: the reference's moving average."""

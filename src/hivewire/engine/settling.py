@@ -6,6 +6,7 @@ import asyncio
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Sequence, Set
+from functools import partial
 from math import inf
 
 from hivewire.backend import Consumer, Unfinished
@@ -41,12 +42,12 @@ class Book(ABC):
 
 class Settling:
     """The outcomes of one inbox on their way to the store, in the order in which they were noted: `done`
-    first, then `rest`, batch by batch. While nothing is on its way there is no task, and none at all with an instant
-    store: most agents wait most of the time."""
+    first, then `rest`, batch by batch. While nothing is on its way there is no task, and with a store that takes them
+    directly there is none as long as all goes well: most agents wait most of the time."""
 
     __slots__ = (
-        "_book", "_ended", "_hurried", "_idle", "_outage", "_pause", "_queue", "_sent_at", "_storing",
-        "_tasks", "_waiting", "done", "instant", "pace_s", "rest",
+        "_book", "_ended", "_hurried", "_idle", "_outage", "_pause", "_queue", "_sent_at", "_storing", "_tasks",
+        "_waiting", "direct", "done", "pace_s", "rest",
     )  # fmt: skip
 
     def __init__(self, queue: str, book: Book, tasks: Tasks, *, pace_s: float = 0.0) -> None:
@@ -62,8 +63,8 @@ class Settling:
         self.done: list[Fetched] = []
         self.rest: list[Unfinished] | tuple[()] = ()
         self._tasks = tasks
-        self.instant: Consumer | None = None
-        """Where there is nothing to wait for."""
+        self.direct: Consumer | None = None
+        """Where no task is needed as long as all goes well."""
         self._storing = False
         self._ended = False
         """The inbox is closed, or its tasks were cancelled: nothing is stored any more."""
@@ -81,27 +82,49 @@ class Settling:
         """Called by whoever adds the first of a batch."""
         if not (self._storing or self._ended or self._tasks.closed):
             self._storing = True
-            if self.instant is None:
+            if self.direct is None:
                 self._tasks.start(self._run(), f"settle {self._queue}")
             else:
                 asyncio.get_running_loop().call_soon(self._run_now)
 
     def _run_now(self) -> None:
-        """`_run` with an instant store: what it cannot do goes that other way."""
-        assert self.instant is not None
-        if self._tasks.closed:
+        """`_run` without a task: what goes wrong goes that other way."""
+        assert self.direct is not None
+        if self._tasks.closed or self._ended:
             self._ended = True
             return
         done, self.done = self.done, []
         rest, self.rest = self.rest, ()
         try:
-            refused = self.instant.settle_now(done, rest)
+            if self.direct.instant:
+                refused = self.direct.settle_now(done, rest)
+            else:
+                self.direct.settle_soon(done, rest).add_done_callback(partial(self._ran, done, rest))
+                return
         except Exception:  # noqa: BLE001  # told there, where it is tried again
-            self.done, self.rest = done + self.done, [*rest, *self.rest]
-            self._tasks.start(self._run(), f"settle {self._queue}")
+            self._run_after_all(done, rest)
             return
+        self._told(done, rest, refused)
+
+    def _ran(self, done: list[Fetched], rest: Sequence[Unfinished], stored: asyncio.Future[Sequence[Fetched]]) -> None:
+        if stored.cancelled() or stored.exception() is not None:
+            self._run_after_all(done, rest)
+        else:
+            self._told(done, rest, stored.result())
+
+    def _told(self, done: list[Fetched], rest: Sequence[Unfinished], refused: Sequence[Fetched]) -> None:
         self._tell(done, rest, {id(fetched) for fetched in refused} if refused else _NONE)
-        self._is_idle()
+        if self.done or self.rest:
+            self._run_now()
+        else:
+            self._is_idle()
+
+    def _run_after_all(self, done: list[Fetched], rest: Sequence[Unfinished]) -> None:
+        self.done, self.rest = done + self.done, [*rest, *self.rest]
+        if self._tasks.closed or self._ended:
+            self._ended = True
+        else:
+            self._tasks.start(self._run(), f"settle {self._queue}")
 
     def _is_idle(self) -> None:
         self._storing = False
@@ -205,6 +228,7 @@ class Settling:
 
     def give_up(self) -> None:
         """Nothing more is stored: whoever waits is told so."""
+        self._ended = True
         waiting, self._waiting = self._waiting or {}, None
         for waiter in waiting.values():
             if not waiter.done():

@@ -55,7 +55,7 @@ def _clock(loop: asyncio.AbstractEventLoop) -> Callable[[], float]:
 
 
 class MemoryConsumer(Consumer):
-    instant = True
+    tells = instant = True
     __slots__ = (
         "_backend", "_closed", "_loop", "_owner", "_queue", "_store", "_timer", "_waiter", "_wants_news",
         "holder", "member",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -15,22 +16,22 @@ from hivewire.backends.sqlite.storing import REPLY_PREFIX, declare
 from hivewire.backends.sqlite.taking import Hold, Wanted, take
 from hivewire.backends.sqlite.transaction import Queue, Transaction
 from hivewire.backends.sqlite.writer import Operation
+from hivewire.errors import Closed
 from hivewire.rules.priority import Shares
 
 if TYPE_CHECKING:
     from hivewire.backends.sqlite.backend import SQLiteBackend
 
 
-class Claim:
-    """A fetch that waits with the writer. What it gets after it was given up is kept for the next fetch."""
+class Claim(ABC):
+    """A fetch that waits with the writer."""
 
-    __slots__ = ("consumer", "dead", "epoch", "future", "lanes", "limit", "queue", "run", "starting")
+    __slots__ = ("consumer", "dead", "epoch", "lanes", "limit", "queue", "run", "starting")
     hands_out: ClassVar[bool] = True
 
     def __init__(self, consumer: SQLiteConsumer, limit: int, lanes: int, run: int, starting: int) -> None:
         self.consumer = consumer
         self.queue = consumer.queue
-        self.future: asyncio.Future[Sequence[Fetched]] = asyncio.get_running_loop().create_future()
         self.limit = limit
         self.lanes = lanes
         self.run = run
@@ -42,16 +43,35 @@ class Claim:
         """In the writer's thread."""
         return self.consumer.take(transaction, self)
 
+    def deliver(self, taken: Sequence[Fetched], error: BaseException | None) -> None:
+        if error is None:
+            self.consumer.backend.epoch = self.epoch or self.consumer.backend.epoch
+        self._answer(taken, error)
+
+    @abstractmethod
+    def _answer(self, taken: Sequence[Fetched], error: BaseException | None) -> None: ...
+
+    @abstractmethod
+    def give_up(self) -> None: ...
+
+
+class Fetching(Claim):
+    """Somebody awaits it. What it gets after it was given up is kept for the next fetch."""
+
+    __slots__ = ("future",)
+
+    def __init__(self, consumer: SQLiteConsumer, limit: int, lanes: int, run: int, starting: int) -> None:
+        super().__init__(consumer, limit, lanes, run, starting)
+        self.future: asyncio.Future[Sequence[Fetched]] = asyncio.get_running_loop().create_future()
+
     def once(self, transaction: Transaction) -> Sequence[Fetched]:
         return () if self.dead else self.attempt(transaction)
 
-    def deliver(self, taken: Sequence[Fetched], error: BaseException | None) -> None:
+    def _answer(self, taken: Sequence[Fetched], error: BaseException | None) -> None:
         if error is not None:
             if not self.future.done():
                 self.future.set_exception(error)
-            return
-        self.consumer.backend.epoch = self.epoch or self.consumer.backend.epoch
-        if self.future.done():
+        elif self.future.done():
             self.consumer.keep(taken)
         else:
             self.future.set_result(taken)
@@ -65,13 +85,25 @@ class Claim:
             self.future.set_result(())
 
 
+class Asked(Claim):
+    """The owner is told of it. Given up, it still brings what was taken just before."""
+
+    __slots__ = ()
+
+    def _answer(self, taken: Sequence[Fetched], error: BaseException | None) -> None:
+        self.consumer.came(taken, error)
+
+    def give_up(self) -> None:
+        self.dead = True
+
+
 class ClaimNow(Operation):
     """A fetch that does not wait."""
 
     __slots__ = ("claim",)
     hands_out: ClassVar[bool] = True
 
-    def __init__(self, claim: Claim) -> None:
+    def __init__(self, claim: Fetching) -> None:
         super().__init__(claim.future, claim.once, (), durable=False)
         self.claim = claim
 
@@ -82,9 +114,10 @@ class ClaimNow(Operation):
 class SQLiteConsumer(Consumer):
     """`out` is changed in the writer's thread only: each record that is taken and not settled, by its place."""
 
+    tells = True
     __slots__ = (
-        "_claims", "_closed", "_kept", "_out_token", "_settled", "_shares", "backend", "membership", "out", "owner",
-        "queue", "queue_name",
+        "_asked", "_claims", "_closed", "_kept", "_out_token", "_settled", "_shares", "backend", "membership", "out",
+        "owner", "queue", "queue_name",
     )  # fmt: skip
 
     def __init__(self, backend: SQLiteBackend, queue: QueueSpec, membership: Membership, owner: Ownership) -> None:
@@ -99,7 +132,8 @@ class SQLiteConsumer(Consumer):
         self._shares = Shares()
         self._kept: list[Fetched] | tuple[()] = ()
         """Taken for a fetch that was given up, for the next one."""
-        self._claims: tuple[Claim, ...] = ()
+        self._claims: tuple[Fetching, ...] = ()
+        self._asked: Asked | None = None
         self._closed = False
 
     # -- on the event loop
@@ -113,7 +147,7 @@ class SQLiteConsumer(Consumer):
         if self._kept:
             kept, self._kept = self._kept[:limit], self._kept[limit:]
             return kept
-        claim = Claim(self, limit, lanes, run, starting)
+        claim = Fetching(self, limit, lanes, run, starting)
         self._claims = (*self._claims, claim)
         timer: asyncio.TimerHandle | None = None
         try:
@@ -133,6 +167,23 @@ class SQLiteConsumer(Consumer):
             if timer is not None:
                 timer.cancel()
 
+    def fetch_now(self, limit: int, *, lanes: int, run: int, starting: int) -> tuple[Sequence[Fetched], bool]:
+        self.backend.check_usable()
+        if self._closed:
+            raise Closed(f"receive from {self.queue_name}: it was left")
+        self._asked = Asked(self, limit, lanes, run, starting)
+        self.backend.writer.park(self._asked)
+        return (), True
+
+    def ask_no_more(self) -> None:
+        if self._asked is not None:
+            self._asked.give_up()
+
+    def came(self, taken: Sequence[Fetched], error: BaseException | None) -> None:
+        self._asked = None
+        if not self._closed:  # else it is given back by `end`
+            self.owner.came(taken, error)
+
     def keep(self, taken: Sequence[Fetched]) -> None:
         """Records whose fetch was cancelled, or ran out of time, just when they came."""
         waiting = next((claim for claim in self._claims if not claim.future.done()), None)
@@ -143,16 +194,25 @@ class SQLiteConsumer(Consumer):
             self._kept = [*self._kept, *taken]
 
     def holds(self, fetched: Fetched) -> bool:
+        """Once refused, that life is over: the engine forgets what it has taken, and a renewal that is just being
+        stored, or a transaction that is rolled back, must not bring the life back."""
         membership = self.membership
-        return fetched.token == membership.token and membership.until > lease_clock()
+        if fetched.token == membership.token > membership.over and membership.until > lease_clock():
+            return True
+        membership.over = max(membership.over, fetched.token)
+        return False
 
     async def start(self, batch: Sequence[Fetched]) -> Sequence[Fetched]:
         refused: Sequence[Fetched] = await self._do(settling.start, batch, durable=False)
         return refused
 
     async def settle(self, done: Sequence[Fetched], rest: Sequence[Unfinished] = ()) -> Sequence[Fetched]:
-        refused: Sequence[Fetched] = await self._do(settling.settle, done, rest)
-        return refused
+        return await self.settle_soon(done, rest)
+
+    def settle_soon(
+        self, done: Sequence[Fetched], rest: Sequence[Unfinished] = ()
+    ) -> asyncio.Future[Sequence[Fetched]]:
+        return self._do(settling.settle, done, rest)
 
     def _do(self, function: Any, *arguments: Any, durable: bool = True) -> asyncio.Future[Any]:
         self.backend.check_usable()
@@ -169,6 +229,9 @@ class SQLiteConsumer(Consumer):
         self._closed = True
         for claim in self._claims:
             claim.give_up()
+        if self._asked is not None:
+            self._asked.give_up()
+            self.owner.came((), Closed(f"receive from {self.queue_name}: it was left"))
         self._kept = ()
         await self.backend.leave(self)
 

@@ -194,7 +194,10 @@ class Keeper:
         tokens = [(membership, membership.token) for membership in due]
         self._file.begin(min(membership.member.lease_s for membership in due) / 3)
         try:
-            kept = [members.renew(db, token, membership.member.lease_s) for membership, token in tokens]
+            kept = [
+                members.renew(db, token, membership.member.lease_s) if token > membership.over else 0.0
+                for membership, token in tokens
+            ]
             db.execute("COMMIT")
         except BaseException:
             with contextlib.suppress(sqlite3.Error):

@@ -43,7 +43,7 @@ DROP = (
 class Membership:
     """One member of this process, in its present life: `token` 0 means that it must register first.
 
-    Changed in the writer's thread only, but for `on_lost`, which is called on the event loop.
+    Changed in the writer's thread only, but for `over`, and `on_lost`, which is called on the event loop.
     """
 
     def __init__(self, member: Member, on_lost: Callable[[Membership, int], None]) -> None:
@@ -51,15 +51,16 @@ class Membership:
         self.token = 0
         self.until = 0.0
         """When the lease ends, by what was stored last."""
+        self.over = 0
+        """Lives up to this token have ended for this process, whatever the file says: set on the event loop."""
         self._on_lost = on_lost
 
     def join(self, transaction: Transaction) -> int:
         """A token that is valid in this transaction; a new one if the lease has ended."""
         token = self.token
-        if token:
-            if transaction.has_lease(token, self.until):
-                return token
-            self.lost(transaction)
+        if self.has_lease(transaction):
+            return token
+        self.lost(transaction)
         until = transaction.boot + self.member.lease_s
         row = (self.member.name, os.getpid(), boot_id(), until, self.member.lease_s)
         self._set(transaction, transaction.db.execute(_JOIN, row).lastrowid or 0)
@@ -70,7 +71,7 @@ class Membership:
         return self.token
 
     def has_lease(self, transaction: Transaction) -> bool:
-        return bool(self.token) and transaction.has_lease(self.token, self.until)
+        return self.token > self.over and transaction.has_lease(self.token, self.until)
 
     def lost(self, transaction: Transaction) -> None:
         """Note that this life is over; the engine is told once that is committed."""

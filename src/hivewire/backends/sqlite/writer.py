@@ -166,8 +166,9 @@ class Writer:
             if callable(target):
                 target()
             else:
-                target.deliver(value, error)
+                # Before: who is told may ask for more at once.
                 self._has_handed_out = self._has_handed_out or target.hands_out
+                target.deliver(value, error)
 
     def _take_in(self, burst: list[Any]) -> list[Outcome]:
         operations: list[Any] = []
@@ -237,8 +238,8 @@ class Writer:
             transaction.roll_back()
             raise
         self.on_settled(transaction)
-        outcomes.extend((callback, None, None) for callback in transaction.committed)
-        return outcomes
+        # First, so that who is told that a life of his is over has nothing yet of what the next one took.
+        return [*((callback, None, None) for callback in transaction.committed), *outcomes]
 
     def _serve(self, transaction: Transaction, fresh: set[int]) -> list[Outcome]:
         """Give what is there to those who wait for it, in the order in which they came."""

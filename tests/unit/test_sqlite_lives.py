@@ -1,0 +1,114 @@
+"""The SQLite driver: what a member has taken is never forgotten while the file says that he has it."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+from collections.abc import Sequence, Set
+from pathlib import Path
+
+import pytest
+
+from hivewire.backend import Fetched
+from hivewire.backends.sqlite import SQLiteBackend
+from hivewire.backends.sqlite.consumer import SQLiteConsumer
+from hivewire.backends.sqlite.schema import lease_clock
+from hivewire.errors import Closed
+from tests.unit.sqlite_driver import Owner, member, opened, put, texts
+
+
+class Told(Owner):
+    """Notes what it is told, in order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.events: list[list[str] | type[BaseException] | str] = []
+        self.taken: list[Fetched] = []
+        self.arrived = asyncio.Event()
+
+    def came(self, batch: Sequence[Fetched], error: BaseException | None) -> None:
+        self.events.append(texts(batch) if error is None else type(error))
+        self.taken += batch
+        self.arrived.set()
+
+    def lost(self, shards: Set[int]) -> None:
+        super().lost(shards)
+        self.events.append("lost")
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "q.db"
+
+
+async def waiting(backend: SQLiteBackend) -> tuple[SQLiteConsumer, Told]:
+    """A consumer that is told of what comes, in its first life."""
+    owner = Told()
+    consumer = await backend.consume("q", member(lease_s=60.0), owner)
+    assert isinstance(consumer, SQLiteConsumer)
+    assert consumer.fetch_now(10, lanes=10, run=10, starting=0) == ((), True)
+    return consumer, owner
+
+
+def end_lives(path: Path, consumer: SQLiteConsumer) -> None:
+    """As another process does when a lease has run out."""
+    with sqlite3.connect(path) as db:
+        db.execute("DELETE FROM members")
+    db.close()
+    consumer.membership.until = 0.0
+
+
+async def test_who_lost_its_lease_is_told_so_before_what_its_next_life_takes(path: Path) -> None:
+    async with opened(path) as backend:
+        consumer, owner = await waiting(backend)
+        end_lives(path, consumer)
+        await put(backend, "q", "k", "one")
+        await asyncio.wait_for(owner.arrived.wait(), 10)
+        assert owner.events == ["lost", ["one"]]
+        await asyncio.sleep(0.05)
+        assert owner.losses == 1
+
+
+async def test_a_life_that_ended_for_its_process_does_not_go_on_by_a_renewal_stored_just_then(path: Path) -> None:
+    async with opened(path) as backend:
+        consumer, owner = await waiting(backend)
+        await put(backend, "q", "k", "one", "two")
+        await asyncio.wait_for(owner.arrived.wait(), 10)
+        taken = owner.taken[0]
+        assert consumer.holds(taken)
+        consumer.membership.until = lease_clock() - 1.0
+        assert not consumer.holds(taken), "its time is over: the engine forgets all that it holds"
+        consumer.membership.until = lease_clock() + 60.0  # the keeper notes a renewal that it stored before
+        assert not consumer.holds(taken)
+        assert texts(await consumer.fetch(10, 5)) == ["one", "two"]
+
+
+async def test_what_was_taken_for_who_asks_no_more_still_comes(path: Path) -> None:
+    async with opened(path) as backend:
+        consumer, owner = await waiting(backend)
+        sent = asyncio.ensure_future(put(backend, "q", "k", "one"))
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)  # with the writer by now, who may have stored and taken it
+        consumer.ask_no_more()
+        await sent
+        taken = await consumer.fetch(10, 0)
+        assert [*owner.events, texts(taken)] in ([["one"], []], [["one"]])
+
+
+async def test_who_asks_no_more_takes_nothing_from_others(path: Path) -> None:
+    async with opened(path) as backend:
+        consumer, owner = await waiting(backend)
+        other = await backend.consume("q", member("other"), Owner())
+        consumer.ask_no_more()
+        await put(backend, "q", "k", "one")
+        assert texts(await other.fetch(10, 5)) == ["one"]
+        assert owner.events == []
+
+
+async def test_who_leaves_is_told_that_nothing_comes(path: Path) -> None:
+    async with opened(path) as backend:
+        consumer, owner = await waiting(backend)
+        await consumer.close()
+        assert owner.events == [Closed]
+        with pytest.raises(Closed):
+            consumer.fetch_now(10, lanes=10, run=10, starting=0)
