@@ -244,6 +244,14 @@ class Reject(Exception):
         self.reason = str(reason)
 
 
+def told(error: BaseException) -> str:
+    """An error in a few words, also where it cannot say itself what it is."""
+    try:
+        return f"{type(error).__name__}: {error}"
+    except Exception as failure:  # noqa: BLE001  # a `__str__` may raise anything
+        return f"{type(error).__name__}, whose text cannot be had: {type(failure).__name__}"
+
+
 def duration_s(value: object, what: str) -> float:
     """A number of seconds, not negative and not endless; else `MessageError`."""
     if isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < float("inf"):

@@ -82,6 +82,9 @@ class Calls:
         def begin() -> Any:
             if time.monotonic() > start_by:
                 raise TooLate
-            return run(handler, message, context)
+            try:
+                return run(handler, message, context)
+            except StopIteration as error:  # a future cannot hold it: its waiter would wait for ever
+                raise RuntimeError("the handler raised StopIteration") from error
 
         return await self._loop.run_in_executor(self._threads, begin)

@@ -24,7 +24,7 @@ from typing import Any, Final
 import msgspec
 
 from hivewire.coordination.stopping import TooLate
-from hivewire.errors import HivewireError, Reject, RetryAfter, SettingsError
+from hivewire.errors import HivewireError, Reject, RetryAfter, SettingsError, told
 from hivewire.message import Message
 
 _END_S: Final = 2.0
@@ -205,13 +205,12 @@ def _answer(raw: bytes) -> bytes:
         return pickle.dumps(("reject", error.reason))
     except RetryAfter as error:
         return pickle.dumps(("retry_after", (error.delay_s, str(error))))
-    except Exception as error:  # noqa: BLE001  # whatever it is, it is the handler's answer
-        text = f"{type(error).__name__}: {error}"
+    except (Exception, SystemExit) as error:  # noqa: BLE001  # whatever it is, it is the handler's answer
         trace = "".join(traceback.format_exception(error))
-        return pickle.dumps(("error", (_pickled(error), text, trace)))
+        return pickle.dumps(("error", (_pickled(error), told(error), trace)))
 
 
-def _pickled(error: Exception) -> bytes | None:
+def _pickled(error: BaseException) -> bytes | None:
     try:
         raw = pickle.dumps(error)
         pickle.loads(raw)  # one that cannot be read again is as good as none

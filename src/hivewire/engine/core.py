@@ -87,7 +87,7 @@ class Core:
     def letter(self, fetched: Fetched, reason: str, error: str) -> Letter:
         return Letter(
             reason=reason,
-            error=error.encode("utf-8", "backslashreplace").decode(),
+            error=str(error).encode("utf-8", "backslashreplace").decode(),
             attempts=fetched.starts,
             first_at=fetched.stored_at,
             worker=self.worker,

@@ -280,8 +280,8 @@ class Crew(Taker):
         lane = delivery.lane
         cancelled = slot.why or (slot.task is not None and slot.task.cancelling())
         if isinstance(error, asyncio.CancelledError) and cancelled:
-            return self._cancelled(slot, delivery)
-        if isinstance(error, KeyboardInterrupt | SystemExit):
+            return self._cancelled(slot, delivery, error)
+        if isinstance(error, KeyboardInterrupt):  # but `sys.exit` in a tool that an agent calls ends no other's work
             return False
         if delivery.state == OPEN and not lane.lost:
             delivery.state = SETTLED
@@ -290,8 +290,9 @@ class Crew(Taker):
             log.warning("handler failed after its delivery was settled", exc_info=error)
         return True
 
-    def _cancelled(self, slot: Slot, delivery: EngineDelivery) -> bool:
-        """True: it was we who cancelled the handler, and the slot goes on."""
+    def _cancelled(self, slot: Slot, delivery: EngineDelivery, error: BaseException) -> bool:
+        """True: it was we who cancelled the handler, and the slot goes on. One that cancelled itself has failed; its
+        slot ends, for it cannot be told from one whose loop ends."""
         lane = delivery.lane
         why, slot.why = slot.why, ""
         open_still = delivery.state == OPEN and not lane.lost
@@ -301,8 +302,10 @@ class Crew(Taker):
             if open_still:
                 limit_s = self._watch.limit_s(delivery)
                 self.inbox.outcomes.failed(lane, TimeoutError(f"its handler ran longer than {limit_s} s"))
-        elif open_still:
+        elif open_still and (why or self.inbox.core.tasks.closed):
             self.inbox.outcomes.not_counted(lane, 0.0)
+        elif open_still:
+            self.inbox.outcomes.outcome_of(lane, error)
         if why and slot.task is not None:
             slot.task.uncancel()
         return why in ("timeout", "lost")

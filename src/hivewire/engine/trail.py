@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence, Set
 
 from hivewire.backend import TRAIL_PREFIX, Backend, Dead, Unfinished
+from hivewire.errors import told
 from hivewire.record import Fetched
 from hivewire.rules.chunks import beyond, pack, unpack
 from hivewire.rules.trail import Event, What, in_order
@@ -131,4 +132,4 @@ def said(error: BaseException | None) -> str:
     """An error in one line."""
     if error is None:
         return "given back by its handler (nack)"
-    return f"{type(error).__name__}: {error}".encode("utf-8", "backslashreplace").decode()
+    return told(error).encode("utf-8", "backslashreplace").decode()

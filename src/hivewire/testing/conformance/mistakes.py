@@ -25,7 +25,9 @@ class _Fatal(BaseException):
     """Not an `Exception`."""
 
 
-@pytest.mark.parametrize("error", [asyncio.CancelledError(), _Fatal("no")], ids=["cancelled", "base"])
+@pytest.mark.parametrize(
+    "error", [asyncio.CancelledError(), _Fatal("no"), SystemExit(3)], ids=["cancelled", "base", "exit"]
+)
 @pytest.mark.parametrize("concurrency", [1, 4])
 async def test_a_handler_that_raises_what_it_should_not_fails_like_others(
     fabric: Fabric, error: BaseException, concurrency: int
@@ -239,3 +241,46 @@ async def test_a_listing_that_cannot_be_is_refused(fabric: Fabric) -> None:
         await protocol.replay(None)  # type: ignore[arg-type]  # on purpose
     with pytest.raises(MessageError, match="can be sent"):
         await protocol.schedule("nothing", 60, None)  # type: ignore[arg-type]  # on purpose
+
+
+class _Mute(Exception):
+    def __str__(self) -> str:
+        raise RuntimeError("no text")
+
+
+async def test_a_handler_that_ends_in_an_odd_way_is_counted_like_others(fabric: Fabric) -> None:
+    worker = Worker("mute", concurrency=2)
+
+    @worker.on("mute", retry=_QUICK)
+    async def mute(message: Message, ctx: Context) -> None:
+        raise _Mute
+
+    @worker.on("stop", retry=_QUICK)
+    def stop_iteration(message: Message, ctx: Context) -> None:
+        raise StopIteration
+
+    @worker.on("cancel", retry=_QUICK)
+    async def cancel(message: Message, ctx: Context) -> None:
+        running = asyncio.current_task()
+        assert running is not None
+        running.cancel()
+        await asyncio.sleep(60)
+
+    @worker.on("leave", retry=_QUICK)
+    def leave(message: Message, ctx: Context) -> None:
+        raise SystemExit(4)
+
+    stop = asyncio.Event()
+    serve = asyncio.ensure_future(worker.serve(fabric.protocol, stop.wait()))
+    for n, type in enumerate(("mute", "stop", "leave", "cancel")):
+        await fabric.protocol.send(task("mute", n, key=f"k{n}").replace(type=type))
+    await empty(fabric.protocol, "mute", dead=4)
+    letters = await fabric.protocol.dead_letters("mute")
+    assert {letter.message.type: letter.attempts for letter in letters if letter.message} == {
+        "mute": 3,
+        "stop": 3,
+        "leave": 3,
+        "cancel": 3,
+    }
+    stop.set()
+    await serve
