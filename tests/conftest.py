@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Generator
+
 import pytest
 from hypothesis import HealthCheck, settings
 
@@ -11,3 +13,15 @@ pytest.register_assert_rewrite("tests.system.on_a_server")
 settings.register_profile("hivewire", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.register_profile("quick", settings.get_profile("hivewire"), max_examples=20)
 settings.load_profile("hivewire")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """A failure shows what the workers wrote."""
+    report = yield
+    folder = getattr(item, "funcargs", {}).get("tmp_path")
+    if report.failed and folder is not None:
+        for said in sorted(folder.glob("*.stderr")):
+            if said.stat().st_size:
+                report.sections.append((said.stem, said.read_text(errors="replace")[-4000:]))
+    return report

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Generator
+from collections.abc import AsyncIterator
 from pathlib import Path
 from zlib import crc32
 
@@ -12,21 +12,8 @@ pytest.register_assert_rewrite("hivewire.testing.conformance")
 
 from hivewire.testing.conformance.fabric import Fabric  # noqa: E402 -- after the line above
 from hivewire.testing.conformance.waiting import SOAK  # noqa: E402
-from hivewire.testing.leaks import Census, no_unhandled_errors  # noqa: E402
+from hivewire.testing.leaks import nothing_left_behind  # noqa: E402
 from tests.conformance.backends import FABRICS  # noqa: E402
-
-
-@pytest.hookimpl(wrapper=True)
-def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """A failure shows what the workers wrote."""
-    report = yield
-    folder = getattr(item, "funcargs", {}).get("tmp_path")
-    if report.failed and folder is not None:
-        for said in sorted(folder.glob("*.stderr")):
-            if said.stat().st_size:
-                report.sections.append((said.stem, said.read_text(errors="replace")[-4000:]))
-    return report
-
 
 _EVERY = 3
 _PLACES = ("auto", "folder", "sqlite")
@@ -56,8 +43,5 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 @pytest.fixture(params=sorted(FABRICS))
 async def fabric(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Fabric]:
     """One store, alone for this test; nothing of it is left afterwards."""
-    before = Census.take()
-    with no_unhandled_errors():
-        async with FABRICS[request.param](tmp_path) as made:
-            yield made
-    await before.check()
+    async with nothing_left_behind(), FABRICS[request.param](tmp_path) as made:
+        yield made

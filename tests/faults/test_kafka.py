@@ -21,7 +21,7 @@ from hivewire.protocol import Protocol
 from hivewire.testing.conformance.fabric import Fabric
 from hivewire.testing.conformance.scenario import empty, number, one_letter, send_numbered, serving, take, task
 from hivewire.testing.conformance.waiting import count, eventually, until
-from hivewire.testing.leaks import Census, no_unhandled_errors
+from hivewire.testing.leaks import nothing_left_behind
 from tests.conformance.kafka_fabric import KafkaFabric
 
 pytestmark = [pytest.mark.processes, pytest.mark.slow, pytest.mark.timeout(120)]
@@ -30,11 +30,8 @@ pytestmark = [pytest.mark.processes, pytest.mark.slow, pytest.mark.timeout(120)]
 @pytest.fixture
 async def fabric(tmp_path: Path) -> AsyncIterator[KafkaFabric]:
     made = KafkaFabric(tmp_path)
-    before = Census.take()
-    with no_unhandled_errors():
-        async with made:
-            yield made
-    await before.check()
+    async with nothing_left_behind(), made:
+        yield made
 
 
 def backend_of(fabric: Fabric) -> KafkaBackend:

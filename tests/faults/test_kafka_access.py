@@ -20,7 +20,7 @@ from hivewire.factory import connect
 from hivewire.protocol import Protocol
 from hivewire.testing.conformance.scenario import empty, send_numbered, take, task
 from hivewire.testing.kafka_servers import Broker
-from hivewire.testing.leaks import Census, no_unhandled_errors
+from hivewire.testing.leaks import nothing_left_behind
 from hivewire.testing.servers import free_port
 from tests.conformance.kafka_fabric import KafkaFabric
 from tests.faults.certificates import Authority
@@ -94,10 +94,8 @@ def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guarded]:
 
 @pytest.fixture(autouse=True)
 async def nothing_is_left() -> AsyncIterator[None]:
-    before = Census.take()
-    with no_unhandled_errors():
+    async with nothing_left_behind():
         yield
-    await before.check()
 
 
 async def works(protocol: Protocol, agent: str) -> None:

@@ -25,7 +25,7 @@ from hivewire.factory import connect
 from hivewire.testing.conformance.scenario import empty, send_numbered, take, task
 from hivewire.testing.conformance.waiting import SOAK, count, until_true
 from hivewire.testing.kafka_servers import Broker, Cluster
-from hivewire.testing.leaks import Census, no_unhandled_errors
+from hivewire.testing.leaks import nothing_left_behind
 from hivewire.testing.proxy import Proxy
 from hivewire.testing.servers import free_port
 from tests.faults.load import survive
@@ -63,10 +63,8 @@ async def cluster(shared: Cluster) -> Cluster:
 
 @pytest.fixture(autouse=True)
 async def nothing_is_left() -> AsyncIterator[None]:
-    before = Census.take()
-    with no_unhandled_errors():
+    async with nothing_left_behind():
         yield
-    await before.check()
 
 
 async def opened(url: str, prefix: str, **settings: Any) -> Engine:

@@ -14,7 +14,7 @@ from hivewire.delivery import Delivery
 from hivewire.protocol import Protocol
 from hivewire.testing.conformance.scenario import counts, empty, number, serving, take, take_one, task
 from hivewire.testing.conformance.waiting import until, until_true
-from hivewire.testing.leaks import Census, no_unhandled_errors
+from hivewire.testing.leaks import nothing_left_behind
 from tests.conformance.kafka_fabric import KafkaFabric
 
 pytestmark = [pytest.mark.processes, pytest.mark.slow, pytest.mark.timeout(120)]
@@ -23,12 +23,9 @@ pytestmark = [pytest.mark.processes, pytest.mark.slow, pytest.mark.timeout(120)]
 @pytest.fixture
 async def fabric(tmp_path: Path) -> AsyncIterator[KafkaFabric]:
     made = KafkaFabric(tmp_path)
-    before = Census.take()
-    with no_unhandled_errors():
-        async with made:
-            await made.protocol.subscribe("pool", mode="competing")
-            yield made
-    await before.check()
+    async with nothing_left_behind(), made:
+        await made.protocol.subscribe("pool", mode="competing")
+        yield made
 
 
 def backend_of(protocol: Protocol) -> KafkaBackend:

@@ -12,7 +12,7 @@ from hivewire.testing.conformance.fabric import Fabric
 from hivewire.testing.conformance.journal import Journal
 from hivewire.testing.conformance.scenario import empty, send_numbered, task
 from hivewire.testing.conformance.waiting import count, eventually, until
-from hivewire.testing.leaks import Census, no_unhandled_errors
+from hivewire.testing.leaks import nothing_left_behind
 from tests.conformance.kafka_fabric import KafkaFabric
 
 pytestmark = [pytest.mark.processes, pytest.mark.slow, pytest.mark.timeout(180)]
@@ -24,11 +24,8 @@ KEYS = [f"k{n}" for n in range(12)]
 @pytest.fixture
 async def fabric(tmp_path: Path) -> AsyncIterator[KafkaFabric]:
     made = KafkaFabric(tmp_path)
-    before = Census.take()
-    with no_unhandled_errors():
-        async with made:
-            yield made
-    await before.check()
+    async with nothing_left_behind(), made:
+        yield made
 
 
 def running(journal: Journal, agent: str) -> set[str]:

@@ -19,7 +19,7 @@ from hivewire.testing.conformance.competing import pool as pool
 from hivewire.testing.conformance.fabric import Fabric
 from hivewire.testing.conformance.scenario import empty, take, take_one, task
 from hivewire.testing.conformance.waiting import SOAK
-from hivewire.testing.leaks import Census, no_unhandled_errors
+from hivewire.testing.leaks import nothing_left_behind
 from tests.conformance.kafka_fabric import KafkaFabric
 
 pytestmark = [pytest.mark.processes, pytest.mark.slow, pytest.mark.timeout(180)]
@@ -48,11 +48,8 @@ class ShareFabric(KafkaFabric):
 @pytest.fixture
 async def fabric(tmp_path: Path) -> AsyncIterator[Fabric]:
     made = ShareFabric(tmp_path)
-    before = Census.take()
-    with no_unhandled_errors():
-        async with made:
-            yield made
-    await before.check()
+    async with nothing_left_behind(), made:
+        yield made
 
 
 async def test_what_failed_comes_again_later_and_dies_with_its_headers(fabric: Fabric, pool: str) -> None:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Hashable, Mapping, Sequence, Set
-from pathlib import Path
+from collections.abc import Hashable, Mapping, Sequence, Set
 
 import pytest
 
@@ -16,17 +15,7 @@ from hivewire.backends.redis.opening import new_link
 from hivewire.errors import Closed
 from hivewire.settings import RedisSettings
 from hivewire.testing.conformance.scenario import send_numbered, take_one, task
-from hivewire.testing.leaks import Census, no_unhandled_errors
 from tests.conformance.backends import RedisFabric
-
-
-@pytest.fixture
-async def redis(tmp_path: Path) -> AsyncIterator[RedisFabric]:
-    before = Census.take()
-    with no_unhandled_errors():
-        async with RedisFabric(tmp_path) as made:
-            yield made
-    await before.check()
 
 
 class Owner(Ownership):

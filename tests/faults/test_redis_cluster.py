@@ -20,7 +20,7 @@ from hivewire.errors import BackendError, SettingsError
 from hivewire.factory import connect
 from hivewire.testing.conformance.scenario import counts, empty, serving, take, task
 from hivewire.testing.conformance.waiting import count, eventually, until, until_true
-from hivewire.testing.leaks import Census, no_unhandled_errors
+from hivewire.testing.leaks import nothing_left_behind
 from hivewire.testing.redis_groups import RedisCluster, say
 from hivewire.testing.servers import RedisServer, valkey_program
 from tests.conformance.backends import start
@@ -41,10 +41,8 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisCluster]:
 
 @pytest.fixture(autouse=True)
 async def tidy(cluster: RedisCluster) -> AsyncIterator[None]:
-    before = Census.take()
-    with no_unhandled_errors():
+    async with nothing_left_behind():
         yield
-    await before.check()
     for server in cluster.servers:
         if server.pid is None:
             server.start()

@@ -26,7 +26,7 @@ from hivewire.settings import RedisSettings
 from hivewire.testing.conformance.journal import first_seen
 from hivewire.testing.conformance.scenario import empty, nothing_for, number, one_letter, serving, take, task
 from hivewire.testing.conformance.waiting import count, eventually, until
-from hivewire.testing.leaks import Census, no_unhandled_errors
+from hivewire.testing.leaks import nothing_left_behind
 from tests.conformance.backends import GUIDE, RedisFabric
 
 AGENT = "analyst"
@@ -35,13 +35,11 @@ STREAM = f"multiagent:stream:{AGENT}"
 
 @pytest.fixture
 async def redis(tmp_path: Path) -> AsyncIterator[RedisFabric]:
-    before = Census.take()
-    with no_unhandled_errors():
+    async with nothing_left_behind():
         made = RedisFabric(tmp_path)
         assert made.server.ask("ACL", "SETUSER", "hivewire", *beside_the_reference()) == b"+OK"
         async with made:
             yield made
-    await before.check()
 
 
 def beside_the_reference() -> list[str]:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import defaultdict
-from collections.abc import AsyncIterator
-from pathlib import Path
 
 import pytest
 
@@ -15,21 +13,11 @@ from hivewire.testing.conformance.journal import Entry, first_seen, overlapping
 from hivewire.testing.conformance.scenario import counts, empty
 from hivewire.testing.conformance.waiting import count, until, until_true
 from hivewire.testing.conformance.workers import ProcessWorker
-from hivewire.testing.leaks import Census, no_unhandled_errors
 from tests.conformance.backends import RedisFabric
 
 pytestmark = [pytest.mark.processes, pytest.mark.timeout(600)]
 
 AGENT = "storm"
-
-
-@pytest.fixture
-async def redis(tmp_path: Path) -> AsyncIterator[RedisFabric]:
-    before = Census.take()
-    with no_unhandled_errors():
-        async with RedisFabric(tmp_path) as made:
-            yield made
-    await before.check()
 
 
 class Storm:

@@ -7,43 +7,21 @@ import re
 import socket
 import threading
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import pytest
 
 import hivewire as hw
 from hivewire.backend import Mode
 from hivewire.backends.redis import RedisBackend
-from hivewire.backends.redis.address import Reply
 from hivewire.backends.redis.consumer import RedisConsumer
-from hivewire.backends.redis.opening import new_link
 from hivewire.delivery import Delivery
-from hivewire.settings import RedisSettings
 from hivewire.testing.conformance.scenario import counts, drained, empty, number, send_numbered, serving, take, task
 from hivewire.testing.conformance.waiting import count, until
-from hivewire.testing.leaks import Census, no_unhandled_errors
 from hivewire.testing.servers import RedisServer
 from tests.conformance.backends import RedisFabric
-
-
-@pytest.fixture
-async def redis(tmp_path: Path) -> AsyncIterator[RedisFabric]:
-    before = Census.take()
-    with no_unhandled_errors():
-        async with RedisFabric(tmp_path) as made:
-            yield made
-    await before.check()
-
-
-async def ask(redis: RedisFabric, *command: str | int) -> Reply:
-    """As another program would, that may do anything."""
-    link = new_link(RedisSettings(addr=f"127.0.0.1:{redis.server.port}"))
-    try:
-        return await link.call(*command)
-    finally:
-        await link.close()
+from tests.faults.asking import ask
 
 
 async def calls(redis: RedisFabric) -> dict[str, int]:

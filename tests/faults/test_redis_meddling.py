@@ -6,17 +6,13 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
 from hivewire.backend import Mode
-from hivewire.backends.redis.address import Reply
-from hivewire.backends.redis.opening import new_link
 from hivewire.delivery import Delivery
 from hivewire.errors import BackendError, LeaseLost, QueueFull
-from hivewire.settings import RedisSettings
 from hivewire.testing.conformance.scenario import (
     counts,
     drained,
@@ -29,31 +25,13 @@ from hivewire.testing.conformance.scenario import (
     task,
 )
 from hivewire.testing.conformance.waiting import until, until_true
-from hivewire.testing.leaks import Census, no_unhandled_errors
 from tests.conformance.backends import RedisFabric
+from tests.faults.asking import ask
 from tests.faults.load import Load, Seen
 from tests.system.commands import Hive
 
 AGENT = "touched"
 BOTH = pytest.mark.parametrize("mode", ["ordered", "competing"])
-
-
-@pytest.fixture
-async def redis(tmp_path: Path) -> AsyncIterator[RedisFabric]:
-    before = Census.take()
-    with no_unhandled_errors():
-        async with RedisFabric(tmp_path) as made:
-            yield made
-    await before.check()
-
-
-async def ask(redis: RedisFabric, *command: str | int) -> Reply:
-    """As another program would, that may do anything."""
-    link = new_link(RedisSettings(addr=f"127.0.0.1:{redis.server.port}"))
-    try:
-        return await link.call(*command)
-    finally:
-        await link.close()
 
 
 def stream(shard: int, agent: str = AGENT) -> str:

@@ -13,7 +13,7 @@ from hivewire.engine.protocol import Engine
 from hivewire.errors import LeaseLost
 from hivewire.testing.conformance.scenario import counts, empty, nothing_for, take, take_one, task
 from hivewire.testing.conformance.waiting import count, eventually, until
-from hivewire.testing.leaks import Census, no_unhandled_errors
+from hivewire.testing.leaks import nothing_left_behind
 from hivewire.testing.proxy import Proxy
 from tests.conformance.backends import RedisFabric
 from tests.faults.load import KEYS, Load, Seen, survive
@@ -43,11 +43,8 @@ class Proxied(RedisFabric):
 
 @pytest.fixture
 async def redis(tmp_path: Path) -> AsyncIterator[Proxied]:
-    before = Census.take()
-    with no_unhandled_errors():
-        async with Proxied(tmp_path) as made:
-            yield made
-    await before.check()
+    async with nothing_left_behind(), Proxied(tmp_path) as made:
+        yield made
 
 
 async def _reset(proxy: Proxy) -> None:

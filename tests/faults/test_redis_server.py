@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
@@ -15,19 +15,9 @@ from hivewire.factory import connect
 from hivewire.testing.conformance.journal import first_seen, overlapping
 from hivewire.testing.conformance.scenario import counts, empty, send_numbered, serving, take, task
 from hivewire.testing.conformance.waiting import count, eventually, until
-from hivewire.testing.leaks import Census, no_unhandled_errors
 from hivewire.testing.servers import RedisServer
 from tests.conformance.backends import RedisFabric, start
 from tests.faults.load import KEYS, Seen, survive
-
-
-@pytest.fixture
-async def redis(tmp_path: Path) -> AsyncIterator[RedisFabric]:
-    before = Census.take()
-    with no_unhandled_errors():
-        async with RedisFabric(tmp_path) as made:
-            yield made
-    await before.check()
 
 
 async def _killed(server: RedisServer) -> None:

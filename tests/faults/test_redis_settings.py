@@ -20,7 +20,7 @@ from hivewire.record import Record
 from hivewire.settings import RedisSettings
 from hivewire.testing.conformance.scenario import one_letter, serving, take, task
 from hivewire.testing.conformance.waiting import until
-from hivewire.testing.leaks import Census, no_unhandled_errors
+from hivewire.testing.leaks import nothing_left_behind
 from hivewire.testing.redis_groups import say
 from hivewire.testing.servers import RedisServer
 from tests.conformance.backends import start
@@ -30,10 +30,8 @@ from tests.conformance.backends import start
 async def server(tmp_path: Path) -> AsyncIterator[RedisServer]:
     made = RedisServer(tmp_path / "redis")
     start(made)
-    before = Census.take()
-    with no_unhandled_errors():
+    async with nothing_left_behind():
         yield made
-    await before.check()
     made.kill()
 
 

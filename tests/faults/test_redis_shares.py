@@ -6,31 +6,18 @@ import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from pathlib import Path
-
-import pytest
 
 from hivewire.backends.redis import RedisBackend
 from hivewire.testing.conformance.journal import first_seen, overlapping
 from hivewire.testing.conformance.scenario import drained, task
 from hivewire.testing.conformance.waiting import eventually, until_true
 from hivewire.testing.conformance.workers import ProcessWorker
-from hivewire.testing.leaks import Census, no_unhandled_errors
 from tests.conformance.backends import RedisFabric
 
 AGENT = "fair"
 KEYS = [f"k{n}" for n in range(96)]
 LEASE_S = 3.0
 """So long that a machine with other work does not let it run out."""
-
-
-@pytest.fixture
-async def redis(tmp_path: Path) -> AsyncIterator[RedisFabric]:
-    before = Census.take()
-    with no_unhandled_errors():
-        async with RedisFabric(tmp_path) as made:
-            yield made
-    await before.check()
 
 
 async def _worker(redis: RedisFabric) -> ProcessWorker:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
-from pathlib import Path
 
 import pytest
 
@@ -19,22 +17,12 @@ from hivewire.engine.protocol import Engine
 from hivewire.errors import Reject
 from hivewire.testing.conformance.scenario import drained, empty, number, serving, task
 from hivewire.testing.conformance.waiting import count, until, until_true
-from hivewire.testing.leaks import Census, no_unhandled_errors
 from hivewire.testing.redis_groups import say
 from tests.conformance.backends import RedisFabric
 from tests.faults.load import KEYS, Load, Seen
 
 NEVER = {"redis": {"block_timeout_s": 60.0}, "lease_s": 30.0}
 """Nobody looks by himself while a test lasts."""
-
-
-@pytest.fixture
-async def redis(tmp_path: Path) -> AsyncIterator[RedisFabric]:
-    before = Census.take()
-    with no_unhandled_errors():
-        async with RedisFabric(tmp_path) as made:
-            yield made
-    await before.check()
 
 
 def waiting(redis: RedisFabric) -> list[str]:

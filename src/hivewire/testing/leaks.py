@@ -6,8 +6,8 @@ import asyncio
 import logging
 import os
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Self
 
@@ -102,3 +102,12 @@ class Census(msgspec.Struct, frozen=True):
         while left := self.added():
             assert loop.time() < deadline, "left behind:\n  " + "\n  ".join(left)
             await asyncio.sleep(0.01)
+
+
+@asynccontextmanager
+async def nothing_left_behind() -> AsyncIterator[None]:
+    """Fail when what is done inside leaves something behind (`Census`), or an error goes astray."""
+    before = Census.take()
+    with no_unhandled_errors():
+        yield
+    await before.check()

@@ -13,7 +13,7 @@ import pytest
 
 pytest.register_assert_rewrite("hivewire.testing.ledgers")
 
-from hivewire.testing.leaks import Census, no_unhandled_errors  # noqa: E402 -- after the line above
+from hivewire.testing.leaks import nothing_left_behind  # noqa: E402 -- after the line above
 from hivewire.testing.ledgers.fabric import LedgerFabric  # noqa: E402
 from hivewire.testing.postgres import PostgresServer  # noqa: E402
 from tests.needed import needed  # noqa: E402
@@ -83,8 +83,5 @@ async def ledgers(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterat
         made = SQLiteLedgers(tmp_path, **settings)
     else:
         made = MemoryLedgers("memory://", **settings)
-    before = Census.take()
-    with no_unhandled_errors():
-        async with made:
-            yield made
-    await before.check()
+    async with nothing_left_behind(), made:
+        yield made
