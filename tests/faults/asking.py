@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from hivewire.backends.redis.opening import new_link
-
 from hivewire.backends.redis.address import Reply
+from hivewire.backends.redis.opening import new_link
 from hivewire.settings import RedisSettings
 from tests.conformance.backends import RedisFabric
 

@@ -143,16 +143,20 @@ async def test_dead_letters_are_kept_listed_revived_purged(path: Path) -> None:
         assert (await backend.depth("q")).dead == 0
 
 
+TTL_S = 1.0
+"""Long enough for a loaded machine to get from storing to looking."""
+
+
 async def test_expired_records_are_buried_unread_but_never_from_a_run_that_is_held(path: Path) -> None:
     async with opened(path) as backend:
-        await backend.append([Append("q", [record("k", f"short{n}", ttl_s=0.1) for n in range(2)])])
+        await backend.append([Append("q", [record("k", f"short{n}", ttl_s=TTL_S) for n in range(2)])])
         await put(backend, "q", "k", "stays")
-        await backend.append([Append("held", [record("k", "held", ttl_s=0.1)])])
-        await backend.append([Append("gone", [record("k", "gone", ttl_s=0.1)], delay_s=0.05)])
+        await backend.append([Append("held", [record("k", "held", ttl_s=TTL_S)])])
+        await backend.append([Append("gone", [record("k", "gone", ttl_s=TTL_S)], delay_s=0.05)])
         consumer = await backend.consume("held", member(), Owner())
         taken = await consumer.fetch(9, 0)
         assert await backend.bury_expired() == 0
-        await asyncio.sleep(0.12)
+        await asyncio.sleep(TTL_S + 0.1)  # what is tested is that time passes
         assert await backend.bury_expired() == 3
         assert await backend.bury_expired() == 0
         assert {dead.letter.reason for dead in await backend.dead(None, 9, None)} == {"expired"}
