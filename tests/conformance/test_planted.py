@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 import pytest
 
 from hivewire.backend import Append, Duplicate
-from hivewire.backends.memory.backend import MemoryBackend, MemoryConsumer
+from hivewire.backends.memory.backend import MemoryBackend
+from hivewire.backends.memory.consumer import MemoryConsumer
 from hivewire.backends.memory.store import Lane as StoredLane
 from hivewire.backends.memory.store import Queue
 from hivewire.delivery import Delivery

@@ -11,7 +11,7 @@ import pytest
 import hivewire as hw
 from hivewire.backend import Entry
 from hivewire.backends.memory import MemoryBackend
-from hivewire.backends.memory.backend import MemoryConsumer
+from hivewire.backends.memory.consumer import MemoryConsumer
 from hivewire.engine.protocol import Engine
 from hivewire.settings import Settings
 from hivewire.testing.virtual_time import virtual
