@@ -12,8 +12,8 @@ import pytest
 from hivewire.backend import Append, Duplicate
 from hivewire.backends.memory.backend import MemoryBackend
 from hivewire.backends.memory.consumer import MemoryConsumer
-from hivewire.backends.memory.store import Lane as StoredLane
-from hivewire.backends.memory.store import Queue
+from hivewire.backends.memory.queue import Lane as StoredLane
+from hivewire.backends.memory.queue import Queue
 from hivewire.delivery import Delivery
 from hivewire.engine.delivery import EngineDelivery
 from hivewire.engine.outcomes import Outcomes

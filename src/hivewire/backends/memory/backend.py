@@ -30,7 +30,8 @@ from hivewire.backend import (
 )
 from hivewire.backends.memory import looking
 from hivewire.backends.memory.consumer import MemoryConsumer
-from hivewire.backends.memory.store import MOMENT, Lane, Listener, Queue, Store
+from hivewire.backends.memory.queue import MOMENT, Lane, Queue
+from hivewire.backends.memory.store import Listener, Store
 from hivewire.errors import Closed, QueueFull, QueueMissing
 from hivewire.settings import Settings
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from hivewire.backend import Again, Consumer, Dead, Fetched, Member, Ownership, Unfinished, life
-from hivewire.backends.memory.store import Holder, Queue
+from hivewire.backends.memory.queue import Holder, Queue
 from hivewire.errors import Closed
 
 if TYPE_CHECKING:

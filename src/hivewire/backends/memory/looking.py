@@ -7,7 +7,7 @@ from heapq import heapify, nsmallest
 from typing import Literal
 
 from hivewire.backend import Waiting
-from hivewire.backends.memory.store import Lane, Queue
+from hivewire.backends.memory.queue import Lane, Queue
 
 
 def peek(queue: Queue, limit: int, after: str | None, *, delayed_only: bool) -> list[Waiting]:
