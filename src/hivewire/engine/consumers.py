@@ -22,6 +22,7 @@ from hivewire.errors import BackendError, DeliveryError
 
 log = logging.getLogger(__name__)
 
+_MOST_SUBSCRIBING: Final = 200
 _NOWHERE: Final = Context()
 """Of callbacks that look at no context variable: without it each would have a copy of its own."""
 
@@ -42,6 +43,9 @@ class Consumers:
         self._none_serves = asyncio.Event()
         self._none_serves.set()
         self._closed = False
+        self._few = asyncio.Semaphore(_MOST_SUBSCRIBING)
+        """Thousands of agents that start at once: what each needs on its way to the store would stay with the process.
+        Held only while the store is asked, never while another agent is waited for."""
 
     async def puller(self, agent: str) -> Puller:
         puller = self._pullers.get(agent)
@@ -71,8 +75,9 @@ class Consumers:
         return inbox
 
     async def subscribe(self, agent: str, types: Sequence[str], groups: Sequence[str], mode: Mode) -> None:
-        await self._subscriptions.declare(self._core.spec(agent, mode))
-        await self._subscriptions.add(agent, types, groups)
+        async with self._few:
+            await self._subscriptions.declare(self._core.spec(agent, mode))
+            await self._subscriptions.add(agent, types, groups)
         for group in groups:
             await self.groups.announce(group, agent, joined=True)
         for inbox in tuple(self._inboxes):
