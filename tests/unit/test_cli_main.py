@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from pathlib import Path
 from types import ModuleType
 
 import pytest
@@ -62,6 +63,16 @@ def test_the_store_is_named_before_an_action_or_after_it(argv: list[str], capsys
     assert capsys.readouterr().err.count("--protocol 'nosuch' is neither a URL nor") == 2
     assert main([argv[0], "--json", *argv[1:], "--protocol", "memory"]) == 0
     assert capsys.readouterr().out == "[]\n"
+
+
+@pytest.mark.parametrize("closed", ["0<&-", "1>&-", "2>&-", "0<&- 1>&- 2>&-"])
+def test_a_standard_stream_that_is_closed_is_no_descriptor_of_a_store(closed: str, tmp_path: Path) -> None:
+    store = f"sqlite:///{tmp_path / 'closed.db'}"
+    program = f"exec {sys.executable} -m hivewire send closed --protocol {store} {closed}"
+    assert subprocess.run(["/bin/sh", "-c", program], cwd=tmp_path, timeout=60, check=False).returncode == 0
+    queues = [sys.executable, "-m", "hivewire", "queues", "--json", "--protocol", store]
+    found = subprocess.run(queues, cwd=tmp_path, timeout=60, check=True, capture_output=True, text=True).stdout
+    assert '"ready": 1' in found
 
 
 def _command(error: BaseException) -> ModuleType:

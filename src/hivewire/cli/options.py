@@ -131,8 +131,11 @@ def run_async(work: Coroutine[Any, Any, int]) -> int:
     """Run a command's coroutine to its exit code."""
     from hivewire.coordination.serving import loop_factory
 
-    with asyncio.Runner(loop_factory=loop_factory()) as runner:
-        return runner.run(work)
+    try:
+        with asyncio.Runner(loop_factory=loop_factory()) as runner:
+            return runner.run(work)
+    finally:
+        work.close()  # there may be no descriptor left for a loop to run it
 
 
 def printable(value: object) -> str:

@@ -31,7 +31,7 @@ from hivewire.backends.kafka import depth as depths
 from hivewire.backends.kafka import looking
 from hivewire.backends.kafka.admin import Admin
 from hivewire.backends.kafka.appending import Appending
-from hivewire.backends.kafka.catalogue import Catalogue
+from hivewire.backends.kafka.catalogue import Catalogue, Follower
 from hivewire.backends.kafka.claims import Claims
 from hivewire.backends.kafka.clients import Options
 from hivewire.backends.kafka.competing import CompetingConsumer
@@ -104,6 +104,7 @@ class KafkaBackend(Backend):
         self.options = Options(settings, self.client_id)
         self.admin = Admin(self.options, self.names.catalogue)
         self.topics = Topics(self)
+        self.followers: list[Follower] = []
         self.catalogue = Catalogue(self)
         self.letters = Letters(self)
         self.delays = Delays(self)
@@ -270,6 +271,9 @@ class KafkaBackend(Backend):
                 await sending.close()
         if self._apart is not None:
             await self._apart.close()
+        for follower in self.followers:
+            follower.end()
+        self.followers.clear()
         await self.reader.clients.close()
         await self.admin.clients.close()
         self._sending = self._sure = self._tail = self._apart = None

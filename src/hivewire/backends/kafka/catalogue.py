@@ -14,7 +14,7 @@ from hivewire.backend import Entry
 from hivewire.backends.kafka.packing import KafkaMessage, stored_at
 from hivewire.backends.kafka.sending import Item
 from hivewire.backends.kafka.topics import QUEUE
-from hivewire.errors import ConnectionLost
+from hivewire.errors import Closed, ConnectionLost
 
 if TYPE_CHECKING:
     from hivewire.backends.kafka.backend import KafkaBackend
@@ -62,13 +62,15 @@ class Follower:
         self._news = asyncio.Event()
         self._opening = asyncio.Lock()
         self._is_open = False
+        self._is_over = False
 
     async def open(self, first: int = OFFSET_BEGINNING) -> None:
         async with self._opening:
             if not self._is_open:
                 tail = self._backend.apart if self._apart else self._backend.tail
+                self._backend.followers.append(self)
                 await tail.follow(self.topic, self.partition, first, self._arrived)
-                self._is_open = True
+                self._is_open, self._is_over = True, False
 
     def _arrived(self, messages: Sequence[KafkaMessage], reached: int) -> None:
         for message in messages:
@@ -81,10 +83,17 @@ class Follower:
         try:
             async with asyncio.timeout(_CATCH_UP_S):
                 while self.reached < offset:
+                    if self._is_over:
+                        raise Closed(f"read {self.topic}: the store was closed")
                     self._news.clear()
                     await self._news.wait()
         except TimeoutError:
             raise ConnectionLost(f"read {self.topic}: offset {offset} did not come within {_CATCH_UP_S} s") from None
+
+    def end(self) -> None:
+        """Nothing is read any more, unless it is opened again."""
+        self._is_open, self._is_over = False, True
+        self._news.set()
 
     async def catch_up(self) -> None:
         """All that was there when this was called was read."""
