@@ -25,12 +25,7 @@ from hivewire.engine.once import Once
 from hivewire.engine.opened import Opened, check_durable
 from hivewire.engine.outgoing import Outgoing
 from hivewire.engine.subscriptions import ANY_TYPE
-from hivewire.errors import (
-    Closed,
-    MessageError,
-    SettingsError,
-    duration_s,
-)
+from hivewire.errors import Closed, MessageError, SettingsError, Unsupported, duration_s
 from hivewire.message import Message
 from hivewire.protocol import (
     DeadLetter,
@@ -54,6 +49,7 @@ log = logging.getLogger(__name__)
 _VALUE_PREFIX = "value/"
 _ONCE_WINDOWS = 24
 _SEND_S = 30
+_STRANGE_LOOP = "this protocol is used in another event loop (or thread): connect in each, with hivewire.connect"
 
 
 class Engine(Protocol):
@@ -77,6 +73,7 @@ class Engine(Protocol):
         self._plain: Outgoing | None = None
         """While it is open, and what is sent is looked at by nobody on its way."""
         self._closed = False
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._opening: asyncio.Lock | None = None
         self._closing: asyncio.Task[None] | None = None
 
@@ -87,13 +84,15 @@ class Engine(Protocol):
         return self
 
     async def _ready(self) -> Opened:
-        if self._parts is None or self._closed:
+        if self._parts is None or self._closed or self._loop is not asyncio.get_running_loop():
             return await self._start()
         return self._parts
 
     async def _start(self) -> Opened:
         if self._opening is None:
-            self._opening = asyncio.Lock()
+            self._loop, self._opening = asyncio.get_running_loop(), asyncio.Lock()
+        elif self._loop is not asyncio.get_running_loop():
+            raise Unsupported(_STRANGE_LOOP)
         async with self._opening:
             if self._closed:
                 raise Closed("the protocol was closed; make a new one with hivewire.connect")
@@ -114,6 +113,8 @@ class Engine(Protocol):
         return Opened(self.settings, self.backend, self._rng, self._middleware, self._blobs, self.send)
 
     async def close(self, drain_s: float = 10) -> None:
+        if self._loop is not None and self._loop is not asyncio.get_running_loop():
+            raise Unsupported(_STRANGE_LOOP)
         if self._closing is None:
             self._closed, self._plain = True, None
             self._closing = asyncio.ensure_future(self._shut(drain_s))
@@ -143,6 +144,8 @@ class Engine(Protocol):
             timeout_s = duration_s(timeout_s, "timeout_s")
         plain = self._plain
         if plain is not None and not delay_s and idempotency_key is None and not plain.sender.lines:
+            if self._loop is not asyncio.get_running_loop():
+                raise Unsupported(_STRANGE_LOOP)
             queue, record = plain.record(message)
             room = Room.CAP if handling.get() is None else Room.RESERVE
             backend = self.backend

@@ -10,7 +10,7 @@ import pytest
 
 from hivewire.coordination.worker import Context, Worker
 from hivewire.delivery import Delivery
-from hivewire.errors import AlreadySettled, Closed, MessageError, SettingsError, TimedOut
+from hivewire.errors import AlreadySettled, Closed, MessageError, SettingsError, TimedOut, Unsupported
 from hivewire.message import Message
 from hivewire.protocol import Receipt
 from hivewire.rules.retry import Retry
@@ -284,3 +284,15 @@ async def test_a_handler_that_ends_in_an_odd_way_is_counted_like_others(fabric: 
     }
     stop.set()
     await serve
+
+
+async def test_another_event_loop_is_told_to_connect_itself(fabric: Fabric) -> None:
+    await fabric.protocol.send(task("loops", 0))
+
+    async def elsewhere() -> None:
+        for call in (lambda: fabric.protocol.send(task("loops", 1)), lambda: fabric.protocol.receive("loops")):
+            with pytest.raises(Unsupported, match="another event loop"):
+                await call()
+
+    await asyncio.to_thread(asyncio.run, elsewhere())
+    assert number((await take(fabric.protocol, "loops", 1))[0]) == 0
