@@ -199,6 +199,35 @@ def failing(*names: str) -> Handler:
     return handle
 
 
+class CountingStore(MemoryStore):
+    """Counts how often it is read."""
+
+    reads = 0
+
+    async def read(self, make: Callable[[], Script[Any]]) -> Any:
+        self.reads += 1
+        return await super().read(make)
+
+
+@virtual
+async def test_many_runs_at_once_cost_no_more_each_than_a_few() -> None:
+    """Who waits for a run is not woken by the steps of all the others."""
+
+    async def reads_of_each(runs: int) -> float:
+        async with stage() as on:
+            store = CountingStore(clock=now)
+            on.worker("w", "work")
+            coordinator = await on.coordinator(ledger=StoredLedger(store, migrate=True))
+            chain = plan(*(sub(f"s{n}", *([f"s{n - 1}"] if n else [])) for n in range(5)))
+            results = await asyncio.gather(
+                *(coordinator.execute(TaskRequest(name="t"), plan=chain) for _ in range(runs))
+            )
+            assert [result.status for result in results] == ["completed"] * runs
+            return store.reads / runs
+
+    assert await reads_of_each(100) <= 1.5 * await reads_of_each(5)
+
+
 @virtual
 async def test_a_failed_dependency_has_a_defined_outcome_and_the_rest_comes_back() -> None:
     async with stage() as on:

@@ -36,8 +36,6 @@ log = logging.getLogger(__name__)
 
 _PAUSE_S: Final = 0.5
 _OUTCOMES: Final[dict[str, TaskState]] = {"done": "completed", "failed": "failed", "cancelled": "cancelled"}
-_LOOK_S: Final = 0.25
-"""How often a run is looked at that another coordinator may have ended."""
 
 
 class Coordinator:
@@ -149,7 +147,7 @@ class Coordinator:
                 await asyncio.sleep(_PAUSE_S)
             except BaseException as error:
                 self._ended_by = error
-                self._errands.moved.set()
+                self._errands.moves.tell_all()
                 raise
 
     # -- tasks
@@ -233,17 +231,11 @@ class Coordinator:
             raise Deadline(f"run {run} did not end within {timeout_s} s; it goes on") from None
 
     async def _ended(self, run: str) -> RunState:
-        while True:
-            self._errands.moved.clear()
-            state = await self.runs.load(run)
-            if state.is_finished:
-                return state
-            self._check_open()
-            try:
-                async with asyncio.timeout(_LOOK_S):  # `wait_for` of Python 3.11 may swallow a cancel
-                    await self._errands.moved.wait()
-            except TimeoutError:
-                continue
+        with self._errands.moves.of(run) as follower:
+            while not (state := await self.runs.load(run)).is_finished:
+                self._check_open()
+                await follower.news()
+        return state
 
     async def state(self, run: str) -> RunState:
         """The run as it is stored now, with every subtask. Raises `CoordinationError` when there is none."""
@@ -267,7 +259,7 @@ class Coordinator:
         cause = Incoming(f"cancel:{new_id()}", Cancel(at=self._clock(), reason=reason))
         state, _, _ = await self.runs.apply(run, lambda _: [cause])
         self._watcher.stepped(state)
-        self._errands.moved.set()
+        self._errands.moves.tell(run)
         if state.header.status == "cancelled":
             await self._errands.relay(run)
             await asyncio.sleep(PERMIT_S)  # who has asked before may begin for so long
@@ -280,25 +272,21 @@ class Coordinator:
         """
         is_over = False
         while True:
-            self._errands.moved.clear()
-            page = await self.runs.log(run, after)
+            with self._errands.moves.of(run) as follower:
+                page = await self.runs.log(run, after)
+                if not page and not is_over:
+                    is_over = (await self.runs.load(run)).is_finished  # raises when there is none
+                    if not is_over:  # else the end may have been told since the page was read
+                        self._check_open()
+                        await follower.news()
+                    continue
+            if not page:
+                return  # whoever asks for what comes after the end
             for entry in page:
                 yield entry
                 after = entry.number
                 if entry.body.get("type") == "run" and entry.body.get("status") in _OUTCOMES:
                     return
-            if not page:
-                if is_over:
-                    return  # whoever asks for what comes after the end
-                is_over = (await self.runs.load(run)).is_finished  # raises when there is none
-                if is_over:
-                    continue  # the end may have been told since the page was read
-                self._check_open()
-                try:
-                    async with asyncio.timeout(_LOOK_S):  # `wait_for` of Python 3.11 may swallow a cancel
-                        await self._errands.moved.wait()
-                except TimeoutError:
-                    continue
 
     # -- looking at it
 

@@ -14,6 +14,7 @@ from hivewire.coordination.ledger.runs import Runs
 from hivewire.coordination.losses import Losses
 from hivewire.coordination.meaning import Meaning, concerns_the_state
 from hivewire.coordination.missing import Missing
+from hivewire.coordination.moves import Moves
 from hivewire.coordination.planner import Planner, plain
 from hivewire.coordination.stopping import stop
 from hivewire.coordination.tasks import TaskRequest, Trouble
@@ -89,8 +90,7 @@ class Errands:
         self._relaying: dict[str, asyncio.Task[None]] = {}
         self.model_trouble = ""
         """Why the model gave no answer when it was asked last."""
-        self.moved = asyncio.Event()
-        """Set whenever some run has changed."""
+        self.moves = Moves()
 
     async def close(self) -> None:
         """Cancel what is under way; it is done by others, or later."""
@@ -130,7 +130,7 @@ class Errands:
         try:
             if notes:
                 await self._runs.note(run, notes)
-                self.moved.set()
+                self.moves.tell(run)
                 for delivery in deliveries:
                     if not concerns_the_state(delivery.message):
                         self._watcher.told(delivery.message)
@@ -155,7 +155,7 @@ class Errands:
         state, commands, before = await self._runs.apply(run, resolve)
         if state is not before:
             self._watcher.stepped(state)
-            self.moved.set()
+            self.moves.tell(run)
         if commands:
             await self.relay_soon(run)
         return before
@@ -242,7 +242,7 @@ class Errands:
             failed = Incoming(f"answer:{message.id}", self._meaning.failed(row, why))
             state, _, _ = await self._runs.apply(run, lambda _: [failed])
             self._watcher.stepped(state)
-            self.moved.set()
+            self.moves.tell(run)
         else:
             self._watcher.sent(message)
 

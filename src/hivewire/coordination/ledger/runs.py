@@ -14,7 +14,8 @@ from hivewire.coordination.ledger.stored import StoredLedger
 from hivewire.errors import CoordinationError
 from hivewire.rules.plan_state import Command, Incoming, Row, RunState
 
-_KEPT: Final = 200
+_KEPT_ROWS: Final = 50_000
+"""So many subtasks in all are kept in memory, of the runs used last."""
 
 
 class Runs:
@@ -30,6 +31,7 @@ class Runs:
             raise CoordinationError(f"a {type(ledger).__name__} keeps no runs; use hivewire.open_ledger")
         self._ledger = inner
         self._states: OrderedDict[str, RunState] = OrderedDict()
+        self._rows = 0
 
     async def create(self, state: RunState, first: Incoming) -> RunState | None:
         """Keep a new run and let it begin; when this returns, it will be carried out. None: the id is taken."""
@@ -93,8 +95,13 @@ class Runs:
         known = self._states.get(run)
         if known is not None and known.header.seq > state.header.seq:
             return state  # another call has seen more meanwhile
+        self._rows += _weight(state) - (0 if known is None else _weight(known))
         self._states[run] = state
         self._states.move_to_end(run)
-        while len(self._states) > _KEPT:
-            self._states.popitem(last=False)
+        while self._rows > _KEPT_ROWS and len(self._states) > 1:
+            self._rows -= _weight(self._states.popitem(last=False)[1])
         return state
+
+
+def _weight(state: RunState) -> int:
+    return len(state.rows) + 1
