@@ -34,7 +34,7 @@ ANY = "*"
 """A handler for every type that has none of its own."""
 
 
-class Context(msgspec.Struct, eq=False, gc=False):
+class Context(msgspec.Struct, eq=False):
     """What a handler knows beside the message, and what it can do.
 
     The id of everything it sends follows from the message it handles, the recipient, the type and a

@@ -17,7 +17,7 @@ import msgspec
 from hivewire.testing.profiles_faults import Point
 
 _CHUNK: Final = 25
-_MOST_CHUNKS: Final = 40
+_MOST_CHUNKS: Final = 4
 
 
 class Verdict(msgspec.Struct, frozen=True):
@@ -51,11 +51,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _try_all(try_seed: TrySeed, work: Sequence[tuple[str, int]]) -> list[Verdict]:
-    gc.disable()  # a run leaves little behind; looking for it each time costs a tenth of it
-    try:
-        return [try_seed(profile, seed) for profile, seed in work]
-    finally:
-        gc.enable()
+    gc.disable()  # what the runs leave behind goes with the process
+    return [try_seed(profile, seed) for profile, seed in work]
 
 
 def try_many(try_seed: TrySeed, work: Sequence[tuple[str, int]], processes: int) -> Iterable[Verdict]:
@@ -64,12 +61,19 @@ def try_many(try_seed: TrySeed, work: Sequence[tuple[str, int]], processes: int)
         for profile, seed in work:
             yield try_seed(profile, seed)
         return
-    # A process is replaced now and then: what a run leaves in it adds up over thousands. Not by ProcessPoolExecutor:
-    # that of Python 3.11 may wait for ever for a process that is to be replaced (python/cpython#115634).
-    with get_context("spawn").Pool(processes, maxtasksperchild=_MOST_CHUNKS) as pool:
+    # A process is replaced before it is large: to begin another one, with everything imported, is cheaper than to
+    # collect what the runs leave in it. Not by ProcessPoolExecutor: that of Python 3.11 may wait for ever for a process
+    # that is to be replaced (python/cpython#115634).
+    context = get_context("forkserver")
+    context.set_forkserver_preload([_module_of(try_seed)])
+    with context.Pool(processes, maxtasksperchild=_MOST_CHUNKS) as pool:
         chunks = [work[start : start + _CHUNK] for start in range(0, len(work), _CHUNK)]
         for verdicts in pool.imap(partial(_try_all, try_seed), chunks):
             yield from verdicts
+
+
+def _module_of(try_seed: TrySeed) -> str:
+    return (try_seed.func if isinstance(try_seed, partial) else try_seed).__module__
 
 
 def judge(

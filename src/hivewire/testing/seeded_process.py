@@ -146,7 +146,7 @@ class SimulatedProcess:
                     task.cancel()
             else:
                 self.stage.book.errors.append(f"tasks of {name} cannot be cancelled: {left}")
-        # What a handler was given is not tracked by the collector: a circle through it would stay for ever.
+        # Most of what they had is gone with the last that names it, and need not wait for the collector.
         self._graves.clear()
         self._engine = self._wire = None
         self._context = self.stage.context

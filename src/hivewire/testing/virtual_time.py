@@ -57,23 +57,15 @@ class _Future(asyncio.Future[_T]):
 
 
 class _Task(asyncio.Task[_T]):
-    def __init__(self, coro: Coroutine[Any, Any, _T], *, loop: VirtualLoop, **how: Any) -> None:
-        self._number = loop.next_number()
-        context: contextvars.Context | None = how.get("context")
-        self.process = process.get() if context is None else context.get(process)
-        super().__init__(coro, loop=loop, **how)
-        loop.note_task(self.process, self)
+    process: str | None
+    _number = 0
 
     def __hash__(self) -> int:
+        if not self._number:
+            loop = self.get_loop()
+            assert isinstance(loop, VirtualLoop)
+            self._number = loop.next_number()
         return self._number
-
-
-def _new_task(
-    loop: asyncio.AbstractEventLoop, coro: Coroutine[Any, Any, _T] | Generator[Any, None, _T], **how: Any
-) -> asyncio.Future[_T]:
-    assert isinstance(coro, Coroutine)
-    assert isinstance(loop, VirtualLoop)
-    return _Task(coro, loop=loop, **how)
 
 
 class Livelock(HivewireError):
@@ -83,38 +75,33 @@ class Livelock(HivewireError):
 
 
 class _Handle(asyncio.TimerHandle):
-    """Made in a third of the time: it never looks for a debugging loop. A handle without a time is one, too."""
+    """Has no more than is needed, and a handle without a time is one, too. The loop makes it without a call of
+    `__init__`: there are thousands a run."""
 
-    __slots__ = ("owner",)
+    __slots__ = ()
 
+    _callback: Callable[..., object]
+    _args: tuple[Any, ...]
+    _context: contextvars.Context
     _cancelled: bool
+    _when: float
 
-    def __init__(
-        self,
-        when: float,
-        callback: Callable[..., object],
-        args: tuple[Any, ...],
-        loop: asyncio.AbstractEventLoop,
-        context: contextvars.Context | None,
-    ) -> None:
-        if context is None:
-            self._context = contextvars.copy_context()
-            self.owner = process.get()
-        else:
-            self._context = context
-            self.owner = context.get(process)
-        self._when = when
-        self._loop = loop
-        self._callback = callback
-        self._args = args
-        self._cancelled = False
-        self._repr = None
-        self._source_traceback = None
+    @property
+    def owner(self) -> str | None:
+        """The simulated process that it belongs to."""
+        return self._context.get(process)
 
     def cancel(self) -> None:
         self._cancelled = True
         self._callback = _nothing
         self._args = ()
+
+    def __repr__(self) -> str:
+        state = " cancelled" if self._cancelled else ""
+        return f"<call{state} {self._callback!r} with {self._args!r}>"
+
+
+_new_handle: Final = _Handle.__new__
 
 
 def _nothing() -> None:
@@ -125,6 +112,7 @@ class VirtualLoop(asyncio.BaseEventLoop):
     """The loop. `time()` starts at 1000 and moves only when nothing else is left to do."""
 
     _closed: bool
+    _stopping: bool
 
     def __init__(self, most_steps: int | None = None) -> None:
         super().__init__()
@@ -142,8 +130,7 @@ class VirtualLoop(asyncio.BaseEventLoop):
         self._from_threads: deque[_Handle] = deque()
         self._most_steps = most_steps
         self.steps = 0
-        """Callbacks run so far: two runs of one seed have the same number."""
-        self.set_task_factory(_new_task)
+        """Callbacks that were ready so far: two runs of one seed have the same number."""
 
     # Time and scheduling
 
@@ -169,7 +156,11 @@ class VirtualLoop(asyncio.BaseEventLoop):
     ) -> asyncio.Handle:
         if self._closed:
             raise RuntimeError("Event loop is closed")
-        handle = _Handle(self._now, callback, args, self, context)
+        handle = _new_handle(_Handle)
+        handle._callback = callback
+        handle._args = args
+        handle._context = contextvars.copy_context() if context is None else context
+        handle._cancelled = False
         self._calls.append(handle)
         return handle
 
@@ -182,7 +173,12 @@ class VirtualLoop(asyncio.BaseEventLoop):
     ) -> asyncio.TimerHandle:
         if self._closed:
             raise RuntimeError("Event loop is closed")
-        handle = _Handle(when, callback, args, self, context)
+        handle = _new_handle(_Handle)
+        handle._callback = callback
+        handle._args = args
+        handle._context = contextvars.copy_context() if context is None else context
+        handle._cancelled = False
+        handle._when = when
         self._sequence += 1
         heapq.heappush(self._timers, (when, self._sequence, handle))
         return handle
@@ -206,8 +202,11 @@ class VirtualLoop(asyncio.BaseEventLoop):
             return self.call_soon(callback, *args, context=context)
         if not self._threads:
             raise RuntimeError("a thread called into virtual time; wrap its work in loop.with_threads()")
-        handle = _Handle(self._now, callback, args, self, context)
-        handle.owner = None
+        handle = _new_handle(_Handle)
+        handle._callback = callback
+        handle._args = args
+        handle._context = contextvars.Context() if context is None else context  # of no process
+        handle._cancelled = False
         with self._rung:
             self._from_threads.append(handle)
             self._rung.notify()
@@ -252,13 +251,24 @@ class VirtualLoop(asyncio.BaseEventLoop):
         self._tasks[name] = [task for task in self._tasks.get(name, ()) if not task.done()]
         return list(self._tasks[name])
 
-    def note_task(self, name: str | None, task: asyncio.Task[Any]) -> None:
-        """So that `tasks_of` need not look through the tasks of every loop that ever was."""
-        tasks = self._tasks.setdefault(name, [])
+    def create_task(
+        self,
+        coro: Generator[Any, None, _T] | Coroutine[Any, Any, _T],
+        *,
+        name: object = None,
+        context: contextvars.Context | None = None,
+    ) -> asyncio.Task[_T]:
+        assert isinstance(coro, Coroutine)
+        task = _Task(coro, loop=self, name=None if name is None else str(name), context=context)
+        owner = task.process = process.get() if context is None else context.get(process)
+        tasks = self._tasks.get(owner)  # so that `tasks_of` need not look through the tasks of every loop that ever was
+        if tasks is None:
+            tasks = self._tasks[owner] = []
         tasks.append(task)
-        if len(tasks) > self._prune_at.get(name, 100):
-            left = self._tasks[name] = [task for task in tasks if not task.done()]
-            self._prune_at[name] = 2 * len(left) + 100
+        if len(tasks) > self._prune_at.get(owner, 100):
+            left = self._tasks[owner] = [task for task in tasks if not task.done()]
+            self._prune_at[owner] = 2 * len(left) + 100
+        return task
 
     def unfinished(self) -> list[asyncio.Task[Any]]:
         """Those of all processes, and of none."""
@@ -273,44 +283,44 @@ class VirtualLoop(asyncio.BaseEventLoop):
     # The loop itself
 
     def _run_once(self) -> None:
-        if self._threads or self._from_threads:
-            self._take_from_threads()
-        calls = self._calls
-        timers = self._timers
-        if not calls and not self._stopping_now():
-            while timers and timers[0][2]._cancelled:
-                heapq.heappop(timers)
-            if not timers:
-                raise Deadlock("nothing is ready and no timer is set; waiting:\n" + self._who_waits())
-            self._now = max(self._now, timers[0][0])
-        while timers and timers[0][0] <= self._now:
-            _, _, timer = heapq.heappop(timers)
-            if not timer._cancelled:
-                calls.append(timer)
-        if self._most_steps is not None and self.steps > self._most_steps:
-            self._raise_livelock(self._most_steps)
-        stopped = self._stopped
-        for _ in range(len(calls)):
-            handle = calls.popleft()
-            if stopped and handle.owner in stopped:
-                stopped[handle.owner].append(handle)
-            elif not handle._cancelled:
-                self.steps += 1
+        """All turns until it is stopped, and not one: entering each would cost as much as what it does."""
+        calls, timers, stopped = self._calls, self._timers, self._stopped
+        while True:
+            if self._threads or self._from_threads:
+                self._take_from_threads()
+            if not calls and not self._stopping:
+                while timers and timers[0][2]._cancelled:
+                    heapq.heappop(timers)
+                if not timers:
+                    raise Deadlock("nothing is ready and no timer is set; waiting:\n" + self._who_waits())
+                self._now = max(self._now, timers[0][0])
+            now = self._now
+            while timers and timers[0][0] <= now:
+                timer = heapq.heappop(timers)[2]
+                if not timer._cancelled:
+                    calls.append(timer)
+            if self._most_steps is not None and self.steps > self._most_steps:
+                self._raise_livelock(self._most_steps)
+            self.steps += len(calls)
+            for _ in range(len(calls)):
+                handle = calls.popleft()
+                if stopped and (owner := handle._context.get(process)) in stopped:
+                    stopped[owner].append(handle)
+                    continue
                 try:
                     handle._context.run(handle._callback, *handle._args)
                 except (SystemExit, KeyboardInterrupt):
                     raise
                 except BaseException as error:  # noqa: BLE001 - as in asyncio's own loop
                     self.call_exception_handler({"message": f"Exception in {handle!r}", "exception": error})
+            if self._stopping:
+                return
 
     def _raise_livelock(self, steps: int) -> None:
         """Name what is ready now. What can be cancelled gets as many steps again."""
         self._most_steps = self.steps + steps
         ready = "\n".join(f"  {handle.owner}: {handle!r}" for handle in list(self._calls)[:20])
         raise Livelock(f"{self.steps} callbacks have run, it is {self._now}; ready:\n{ready}\n{self._who_waits()}")
-
-    def _stopping_now(self) -> bool:
-        return bool(self.__dict__.get("_stopping"))
 
     def _take_from_threads(self) -> None:
         with self._rung:
