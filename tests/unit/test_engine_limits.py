@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections import Counter
+from collections.abc import Sequence
 
 import pytest
 
@@ -13,6 +14,8 @@ from hivewire.backend import Entry
 from hivewire.backends.memory import MemoryBackend
 from hivewire.backends.memory.consumer import MemoryConsumer
 from hivewire.engine.protocol import Engine
+from hivewire.errors import ConnectionLost
+from hivewire.record import Fetched
 from hivewire.settings import Settings
 from hivewire.testing.virtual_time import virtual
 
@@ -69,3 +72,29 @@ async def test_the_look_ups_of_joins_do_not_grow_with_the_square_of_their_number
         await asyncio.gather(*(engine.subscribe(f"a{number}", groups=["g"]) for number in range(200)))
         await engine.broadcast(hw.Message(type="news", sender="me"), "g")
     assert reads["group/g"] < 5 * 200
+
+
+@virtual
+async def test_a_start_that_cannot_be_noted_yet_is_no_error_of_who_receives(monkeypatch: pytest.MonkeyPatch) -> None:
+    fetch, start, refused = MemoryConsumer.fetch, MemoryConsumer.start, 3
+
+    async def unmarked(consumer: MemoryConsumer, limit: int, wait_s: float, **options: int) -> Sequence[Fetched]:
+        return await fetch(consumer, limit, wait_s, **(options | {"starting": 0}))
+
+    async def away(consumer: MemoryConsumer, batch: Sequence[Fetched]) -> Sequence[Fetched]:
+        nonlocal refused
+        refused -= 1
+        if refused >= 0:
+            raise ConnectionLost("mark: the group is sharing out its partitions")
+        return await start(consumer, batch)
+
+    monkeypatch.setattr(MemoryConsumer, "fetch", unmarked)
+    monkeypatch.setattr(MemoryConsumer, "start", away)
+    engine = engine_on(MemoryBackend)
+    async with engine:
+        await engine.send(hw.Message(type="task", sender="me", to="late"))
+        assert await engine.receive("late", wait_s=0.0) == []
+        (delivery,) = await engine.receive("late", wait_s=5.0)
+        assert delivery.attempt == 1
+        await delivery.ack()
+    assert refused < 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
@@ -14,7 +15,10 @@ from hivewire.record import VOLATILE_SHARD, Fetched
 from hivewire.rules.blame import runs_alone
 from hivewire.rules.lanes import Lane
 
+log = logging.getLogger(__name__)
+
 _RECOVER_S = 0.1
+_RETRY_S = 0.1
 _AHEAD = 1_000
 _MOST_RECOVERED = 1_000
 
@@ -29,6 +33,7 @@ class Puller:
         self._fetching: asyncio.Task[None] | None = None
         self._error: HivewireError | None = None
         self._callers = 0
+        self._look_again = False
         self._sweep: asyncio.TimerHandle | None = None
 
     @property
@@ -62,7 +67,9 @@ class Puller:
                     return await self._hand_out(limit)
                 if left <= -0.05:
                     return []
-                await self._arrival(limit, max(left, 0.0))
+                pause_s = _RETRY_S if self._look_again else left
+                self._look_again = False
+                await self._arrival(limit, max(min(left, pause_s), 0.0))
         finally:
             self._callers -= 1
             self._arm()
@@ -138,7 +145,13 @@ class Puller:
                 if alone and (handed or floor.running):
                     self.inbox.outcomes.put_back(lane, first=True)  # by itself, when all others are settled
                     break
-                delivery = await self._delivery(lane)
+                try:
+                    delivery = await self._delivery(lane)
+                except BackendError as error:
+                    if not error.retryable:
+                        raise
+                    self._cannot_start(lane, error)
+                    break
                 if delivery is not None:
                     handed.append(delivery)
                 elif lane.waiting and not lane.lost:
@@ -159,6 +172,13 @@ class Puller:
             elif delivery.lane.away:  # its shard went, and its new owner was told that it runs here
                 self.inbox.outcomes.hand_back(delivery.lane)
         return kept
+
+    def _cannot_start(self, lane: Lane, error: BackendError) -> None:
+        """A start cannot be noted yet, as while a group shares its partitions out anew: the message waits here."""
+        log.warning("cannot mark a start yet", extra={"queue": self.inbox.queue, "error": str(error)})
+        self._look_again = True
+        if lane.waiting and not lane.lost:
+            self.inbox.outcomes.put_back(lane, first=True)
 
     def _next_lane(self) -> Lane | None:
         return None if self.inbox.held.ending else self.inbox.held.lanes.next_lane()
