@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 from collections import Counter
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -194,3 +195,14 @@ async def test_who_joins_with_many_agents_at_once_does_not_wait_for_a_session(fa
             await fabric.protocol.send(task(f"three-{round}"))
             await take(member, f"three-{round}", 1)
         await member.close()
+
+
+async def test_who_begins_with_much_waiting_does_not_wait_for_what_it_does_not_read(
+    fabric: KafkaFabric, caplog: pytest.LogCaptureFixture
+) -> None:
+    """One partition fills what is read ahead, and the ends of the others are not seen before there is room."""
+    caplog.set_level(logging.INFO, logger="hivewire.backends.kafka.consumer")
+    for agent in ("full-1", "full-2", "full-3"):
+        await send_numbered(fabric.protocol, agent, 5_000, keys=["a"])
+        await take(await fabric.member(), agent, 1)
+    assert "the group has not decided yet" not in caplog.messages

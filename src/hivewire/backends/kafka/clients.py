@@ -34,6 +34,9 @@ _ENVELOPE_BYTES: Final = 64 * 1024
 ROOM_BYTES: Final = 8 << 20
 """Above the largest message of ours: for headers, for tracebacks beside dead letters, for what strangers send."""
 
+_FULL_LOOK_MS: Final = 10
+"""A client that has read enough ahead looks again after so long; by itself it stands still for a second, while what it
+had is gone in a tenth of that."""
 _LEADERS_S: Final = 10.0
 _LOOK_EACH_S: Final = 0.02
 _T = TypeVar("_T")
@@ -169,6 +172,7 @@ class Options:
             "fetch.max.bytes": max(kafka.max_bytes, self.largest_bytes + ROOM_BYTES),
             "message.max.bytes": self.largest_bytes + ROOM_BYTES,
             "queued.max.messages.kbytes": 16_384,
+            "fetch.queue.backoff.ms": _FULL_LOOK_MS,
             "allow.auto.create.topics": False,
             "enable.partition.eof": True,
         }

@@ -87,8 +87,9 @@ class KafkaConsumer(Consumer):
     # -- what the member tells
 
     def decided(self) -> None:
-        """The group has shared out its partitions."""
-        if not self._gaining and all(held.reached >= 0 for held in self.held.values()):
+        """The group has shared out its partitions. Of those with much waiting the first ones are enough to begin with:
+        the others are not read until there is room."""
+        if not self._gaining and (self._is_full or all(held.reached >= 0 for held in self.held.values())):
             self._settled_in.set()
 
     def assigned(self, taken: Taken) -> None:
@@ -238,6 +239,7 @@ class KafkaConsumer(Consumer):
             self._is_full = True
             for place in self._ready_places():
                 self.member.halt(place)
+            self.decided()
         elif self._is_full and self._buffered < _MOST_BUFFERED // 2:
             self._is_full = False
             for place in self._ready_places():
