@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable, Sequence
+from itertools import groupby
 from operator import attrgetter
 
 from hivewire.backend import Again, Consumer, Dead, Saved, Unfinished
@@ -15,6 +16,8 @@ from hivewire.rules.watermark import Watermark
 _MOST_STATE_BYTES = 2_400
 """What a store must be able to keep of a shard."""
 _MOST_DUE = 20
+_AT = attrgetter("at")
+_OWNERSHIP = attrgetter("shard", "token")
 _COUNTERS = (attrgetter("starts"), attrgetter("failures"), attrgetter("crashes"))
 
 
@@ -54,12 +57,25 @@ class Shard:
         self._open[at] = fetched
         return True
 
-    def finish(self, fetched: Fetched) -> None:
+    def take_run(self, run: Sequence[Fetched]) -> bool:
+        """`take` for all of these, in rising order, when nothing is known of any of them. False: nothing is noted."""
         assert self.mark is not None
-        at = int(fetched.at)
-        self._open.pop(at, None)
-        self._due.pop(at, None)
-        self.mark.finish(at)
+        ats: list[int] = list(map(_AT, run))
+        if self._before or ats[0] < self._suspect_to or sorted(ats) != ats or not self.mark.take_run(ats):
+            return False
+        self._open.update(zip(ats, run, strict=True))
+        return True
+
+    def finish(self, finished: Sequence[Fetched]) -> None:
+        assert self.mark is not None
+        ats: list[int] = list(map(_AT, finished))
+        forget = self._open.pop
+        for at in ats:
+            forget(at, None)
+        if self._due:
+            for at in ats:
+                self._due.pop(at, None)
+        self.mark.finish_all(ats)
 
     def wait(self, fetched: Fetched, due_at: float) -> None:
         """It is tried again then."""
@@ -112,17 +128,16 @@ class Shards:
         """Those that belong to an owned shard, and of these the ones that an earlier owner has finished."""
         accepted: list[Fetched] = []
         finished: list[Fetched] = []
-        number, shard = -1, None
-        for fetched in batch:
-            if fetched.shard != number:  # runs of one shard are common
-                number = fetched.shard
-                shard = self._shards.get(number)
-            if shard is None or shard.token != fetched.token or shard.closing:
+        for (number, token), some in groupby(batch, _OWNERSHIP):  # long runs are common
+            shard = self._shards.get(number)
+            if shard is None or shard.token != token or shard.closing:
                 continue
-            if shard.mark is None or shard.take(fetched):
-                accepted.append(fetched)
-            else:
-                finished.append(fetched)
+            run = list(some)
+            if shard.mark is None or shard.take_run(run):
+                accepted += run
+                continue
+            for fetched in run:
+                (accepted if shard.take(fetched) else finished).append(fetched)
         return accepted, finished
 
     def has(self, number: int, token: int) -> bool:
@@ -153,20 +168,21 @@ class Shards:
         gone = {id(fetched) for fetched in refused}
         touched: set[int] = set()
         finished = [*done, *(outcome.fetched for outcome in dead if id(outcome.fetched) not in gone)]
-        for fetched in finished:
-            shard = self._shards.get(fetched.shard)
-            if shard is None or shard.token != fetched.token:
-                refused.append(fetched)
+        for (number, token), some in groupby(finished, _OWNERSHIP):
+            shard = self._shards.get(number)
+            if shard is None or shard.token != token:
+                refused += some
                 continue
-            shard.finish(fetched)
-            touched.add(fetched.shard)
+            shard.finish(list(some))
+            touched.add(number)
         for outcome in rest:
             shard = self._shards.get(outcome.fetched.shard)
             if isinstance(outcome, Again) and shard is not None and shard.token == outcome.fetched.token:
                 shard.wait(outcome.fetched, now + outcome.delay_s)
                 touched.add(outcome.fetched.shard)
         lost = await self.save(consumer, touched)
-        refused.extend(fetched for fetched in finished if fetched.shard in lost)
+        if lost:
+            refused.extend(fetched for fetched in finished if fetched.shard in lost)
         return refused
 
     async def mark(self, consumer: Consumer, batch: Sequence[Fetched]) -> Sequence[Fetched]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from heapq import heappop, heappush
 
 
@@ -45,14 +45,25 @@ class Watermark:
         heappush(self._order, at)
         return True
 
+    def take_run(self, ats: Sequence[int]) -> bool:
+        """`take` for all of these, which rise. False: none is taken, as some of them may be finished or held."""
+        if ats[0] < self._end or not self._ahead.isdisjoint(ats):
+            return False
+        self._end = ats[-1] + 1
+        self._open.update(ats)
+        self._order.extend(ats)  # above all others, so it still is a heap
+        return True
+
     def finish(self, at: int) -> None:
+        self.finish_all((at,))
+
+    def finish_all(self, ats: Sequence[int]) -> None:
         held, order = self._open, self._order
-        held.discard(at)
+        held.difference_update(ats)
         while order and order[0] not in held:
             heappop(order)
         low = order[0] if order else self._end
-        if at >= low:
-            self._ahead.add(at)
+        self._ahead.update([at for at in ats if at >= low])
         if len(self._ahead) > 2 * len(held) + 16:
             self._ahead = {position for position in self._ahead if position >= low}
 

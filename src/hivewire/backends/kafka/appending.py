@@ -82,7 +82,7 @@ class Appending:
             if room is not Room.ALWAYS and (self._is_old(fill) or fill.held >= fill.cap):
                 return None
             fill.held += 1
-        return backend.sending.post_one(route.topic, _item(queue, record, route))
+        return backend.sending.post_one(_item(queue, record, route))
 
     def _needs_a_look(self, part: Append) -> bool:
         if part.delay_s > 0:
@@ -143,7 +143,7 @@ class Appending:
         problems: dict[int, Duplicate | Exception],
     ) -> tuple[Parcel, Sequence[int]]:
         """Without waiting. The parcel's records have these running numbers in the batch."""
-        items: list[tuple[str, Item]] = []
+        items: list[Item] = []
         places: list[int] = []
         number = 0
         backend = self._backend
@@ -159,8 +159,7 @@ class Appending:
                 fill = self._fills.get(queue)
                 if fill is not None:
                     fill.held += len(records)
-                topic = route.topic
-                items += [(topic, _item(queue, record, route)) for record in records]
+                items += [_item(queue, record, route) for record in records]
                 places += range(number, number + len(records))
             number += len(part.records)
         return backend.sending.post(items), places
@@ -171,4 +170,4 @@ def _item(queue: str, record: Record, route: Route) -> Item:
     key = key_bytes(record.key)
     if partition is None:
         partition = partition_of(key_bytes(record.id) if spreads else key, partitions)
-    return Item((topic, record.id, record.replay), partition, key, record.body, headers_of(queue, record))
+    return Item(topic, record.id, record.replay, partition, key, record.body, headers_of(queue, record))

@@ -288,19 +288,19 @@ class KafkaBackend(Backend):
         self.check_usable()
         return self.appending.soon(queue, record, room)
 
-    async def store_all(self, items: Sequence[tuple[str, Item]]) -> None:
+    async def store_all(self, items: Sequence[Item]) -> None:
         """All, or the first problem."""
         if items:
             parcel = await self.sure.store(items, self.settings.kafka.write_timeout_s)
             for error in parcel.problems.values():
                 raise error
 
-    async def store_one(self, topic: str, item: Item) -> int:
+    async def store_one(self, item: Item) -> int:
         """Its offset."""
-        parcel = await self.sure.store([(topic, item)], self.settings.kafka.write_timeout_s)
+        parcel = await self.sure.store([item], self.settings.kafka.write_timeout_s)
         for error in parcel.problems.values():
             raise error
-        return parcel.offsets[0]
+        return item.offset
 
     # -- queues
 
@@ -475,7 +475,7 @@ class KafkaBackend(Backend):
     async def publish(self, channel: str, body: bytes) -> None:
         self.check_usable()
         partition = await self._channel_partition(channel)
-        await self.store_one(self.names.volatile, Item(None, partition, None, body, [(_CHANNEL, channel)]))
+        await self.store_one(Item(self.names.volatile, None, 0, partition, None, body, [(_CHANNEL, channel)]))
 
     async def listen(self, channel: str, wait_s: float) -> Sequence[bytes]:
         self.check_usable()

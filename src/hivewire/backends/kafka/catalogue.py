@@ -155,7 +155,7 @@ class Catalogue:
 
     async def put(self, key: str, value: bytes, version: int, ttl_s: float | None = None) -> Entry | None:
         change = _write(_Change(key, version, value, ttl_s))
-        offset = await self._backend.store_one(self._log.topic, Item(None, 0, key.encode(), change, None))
+        offset = await self._backend.store_one(Item(self._log.topic, None, 0, 0, key.encode(), change, None))
         await self._log.until(offset + 1)
         return self._accepted.get(offset)
 
@@ -163,7 +163,7 @@ class Catalogue:
         """Say that something exists, and do not wait until that is read here. Who says it again changes nothing."""
         if not self.known(key).version:
             change = _write(_Change(key, 0, b"1", None))
-            await self._backend.store_one(self._log.topic, Item(None, 0, key.encode(), change, None))
+            await self._backend.store_one(Item(self._log.topic, None, 0, 0, key.encode(), change, None))
 
     @asynccontextmanager
     async def lock(self, name: str) -> AsyncIterator[None]:

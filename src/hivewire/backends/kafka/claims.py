@@ -97,8 +97,8 @@ class ClaimsLog:
 
     async def say(self, queue: str, word: Word) -> Heard:
         """Returns when the word is in the log and was applied."""
-        item = Item(None, self.partition, queue.encode(), pack_word(queue, word), None)
-        offset = await self._backend.store_one(self.topic, item)
+        item = Item(self.topic, None, 0, self.partition, queue.encode(), pack_word(queue, word), None)
+        offset = await self._backend.store_one(item)
         await self._follower.until(offset + 1)
         return self._answers.pop(offset, None) or Heard()
 
@@ -165,7 +165,7 @@ class ClaimsLog:
     async def keep(self) -> None:
         state = _State(self._follower.reached - 1, {queue: pool.pack() for queue, pool in self.pools.items()})
         headers: list[tuple[str, str | bytes | None]] = [(_KEEP, b"1")]
-        offset = await self._backend.store_one(self.topic, Item(None, self.partition, None, _write(state), headers))
+        offset = await self._backend.store_one(Item(self.topic, None, 0, self.partition, None, _write(state), headers))
         assert offset > state.upto
         await self._backend.admin.delete_before({(self.topic, self.partition): state.upto + 1})
 

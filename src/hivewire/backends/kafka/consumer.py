@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 from hivewire.backend import Consumer, Dead, Fetched, Ownership, Saved, Unfinished
 from hivewire.backends.kafka.elsewhere import Elsewhere
-from hivewire.backends.kafka.member import Member, Taken
+from hivewire.backends.kafka.member import Member, Run, Taken
 from hivewire.backends.kafka.metadata import FULL_BYTES
 from hivewire.backends.kafka.news import News
 from hivewire.backends.kafka.packing import record_of, stored_at
@@ -197,22 +197,22 @@ class KafkaConsumer(Consumer):
                 self._owner.lost({shard})
         self._news.set()
 
-    def arrived(self, batch: Sequence[Fetched]) -> None:
-        shard, held = -1, None
-        for fetched in batch:
-            if fetched.shard != shard:  # runs of one partition are common, and all of a run have one token
-                shard = fetched.shard
-                held = self.held.get(shard)
-                if held is not None and (held.token != fetched.token or held.is_leaving):
-                    held = None
-            if held is not None:
-                if int(fetched.at) < held.reached:
-                    self._begin_anew(held)
-                held.buffer.append(fetched)
-                self._buffered += 1
-        if batch:
+    def arrived(self, run: Run) -> None:
+        held = self.held.get(run.place[1])
+        if held is None or held.token != run.token:
+            return
+        batch = run.batch
+        if batch and not held.is_leaving:
+            if int(batch[0].at) < held.reached:
+                self._begin_anew(held)
+            held.buffer.extend(batch)
+            self._buffered += len(batch)
             self.backend.not_before(batch[-1].stored_at)
-        self._press()
+            self._press()
+        if run.reached >= 0:
+            held.reached = run.reached
+            if not self._settled_in.is_set():
+                self.decided()
         self._news.set()
 
     def _begin_anew(self, held: Held) -> None:
@@ -224,14 +224,6 @@ class KafkaConsumer(Consumer):
         held.state_bytes = held.watermark = 0
         if held.is_ready:
             self._owner.renewed(held.shard, held.token)
-
-    def reached(self, shard: int, token: int, offset: int) -> None:
-        held = self.held.get(shard)
-        if held is not None and held.token == token:
-            held.reached = offset
-            if not self._settled_in.is_set():
-                self.decided()
-            self._news.set()
 
     def _press(self) -> None:
         """Back-pressure: what nobody asks for is not read."""
@@ -298,9 +290,18 @@ class KafkaConsumer(Consumer):
         """Each partition's in its order: a log cannot be taken from its middle."""
         taken: list[Fetched] = []
         keys: dict[str, int] = {}
+        anything_goes = run >= limit and lanes >= limit
         for held in self.held.values():
             buffer = held.buffer
             if held.state_bytes > FULL_BYTES:
+                continue
+            if anything_goes:
+                left = limit - len(taken)
+                if len(buffer) <= left:
+                    taken += buffer
+                    buffer.clear()
+                else:
+                    taken += [buffer.popleft() for _ in range(left)]
                 continue
             while buffer and len(taken) < limit:
                 key = buffer[0].record.key

@@ -108,7 +108,7 @@ class Delays:
                 record.dedup_key,
                 record.body,
             )
-            items.append((self._topic, Item(None, place, letter_key(queue, record), _write(later), None)))
+            items.append(Item(self._topic, None, 0, place, letter_key(queue, record), _write(later), None))
         await self._backend.store_all(items)
         if not self._backend.catalogue.known(_EXISTS + queue).version:
             await self._backend.catalogue.put(_EXISTS + queue, b"1", 0)
@@ -188,12 +188,11 @@ class Delays:
             if record.ttl_s is not None:
                 # Its time runs from when it was sent; what is over by now expires with its first reader.
                 record.ttl_s = max(_OVER_S, record.ttl_s - (now - at))
-            name = (topic, record.id, record.replay)
-            key = key_bytes(record.key)
-            items.append((topic, Item(name, known.shard, key, record.body, headers_of(queue, record))))
+            key, headers = key_bytes(record.key), headers_of(queue, record)
+            items.append(Item(topic, record.id, record.replay, known.shard, key, record.body, headers))
         await self._backend.store_all(items)
         partition = crc32(queue.encode()) % await self._ensure()
-        await self._backend.store_all([(self._topic, Item(None, partition, key, None, None)) for key, _ in due])
+        await self._backend.store_all([Item(self._topic, None, 0, partition, key, None, None) for key, _ in due])
 
     async def keep_moving(self, queue: str, owned: set[int]) -> None:
         """For as long as a consumer of the queue lives; `owned` is its shards, and changes."""

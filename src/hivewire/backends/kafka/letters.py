@@ -65,21 +65,11 @@ class Letters:
     async def bury(self, queue: str, batch: Sequence[Dead]) -> None:
         """Returns when all are stored. The same letter twice is one."""
         await self._ensure()
-        await self._backend.store_all(
-            [
-                (
-                    self._topic,
-                    Item(
-                        None,
-                        0,
-                        letter_key(queue, dead.fetched.record),
-                        pack_letter(queue, dead.fetched.record, dead.letter),
-                        None,
-                    ),
-                )
-                for dead in batch
-            ]
-        )
+        letters = [
+            (letter_key(queue, dead.fetched.record), pack_letter(queue, dead.fetched.record, dead.letter))
+            for dead in batch
+        ]
+        await self._backend.store_all([Item(self._topic, None, 0, 0, key, letter, None) for key, letter in letters])
 
     async def count(self, queue: str) -> int:
         return self._counts[queue] if await self._fresh() else 0
@@ -147,4 +137,4 @@ class Letters:
 
     async def _remove(self, keys: Sequence[bytes]) -> None:
         if keys:
-            await self._backend.store_all([(self._topic, Item(None, 0, key, None, None)) for key in keys])
+            await self._backend.store_all([Item(self._topic, None, 0, 0, key, None, None) for key in keys])

@@ -57,6 +57,16 @@ class Taken(msgspec.Struct, frozen=True):
     committed: bool
 
 
+class Run(msgspec.Struct):
+    """What was read of one partition, in rising order: of a topic that was made anew, a run of its own."""
+
+    place: Place
+    token: int
+    batch: list[Fetched]
+    reached: int = -1
+    """All below this offset was read; -1: nothing was learned."""
+
+
 class Member(Tail):
     """`seats` by topic: who consumes which. One seat a topic; a second one needs another member. Without a seat it
     is in no group, and follows what it is told to."""
@@ -176,15 +186,11 @@ class Member(Tail):
             if seat is not None:
                 seat.lost(number, token)
 
-    def _fetched(self, batches: Mapping[str, Sequence[Fetched]], reached: Mapping[Place, tuple[int, int]]) -> None:
-        for topic, batch in batches.items():
-            seat = self.seats.get(topic)
+    def _fetched(self, runs: Sequence[Run]) -> None:
+        for run in runs:
+            seat = self.seats.get(run.place[0])
             if seat is not None:
-                seat.arrived(batch)
-        for (topic, number), (token, offset) in reached.items():
-            seat = self.seats.get(topic)
-            if seat is not None:
-                seat.reached(number, token, offset)
+                seat.arrived(run)
 
     def _saved(self, done: Sequence[Save]) -> None:
         for save in done:
@@ -366,35 +372,39 @@ class Member(Tail):
             self._post(self._saved, answered)
         return True
 
-    def _hand_over(self, messages: Sequence[KafkaMessage]) -> None:
-        batches: dict[str, list[Fetched]] = {}
-        reached: dict[Place, tuple[int, int]] = {}
+    def _hand_over(self, messages: list[KafkaMessage]) -> None:
+        """Each is let go of at once: a thousand with their headers would be thousands of objects for the collector of
+        garbage to look through."""
+        runs: list[Run] = []
         others: list[KafkaMessage] = []
         tokens, reading = self.tokens, self._reading
-        last: Place = ("", -1)  # runs of one partition are common
+        topic, number, expected = "", -1, 0  # runs of one partition are common
         token: int | None = None
-        batch: list[Fetched] = []
-        for message in messages:
-            error = message.error()
-            place = (message.topic(), message.partition())
-            if place != last:
-                last, token = place, tokens.get(place)
+        messages.reverse()
+        while messages:
+            message = messages.pop()
+            offset = message.offset()
+            if message.partition() != number or message.topic() != topic or (offset is not None and offset < expected):
+                topic, number = message.topic(), message.partition()
+                token = tokens.get((topic, number))
                 if token is not None:
-                    batch = batches.setdefault(place[0], [])
+                    run = Run((topic, number), token, [])
+                    append = run.batch.append
+                    runs.append(run)
+            error = message.error()
             if token is None:
-                if place in reading:
+                if (topic, number) in reading:
                     others.append(message)
                 elif error is not None and error.code() != KafkaError._PARTITION_EOF:
                     log.warning("reading failed: %s", str(error))
             elif error is None:
-                offset = message.offset()
-                batch.append(Fetched(place[1], offset, token, record_of(message), stored_at(message)))
-                reached[place] = (token, offset + 1)
+                append(Fetched(number, offset, token, record_of(message), stored_at(message)))
+                run.reached = expected = offset + 1
             elif error.code() == KafkaError._PARTITION_EOF:
-                reached[place] = (token, message.offset())
+                run.reached = expected = offset
             else:
                 log.warning("reading failed: %s", str(error))
-        if reached:
-            self._post(self._fetched, batches, reached)
+        if runs:
+            self._post(self._fetched, runs)
         if others:
             super()._hand_over(others)

@@ -75,18 +75,25 @@ def record_of(message: KafkaMessage) -> Record:
     body: bytes = message.value() or b""
     if len(headers) == 4 and headers[3][0] == OWN:
         (_, type_), (_, sender), _, (_, packed) = headers
+        key: bytes = message.key() or b""
         try:
             own = _read_own(packed)
+            try:  # nearly always; what half a character takes is below
+                texts = key.decode(), type_.decode(), sender.decode()
+            except UnicodeDecodeError:
+                texts = text_of(key), text_of(type_), text_of(sender)
             return Record(
                 own.id,
-                text_of(message.key() or b""),
+                texts[0],
                 body,
-                text_of(type_),
-                text_of(sender),
+                texts[1],
+                texts[2],
                 own.ttl_s,
                 own.priority,
                 own.replay,
-                dedup_key=own.dedup_key,
+                None,
+                0.0,
+                own.dedup_key,
             )
         except (msgspec.DecodeError, UnicodeDecodeError):
             pass  # somebody else's header of this name
@@ -109,7 +116,8 @@ def _of_a_stranger(message: KafkaMessage, body: bytes) -> Record:
 
 
 def stored_at(message: KafkaMessage) -> float:
-    return float(message.timestamp()[1]) / 1000
+    at_ms: int = message.timestamp()[1]
+    return at_ms / 1000
 
 
 def letter_key(queue: str, record: Record) -> bytes:

@@ -29,20 +29,17 @@ Name = tuple[str, str, int]
 class Parcel:
     """Records that one call stores. `problems` by running number."""
 
-    __slots__ = ("done", "due_at", "left", "offsets", "problems")
+    __slots__ = ("done", "due_at", "left", "problems")
 
     def __init__(self, size: int, done: asyncio.Future[None], due_at: float) -> None:
         self.left = size
         self.done = done
         self.due_at = due_at
         self.problems: dict[int, Exception] = {}
-        self.offsets: dict[int, int] = {}
 
     def told(self, item: Item, error: BackendError | None) -> bool:
         """What became of one of them; whether it was the last."""
-        if error is None:
-            self.offsets[item.number] = item.offset
-        else:
+        if error is not None:
             self.problems[item.number] = error
         self.left -= 1
         if self.left:
@@ -76,10 +73,14 @@ class Single:
             self.done.set_exception(Closed("send: the store was closed"))
 
 
-class Item(msgspec.Struct, eq=False):
-    """One record on its way. The client calls it when the record is stored or not."""
+class Item(msgspec.Struct, eq=False, gc=False):
+    """One record on its way. The client calls it when the record is stored or not. What it points to lets go of it
+    when it is done."""
 
-    name: Name | None
+    topic: str
+    id: str | None
+    """None: of what is never repeated."""
+    replay: int
     partition: int
     key: bytes | None
     value: bytes | None
@@ -88,13 +89,24 @@ class Item(msgspec.Struct, eq=False):
     number: int = 0
     offset: int = -1
     is_done: bool = False
+    error: KafkaError | None = None
     sending: Sending | None = None
+
+    @property
+    def name(self) -> Name | None:
+        return None if self.id is None else (self.topic, self.id, self.replay)
 
     def __call__(self, error: KafkaError | None, message: Message) -> None:
         """On the thread of reports."""
+        self.error = error
         offset = message.offset()
-        assert self.sending is not None
-        self.sending.report(self, error, -1 if offset is None else offset)
+        if offset is not None:
+            self.offset = offset
+        sending = self.sending
+        assert sending is not None
+        sending.reported.append(self)
+        if not sending.is_woken:
+            sending.wake()
 
 
 class Sending:
@@ -103,10 +115,13 @@ class Sending:
     def __init__(self, options: dict[str, Any]) -> None:
         self._loop = asyncio.get_running_loop()
         self._producer = Producer(options)
-        self._reported: deque[tuple[Item, KafkaError | None, int]] = deque()
-        self._woken = False
-        self._held: list[tuple[str, Item]] = []
+        self.reported: deque[Item] = deque()
+        """Whose reports have come, on their way from the thread to the loop."""
+        self.is_woken = False
+        self._held: list[Item] = []
         self._timer: asyncio.TimerHandle | None = None
+        self._is_flushing = False
+        """`_flush` will be called as soon as the loop comes to it."""
         self._open: dict[Parcel | Single, Sequence[Item]] = {}
         self._sweep: asyncio.TimerHandle | None = None
         self._late: dict[Name | None, tuple[Item, float]] = {}
@@ -116,27 +131,23 @@ class Sending:
         self._thread = threading.Thread(target=self._run, name="hivewire-kafka-reports", daemon=True)
         self._thread.start()
 
-    async def store(self, batch: Sequence[tuple[str, Item]], patience_s: float) -> Parcel:
+    async def store(self, batch: Sequence[Item], patience_s: float) -> Parcel:
         """Returns when each is stored or has a problem."""
         parcel = self.post(batch, patience_s)
         if parcel.left:
             await parcel.done
         return parcel
 
-    def post(self, batch: Sequence[tuple[str, Item]], patience_s: float = _UNKNOWN_AFTER_S) -> Parcel:
+    def post(self, batch: Sequence[Item], patience_s: float = _UNKNOWN_AFTER_S) -> Parcel:
         """Put them on their way, in this order; `done` when each is stored or has a problem, or when the patience
         is over: then the outcome is unknown."""
         if self._ended:
             raise Closed("send: the store was closed")
         parcel = Parcel(len(batch), self._loop.create_future(), self._loop.time() + patience_s)
-        if self._late:
-            items = [self._late[item.name][0] if item.name in self._late else item for _, item in batch]
-        else:
-            items = [item for _, item in batch]
-        parts = zip(batch, items, strict=True)
-        new = [part for part, item in parts if item is part[1]]  # the others are on their way, or came there meanwhile
+        items = self._under_way_already(batch) if self._late else batch
         for number, item in enumerate(items):
             item.parcel, item.number = parcel, number
+        new = batch if items is batch else [item for item, ours in zip(items, batch, strict=True) if item is ours]
         self._held += new
         self._under_way += len(new)
         for item in items if len(new) < len(items) else ():
@@ -146,12 +157,16 @@ class Sending:
             self._post(parcel, items)
         return parcel
 
-    def post_one(self, topic: str, item: Item) -> asyncio.Future[BackendError | None] | None:
+    def _under_way_already(self, batch: Sequence[Item]) -> Sequence[Item]:
+        """In place of those that are on their way, or came there meanwhile, what was posted then."""
+        return [self._late[item.name][0] if item.name in self._late else item for item in batch]
+
+    def post_one(self, item: Item) -> asyncio.Future[BackendError | None] | None:
         """`post` of a single record. None: it may be on its way already."""
-        if self._ended or item.name in self._late:
+        if self._ended or (self._late and item.name in self._late):
             return None
         single = item.parcel = Single(self._loop.create_future(), self._loop.time() + _UNKNOWN_AFTER_S)
-        self._held.append((topic, item))
+        self._held.append(item)
         self._under_way += 1
         self._post(single, (item,))
         return single.done
@@ -161,8 +176,10 @@ class Sending:
         if self._sweep is None or self._sweep.when() > parcel.due_at:
             self._arm(parcel.due_at)
         if self._under_way <= _FEW:
-            self._flush()
-        elif self._timer is None:
+            if not self._is_flushing:  # with all that others send before the loop goes on: a burst is one request
+                self._is_flushing = True
+                self._loop.call_soon(self._flush)
+        elif self._timer is None and not self._is_flushing:
             self._timer = self._loop.call_later(_HOLD_S, self._flush)
 
     def _flush(self) -> None:
@@ -170,16 +187,19 @@ class Sending:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+        self._is_flushing = False
+        if not self._held:
+            return
         held, self._held = self._held, []
         produce = self._producer.produce
-        for topic, item in held:
+        for item in held:
             item.sending = self
             try:
-                produce(topic, item.value, item.key, item.partition, item, headers=item.headers)
+                produce(item.topic, item.value, item.key, item.partition, item, headers=item.headers)
             except BufferError:
-                self._end(item, QueueFull(f"send to {topic}: too much is on its way to the brokers"))
+                self._end(item, QueueFull(f"send to {item.topic}: too much is on its way to the brokers"))
             except KafkaException as error:
-                self._end(item, problem(f"send to {topic}", error))
+                self._end(item, problem(f"send to {item.topic}", error))
 
     def shout(self, topic: str, partition: int, key: bytes, value: bytes, heard: Callable[[bool], None]) -> bool:
         """From any thread, without waiting: `heard` is told, on another thread, whether it was stored. False: it
@@ -198,25 +218,22 @@ class Sending:
             if self._ended:
                 return
 
-    def report(self, item: Item, error: KafkaError | None, offset: int) -> None:
+    def wake(self) -> None:
         """On the thread: one wake of the loop for a burst."""
-        self._reported.append((item, error, offset))
-        if not self._woken:
-            self._woken = True
-            if not self._loop.is_closed():
-                self._loop.call_soon_threadsafe(self._take_reports)
+        self.is_woken = True
+        if not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._take_reports)
 
     def _take_reports(self) -> None:
-        self._woken = False
-        reported, late, still_open = self._reported, self._late, self._open
+        self.is_woken = False
+        reported, late, still_open = self.reported, self._late, self._open
         stored = 0
         while reported:
-            item, error, offset = reported.popleft()
-            if error is not None:
-                self._end(item, problem("send", error))
+            item = reported.popleft()
+            if item.error is not None:
+                self._end(item, problem("send", item.error))
                 continue
             stored += 1
-            item.offset = offset
             item.is_done = True
             parcel = item.parcel
             if parcel is not None:

@@ -164,7 +164,7 @@ class Tail:
         finally:
             client.close()
 
-    def _hand_over(self, messages: Sequence[KafkaMessage]) -> None:
+    def _hand_over(self, messages: list[KafkaMessage]) -> None:
         batches: dict[Place, tuple[list[KafkaMessage], int]] = {}
         for message in messages:
             error = message.error()
