@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import accumulate
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -62,6 +64,35 @@ def test_what_an_earlier_owner_finished_is_not_open_again() -> None:
     assert (mark.at, mark.ahead) == (13, [13])
     assert not mark.take(13)
     assert (mark.at, mark.ahead, mark.end) == (14, [], 14)
+
+
+@given(
+    start=st.integers(0, 5),
+    ahead=st.sets(st.integers(0, 20), max_size=4),
+    runs=st.lists(
+        st.tuples(st.lists(st.integers(1, 3), min_size=1, max_size=6), st.sets(st.integers(0, 9))), max_size=8
+    ),
+)
+def test_by_runs_it_is_as_one_by_one(start: int, ahead: set[int], runs: list[tuple[list[int], set[int]]]) -> None:
+    """Of each run those with these turns are finished at once, after the next run was taken."""
+    mark, other = Watermark(start, ahead), Watermark(start, ahead)
+    end, before = start, list[int]()
+    for steps, finished in runs:
+        run = [end + step - 1 for step in accumulate(steps)]
+        end = run[-1] + 1
+        at_once = mark.take_run(run)
+        taken = [other.take(at) for at in run]
+        assert at_once == all(taken), (run, taken)
+        if not at_once:
+            assert [mark.take(at) for at in run] == taken
+        open_now = [at for at, was_taken in zip(run, taken, strict=True) if was_taken]
+        done = [at for turn, at in enumerate(before + open_now) if turn in finished]
+        mark.finish_all(done)
+        for at in done:
+            other.finish(at)
+        before = [at for at in before + open_now if at not in done]
+        assert (mark.at, mark.ahead, mark.end) == (other.at, other.ahead, other.end)
+        assert not mark.take_run(run)  # it comes again
 
 
 def test_only_what_was_taken_is_finished() -> None:

@@ -30,6 +30,8 @@ _CREATE_S: Final = 10.0
 _PROPAGATION_S: Final = 15.0
 _LOOK_EACH_S: Final = 0.02
 _PING_S: Final = 1.0
+_MOST_HANG_UPS: Final = 10
+"""A broker that starts or ends refuses connections, or ends a few; one that is spoken to in the wrong way ends all."""
 
 
 class Admin:
@@ -39,7 +41,7 @@ class Admin:
         """`topic`: any one, to be asked for when it is only about the brokers."""
         self._options = options
         self._topic = topic
-        self.clients: Fleeting[AdminClient] = Fleeting(lambda: AdminClient(options.common), _end)
+        self.clients: Fleeting[AdminClient] = Fleeting(lambda: AdminClient(options.admin()), _end)
 
     async def ends(self, places: Iterable[Place], *, first: bool = False) -> dict[Place, int]:
         """The next offset of each partition, or its first one."""
@@ -161,7 +163,7 @@ class Admin:
         that there are none, and when the client ends before the answer.
         """
         options, loop = self._options, asyncio.get_running_loop()
-        options.refusals.last = None
+        options.refusals.last, options.refusals.hang_ups = None, 0
         deadline = loop.time() + within_s
         with self.clients.kept():
             while True:
@@ -172,13 +174,15 @@ class Admin:
                 refused = options.refusals.explained(options.kafka)
                 if refused is not None:
                     raise refused
-                if loop.time() >= deadline:
+                hangs_up = not options.kafka.tls and options.refusals.hang_ups >= _MOST_HANG_UPS
+                if hangs_up or loop.time() >= deadline:
                     break
                 await asyncio.sleep(_LOOK_EACH_S)
         lost = failed or ConnectionLost("ask the brokers: there are none yet")
         if options.kafka.tls or not isinstance(lost, ConnectionLost):
             raise lost
-        raise ConnectionLost(f"{lost}; if the brokers are up: is this a port for TLS (kafka.tls)?")
+        what = "the broker hangs up on every first request" if hangs_up else "if the brokers are up"
+        raise ConnectionLost(f"{lost}; {what}: is this a port for TLS (kafka.tls)?")
 
 
 def _brokers(client: AdminClient, topic: str, within_s: float) -> tuple[int, BackendError | None]:

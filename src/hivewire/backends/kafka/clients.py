@@ -143,6 +143,10 @@ class Options:
     def is_safe(self) -> bool:
         return self._settings.kafka.require_acks == "all"
 
+    def admin(self) -> dict[str, Any]:
+        """It tells of connections that end: see `Refusals`."""
+        return {**self.common, "log.connection.close": True}
+
     def producer(self, *, is_safe: bool) -> dict[str, Any]:
         """`is_safe`: whatever is wanted for messages."""
         kafka = self._settings.kafka

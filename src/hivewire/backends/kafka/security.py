@@ -12,6 +12,8 @@ from hivewire.settings import KafkaSettings
 
 _HINTS: Final = ("security.protocol", "listener?")
 """In what librdkafka says of a broker that hangs up on the first request."""
+_FIRST_REQUEST: Final = "APIVERSION_QUERY"
+"""The state of a connection whose first request is not answered yet, in what is said of its end."""
 
 
 def options(kafka: KafkaSettings) -> dict[str, Any]:
@@ -57,6 +59,8 @@ class Refusals:
     def __init__(self) -> None:
         self.last: tuple[int, str] | None = None
         """The code of the error and what was said."""
+        self.hang_ups = 0
+        """Connections that ended before their first request was answered."""
 
     def note(self, error: KafkaError) -> None:
         if error.code() in (KafkaError._AUTHENTICATION, KafkaError._SSL):
@@ -66,6 +70,7 @@ class Refusals:
 
     def note_line(self, text: str) -> None:
         """A line of the client's own log: who is hung up on is told there alone."""
+        self.hang_ups += _FIRST_REQUEST in text
         if self.last is None and any(hint in text for hint in _HINTS):
             self.last = (KafkaError._TRANSPORT, text)
 
