@@ -19,7 +19,8 @@ class FileStore(MemoryStore):
     """As the store in memory, without a thread, and kept."""
 
     def __init__(self, path: Path | None = None) -> None:
-        super().__init__(clock=lambda: 1.0)
+        super().__init__(clock=lambda: self.now)
+        self.now = 1.0
         self._path = path
 
     async def open(self) -> None:
@@ -74,9 +75,10 @@ class KeptRuns:
         self.store.run(partial(run_scripts.sent, run, list(ids)))
 
     def due(self, now: float) -> list[Incoming]:
+        self.store.now = now
         return [
             Incoming(f"timer:{generation}", Timer(at=now, subtask=subtask, generation=generation))
-            for _, subtask, generation in self.store.run(partial(run_scripts.overdue, now))
+            for _, subtask, generation in self.store.run(run_scripts.overdue)
         ]
 
     def unfinished(self) -> list[str]:

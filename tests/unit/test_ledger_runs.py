@@ -23,6 +23,7 @@ from hivewire.rules.plan_state import (
     Incoming,
     RunState,
     SendBack,
+    Timer,
     dump,
     event_of,
     new_run,
@@ -161,6 +162,32 @@ def test_timers_are_given_until_they_are_dealt_with_and_never_after() -> None:
     state, _ = store.apply("r", due)
     assert (state.rows["a"].status, state.rows["b"].status) == ("failed", "done")
     assert store.due(now=99.0) == []
+    store.close()
+
+
+def test_no_timer_is_left_of_a_subtask_whose_start_and_end_come_together() -> None:
+    """It would be looked at until the run ends, and 500 of them would hide all others."""
+    store = KeptRuns()
+    state = started(store, plan=Plan(subtasks=(sub("a", timeout_s=5.0), sub("b", timeout_s=7.0))))
+    begun = [
+        Incoming(f"begun:{row.message_id}", Begun(at=1.0, version=1, subtask=name, attempt=row.attempt))
+        for name, row in state.rows.items()
+    ]
+    store.apply("r", [begun[0], answer_for(state, "a"), begun[1]])
+    [left] = store.due(now=99.0)
+    assert isinstance(left.event, Timer)
+    assert left.event.subtask == "b"
+    store.close()
+
+
+def test_a_timer_goes_off_by_the_clock_of_the_store() -> None:
+    """Whose clocks are right, those of coordinators on several machines, nobody can say."""
+    store = KeptRuns()
+    state = started(store, plan=Plan(subtasks=(sub("a", timeout_s=5.0),)))
+    row = state.rows["a"]
+    store.apply("r", [Incoming("begun", Begun(at=-3_600.0, version=1, subtask="a", attempt=row.attempt))])
+    assert store.due(now=5.9) == []
+    assert len(store.due(now=6.0)) == 1
     store.close()
 
 

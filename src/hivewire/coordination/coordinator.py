@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, Self
 
 import msgspec
 
-from hivewire.coordination.ledger import Ledger, open_ledger
+from hivewire.coordination.ledger import Ledger
 from hivewire.coordination.tasks import TaskRequest, TaskResult, TaskState
 from hivewire.errors import BackendError, Closed, CoordinationError, Deadline, LedgerError, NoCapableWorker
 from hivewire.ids import new_id
@@ -66,11 +66,13 @@ class Coordinator:
     ) -> None:
         from hivewire.coordination.errands import Errands
         from hivewire.coordination.ledger.runs import Runs
+        from hivewire.coordination.ledger.sqlite import MemoryStore
+        from hivewire.coordination.ledger.stored import StoredLedger
         from hivewire.coordination.planner import Planner, by_name
         from hivewire.coordination.team import Team
         from hivewire.coordination.watcher import Watcher
 
-        self.ledger = ledger if ledger is not None else open_ledger("memory://")
+        self.ledger = ledger if ledger is not None else StoredLedger(MemoryStore(clock=clock), migrate=True)
         self.protocol = protocol
         self.name = name
         self._owns_ledger = ledger is None

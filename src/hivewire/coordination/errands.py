@@ -324,7 +324,7 @@ class Errands:
 
     async def look_around(self) -> None:
         """Timers that went off, outboxes of coordinators that died, messages that died."""
-        for run, subtask, generation in await self._runs.overdue(self._clock()):
+        for run, subtask, generation in await self._runs.overdue():
             timer = Incoming(f"timer:{generation}", Timer(at=self._clock(), subtask=subtask, generation=generation))
             await self._try(run, partial(_always, timer))
         for run in await self._runs.left_behind(_STALE_S):

@@ -105,10 +105,12 @@ def apply(
     incoming = yield from _new_ones(run, resolve(before))
     state, commands = before, list[Command]()
     entries: list[tuple[float, dict[str, Any]]] = []
+    timers: list[tuple[SetTimer, float]] = []
     for each in incoming:
         earlier, (state, follow) = state, step(state, each.event)
         entries += [(each.event.at, entry) for entry in told(earlier, state)]
         yield from _store_commands(state, follow, each)
+        timers += [(command, command.due_at - each.event.at) for command in follow if isinstance(command, SetTimer)]
         commands += follow
     if state is before:
         return state, commands, before
@@ -119,6 +121,7 @@ def apply(
     )
     yield from _log(run, rows[0][0] - len(entries), entries)
     yield from _store_rows(before, state)
+    yield from _store_timers(state, timers)
     if state.is_finished:
         yield from _finish(state)
     return state, commands, before
@@ -191,12 +194,23 @@ def _store_commands(state: RunState, commands: Sequence[Command], cause: Incomin
             "VALUES ($1, $2, $3, $4, '', $5, hivewire_begun())",
             sent,
         )
-    timers = [(head.run, c.subtask, c.generation, c.due_at) for c in commands if isinstance(c, SetTimer)]
-    if timers:
+
+
+def _store_timers(state: RunState, timers: Iterable[tuple[SetTimer, float]]) -> Script[None]:
+    """Those that still count after all events of this call, by the seconds until they go off. They do so by the
+    store's clock: those of two coordinators may differ."""
+    head = state.header
+
+    def is_current(timer: SetTimer) -> bool:
+        holder = state.rows.get(timer.subtask) if timer.subtask else head
+        return holder is not None and holder.timer == timer.generation
+
+    kept = [(head.run, t.subtask, t.generation, after_s) for t, after_s in timers if is_current(t)]
+    if kept:
         yield Many(
-            "INSERT INTO run_timers (run, subtask, generation, due_at) VALUES ($1, $2, $3, $4) "
+            "INSERT INTO run_timers (run, subtask, generation, due_at) VALUES ($1, $2, $3, hivewire_begun() + $4) "
             "ON CONFLICT (run, subtask) DO UPDATE SET generation = excluded.generation, due_at = excluded.due_at",
-            timers,
+            kept,
         )
 
 
@@ -362,10 +376,10 @@ def sent(run: str, ids: Iterable[str]) -> Script[None]:
     yield Many("DELETE FROM run_outbox WHERE run = $1 AND id = $2", [(run, name) for name in ids])
 
 
-def overdue(now: float) -> Script[list[tuple[str, str, int]]]:
+def overdue() -> Script[list[tuple[str, str, int]]]:
     """(run, subtask, generation) of the timers that have gone off. They stay until a step has dealt with them."""
     rows = yield Query(
-        "SELECT run, subtask, generation FROM run_timers WHERE due_at <= $1 ORDER BY due_at LIMIT 500", [now]
+        "SELECT run, subtask, generation FROM run_timers WHERE due_at <= hivewire_begun() ORDER BY due_at LIMIT 500"
     )
     return [(run, subtask, generation) for run, subtask, generation in rows]
 

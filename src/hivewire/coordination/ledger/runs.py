@@ -62,9 +62,9 @@ class Runs:
         """These need not be sent any more."""
         await self._ledger.store.write(partial(run_scripts.sent, run, list(ids)))
 
-    async def overdue(self, now: float) -> list[tuple[str, str, int]]:
-        """(run, subtask, generation) of the timers that have gone off."""
-        return await self._ledger.store.read(partial(run_scripts.overdue, now))
+    async def overdue(self) -> list[tuple[str, str, int]]:
+        """(run, subtask, generation) of the timers that have gone off, by the store's clock."""
+        return await self._ledger.store.read(run_scripts.overdue)
 
     async def left_behind(self, older_than_s: float) -> list[str]:
         """Runs with something to be sent that has waited for so long."""
