@@ -33,9 +33,9 @@ ALLOWED_BESIDE = {"hivewire"} | {
     # the state of a run: a dataclass
     *("dataclasses", "copy"),
     # models that are not available are asked again: jitter
-    *("random", "_random", "bisect", "_bisect", "_sha512"),
+    *("random", "_random", "bisect", "_bisect", "_sha512", "_sha2"),
     # settings: hivewire.toml and URLs
-    *("pathlib", "fnmatch", "ntpath", "urllib", "ipaddress"),
+    *("pathlib", "fnmatch", "glob", "grp", "ntpath", "urllib", "ipaddress"),
 }
 """Top-level modules that using the package may load beside what asyncio, msgspec and sqlite3 load."""
 
