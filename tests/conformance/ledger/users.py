@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sqlite3
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator
@@ -71,7 +72,7 @@ class UsersSQLite(UsersDatabase):
         connection.execute("COMMIT")
 
     async def run(self, connection: sqlite3.Connection, sql: str, *arguments: Any) -> list[Any]:
-        return connection.execute(sql.replace("$", "?"), arguments).fetchall()
+        return connection.execute(re.sub(r"\$\d+", "?", sql), arguments).fetchall()
 
 
 class UsersPostgres(UsersDatabase):

@@ -9,8 +9,8 @@ from hivewire.backends.sqlite.taking import Hold
 from hivewire.backends.sqlite.transaction import Transaction
 
 _HEAD = (
-    "UPDATE lanes SET data = iif(head = ?1, data, NULL), head = ?1, taken = ?2, taken_to = ?3, due_at = max(due_at, ?4)"
-    " WHERE queue = ?5 AND key = ?6"
+    "UPDATE lanes SET data = iif(head = ?, data, NULL), head = ?, taken = ?, taken_to = ?, due_at = max(due_at, ?)"
+    " WHERE queue = ? AND key = ?"
 )
 _DROP_PACKS = "DELETE FROM packs WHERE lane = ? AND first < ? AND last < ?"
 _DROP_LANE = (
@@ -74,7 +74,7 @@ def move_heads(transaction: Transaction, queue: int, out: dict[int, Hold], chang
             held = [seq for seq in held if seq in out]
         if held:
             due_at = max(hold.kept.values(), default=0.0)
-            db.execute(_HEAD, (head, len(held), held[-1], due_at, queue, hold.key))
+            db.execute(_HEAD, (head, head, len(held), held[-1], due_at, queue, hold.key))
         else:
             ended.append(hold)
     if packs:

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
+from itertools import count
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, Final, TypeVar
@@ -55,23 +56,26 @@ class Connection:
 
     def _execute(self, statement: Statement) -> Sequence[Row]:
         if isinstance(statement, Given):
-            return self.db.execute(given(statement.sql, statement.columns), statement.values).fetchall()
+            return self.db.execute(given(statement.sql, statement.columns), numbered(statement.values)).fetchall()
         if isinstance(statement, Query):
-            return self.db.execute(native(statement.sql), statement.arguments).fetchall()
+            return self.db.execute(native(statement.sql), numbered(statement.arguments)).fetchall()
         if isinstance(statement, Many):
-            self.db.executemany(native(statement.sql), statement.rows)
+            self.db.executemany(native(statement.sql), map(numbered, statement.rows))
         else:
             for part in _statements(statement):
                 self.db.execute(part)
         return ()
 
 
+def numbered(values: Sequence[Any]) -> dict[str, Any]:
+    """For the parameters $1, $2, …, which are names to SQLite."""
+    return dict(zip(map(str, count(1)), values))  # noqa: B905  # numbers never end
+
+
 @lru_cache(maxsize=1_000)
 def native(sql: str) -> str:
     """A statement of the common SQL as SQLite takes it."""
-    sql = (
-        re.sub(r"\$(\d+)", r"?\1", sql).replace("hivewire_begun()", "hivewire_now()").replace(" AS json)", " AS text)")
-    )
+    sql = sql.replace("hivewire_begun()", "hivewire_now()").replace(" AS json)", " AS text)")
     sql = sql.replace("hivewire_tables()", "sqlite_schema")
     return re.sub(r" FOR (UPDATE|SHARE|NO KEY UPDATE)( SKIP LOCKED)?\b", "", sql)
 
@@ -79,7 +83,7 @@ def native(sql: str) -> str:
 @lru_cache(maxsize=100)
 def given(sql: str, columns: tuple[tuple[str, str], ...]) -> str:
     """A statement on a given row."""
-    values = ", ".join(f"?{number} AS {name}" for number, (name, _) in enumerate(columns, 1))
+    values = ", ".join(f"${number} AS {name}" for number, (name, _) in enumerate(columns, 1))
     return native(sql).replace("hivewire_given()", f"(SELECT {values}) AS given")
 
 

@@ -13,6 +13,7 @@ import msgspec
 from hivewire.codec.names import split_address
 from hivewire.codec.values import check_json
 from hivewire.codec.wire import encode
+from hivewire.coordination.ledger.sqlite import numbered
 from hivewire.coordination.outbox.tables import LANES, LOCK, Dialect, tables
 from hivewire.engine.core import lane_key
 from hivewire.errors import MessageError
@@ -112,7 +113,7 @@ class BlockingOutbox:
         """As `Outbox.put`."""
         rows = [tuple(self._outbox.row(message).values()) for message in messages]
         _check_open(_can_begin(connection), "put a message")
-        connection.executemany(_sqlite(_PUT), rows)
+        connection.executemany(_PUT, map(numbered, rows))
 
 
 class Inbox:
@@ -160,7 +161,7 @@ class Inbox:
     async def _run(self, connection: Connection, sql: str, message: Message, *rest: Any) -> Any:
         arguments = (self._consumer, message.id, *rest)
         if isinstance(connection, sqlite3.Connection):
-            return connection.execute(_sqlite(sql), arguments).fetchall()
+            return connection.execute(sql, numbered(arguments)).fetchall()
         return await connection.fetch(sql, *arguments)
 
     @staticmethod
@@ -178,26 +179,22 @@ class BlockingInbox:
         """As `Inbox.take`."""
         _check_open(_can_begin(connection), "take a message")
         arguments = (self._consumer, message.id, time.time())
-        return bool(connection.execute(_sqlite(_TAKE), arguments).fetchall())
+        return bool(connection.execute(_TAKE, numbered(arguments)).fetchall())
 
     def once(self, connection: sqlite3.Connection, message: Message, fn: Callable[[], T]) -> T:
         """As `Inbox.once`."""
         if not self.take(connection, message):
-            rows = connection.execute(_sqlite(_FOUND), (self._consumer, message.id)).fetchall()
+            rows = connection.execute(_FOUND, numbered((self._consumer, message.id))).fetchall()
             found: T = Inbox._read(rows[0][0])
             return found
         result = fn()
-        connection.execute(_sqlite(_KEEP), (self._consumer, message.id, _written(result)))
+        connection.execute(_KEEP, numbered((self._consumer, message.id, _written(result))))
         return result
 
 
 def _written(result: Any) -> str:
     check_json(result, _MOST_RESULT)
     return msgspec.json.encode(result).decode()
-
-
-def _sqlite(sql: str) -> str:
-    return sql.replace("$", "?")
 
 
 def _can_begin(connection: sqlite3.Connection) -> bool:
