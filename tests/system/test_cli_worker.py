@@ -69,6 +69,16 @@ def test_a_worker_of_the_current_folder_answers(hive: Hive) -> None:
         assert reply.json["content"] == {"pid": worker.process.pid, "said": {"n": 1}}
 
 
+def test_a_module_that_runs_its_workers_itself_is_served_by_the_command(hive: Hive) -> None:
+    hive.module("itself", TEAM + "\nhw.run(echo)\n")
+    with hive.running("worker", "itself:echo") as worker:
+        worker.until("serving echo")
+        reply = hive("send", "echo", "--content", "5", "--wait", "20s", "--json")
+        assert reply.json["content"]["said"] == 5
+        worker.signal(signal.SIGTERM)
+        assert worker.wait() == 0
+
+
 def test_a_list_and_several_references(hive: Hive) -> None:
     with hive.running("worker", "team:both", "team:deadly") as worker:
         assert worker.until(r"serving (.*)") == ["echo, slow, deadly"]
@@ -81,12 +91,16 @@ def test_a_list_and_several_references(hive: Hive) -> None:
     [
         ("nowhere:coder", "no module 'nowhere'"),
         ("team:ecoh", "did you mean 'echo'?"),
-        ("team:number", "is a int, not a Worker"),
+        ("team:number", "is of type int, not a Worker"),
         ("team:nothing", "empty list"),
         ("team", "module:name"),
         ("broken:coder", "SyntaxError"),
         ("failing:coder", "ZeroDivisionError: division by zero"),
         ("needy:coder", "No module named 'not_installed'"),
+        ("leaving:coder", "SystemExit: 7"),
+        ("idle:coder", "worker idle has no handler"),
+        ("spaced:coder", "'a b' can not name an agent"),
+        ("../team:echo", "module:name"),
     ],
 )
 @pytest.mark.parametrize("processes", [[], ["--processes", "2"]])
@@ -96,6 +110,9 @@ def test_what_cannot_be_served_is_one_sentence_and_exit_code_2(
     hive.module("broken", "def :\n")
     hive.module("failing", "1 / 0\n")
     hive.module("needy", "import not_installed\n")
+    hive.module("leaving", "raise SystemExit(7)\n")
+    hive.module("idle", "import hivewire as hw\ncoder = hw.Worker('idle')\n")
+    hive.module("spaced", "import hivewire as hw\ncoder = hw.Worker('a b')\n")
     ran = hive("worker", reference, *processes)
     assert ran.code == 2, ran.err
     assert says in ran.err

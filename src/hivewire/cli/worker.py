@@ -106,7 +106,8 @@ def load_workers(references: Sequence[str]) -> list[Worker]:
             raise UsageError(f"{reference} is an empty list of Workers")
         for worker in listed:
             if not isinstance(worker, Worker):
-                raise UsageError(f"{reference} is a {type(worker).__name__}, not a Worker or a list of Workers")
+                raise UsageError(f"{reference} is of type {type(worker).__name__}, not a Worker or a list of Workers")
+            worker.check()
             found.append(worker)
     return found
 
@@ -114,7 +115,7 @@ def load_workers(references: Sequence[str]) -> list[Worker]:
 def load_attribute(reference: str) -> object:
     """What `module:name` names."""
     module_name, _, name = reference.partition(":")
-    if not module_name or not name:
+    if not all(part.isidentifier() for part in [*module_name.split("."), *name.split(".")]):
         raise UsageError(f"{reference!r} is not module:name, as in `hivewire worker team:coder`")
     module = _import(module_name)
     value: object = module
@@ -126,16 +127,22 @@ def load_attribute(reference: str) -> object:
 
 
 def _import(name: str) -> ModuleType:
-    here = os.getcwd()
+    from hivewire.coordination.worker import imported
+
+    try:
+        here = os.getcwd()
+    except OSError as error:
+        raise UsageError(f"the current folder is gone ({error.strerror}): go to another one") from error
     if here not in sys.path:
         sys.path.insert(0, here)
     try:
-        return import_module(name)
+        with imported():
+            return import_module(name)
     except ModuleNotFoundError as error:
         if error.name is not None and (name == error.name or name.startswith(error.name + ".")):
             raise UsageError(f"there is no module {name!r} in {here} or on the Python path") from error
         raise UsageError(f"module {name} cannot be imported: {error}") from error
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         log.debug("import failed", exc_info=True)
         last = traceback.extract_tb(error.__traceback__)[-1]
         where = (

@@ -5,13 +5,16 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Generator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 
 from hivewire.backend import Mode
+from hivewire.codec import check_agent
 from hivewire.coordination.calling import Calls, Entry, Handler
 from hivewire.coordination.stopping import Stopped
 from hivewire.delivery import Delivery
@@ -213,6 +216,10 @@ class Worker:
         role: str = "worker",
         effects: LedgerEffects | None = None,
     ) -> None:
+        check_agent(name)
+        for what, names in (("capabilities", capabilities), ("groups", groups)):
+            if isinstance(names, str):
+                raise SettingsError(f"worker {name}: {what} are a list of names, not one str")
         if concurrency < 1:
             raise SettingsError(f"worker {name}: concurrency must be at least 1, not {concurrency}")
         self.name = name
@@ -230,6 +237,11 @@ class Worker:
     @property
     def types(self) -> tuple[str, ...]:
         return tuple(self._entries)
+
+    def check(self) -> None:
+        """Raise `SettingsError` when it cannot be served: who has no handler would bury every message."""
+        if not self._entries:
+            raise SettingsError(f"worker {self.name} has no handler: give it one with `.on(TYPE)` before it is served")
 
     @property
     def loop(self) -> asyncio.AbstractEventLoop:
@@ -272,6 +284,7 @@ class Worker:
     async def serve(self, protocol: Protocol, stop: Awaitable[object] | None = None, drain_s: float = 10.0) -> None:
         """Handle messages until `stop` is done or this is cancelled; what runs may finish for `drain_s`."""
         types = self.types
+        self.check()
         await protocol.subscribe(self.name, types, groups=self.groups, mode=self.mode)
         self._loop = asyncio.get_running_loop()
         handling = _Handling(self, protocol, self._pool())
@@ -352,9 +365,26 @@ class _Handling:
             await context.reply(result, type="result", name="result")
 
 
+_imported = ContextVar("imported", default=False)
+
+
+@contextmanager
+def imported() -> Generator[None]:
+    """While a command imports a module for the workers in it: `run` at its end does nothing."""
+    before = _imported.set(True)
+    try:
+        yield
+    finally:
+        _imported.reset(before)
+
+
 def run(*workers: Worker, target: Any = None, grace_s: float = 10.0, **settings: Any) -> None:
     """Serve the workers in this process until SIGTERM or SIGINT; then let what runs finish for `grace_s`.
-    A second signal ends at once. Uses uvloop when it is installed."""
+    A second signal ends at once. Uses uvloop when it is installed. Where a command imports the module that calls
+    this, to serve its workers itself, it does nothing."""
+    if _imported.get():
+        log.info("run is left to the command that imports this module")
+        return
     from hivewire.coordination.serving import run_until_signal
     from hivewire.factory import connect
 
