@@ -22,8 +22,9 @@ from hivewire.coordination.tasks import TaskRequest, TaskResult
 from hivewire.coordination.team import announced
 from hivewire.errors import Closed, CoordinationError, Deadline, InvalidPlan, NoCapableWorker
 from hivewire.llm.contract import CompletionRequest, CompletionResponse
+from hivewire.rules.plan import parse_plan
 from hivewire.rules.plan_limits import Capability
-from hivewire.rules.plan_state import Cancel, Incoming
+from hivewire.rules.plan_state import Cancel, Incoming, new_run
 from hivewire.testing.conformance.waiting import until, until_true
 from hivewire.testing.scripted_model import Answer, ScriptedModel
 from hivewire.testing.virtual_time import EPOCH, virtual
@@ -528,6 +529,25 @@ async def test_a_stop_that_was_decided_and_not_told_is_told_by_another() -> None
         await first.close()
         await on.coordinator()
         await until(lambda: ended, "it is stopped", within_s=5)
+
+
+@virtual
+async def test_what_nobody_can_do_now_keeps_nothing_else_back() -> None:
+    """Though it is more than a relay reads at once; and nobody reads it again and again without a rest."""
+    async with stage() as on:
+        store = CountingStore(clock=now)
+        on.worker("w", "work")
+        coordinator = await on.coordinator(ledger=StoredLedger(store, migrate=True), team=[("w", ["work", "rare"])])
+        odd = [sub(f"odd{n}", "first", assigned_to="rare") for n in range(120)]
+        parts = parse_plan(plan(sub("first"), *odd, sub("last", "first", priority=1)), ["work", "rare"])
+        coordinator.register_worker("w", ["work"])  # nobody can do the others any more
+        await coordinator.begin(new_run("r", parts, ["work", "rare"]))
+        await until(lambda: on.calls == ["first", "last"], "what can be done is done", 20)
+        reads = store.reads
+        await asyncio.sleep(10)
+        assert store.reads - reads < 1_000, "it looks again, now and then"
+        coordinator.register_worker("w", ["work", "rare"])
+        assert (await coordinator.result("r", timeout_s=20)).status == "completed"
 
 
 @virtual

@@ -42,6 +42,8 @@ from hivewire.rules.plan_state import (
 log = logging.getLogger(__name__)
 
 _BATCH: Final = 100
+_FRONT: Final = (-1, -1)
+"""Before all places of an outbox."""
 _WAIT_S: Final = 1.0
 _LOOK_S: Final = 0.5
 _STRANDED: Final = ("max_attempts", "crashed")
@@ -179,17 +181,20 @@ class Errands:
 
     async def relay(self, run: str) -> None:
         """Send and stop what was decided for a run. When this returns, everything that could be done is done."""
-        while kept := [each for each in await self._runs.outbox(run, _BATCH) if not self._is_planning(each)]:
+        place = _FRONT
+        while page := await self._runs.outbox(run, _BATCH, place):
+            kept = [each for each in page if not self._is_planning(each)]
             state = await self._runs.load(run)
-            plans = [each.command for each in kept if isinstance(each.command, MakePlan)]
-            for command in plans:
-                self._begin_planning(run, state, command)
+            for each in kept:
+                if isinstance(each.command, MakePlan):
+                    self._begin_planning(run, state, each.command)
             await self._stop(run, [each.command for each in kept if isinstance(each.command, Stop)])
             dispatches = [each for each in kept if isinstance(each.command, Dispatch)]
             if dispatches:
                 await self._runs.sent(run, await self._send(run, state, dispatches))
-            if len(kept) < _BATCH:
+            if len(page) < _BATCH:
                 return
+            place = page[-1].place  # what cannot be sent now keeps nothing back that stands behind it
 
     async def _stop(self, run: str, stops: Sequence[Stop]) -> None:
         for command in stops:
@@ -212,7 +217,10 @@ class Errands:
             fresh and self._discovers
         ):  # fixed before it is sent, so that another one that sends it again sends it to the same agent
             await self._runs.route(run, fresh)
-            fixed = {each.command.id: each.recipient for each in await self._runs.outbox(run, _BATCH)}
+            seq, number = kept[0].place
+            fixed = {
+                each.command.id: each.recipient for each in await self._runs.outbox(run, _BATCH, (seq, number - 1))
+            }
             chosen = {name: fixed.get(name, "") for name in chosen}
         messages = {name: self._message(state, wanted[name][1], to) for name, to in chosen.items() if to}
         if messages:

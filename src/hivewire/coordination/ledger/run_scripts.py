@@ -61,6 +61,8 @@ class Kept(msgspec.Struct, frozen=True):
     run: str
     command: KeptCommand
     recipient: str
+    place: tuple[int, int]
+    """Where it stands in the run's outbox: one that is decided later stands behind."""
 
 
 class LogEntry(msgspec.Struct, frozen=True):
@@ -351,18 +353,21 @@ def log(run: str, after: int, limit: int) -> Script[list[LogEntry]]:
     return [LogEntry(number, at, msgspec.json.decode(body)) for number, at, body in rows]
 
 
-def outbox(run: str, limit: int) -> Script[list[Kept]]:
+def outbox(run: str, limit: int, after: tuple[int, int] = (-1, -1)) -> Script[list[Kept]]:
+    """In the order it was decided; from behind a place, where somebody has seen what stands before it."""
     rows = yield Query(
-        "SELECT run, body, recipient FROM run_outbox WHERE run = $1 ORDER BY seq, place LIMIT $2", [run, limit]
+        "SELECT body, recipient, seq, place FROM run_outbox WHERE run = $1 AND (seq, place) > ($2, $3) "
+        "ORDER BY seq, place LIMIT $4",
+        [run, *after, limit],
     )
-    return [_kept(*row) for row in rows]
+    return [_kept(run, body, recipient, (seq, place)) for body, recipient, seq, place in rows]
 
 
-def _kept(run: str, body: str, recipient: str) -> Kept:
+def _kept(run: str, body: str, recipient: str, place: tuple[int, int]) -> Kept:
     command = load_command(body.encode())
     if not isinstance(command, KeptCommand):
         raise CoordinationError(f"the outbox of run {run} has a {type(command).__name__} in it")
-    return Kept(run, command, recipient)
+    return Kept(run, command, recipient, place)
 
 
 def route(run: str, chosen: Iterable[tuple[str, str]]) -> Script[None]:

@@ -50,9 +50,9 @@ class Runs:
         """The state of a run as it is stored now. Raises `CoordinationError` when there is none."""
         return self._keep(await self._ledger.store.read(partial(run_scripts.load, run, self._states.get(run))))
 
-    async def outbox(self, run: str, limit: int = 100) -> list[Kept]:
-        """What must still be sent, in the order it was decided."""
-        return await self._ledger.store.read(partial(run_scripts.outbox, run, limit))
+    async def outbox(self, run: str, limit: int = 100, after: tuple[int, int] = (-1, -1)) -> list[Kept]:
+        """What must still be sent, in the order it was decided, from behind that place."""
+        return await self._ledger.store.read(partial(run_scripts.outbox, run, limit, after))
 
     async def route(self, run: str, chosen: Iterable[tuple[str, str]]) -> None:
         """Fix to whom commands go, by (id, recipient), before they are sent: a resend goes to the same one."""
