@@ -34,12 +34,15 @@ _END = 1 << 62
 class Change:
     """What one settlement does to one lane."""
 
-    __slots__ = ("gone", "hold")
+    __slots__ = ("gone", "hold", "kept")
 
-    def __init__(self, transaction: Transaction, hold: Hold, *gone: int) -> None:
+    def __init__(self, transaction: Transaction, hold: Hold) -> None:
         transaction.undo.append(remembered(hold))
         self.hold = hold
-        self.gone = list(gone)
+        self.gone: list[int] = []
+        """Records of it that leave the lane."""
+        self.kept: list[int] = []
+        """Records of it that stay, and are not held any more."""
 
 
 def remembered(hold: Hold) -> Callable[[], None]:
@@ -61,7 +64,7 @@ def move_heads(transaction: Transaction, queue: int, out: dict[int, Hold], chang
     for change in changes:
         hold = change.hold
         before = hold.seqs[hold.place] if hold.place < len(hold.seqs) else _END
-        head = _advance(hold, out)
+        head = _advance(hold, out, change.gone)
         end = hold.seqs[-1] + 1 if head is None else head
         if any(before <= last < end for last in hold.lasts):
             packs.append((hold.lane, end, end))
@@ -84,9 +87,11 @@ def move_heads(transaction: Transaction, queue: int, out: dict[int, Hold], chang
         transaction.woken.add(queue)
 
 
-def _advance(hold: Hold, out: dict[int, Hold]) -> int | None:
-    """The first record of the run that stays in the lane; None if all are settled."""
+def _advance(hold: Hold, out: dict[int, Hold], gone: list[int]) -> int | None:
+    """The first record of the run that stays in the lane, after `gone`; None if all are settled."""
     seqs, place, kept = hold.seqs, hold.place, hold.kept
+    if seqs[place : place + len(gone)] == gone:  # in order, as they mostly are: no look at each
+        place += len(gone)
     while place < len(seqs) and seqs[place] not in out and seqs[place] not in kept:
         place += 1
     hold.place = place

@@ -75,7 +75,7 @@ def revive(transaction: Transaction, queue: str | None, ids: Sequence[str] | Non
             record = unpack(data)[0]
             record.replay += 1
             home = declare(transaction, QueueSpec(name=name))
-            home.pending.append((record, transaction.now))
+            home.put((record,), transaction.now)
             home.held += 1
             home.dead -= 1
             home.dirty = True

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from hivewire.backend import Again, Back, Dead, Fetched, Unfinished
 from hivewire.backends.sqlite import letters
 from hivewire.backends.sqlite.freeing import Change, move_heads, remembered
 from hivewire.backends.sqlite.taking import Hold
-from hivewire.backends.sqlite.transaction import Transaction, name_of
+from hivewire.backends.sqlite.transaction import Life, Transaction, name_of
 
 if TYPE_CHECKING:
     from hivewire.backends.sqlite.consumer import SQLiteConsumer
@@ -50,46 +50,45 @@ def settle(
     out = consumer.out
     refused: list[Fetched] = []
     changes: dict[int, Change] = {}
-    popped: list[tuple[int, Hold]] = []
-    gone: list[Fetched] = []
-    transaction.undo.append(lambda: _put_in_again(out, popped))
+    lives: list[Life] = []
+    transaction.undo.append(lambda: _put_in_again(out, changes))
+    change: Change | None = None
     for fetched in done:
-        if fetched.token != token or not token:
+        if fetched.token != token:
             refused.append(fetched)
             continue
-        seq = int(fetched.at)
+        seq: int = fetched.at  # type: ignore[assignment]  # ours are numbers
         hold = out.pop(seq, None)
-        if hold is not None:  # else it was settled before
-            popped.append((seq, hold))
-            gone.append(fetched)
-            change = changes.get(hold.lane)
-            if change is None:
-                changes[hold.lane] = Change(transaction, hold, seq)
-            else:
-                change.gone.append(seq)
+        if hold is None:  # it was settled before
+            continue
+        if change is None or change.hold is not hold:  # runs of one lane mostly come together
+            change = changes.get(hold.lane) or changes.setdefault(hold.lane, Change(transaction, hold))
+        change.gone.append(seq)
+        record = fetched.record
+        lives.append(name_of(record) if record.replay else record.id)
     for outcome in rest:
         fetched = outcome.fetched
-        if fetched.token != token or not token:
+        if fetched.token != token:
             refused.append(fetched)
             continue
         seq = int(fetched.at)
         hold = out.pop(seq, None)
         if hold is None:
             continue
-        popped.append((seq, hold))
         change = changes.get(hold.lane) or changes.setdefault(hold.lane, Change(transaction, hold))
         if isinstance(outcome, Dead):
+            change.gone.append(seq)  # first: should the rest fail, it is put back
             letters.bury(transaction, consumer.queue_name, fetched.record, outcome.letter)
-            change.gone.append(seq)
-            gone.append(fetched)
+            lives.append(name_of(fetched.record))
         else:
+            change.kept.append(seq)
             _keep(transaction, consumer.queue, hold, outcome)
     queue = transaction.queue(consumer.queue)
     if queue is not None and changes:
-        queue.held -= len(gone)
-        queue.in_flight -= len(popped)
+        queue.held -= len(lives)
+        queue.in_flight -= sum([len(change.gone) + len(change.kept) for change in changes.values()])
         queue.dirty = True
-        queue.settled.extend([name_of(fetched.record) for fetched in gone])
+        queue.settled += lives
         move_heads(transaction, queue.id, out, list(changes.values()))
     return refused
 
@@ -97,14 +96,14 @@ def settle(
 def give_back(transaction: Transaction, consumer: SQLiteConsumer) -> None:
     """What the engine has not settled goes back unstarted."""
     out = consumer.out
-    popped = list(out.items())
-    transaction.undo.append(lambda: _put_in_again(out, popped))
+    popped = dict(out)
+    transaction.undo.append(lambda: out.update(popped))
     out.clear()
     queue = transaction.queue(consumer.queue)
     if not _token(transaction, consumer) or queue is None:
         return
     changes: dict[int, Change] = {}
-    for seq, hold in popped:
+    for seq, hold in popped.items():
         if hold.lane not in changes:
             changes[hold.lane] = Change(transaction, hold)
         if hold.marked and seq == hold.counted:  # the mark of the claim: its handler never started
@@ -116,15 +115,16 @@ def give_back(transaction: Transaction, consumer: SQLiteConsumer) -> None:
 
 
 def _token(transaction: Transaction, consumer: SQLiteConsumer) -> int:
-    """The token whose holder may change what it holds; 0 if the lease has ended."""
+    """The token whose holder may change what it holds; 0, which is nobody's, if the lease has ended."""
     membership = consumer.membership
     if not membership.has_lease(transaction):
         membership.lost(transaction)
     return membership.token
 
 
-def _put_in_again(out: dict[int, Hold], popped: Sequence[tuple[int, Hold]]) -> None:
-    out.update(popped)
+def _put_in_again(out: dict[int, Hold], changes: Mapping[int, Change]) -> None:
+    for change in changes.values():
+        out.update(dict.fromkeys((*change.gone, *change.kept), change.hold))
 
 
 def _keep(transaction: Transaction, queue: int, hold: Hold, outcome: Again | Back) -> None:

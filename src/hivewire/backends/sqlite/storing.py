@@ -8,13 +8,15 @@ import msgspec
 
 from hivewire.backend import Append, Duplicate, QueueSpec, Record, Room
 from hivewire.backends.sqlite.schema import LANE_BITS, READY
-from hivewire.backends.sqlite.transaction import Queue, Transaction
+from hivewire.backends.sqlite.transaction import Queue, Run, Transaction
 from hivewire.errors import QueueFull, QueueMissing
 
 REPLY_PREFIX = "~reply/"
 
 _MOST_IN_PACK = 128
 _MOST_BYTES_IN_PACK = 128 * 1024
+_SHORT = _MOST_BYTES_IN_PACK // _MOST_IN_PACK
+"""Of bodies no longer than that a pack may hold as many as there may be."""
 _MOST_BYTES_IN_LANE = 900  # more than about a thousand would need a page of its own
 _FIND_LANE = "SELECT id FROM lanes WHERE queue = ? AND key = ?"
 _MAKE_LANE = (
@@ -111,7 +113,7 @@ def _append_one(
             transaction.db.execute(_SCHEDULE, row)
         queue.scheduled += len(records)
     else:
-        queue.pending.extend((record, now) for record in records)
+        queue.put(records, now)
 
 
 def move_due(transaction: Transaction) -> bool:
@@ -124,7 +126,7 @@ def move_due(transaction: Transaction) -> bool:
             records = unpack(data)
             queue.scheduled -= len(records)
             queue.dirty = True
-            queue.pending.extend((record, stored_at) for record in records)
+            queue.put(records, stored_at)
     return len(rows) == 100
 
 
@@ -145,28 +147,20 @@ def write_fresh(transaction: Transaction) -> None:
 
 def _flush_queue(transaction: Transaction, queue: Queue, is_waited_for: bool) -> None:
     pending, queue.pending = queue.pending, []
-    competing = queue.mode == "competing"
-    lanes: dict[str, list[tuple[Record, float]]] = {}
-    for item in pending:
-        key = item[0].id if competing else item[0].key
-        lane = lanes.get(key)
-        if lane is None:
-            lanes[key] = [item]
-        else:
-            lane.append(item)
+    lanes = _by_key(pending, competing=queue.mode == "competing")
     seq = queue.seq + 1
     made: list[tuple[_Lane, list[_Pack]]] = []
-    for key, items in lanes.items():
+    for key, runs in lanes.items():
         id_ = (queue.id << LANE_BITS) + seq
-        packs = _packs(id_, seq, items)
+        packs = _packs(id_, seq, runs)
         head = packs[0]
-        fits = len(items) == 1 and head[4] is None and len(head[6]) <= _MOST_BYTES_IN_LANE
+        fits = len(packs) == 1 and head[1] == head[2] and head[4] is None and len(head[6]) <= _MOST_BYTES_IN_LANE
         made.append(((queue.id, key, id_, -head[5], seq, head[3], head[6] if fits else None), packs))
-        seq += len(items)
+        seq = packs[-1][2] + 1
     queue.seq = seq - 1
     queue.dirty = True
     if is_waited_for and len(made) <= _MOST_FRESH:
-        rows = _keep_back(transaction, queue, made, list(lanes.values()))
+        rows = _keep_back(transaction, queue, made, lanes)
         transaction.filled.add(queue.id)
     else:
         rows = _make_lanes(transaction, made)
@@ -176,15 +170,35 @@ def _flush_queue(transaction: Transaction, queue: Queue, is_waited_for: bool) ->
     queue.gone.clear()
 
 
+def _by_key(pending: list[Run], *, competing: bool) -> dict[str, list[Run]]:
+    """The records of each lane, in the order in which they came."""
+    if not competing and len(pending) == 1:
+        keys = {record.key for record in pending[0][0]}
+        if len(keys) == 1:
+            return {keys.pop(): pending}
+    lanes: dict[str, list[Run]] = {}
+    for records, stored_at in pending:
+        for record in records:
+            key = record.id if competing else record.key
+            runs = lanes.get(key)
+            if runs is None:
+                lanes[key] = [([record], stored_at)]
+            elif runs[-1][1] == stored_at:
+                runs[-1][0].append(record)
+            else:
+                runs.append(([record], stored_at))
+    return lanes
+
+
 def _keep_back(
     transaction: Transaction,
     queue: Queue,
     made: list[tuple[_Lane, list[_Pack]]],
-    contents: list[list[tuple[Record, float]]],
+    lanes: Mapping[str, list[Run]],
 ) -> list[_Pack]:
     """Note new lanes, to be written when it is known who takes them. Returns the packs to be written."""
     rows: list[_Pack] = []
-    for (lane, packs), items in zip(made, contents, strict=True):
+    for lane, packs in made:
         found = None
         if lane[1] not in queue.gone:
             found = transaction.db.execute(_FIND_LANE, lane[:2]).fetchone()
@@ -193,10 +207,11 @@ def _keep_back(
             continue
         is_lone = lane[6] is not None
         _, first, last, stored_at, *_ = packs[0]
-        records = [record for record, _ in items[: last - first + 1]]
+        records = lanes[lane[1]][0][0][: last - first + 1]
         row = (lane[2], lane[1], first, *_NO_ATTEMPTS, first, last, stored_at, records, len(packs) > 1, is_lone)
-        queue.fresh[lane[2]] = (lane, row, len(items))
-        queue.kept_back += len(items)
+        number = packs[-1][2] - first + 1
+        queue.fresh[lane[2]] = (lane, row, number)
+        queue.kept_back += number
         if not is_lone:
             rows += packs
     return rows
@@ -222,24 +237,31 @@ def _of_lane(id_: int, packs: list[_Pack]) -> list[_Pack]:
     return [(id_, *pack[1:]) for pack in packs]
 
 
-def _packs(lane: int, first: int, items: list[tuple[Record, float]]) -> list[_Pack]:
-    """Rows of records of one priority that were stored and expire at the same time."""
+def _packs(lane: int, first: int, runs: Sequence[Run]) -> list[_Pack]:
+    """The rows of these records, in which they have one place after another from `first` on."""
     rows: list[_Pack] = []
-    start, size = 0, 0
-    for place, (record, stored_at) in enumerate(items):
-        head, head_at = items[start]
-        fits = place - start < _MOST_IN_PACK and size + len(record.body) <= _MOST_BYTES_IN_PACK
-        alike = record.ttl_s == head.ttl_s and stored_at == head_at and record.priority == head.priority
-        if place > start and not (fits and alike):
-            rows.append(_row(lane, first + start, items[start:place]))
-            start, size = place, 0
-        size += len(record.body)
-    rows.append(_row(lane, first + start, items[start:]))
+    for records, stored_at in runs:
+        for part in _parts(records):
+            head = part[0]
+            expires_at = None if head.ttl_s is None else stored_at + head.ttl_s
+            rows.append((lane, first, first + len(part) - 1, stored_at, expires_at, head.priority, pack(part)))
+            first += len(part)
     return rows
 
 
-def _row(lane: int, first: int, items: list[tuple[Record, float]]) -> _Pack:
-    record, stored_at = items[0]
-    expires_at = None if record.ttl_s is None else stored_at + record.ttl_s
-    data = pack([item[0] for item in items])
-    return lane, first, first + len(items) - 1, stored_at, expires_at, record.priority, data
+def _parts(records: list[Record]) -> list[list[Record]]:
+    """As they fit into packs: of one priority and one time to live."""
+    kinds = {(record.ttl_s, record.priority, len(record.body) <= _SHORT) for record in records}
+    if len(kinds) == 1 and len(records[0].body) <= _SHORT:
+        return [records[start : start + _MOST_IN_PACK] for start in range(0, len(records), _MOST_IN_PACK)]
+    parts: list[list[Record]] = []
+    start, size = 0, 0
+    for place, record in enumerate(records):
+        head = records[start]
+        fits = place - start < _MOST_IN_PACK and size + len(record.body) <= _MOST_BYTES_IN_PACK
+        if place > start and not (fits and record.ttl_s == head.ttl_s and record.priority == head.priority):
+            parts.append(records[start:place])
+            start, size = place, 0
+        size += len(record.body)
+    parts.append(records[start:])
+    return parts

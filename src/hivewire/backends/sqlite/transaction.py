@@ -51,6 +51,10 @@ def name_of(record: Record) -> Life:
     return (record.id, record.replay) if record.replay else record.id
 
 
+Run = tuple[list[Record], float]
+"""Records that were stored at the same time."""
+
+
 class Queue(msgspec.Struct):
     """A row of `queues`, and the records that wait to be written to it."""
 
@@ -69,7 +73,7 @@ class Queue(msgspec.Struct):
     recent: bytes
     """The blocks that are not in `settled` yet."""
     dirty: bool = False
-    pending: list[tuple[Record, float]] = []
+    pending: list[Run] = []
     settled: list[Life] = []
     fresh: dict[int, tuple[Any, Any, int]] = {}
     """New lanes that may be taken before they are written: by id, the row to be written, the one that a claim
@@ -83,6 +87,13 @@ class Queue(msgspec.Struct):
     def has_waiting(self) -> bool:
         """Whether lanes that are written hold records that nobody has taken, and that are due or wait for a retry."""
         return self.held - self.in_flight - self.scheduled > self.kept_back
+
+    def put(self, records: Sequence[Record], stored_at: float) -> None:
+        """To be written with all else that comes."""
+        if self.pending and self.pending[-1][1] == stored_at:
+            self.pending[-1][0].extend(records)
+        else:
+            self.pending.append((list(records), stored_at))
 
     def spec(self) -> QueueSpec:
         return QueueSpec(name=self.name, mode=self.mode, shards=self.shards, cap=self.cap)
