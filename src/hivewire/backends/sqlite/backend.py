@@ -23,6 +23,8 @@ from hivewire.backend import (
     Member,
     Ownership,
     QueueSpec,
+    Record,
+    Room,
     Waiting,
 )
 from hivewire.backends.sqlite import catalogue, letters, looking, members, reading, storing, tidying
@@ -157,6 +159,11 @@ class SQLiteBackend(Backend):
         if epoch:
             self.epoch = epoch
         return problems
+
+    def append_soon(self, queue: str, record: Record, room: Room) -> asyncio.Future[BackendError | None] | None:
+        if self._writer is None or os.getpid() != self._pid:
+            return None  # `append` says what is wrong
+        return self._writer.submit(storing.append_plain, queue, record, room, self.cap)
 
     async def drop_queue(self, queue: str) -> None:
         await self.writer.submit(_drop_queue, queue)

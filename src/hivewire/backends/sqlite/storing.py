@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Container, Mapping, Sequence
 
 import msgspec
@@ -9,7 +10,7 @@ import msgspec
 from hivewire.backend import Append, Duplicate, QueueSpec, Record, Room
 from hivewire.backends.sqlite.schema import LANE_BITS, READY
 from hivewire.backends.sqlite.transaction import Queue, Run, Transaction
-from hivewire.errors import QueueFull, QueueMissing
+from hivewire.errors import BackendError, QueueFull, QueueMissing
 
 REPLY_PREFIX = "~reply/"
 
@@ -66,16 +67,52 @@ def append(
     problems: dict[int, Duplicate | Exception] = {}
     number = 0
     for entry in batch:
-        queue = transaction.queue_named(entry.queue)
-        if queue is None and not entry.queue.startswith(REPLY_PREFIX):
-            queue = transaction.make_queue(QueueSpec(name=entry.queue, cap=cap))
+        queue = _queue(transaction, entry.queue, cap)
         if queue is None:
-            missing = QueueMissing(f"send to {entry.queue}: nobody waits for replies there any more")
-            problems.update((number + place, missing) for place in range(len(entry.records)))
+            problems.update((number + place, _missing(entry.queue)) for place in range(len(entry.records)))
         else:
             _append_one(transaction, queue, entry, number, problems)
         number += len(entry.records)
     return problems, transaction.epoch or 0
+
+
+def append_plain(transaction: Transaction, name: str, record: Record, room: Room, cap: int) -> BackendError | None:
+    """`append` of one record with neither delay nor idempotency key: why it was not stored."""
+    queue = _queue(transaction, name, cap)
+    if queue is None:
+        return _missing(name)
+    if _room(queue, room) < 1:
+        return _full(queue)
+    queue.held += 1
+    queue.dirty = True
+    queue.put((record,), transaction.now)
+    return None
+
+
+def _queue(transaction: Transaction, name: str, cap: int) -> Queue | None:
+    queue = transaction.queue_named(name)
+    if queue is None and not name.startswith(REPLY_PREFIX):
+        queue = transaction.make_queue(QueueSpec(name=name, cap=cap))
+    return queue
+
+
+def _missing(name: str) -> QueueMissing:
+    return QueueMissing(f"send to {name}: nobody waits for replies there any more")
+
+
+def _room(queue: Queue, room: Room) -> int:
+    """How many records it may still be given."""
+    if room is Room.ALWAYS:
+        return sys.maxsize
+    reserve = max(queue.cap // 10, 100) if room is Room.RESERVE else 0
+    return max(queue.cap + reserve - queue.held, 0)
+
+
+def _full(queue: Queue) -> QueueFull:
+    return QueueFull(
+        f"send to {queue.name}: it holds {queue.held} messages and its cap is {queue.cap};"
+        " wait for its workers, or raise queue_cap"
+    )
 
 
 def _append_one(
@@ -87,25 +124,18 @@ def _append_one(
         if row is not None:
             problems.update((number + place, Duplicate(row[0])) for place in range(len(records)))
             return
-    if entry.room is not Room.ALWAYS:
-        room = queue.cap - queue.held
-        if entry.room is Room.RESERVE:
-            room += max(queue.cap // 10, 100)
-        if room < len(records):
-            room = max(room, 0)
-            full = QueueFull(
-                f"send to {queue.name}: it holds {queue.held + room} messages and its cap is {queue.cap};"
-                " wait for its workers, or raise queue_cap"
-            )
-            problems.update((number + place, full) for place in range(room, len(records)))
-            records = records[:room]
+    room = _room(queue, entry.room)
+    refused = range(number + room, number + len(records))
+    records = records[:room]
+    queue.held += len(records)
+    if refused:
+        problems.update(dict.fromkeys(refused, _full(queue)))
     if not records:
         return
     now = transaction.now
     if entry.idempotency_key is not None:
         row = (queue.id, entry.idempotency_key, records[0].id, now, now + entry.window_s)
         transaction.db.execute(_SAVE_KEY, row)
-    queue.held += len(records)
     queue.dirty = True
     if entry.delay_s > 0:
         for record in records:
@@ -172,8 +202,9 @@ def _flush_queue(transaction: Transaction, queue: Queue, is_waited_for: bool) ->
 
 def _by_key(pending: list[Run], *, competing: bool) -> dict[str, list[Run]]:
     """The records of each lane, in the order in which they came."""
-    if not competing and len(pending) == 1:
-        keys = {record.key for record in pending[0][0]}
+    first = pending[0][0]
+    if len(pending) == 1 and (len(first) == 1 or not competing):
+        keys = {record.id if competing else record.key for record in first}
         if len(keys) == 1:
             return {keys.pop(): pending}
     lanes: dict[str, list[Run]] = {}
@@ -251,6 +282,8 @@ def _packs(lane: int, first: int, runs: Sequence[Run]) -> list[_Pack]:
 
 def _parts(records: list[Record]) -> list[list[Record]]:
     """As they fit into packs: of one priority and one time to live."""
+    if len(records) == 1:
+        return [records]
     kinds = {(record.ttl_s, record.priority, len(record.body) <= _SHORT) for record in records}
     if len(kinds) == 1 and len(records[0].body) <= _SHORT:
         return [records[start : start + _MOST_IN_PACK] for start in range(0, len(records), _MOST_IN_PACK)]

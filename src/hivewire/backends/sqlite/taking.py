@@ -90,6 +90,9 @@ def take(
     """Fill `wanted.taken` from the lanes that are ready, the more urgent sooner, of one priority those first
     that have waited longest."""
     db = transaction.db
+    is_all_new = not queue.has_waiting or queue.id in transaction.only_filled
+    if is_all_new and all(row[16] for _, row, _ in queue.fresh.values()):
+        return _take_lone(transaction, queue, wanted, lanes, settled)
     holds: list[Hold] = []
     plain: list[tuple[int | str, ...]] = []
     running: list[tuple[int | str, ...]] = []
@@ -125,11 +128,39 @@ def take(
         db.executemany(_TAKE, plain)
     if running:
         db.executemany(_TAKE_RUNNING, running)
+    _note(transaction, queue, wanted, settled)
+    return holds
+
+
+def _take_lone(transaction: Transaction, queue: Queue, wanted: Wanted, lanes: int, settled: Settled) -> list[Hold]:
+    """`take` where there are only new lanes of one short record, each of which is written as taken."""
+    token, taken = wanted.token, wanted.taken
+    holds: list[Hold] = []
+    rows: list[tuple[Any, ...]] = []
+    for id_, (lane, row, _) in tuple(queue.fresh.items())[: min(lanes, wanted.limit)]:
+        seq = row[2]
+        hold = Hold(id_, row[1], 0, has_holes=False)
+        hold.seqs.append(seq)
+        fetched = Fetched(0, seq, token, row[14][0], row[13])
+        if wanted.starting > 0:
+            wanted.starting -= 1
+            _mark(fetched, hold)
+        holds.append(hold)
+        taken.append(fetched)
+        rows.append((*lane, token, 1, seq, hold.counted, fetched.starts, fetched.starts))
+        del queue.fresh[id_]
+    if rows:
+        transaction.db.executemany(_TAKE_FRESH, rows)
+        queue.kept_back -= len(rows)
+        _note(transaction, queue, wanted, settled)
+    return holds
+
+
+def _note(transaction: Transaction, queue: Queue, wanted: Wanted, settled: Settled) -> None:
     if wanted.taken:
         queue.in_flight += len(wanted.taken)
         queue.dirty = True
         _see(wanted.taken, settled.refresh(transaction, queue), set(queue.settled))
-    return holds
 
 
 def _lanes(transaction: Transaction, queue: Queue, limit: int, shares: Shares) -> Iterator[_Row]:

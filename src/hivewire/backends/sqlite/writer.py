@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 
 _PATIENCE_IN_TROUBLE_S = 0.25
 _MOST_AT_ONCE = 4_096
-_TURNS_TO_SETTLE = 3
+_TURNS_TO_SETTLE = 2
 
 
 class Operation:
