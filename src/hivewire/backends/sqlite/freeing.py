@@ -24,6 +24,13 @@ _FREE = (
     " owner = NULL, taken = 0,"
     " taken_to = 0, running = 0 WHERE queue = :queue AND key = :key"
 )
+_GO_ON = (
+    f"UPDATE lanes SET state = CASE WHEN due_at > ?1 THEN {BLOCKED} ELSE {READY} END, data = NULL,"
+    " (head, rank) = (SELECT max(p.first, ?2), -p.priority FROM packs p WHERE p.lane = lanes.id AND p.last >= ?2"
+    " ORDER BY p.first LIMIT 1), owner = NULL, taken = 0, taken_to = 0, running = 0"
+    " WHERE queue = ?3 AND key = ?4 AND EXISTS (SELECT 1 FROM packs p WHERE p.lane = lanes.id AND p.last >= ?2)"
+)
+"""A lane without holes, of which all is settled that is before a place."""
 _DIG = "INSERT OR IGNORE INTO holes(lane, seq) VALUES (?, ?)"
 _HAS_HOLES = "UPDATE lanes SET holes = 1 WHERE queue = ? AND key = ?"
 _FILL = "DELETE FROM holes WHERE lane = ? AND seq < ?"
@@ -123,8 +130,12 @@ def _free_all(transaction: Transaction, queue: int, holds: Sequence[Hold]) -> No
             empty.append(hold)
     if not empty:
         return
-    if db.executemany(_DROP_LANE, [(queue, hold.key) for hold in empty]).rowcount == len(empty):
+    gone = db.executemany(_DROP_LANE, [(queue, hold.key) for hold in empty]).rowcount
+    if gone == len(empty):
         transaction.lanes_gone(queue, [hold.key for hold in empty])
+        return
+    going_on = [(transaction.now, hold.seqs[-1] + 1, queue, hold.key) for hold in empty]
+    if gone + db.executemany(_GO_ON, going_on).rowcount == len(empty):
         return
     for hold in empty:
         if db.execute(_LANE_IS_THERE, (queue, hold.key)).fetchone():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 import sys
 from collections.abc import Container, Mapping, Sequence
 
@@ -20,9 +21,10 @@ _SHORT = _MOST_BYTES_IN_PACK // _MOST_IN_PACK
 """Of bodies no longer than that a pack may hold as many as there may be."""
 _MOST_BYTES_IN_LANE = 900  # more than about a thousand would need a page of its own
 _FIND_LANE = "SELECT id FROM lanes WHERE queue = ? AND key = ?"
+_KEYS_AT_ONCE = 50
+_FIND_LANES = f"SELECT key, id FROM lanes WHERE queue = ? AND key IN ({', '.join('?' * _KEYS_AT_ONCE)})"
 _MAKE_LANE = (
-    "INSERT OR IGNORE INTO lanes(queue, key, id, state, rank, head, stored_at, data)"
-    f" VALUES (?, ?, ?, {READY}, ?, ?, ?, ?)"
+    f"INSERT INTO lanes(queue, key, id, state, rank, head, stored_at, data) VALUES (?, ?, ?, {READY}, ?, ?, ?, ?)"
 )
 _MAKE_PACK = "INSERT INTO packs(lane, first, last, stored_at, expires_at, priority, data) VALUES (?, ?, ?, ?, ?, ?, ?)"
 _FIND_KEY = "SELECT id FROM idempotent WHERE queue = ? AND key = ? AND until > ?"
@@ -189,15 +191,28 @@ def _flush_queue(transaction: Transaction, queue: Queue, is_waited_for: bool) ->
         seq = packs[-1][2] + 1
     queue.seq = seq - 1
     queue.dirty = True
+    there = _there(transaction.db, queue.id, [key for key in lanes if key not in queue.gone])
     if is_waited_for and len(made) <= _MOST_FRESH:
-        rows = _keep_back(transaction, queue, made, lanes)
+        rows = _keep_back(queue, made, lanes, there)
         transaction.filled.add(queue.id)
     else:
-        rows = _make_lanes(transaction, made)
+        rows = _make_lanes(transaction, made, there)
         transaction.woken.add(queue.id)
     if rows:
         transaction.db.executemany(_MAKE_PACK, rows)
     queue.gone.clear()
+
+
+def _there(db: sqlite3.Connection, queue: int, keys: list[str]) -> dict[str, int]:
+    """The ids of the lanes that these keys have already."""
+    if len(keys) == 1:
+        row = db.execute(_FIND_LANE, (queue, keys[0])).fetchone()
+        return {} if row is None else {keys[0]: row[0]}
+    found: dict[str, int] = {}
+    for start in range(0, len(keys), _KEYS_AT_ONCE):
+        some = keys[start : start + _KEYS_AT_ONCE]
+        found.update(db.execute(_FIND_LANES, (queue, *some, *[None] * (_KEYS_AT_ONCE - len(some)))))
+    return found
 
 
 def _by_key(pending: list[Run], *, competing: bool) -> dict[str, list[Run]]:
@@ -222,19 +237,16 @@ def _by_key(pending: list[Run], *, competing: bool) -> dict[str, list[Run]]:
 
 
 def _keep_back(
-    transaction: Transaction,
     queue: Queue,
     made: list[tuple[_Lane, list[_Pack]]],
     lanes: Mapping[str, list[Run]],
+    there: Mapping[str, int],
 ) -> list[_Pack]:
     """Note new lanes, to be written when it is known who takes them. Returns the packs to be written."""
     rows: list[_Pack] = []
     for lane, packs in made:
-        found = None
-        if lane[1] not in queue.gone:
-            found = transaction.db.execute(_FIND_LANE, lane[:2]).fetchone()
-        if found is not None:
-            rows += _of_lane(found[0], packs)
+        if lane[1] in there:
+            rows += _of_lane(there[lane[1]], packs)
             continue
         is_lone = lane[6] is not None
         _, first, last, stored_at, *_ = packs[0]
@@ -248,16 +260,15 @@ def _keep_back(
     return rows
 
 
-def _make_lanes(transaction: Transaction, made: list[tuple[_Lane, list[_Pack]]]) -> list[_Pack]:
+def _make_lanes(
+    transaction: Transaction, made: list[tuple[_Lane, list[_Pack]]], there: Mapping[str, int]
+) -> list[_Pack]:
     """Write the lanes that are not there yet. Returns the packs to be written."""
-    db = transaction.db
-    if db.executemany(_MAKE_LANE, [lane for lane, _ in made]).rowcount == len(made):
-        return [pack for lane, packs in made if lane[6] is None for pack in packs]
+    transaction.db.executemany(_MAKE_LANE, [lane for lane, _ in made if lane[1] not in there])
     rows: list[_Pack] = []
     for lane, packs in made:
-        (id_,) = db.execute(_FIND_LANE, lane[:2]).fetchone()
-        if id_ != lane[2]:
-            rows += _of_lane(id_, packs)
+        if lane[1] in there:
+            rows += _of_lane(there[lane[1]], packs)
         elif lane[6] is None:
             rows += packs
     return rows

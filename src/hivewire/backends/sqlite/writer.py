@@ -21,7 +21,8 @@ log = logging.getLogger(__name__)
 
 _PATIENCE_IN_TROUBLE_S = 0.25
 _MOST_AT_ONCE = 4_096
-_TURNS_TO_SETTLE = 2
+_TURNS_TO_SETTLE = (1, 2, 3)
+"""Of the event loop: when nothing, one record, or more were handed out."""
 
 
 class Operation:
@@ -80,8 +81,8 @@ class Writer:
         self._queue: SimpleQueue[list[Any] | None] = SimpleQueue()
         self._turn: list[Any] = []
         self._turns_left = 0
-        self._has_handed_out = False
-        """Records were given to somebody lately: if their handlers are quick, they are settled soon."""
+        self._handed_out = 0
+        """So many records were given to somebody lately: if their handlers are quick, they are settled soon."""
         self._parked: dict[int, list[Waiting]] = {}
         self._attempting: Waiting | None = None
         self._file = file.File(path)
@@ -112,8 +113,8 @@ class Writer:
             raise Closed(f"use {self.path}: it was closed")
         self._turn.append(what)
         if len(self._turn) == 1:
-            self._turns_left = _TURNS_TO_SETTLE if self._has_handed_out else 1
-            self._has_handed_out = False
+            self._turns_left = _TURNS_TO_SETTLE[min(self._handed_out, 2)]
+            self._handed_out = 0
             self._loop.call_soon(self._end_turn)
 
     def _end_turn(self) -> None:
@@ -166,8 +167,8 @@ class Writer:
             if callable(target):
                 target()
             else:
-                # Before: who is told may ask for more at once.
-                self._has_handed_out = self._has_handed_out or target.hands_out
+                if target.hands_out and error is None:
+                    self._handed_out += len(value)  # before: who is told may ask for more at once
                 target.deliver(value, error)
 
     def _take_in(self, burst: list[Any]) -> list[Outcome]:
