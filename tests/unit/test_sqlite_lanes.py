@@ -11,9 +11,10 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from hivewire.backend import Again, Append, Back, Backend, Dead, Fetched, QueueSpec
+from hivewire.backend import Again, Append, Back, Backend, Dead, Depth, Fetched, QueueSpec
 from hivewire.backends.sqlite import taking
 from hivewire.backends.sqlite.consumer import SQLiteConsumer
+from hivewire.errors import BackendError
 from tests.unit.sqlite_driver import LETTER, Owner, member, opened, put, record, texts
 
 
@@ -289,3 +290,35 @@ async def test_no_statement_of_a_claim_scans_or_sorts(path: Path) -> None:
         plan = [row[3] for row in db.execute(f"EXPLAIN QUERY PLAN {statement}", values)]
         assert not [step for step in plan if step.startswith("SCAN") or "TEMP B-TREE" in step], plan
     db.close()
+
+
+async def test_many_lanes_that_get_more_while_they_are_held_go_on_when_they_are_settled(path: Path) -> None:
+    """More keys than are looked up at once; what comes next decides the rank of each."""
+    keys = [f"k{number:03}" for number in range(120)]
+    async with opened(path) as backend:
+        for key in keys:
+            await put(backend, "q", key, f"{key}.1")
+        consumer = await backend.consume("q", member(), Owner())
+        first = await consumer.fetch(1_000, 0, run=1)
+        assert len(first) == 120
+        more = [record(key, f"{key}.2", priority=9 if key < "k060" else 2) for key in reversed(keys)]
+        assert not await backend.append([Append("q", more)])
+        assert not await consumer.fetch(1_000, 0), "they are held"
+        assert not await consumer.settle(first)
+        second = texts(await consumer.fetch(1_000, 0))
+        assert sorted(second) == [f"{key}.2" for key in keys]
+        assert sum(text < "k060" for text in second[:60]) >= 40, "the more urgent have the larger share at first"
+        assert (await backend.depth("q")).in_flight == 120
+
+
+async def test_what_cannot_be_buried_is_still_held(path: Path) -> None:
+    async with opened(path) as backend:
+        consumer = await backend.consume("q", member(), Owner())
+        await put(backend, "q", "k", "one", "two")
+        one, two = await consumer.fetch(10, 0)
+        cannot = msgspec.structs.replace(LETTER, error=object())
+        with pytest.raises(BackendError):
+            await consumer.settle([two], [Dead(one, cannot)])
+        assert (await backend.depth("q")).in_flight == 2
+        assert not await consumer.settle([one, two])
+        assert await backend.depth("q") == Depth()
