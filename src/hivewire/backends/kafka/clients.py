@@ -34,6 +34,8 @@ _ENVELOPE_BYTES: Final = 64 * 1024
 ROOM_BYTES: Final = 8 << 20
 """Above the largest message of ours: for headers, for tracebacks beside dead letters, for what strangers send."""
 
+_AHEAD_BYTES: Final = 256 * 1024
+"""Of one partition in one answer, as they are compressed: what is read ahead and not handled here is work for nothing."""
 _FULL_LOOK_MS: Final = 10
 """A client that has read enough ahead looks again after so long; by itself it stands still for a second, while what it
 had is gone in a tenth of that."""
@@ -195,7 +197,8 @@ class Options:
             **group,
             "max.poll.interval.ms": int(MAX_POLL_S * 1000),
             "fetch.wait.max.ms": int(self._settings.kafka.max_wait_s * 1000),
-            "queued.min.messages": 2_000,
+            "queued.min.messages": 1_000,
+            "fetch.message.max.bytes": _AHEAD_BYTES,
         }
 
     def sharer(self, group: str) -> dict[str, Any]:
