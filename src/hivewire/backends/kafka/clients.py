@@ -35,7 +35,7 @@ ROOM_BYTES: Final = 8 << 20
 """Above the largest message of ours: for headers, for tracebacks beside dead letters, for what strangers send."""
 
 _AHEAD_BYTES: Final = 256 * 1024
-"""Of one partition in one answer, as they are compressed: what is read ahead and not handled here is work for nothing."""
+"""Of one partition in one answer, compressed as it is: what is read ahead and not handled here is work for nothing."""
 _FULL_LOOK_MS: Final = 10
 """A client that has read enough ahead looks again after so long; by itself it stands still for a second, while what it
 had is gone in a tenth of that."""
