@@ -116,7 +116,9 @@ class MemoryBackend(Backend):
             if entry.room is not Room.ALWAYS:
                 room = queue.room(entry.room is Room.RESERVE)
                 if room < len(records):
-                    full = QueueFull(f"send to {entry.queue}: it holds its cap of {queue.spec.cap} messages")
+                    held, cap = queue.size, queue.spec.cap
+                    advice = "wait for its workers, or raise queue_cap"
+                    full = QueueFull(f"send to {entry.queue}: it holds {held} messages and its cap is {cap}; {advice}")
                     problems.update((number + place, full) for place in range(max(room, 0), len(records)))
                     records = records[: max(room, 0)]
             number += len(entry.records)
