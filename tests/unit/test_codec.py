@@ -229,6 +229,18 @@ def test_content_may_be_nested_a_hundred_deep(levels: int) -> None:
     assert there_and_back(made(content=content, metadata={"x": 1})).content == content
 
 
+@pytest.mark.parametrize(("opening", "inner"), [(b'{"":', b"{}"), (b"[", b"[]")])
+def test_the_shortest_body_that_is_nested_too_deep_is_refused(opening: bytes, inner: bytes) -> None:
+    def body(levels: int) -> bytes:
+        content = opening * (levels - 1) + inner + (b"}" if inner == b"{}" else b"]") * (levels - 1)
+        return b'{"id":"a","type":"t","from":"x","to":"x","metadata":{},"content":%b}' % content
+
+    for _ in range(2):  # names that are known by then
+        assert decode(body(MAX_DEPTH)).to == "x"
+        with pytest.raises(Undecodable, match="nested deeper"):
+            decode(body(MAX_DEPTH + 1))
+
+
 def test_no_recursion_error_escapes_however_little_stack_is_left() -> None:
     content: Any = 1
     for _ in range(99):

@@ -255,8 +255,12 @@ def _in_utc(moment: object) -> datetime:
         raise MessageError(f"created_at is not in the years 1 to 9999 in UTC: {moment!r}") from None
 
 
-# The shortest body around content that is nested one level too deep; what is shorter need not be counted.
-_DEEP_BYTES: Final = len('{"id":"a","type":"t","from":"x","content":}') + 2 * (MAX_DEPTH + 1)
+# The shortest bodies around content that is nested one level too deep, in lists and in objects alone; what is shorter
+# need not be counted.
+_ENVELOPE: Final = '{"id":"a","type":"t","from":"x","content":}'
+_DEEP_BYTES: Final = len(_ENVELOPE) + 2 * (MAX_DEPTH + 1)
+_DEEP_OBJECTS_BYTES: Final = len(_ENVELOPE) + len('{"":}') * MAX_DEPTH + len("{}")
+_BRACKET: Final = ord("[")
 
 
 _READING_FAILED: Final = (ValueError, TypeError, RecursionError, MemoryError, OverflowError, MessageError)
@@ -270,6 +274,31 @@ def decode(body: bytes) -> Message:
     """
     try:
         read = _read(body)
+        id, type_, sender, to = read.id, read.type, read.sender, read.to
+        metadata, created_at = read.metadata, read.created_at
+        if (  # as most are: names that are known, and of what need not be there nothing
+            type_ in TYPES
+            and sender in ADDRESSES
+            and to in ADDRESSES
+            and len(id) <= SHORT
+            and read.key is None
+            and read.in_reply_to is None
+            and read.ttl_s is None
+            and read.content_encoding is None
+            and metadata is not None
+            and created_at.tzinfo is UTC
+            and (len(body) < _DEEP_BYTES or (len(body) < _DEEP_OBJECTS_BYTES and _BRACKET not in body))
+        ):
+            return Message(
+                type=type_,
+                sender=sender,
+                to=to,
+                content=read.content,
+                id=id,
+                metadata=metadata,
+                created_at=created_at,
+                priority=read.priority,
+            )
         if read.content_encoding is not None:
             read.content = _from_base64(read.content_encoding, read.content)
         return _message(read, body)
