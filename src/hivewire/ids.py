@@ -81,7 +81,7 @@ def derived_id(*cause: object) -> str:
     >>> derived_id("input", 0, "coder") == derived_id("input", 0, "coder")
     True
     """
-    joined = "\x1f".join(f"{len(str(part))}:{part}" for part in cause)
+    joined = "\x1f".join([f"{len(text)}:{text}" for text in map(str, cause)])
     digest = hashlib.sha256(joined.encode("utf-8", "surrogatepass")).digest()
     value = int.from_bytes(digest[:16], "big")
     value = value & ~(0xF << 76) | 0x8 << 76

@@ -61,14 +61,18 @@ class Sender:
                 try:
                     problems = await self._try(batch)
                 finally:
-                    self._tried(number)
+                    del self._first_tries[number]
+                    if self.lines:
+                        self._look_at_lines()
                 if problems and not all(isinstance(problem, Duplicate) for problem in problems.values()):
                     problems = await self._in_line(number, batch, problems, timeout_s)
         except HivewireError as error:
             self._note_refused(batch, error)
             raise
         finally:
-            self._ended()
+            self._under_way -= 1
+            if not self._under_way:
+                self._idle.set()
         self._core.metrics.messages_sent += size - len(problems)
         if trail.all or (problems and trail.on):
             self._note(batch, problems, began)
@@ -92,7 +96,9 @@ class Sender:
             except ConnectionLost as error:
                 problem = error
             finally:
-                self._tried(number)
+                del self._first_tries[number]
+                if self.lines:
+                    self._look_at_lines()
             if problem is not None:
                 batch = (Append(queue, (record,), room=room),)
                 try:
@@ -101,18 +107,14 @@ class Sender:
                     self._note_refused(batch, error)
                     raise
         finally:
-            self._ended()
+            self._under_way -= 1
+            if not self._under_way:
+                self._idle.set()
         self._core.metrics.messages_sent += 1
 
-    def _tried(self, number: int) -> None:
-        del self._first_tries[number]
-        if self.lines:  # once this call has its place in the line
-            asyncio.get_running_loop().call_soon(self._go_on)
-
-    def _ended(self) -> None:
-        self._under_way -= 1
-        if not self._under_way:
-            self._idle.set()
+    def _look_at_lines(self) -> None:
+        """Once the call whose first try is over has its place in the line."""
+        asyncio.get_running_loop().call_soon(self._go_on)
 
     def _note_refused(self, batch: Sequence[Append], error: HivewireError) -> None:
         trail = self._core.trail

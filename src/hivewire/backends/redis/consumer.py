@@ -146,7 +146,7 @@ class RedisConsumer(Consumer):
         """Whether a read waits in the server for all that may come, or is about to."""
         if self._watch.is_asked:
             return True
-        self._is_watching = self.backend.may_watch(self.queue) and self._watch.may_ask and bool(self._readable())
+        self._is_watching = self.backend.may_watch(self.queue) and self._watch.may_ask and self._may_read()
         if not self._is_watching:
             self._listen()
         elif self._watch_soon is None:
@@ -169,6 +169,10 @@ class RedisConsumer(Consumer):
 
     def _readable(self) -> list[Held]:
         return [held for held in self.held.values() if not held.is_leaving]
+
+    def _may_read(self) -> bool:
+        """Whether there is something to ask of."""
+        return any(not held.is_leaving for held in self.held.values())
 
     def _ask_later(self, turns: int) -> None:
         """What was taken is handled first, and what is sent because of it goes first."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hivewire.backends.redis.address import Command
+from hivewire.backends.redis.address import pack
 
 ROOT = "hivewire:"
 QUEUES = f"{ROOT}{{catalogue}}:queues"
@@ -38,6 +38,20 @@ def news(queue: str) -> str:
     return f"{ROOT}{{{queue}}}:news"
 
 
+def _before_head(length: int) -> bytes:
+    return b"$%d\r\n" % length
+
+
+def _before_body(size: int) -> bytes:
+    return b"\r\n$1\r\nb\r\n$%d\r\n" % size
+
+
+_MOST_READY = 2_048
+_BEFORE_HEAD = [_before_head(length) for length in range(_MOST_READY)]
+_BEFORE_BODY = [_before_body(size) for size in range(_MOST_READY)]
+"""Sizes of most messages, as they go over the wire: to write them anew costs more than all else of a command."""
+
+
 class Names:
     """The names of one queue."""
 
@@ -62,8 +76,11 @@ class Names:
         while len(self._xadds) <= shard:
             name = self.stream(len(self._xadds)).encode()
             self._xadds.append(b"*7\r\n$4\r\nXADD\r\n$%d\r\n%b\r\n$1\r\n*\r\n$1\r\nh\r\n" % (len(name), name))
-        return b"%b$%d\r\n%b\r\n$1\r\nb\r\n$%d\r\n%b\r\n" % (self._xadds[shard], len(head), head, len(body), body)
+        size, length = len(body), len(head)
+        before = _BEFORE_BODY[size] if size < _MOST_READY else _before_body(size)
+        first = _BEFORE_HEAD[length] if length < _MOST_READY else _before_head(length)
+        return b"".join((self._xadds[shard], first, head, before, body, b"\r\n"))
 
-    def xadd_if_there(self, shard: int, head: bytes, body: bytes) -> Command:
+    def packed_if_there(self, shard: int, head: bytes, body: bytes) -> bytes:
         """The same, for a stream that must be there."""
-        return ("XADD", self.stream(shard), "NOMKSTREAM", "*", "h", head, "b", body)
+        return pack(("XADD", self.stream(shard), "NOMKSTREAM", "*", "h", head, "b", body))

@@ -67,6 +67,16 @@ class Line(Link):
             self.connect()
         return future
 
+    def post_for(
+        self, told: Callable[[asyncio.Future[list[Reply]]], None], commands: Sequence[Command], *, beyond_s: float
+    ) -> asyncio.Future[list[Reply]]:
+        wire = self._wire
+        if wire is None:
+            return super().post_for(told, commands, beyond_s=beyond_s)
+        asked: asyncio.Future[list[Reply]] = wire.loop.create_future()
+        wire.ask(commands, asked, beyond_s=beyond_s, told=told)
+        return asked
+
     def store(
         self, key: str, packed: bytes, channel: str = "", what: int = 0
     ) -> asyncio.Future[BackendError | None] | None:

@@ -27,6 +27,15 @@ class Link(ABC):
         `firm`: the answers come when as many replicas have it as `wait_replicas` says. `beyond_s`: for how
         long the commands themselves wait in the server, beyond the time that an answer may take."""
 
+    def post_for(
+        self, told: Callable[[asyncio.Future[list[Reply]]], None], commands: Sequence[Command], *, beyond_s: float
+    ) -> asyncio.Future[list[Reply]]:
+        """`post` for one who is called with the future as soon as it is done: with answers, where it can be, in the
+        very turn of the loop in which they come."""
+        posted = self.post(commands, beyond_s=beyond_s)
+        posted.add_done_callback(told)
+        return posted
+
     def store(
         self, key: str, packed: bytes, channel: str = "", what: int = 0
     ) -> asyncio.Future[BackendError | None] | None:

@@ -36,7 +36,8 @@ class _Settled(msgspec.Struct, array_like=True, frozen=True):
 
 
 _encoder = msgspec.msgpack.Encoder()
-_decode_head = msgspec.msgpack.Decoder(Head).decode
+decode_head = msgspec.msgpack.Decoder(tuple[str, str, str, str, float | None, int, int]).decode
+"""The fields of a `Head`: a tuple is taken apart in less time than a struct."""
 _dead = msgspec.msgpack.Decoder(_Dead)
 _settled = msgspec.msgpack.Decoder(_Settled)
 
@@ -56,8 +57,8 @@ def pack_head(record: Record, replay: int | None = None) -> bytes:
 
 
 def unpack(head: bytes, body: bytes) -> Record:
-    found = _decode_head(head)
-    return Record(found.id, found.key, body, found.type, found.sender, found.ttl_s, found.priority, found.replay)
+    id, key, type_, sender, ttl_s, priority, replay = decode_head(head)
+    return Record(id, key, body, type_, sender, ttl_s, priority, replay)
 
 
 def _record(found: Head, body: bytes) -> Record:

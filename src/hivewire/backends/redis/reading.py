@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from hivewire.backend import Fetched, Record
-from hivewire.backends.redis.packing import unpack, unpack_state
+from hivewire.backends.redis.packing import decode_head, unpack_state
 
 LOOK_RARER = 5
 """Who waits looks anew after `block_timeout_s`, should a bell have been lost; then in twice that time … up to so many
@@ -46,7 +46,8 @@ def read(entries: Sequence[Any], shard: int, token: int) -> list[Read]:
         stored_at = second
         try:
             # By place, as the scripts and `append` write them: h, b and, for what was delayed, t.
-            record = unpack(fields[1], fields[3])
+            name, key, type_, sender, ttl_s, priority, replay = decode_head(fields[1])
+            record = Record(name, key, fields[3], type_, sender, ttl_s, priority, replay)
             if len(fields) > 5:
                 stored_at = int(fields[5]) / 1000
         except (IndexError, ValueError):  # msgspec's errors are ValueErrors

@@ -108,6 +108,24 @@ class Sending:
             self._known.pop(queue, None)
 
     async def append(self, batch: Sequence[Append]) -> Mapping[int, Duplicate | Exception]:
+        stored = self._one_soon(batch)
+        return await self._append(batch) if stored is None else await self._outcome(batch[0].queue, stored)
+
+    def _one_soon(self, batch: Sequence[Append]) -> asyncio.Future[BackendError | None] | None:
+        """Replies, above all: they come one by one."""
+        entry = batch[0] if len(batch) == 1 else None
+        if entry is None or len(entry.records) != 1 or entry.delay_s > 0 or entry.idempotency_key is not None:
+            return None
+        return self.soon(entry.queue, entry.records[0])
+
+    async def _outcome(self, queue: str, stored: asyncio.Future[BackendError | None]) -> Mapping[int, Exception]:
+        problem = await stored
+        if problem is None:
+            return {}
+        self.forget(queue)  # a stream that is not there: the script says what that means
+        return {0: problem}
+
+    async def _append(self, batch: Sequence[Append]) -> Mapping[int, Duplicate | Exception]:
         commands: list[Command] = []
         scripted: list[tuple[int, int, Append]] = []
         """Place among the commands, first running number, and what it stores."""
@@ -126,14 +144,7 @@ class Sending:
                 number += len(entry.records)
             elif self._is_plain(entry, known):
                 plain.append((len(commands), number, entry))
-                names = known.names
-                for record in entry.records:
-                    shard = known.shard(record)
-                    if known.is_mailbox:
-                        commands.append(names.xadd_if_there(shard, pack_head(record), record.body))
-                    else:
-                        commands.append((PACKED, names.base, names.xadd(shard, pack_head(record), record.body)))
-                    rung[names, shard] = None
+                self._plainly(entry, known, commands, rung)
                 number += len(entry.records)
             else:
                 scripted.append((len(commands), number, entry))
@@ -163,12 +174,26 @@ class Sending:
             self._answered(problems, first, entry, answers[place])
         return problems
 
+    @staticmethod
+    def _plainly(entry: Append, known: Known, commands: list[Command], rung: dict[tuple[Names, int], None]) -> None:
+        """A command for each record."""
+        names, is_mailbox, competing = known.names, known.is_mailbox, known.competing
+        last, shard = None, 0
+        for record in entry.records:
+            if competing or record.key != last:  # runs of one key are common
+                last, shard = record.key, known.shard(record)
+                rung[names, shard] = None
+            if is_mailbox:
+                commands.append((PACKED, names.base, names.packed_if_there(shard, pack_head(record), record.body)))
+            else:
+                commands.append((PACKED, names.base, names.xadd(shard, pack_head(record), record.body)))
+
     def soon(self, queue: str, record: Record) -> asyncio.Future[BackendError | None] | None:
         """Send one plain record in this turn of the loop. None: nothing was done, use `append`."""
         known = self._known.get(queue)
         if (
             known is None
-            or known.room < 1
+            or (known.room < 1 and not known.is_mailbox)
             or record.ttl_s is not None
             or known.until < (now := time.monotonic())
             or self._interop
@@ -177,14 +202,15 @@ class Sending:
         names, shard = known.names, known.by_key.get(record.key)
         if shard is None:
             shard = known.shard(record)
-        packed = names.xadd(shard, pack_head(record), record.body)
+        head, is_mailbox = pack_head(record), known.is_mailbox
+        packed = names.packed_if_there(shard, head, record.body) if is_mailbox else names.xadd(shard, head, record.body)
         if names.base in self._here:
             stored = self._link.store(names.base, packed)
             if stored is not None:
                 self._ring(names, shard)
         else:
             stored = self._link.store(names.base, packed, names.bell, shard)
-        if stored is not None:
+        if stored is not None and not is_mailbox:
             known.room -= 1
             if now > known.renew_at or known.room < known.renew_below:
                 self._renew(known)

@@ -115,8 +115,8 @@ class Watch:
             question.now(most)
         self._number += 1
         self._question = question
-        self._posted = self._link.post((question.command(*self._block), READ_EPOCH), beyond_s=self._wait_s)
-        self._posted.add_done_callback(self._answered)
+        commands = question.command(*self._block), READ_EPOCH
+        self._posted = self._link.post_for(self._answered, commands, beyond_s=self._wait_s)
 
     def void(self) -> None:
         """What is under way is not wanted any more: something may be taken away from what it has read."""

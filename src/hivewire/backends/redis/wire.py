@@ -25,12 +25,19 @@ _NOTHING: Final = object()
 class Batch:
     """Commands whose answers are waited for together."""
 
-    __slots__ = ("answers", "asked_at", "beyond_s", "future", "wanted")
+    __slots__ = ("answers", "asked_at", "beyond_s", "future", "told", "wanted")
 
     def __init__(
-        self, future: asyncio.Future[list[Reply]] | None, wanted: int, asked_at: float, beyond_s: float = 0.0
+        self,
+        future: asyncio.Future[list[Reply]] | None,
+        wanted: int,
+        asked_at: float,
+        beyond_s: float = 0.0,
+        told: Callable[[asyncio.Future[list[Reply]]], None] | None = None,
     ) -> None:
         self.future = future
+        self.told = told
+        """Called with the future when it is done."""
         self.wanted = wanted
         self.asked_at = asked_at
         self.beyond_s = beyond_s
@@ -50,7 +57,8 @@ class Stored:
 
 def _problem(answer: Reply) -> BackendError | None:
     try:
-        good(answer, "store a message")
+        if good(answer, "store a message") is None:
+            return ConnectionLost("store a message: its stream, which must be there, is not")
     except BackendError as error:
         return error
     return None
@@ -108,8 +116,9 @@ class Wire(asyncio.Protocol):
         *,
         firm: bool = False,
         beyond_s: float = 0.0,
+        told: Callable[[asyncio.Future[list[Reply]]], None] | None = None,
     ) -> None:
-        """Send these; their answers come in `future`, errors among them as values."""
+        """Send these; their answers come in `future`, errors among them as values. `told`: see `Link.post_for`."""
         if self._flush is None:
             self._asked_at = self.loop.time()
         self._unsent.extend([pack(command) for command in commands])
@@ -117,7 +126,7 @@ class Wire(asyncio.Protocol):
             batch = Batch(None, len(commands), self._asked_at, beyond_s)
             self._firm.append((batch, future))
         else:
-            batch = Batch(future, len(commands), self._asked_at, beyond_s)
+            batch = Batch(future, len(commands), self._asked_at, beyond_s, told)
         self._waiting.append(batch)
         if self._flush is None:
             self._plan_flush()
@@ -235,6 +244,8 @@ class Wire(asyncio.Protocol):
                     waiting.popleft()
                     if batch.future is not None and not batch.future.done():
                         batch.future.set_result(answers)
+                        if batch.told is not None:
+                            batch.told(batch.future)
         except (hiredis.ProtocolError, IndexError):
             self.abort("what answers there does not speak as Redis does")
         if self._window is not None:
@@ -299,7 +310,10 @@ class Wire(asyncio.Protocol):
         self._on_end(self)
         lost = ConnectionLost(f"the connection to Redis at {self._name} was lost: {self.why}")
         while self._waiting:
-            _fail(self._waiting.popleft().future, lost)
+            batch = self._waiting.popleft()
+            if isinstance(batch, Batch) and batch.told is not None and batch.future is not None:
+                batch.future.add_done_callback(batch.told)
+            _fail(batch.future, lost)
         for _, future in self._firm:
             _fail(future, lost)
 
