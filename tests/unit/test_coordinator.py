@@ -14,17 +14,26 @@ import hivewire as hw
 from hivewire.coordination.coordinator import Coordinator
 from hivewire.coordination.ledger import Ledger, TaskFilter, TaskStatus
 from hivewire.coordination.ledger.run_scripts import LogEntry
+from hivewire.coordination.ledger.runs import Runs
 from hivewire.coordination.ledger.sqlite import MemoryStore
 from hivewire.coordination.ledger.store import Script
 from hivewire.coordination.ledger.stored import StoredLedger
 from hivewire.coordination.planner import Planner
-from hivewire.coordination.tasks import TaskRequest, TaskResult
+from hivewire.coordination.tasks import TaskRequest, TaskResult, Trouble
 from hivewire.coordination.team import announced
-from hivewire.errors import Closed, CoordinationError, Deadline, InvalidPlan, NoCapableWorker
+from hivewire.errors import (
+    Closed,
+    ConnectionLost,
+    CoordinationError,
+    Deadline,
+    InvalidPlan,
+    NoCapableWorker,
+    PlanRefused,
+)
 from hivewire.llm.contract import CompletionRequest, CompletionResponse
 from hivewire.rules.plan import parse_plan
-from hivewire.rules.plan_limits import Capability
-from hivewire.rules.plan_state import Cancel, Incoming, new_run
+from hivewire.rules.plan_limits import Capability, PlanLimits
+from hivewire.rules.plan_state import Cancel, Incoming, Started, new_run
 from hivewire.testing.conformance.waiting import until, until_true
 from hivewire.testing.scripted_model import Answer, ScriptedModel
 from hivewire.testing.virtual_time import EPOCH, virtual
@@ -551,6 +560,74 @@ async def test_what_nobody_can_do_now_keeps_nothing_else_back() -> None:
 
 
 @virtual
+async def test_many_runs_that_must_wait_hide_no_other_that_was_left_behind() -> None:
+    async with stage() as on:
+        on.worker("w", "work")
+        runs = Runs(on.ledger)
+
+        async def left_behind(run: str, part: dict[str, Any]) -> None:
+            state = new_run(run, parse_plan(plan(part), ["work", "rare"]), ["work", "rare"])
+            await runs.create(state, Incoming("start", Started(at=now())))
+
+        for number in range(510):
+            await left_behind(f"a{number}", sub("x", assigned_to="rare"))
+        await left_behind("z", sub("x"))
+        coordinator = await on.coordinator()
+        assert (await coordinator.result("z", timeout_s=30)).status == "completed"
+
+
+@virtual
+async def test_a_plan_that_no_model_made_is_held_to_the_limits_of_the_run() -> None:
+    async with stage() as on:
+        on.worker("w", "work")
+        wide = plan(*(sub(f"s{n}") for n in range(60)))
+        coordinator = await on.coordinator()
+        assert (await coordinator.execute(TaskRequest(name="t"), plan=wide)).status == "completed"
+        strict = await on.coordinator(limits=hw.RunLimits(max_subtasks=59), name="strict")
+        with pytest.raises(InvalidPlan, match="60 subtasks; at most 59 are allowed"):
+            await strict.start(TaskRequest(name="t"), plan=wide)
+
+
+@virtual
+async def test_a_run_whose_answers_could_not_arrive_is_refused() -> None:
+    async with stage() as on:
+        on.worker("w", "work")
+        coordinator = await on.coordinator()
+        for odd in ("a\nb", "a\x00b", "/a"):
+            with pytest.raises(CoordinationError, match="run's id"):
+                await coordinator.start(TaskRequest(name="t", id=odd), plan=plan(sub("a")))
+
+
+@virtual
+async def test_a_model_that_breaks_is_not_asked_for_ever() -> None:
+    async with stage() as on:
+        on.worker("w", "work")
+        asked: list[CompletionRequest] = []
+
+        def broken(request: CompletionRequest) -> str:
+            asked.append(request)
+            raise KeyError("choices")
+
+        coordinator = await on.coordinator(planner=Planner(ScriptedModel(broken)))
+        result = await coordinator.execute(TaskRequest(name="t"), timeout_s=60)
+        assert result.status == "failed"
+        assert "KeyError: 'choices'" in result.error
+        assert len(asked) == 1
+
+
+@virtual
+async def test_what_is_finished_takes_no_room_from_a_new_plan() -> None:
+    limits = PlanLimits(max_subtasks=2, max_depth=2, budget=2.0)
+    trouble = Trouble(errors=("it failed",), finished={f"done{n}": {"n": n} for n in range(5)}, facts=(), guesses=())
+    planner = Planner(ScriptedModel([plan(sub("a", "done0", "done4"), sub("b", "a"))]), limits=limits)
+    made = await planner.plan(TaskRequest(name="t"), ["work"], trouble)
+    assert [subtask.name for subtask in made.subtasks] == ["a", "b"]
+    longer = plan(*(sub(name) for name in "abc"))
+    with pytest.raises(PlanRefused):
+        await Planner(ScriptedModel([longer, longer]), limits=limits).plan(TaskRequest(name="t"), ["work"], trouble)
+
+
+@virtual
 async def test_workers_are_made_registered_and_let_go() -> None:
     async def double(task: hw.Message, ctx: hw.Context) -> Any:
         return {"n": 2 * task.content["input"]["n"]}
@@ -816,6 +893,64 @@ async def test_answers_among_the_dead_letters_are_taken_all_the_same() -> None:
         second = await on.coordinator()
         assert (await second.result(run, timeout_s=20)).status == "completed"
         assert on.calls == ["a"]
+
+
+@virtual
+async def test_answers_behind_many_other_dead_letters_are_taken_too() -> None:
+    async with stage() as on:
+        on.worker("w", "work")
+        await on.protocol.subscribe("coordinator", mode="competing")
+        for _ in range(120):
+            await on.protocol.send(hw.Message(type="result", sender="w", to="coordinator/nobody", in_reply_to="x"))
+        rejected = 0
+        while rejected < 120:
+            for delivery in await on.protocol.receive("coordinator", wait_s=1):
+                await delivery.reject("no such run")
+                rejected += 1
+        first = await on.coordinator()
+        run = await first.start(TaskRequest(name="t"), plan=plan(sub("a")))
+        await first.close()
+        while len(await on.protocol.dead_letters("coordinator", limit=200)) == rejected:
+            for delivery in await on.protocol.receive("coordinator", wait_s=1):
+                await delivery.nack(delay_s=0)
+        second = await on.coordinator()
+        assert (await second.result(run, timeout_s=20)).status == "completed"
+        assert on.calls == ["a"]
+
+
+class AwayStore(MemoryStore):
+    """Cannot be written to while it is `away`."""
+
+    away = False
+
+    async def write(self, make: Callable[[], Script[Any]], *, single: bool = False) -> Any:
+        if self.away:
+            raise ConnectionLost("the store is away")
+        return await super().write(make, single=single)
+
+
+@virtual
+async def test_a_dead_letter_that_was_found_while_the_ledger_was_away_still_fails_its_subtask() -> None:
+    async with stage() as on:
+        store = AwayStore(clock=now)
+
+        async def fails(task: hw.Message, ctx: hw.Context) -> Any:
+            store.away = True
+            raise hw.Reject("it cannot be done")
+
+        on.worker("w", "work", handler=fails)
+        coordinator = await on.coordinator(ledger=StoredLedger(store, migrate=True))
+        run = await coordinator.start(TaskRequest(name="t"), plan=plan(sub("a")))
+        await until_true(lambda: is_dead(on.protocol, "w"), "it is a dead letter", 20)
+        await asyncio.sleep(3)
+        store.away = False
+        result = await coordinator.result(run, timeout_s=20)
+        assert "it cannot be done" in result.error
+        assert on.calls == ["a"], "it was done again"
+
+
+async def is_dead(protocol: hw.Protocol, agent: str) -> bool:
+    return bool(await protocol.dead_letters(agent))
 
 
 async def taken_away(protocol: hw.Protocol, agent: str) -> int:

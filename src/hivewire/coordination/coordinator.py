@@ -211,10 +211,9 @@ class Coordinator:
 
         raw = plain(plan) if isinstance(plan, Plan) else plan
         known = self._known()
-        checked = checked_plan(raw, known.values(), request.input) if known else None
-        if checked is None:
+        if not known:
             raise NoCapableWorker(f'"{request.name}" cannot be begun: no worker is known; start some, or name a team')
-        return checked
+        return checked_plan(raw, known.values(), request.input, self._limits.of_plan)
 
     def _known(self) -> dict[str, Capability]:
         """The capabilities of those who are there, as they were described."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from contextlib import aclosing
 from functools import partial
 from typing import Final
 
@@ -86,6 +87,8 @@ class Errands:
         self._clock = clock
         self._meaning = Meaning(clock)
         self._owner = new_id()
+        self._looked_at = ""
+        """The run whose outbox was looked at last, of many that were left behind."""
         self._losses = Losses(protocol)
         self._missing = Missing(protocol, runs, name, self._able, clock)
         self._planning: dict[str, asyncio.Task[None]] = {}
@@ -318,6 +321,10 @@ class Errands:
         except HivewireError as error:
             self.model_trouble = str(error) if isinstance(error, ModelError) else ""
             return Planned(at=self._clock(), command=command.id, error=str(error))
+        except Exception as error:  # of the user's own model or prompts: asked again and again, it would cost and cost
+            log.exception("a planner has failed", extra={"run": head.run})
+            self.model_trouble = f"{type(error).__name__}: {error}"
+            return Planned(at=self._clock(), command=command.id, error=self.model_trouble)
         self.model_trouble = ""
         return Planned(
             at=self._clock(),
@@ -335,7 +342,9 @@ class Errands:
         for run, subtask, generation in await self._runs.overdue():
             timer = Incoming(f"timer:{generation}", Timer(at=self._clock(), subtask=subtask, generation=generation))
             await self._try(run, partial(_always, timer))
-        for run in await self._runs.left_behind(_STALE_S):
+        behind = await self._runs.left_behind(_STALE_S, self._looked_at, _BATCH)
+        self._looked_at = behind[-1] if len(behind) == _BATCH else ""  # those that must wait hide no others
+        for run in behind:
             await self.relay_soon(run)
         await self._look_for_dead(self._team.roster.names)
         await self._revive()
@@ -353,18 +362,18 @@ class Errands:
 
     async def _revive(self) -> None:
         """An answer that was with several coordinators that died has used up its attempts; it is an answer still."""
-        letters = await self._protocol.dead_letters(self._name, limit=_BATCH)
-        again = [letter.id for letter in letters if letter.reason in _STRANDED]
-        if again:
-            log.warning("answers are taken from the dead letters", extra={"count": len(again)})
-            await self._protocol.replay(again)
+        async with aclosing(self._losses.dead([self._name])) as letters:
+            async for letter in letters:
+                if letter.reason in _STRANDED:
+                    log.warning("an answer is taken from the dead letters", extra={"id": letter.id})
+                    await self._protocol.replay([letter.id])
 
     async def _look_for_dead(self, agents: Iterable[str]) -> None:
-        for letter in await self._losses.dead(list(agents)):
-            run = letter.message.metadata.get("run") if letter.message is not None else None
-            if not isinstance(run, str):
-                continue
-            await self._try(run, partial(self._meaning.of_dead, letter.id, self._losses.why(letter)))
+        async with aclosing(self._losses.dead(agents)) as letters:
+            async for letter in letters:
+                run = letter.message.metadata.get("run") if letter.message is not None else None
+                if isinstance(run, str):
+                    await self._try(run, partial(self._meaning.of_dead, letter.id, self._losses.why(letter)))
 
     def _able(self, capability: str) -> Sequence[str]:
         return self._team.roster.capabilities.get(capability, ())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Iterable
 from typing import Final
 
 from hivewire.protocol import DeadLetter, Protocol
@@ -11,20 +11,20 @@ _PAGE: Final = 100
 
 
 class Losses:
-    """Looks at the queues of a team. Each look starts where the last one ended."""
+    """Looks at queues. Each look starts where the last one ended: behind the last letter that was dealt with."""
 
     def __init__(self, protocol: Protocol) -> None:
         self._protocol = protocol
         self._cursors: dict[str, str] = {}
 
-    async def dead(self, agents: Sequence[str]) -> list[DeadLetter]:
-        """The dead letters since the last look; at the first one, all of them."""
-        found: list[DeadLetter] = []
+    async def dead(self, agents: Iterable[str]) -> AsyncGenerator[DeadLetter]:
+        """The dead letters since the last look; at the first one, all of them. One counts as dealt with when the next
+        one is asked for: what fails in between comes again."""
         for agent in agents:
             while letters := await self._protocol.dead_letters(agent, limit=_PAGE, after=self._cursors.get(agent)):
-                self._cursors[agent] = letters[-1].cursor
-                found += letters
-        return found
+                for letter in letters:
+                    yield letter
+                    self._cursors[agent] = letter.cursor
 
     def why(self, letter: DeadLetter) -> str:
         """The reason in one line: the last line of a traceback is the exception."""

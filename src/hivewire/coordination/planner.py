@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
 import msgspec
@@ -122,7 +122,7 @@ class Planner:
             raw["subtasks"] = [{"name": name, "assigned_to": some, "input": free} for name in finished] + raw[
                 "subtasks"
             ]
-        plan = checked_plan(raw, known.values(), request.input, self.limits)
+        plan = checked_plan(raw, known.values(), request.input, self._limits_beside(finished, known))
         return msgspec.structs.replace(plan, subtasks=plan.subtasks[len(finished) :], facts=facts, guesses=guesses)
 
     def _question(self, request: TaskRequest, known: Mapping[str, Capability], trouble: Trouble | None) -> str:
@@ -153,6 +153,19 @@ class Planner:
             capabilities=_listed(known),
             limits=self._limits(),
             answer=_clipped(answer.text),
+        )
+
+    def _limits_beside(self, finished: Sequence[str], known: Mapping[str, Capability]) -> PlanLimits:
+        """What is finished, and stands in the plan to be depended on, takes no room from what is new."""
+        limits, count = self.limits, len(finished)
+        if not count:
+            return limits
+        return msgspec.structs.replace(
+            limits,
+            max_subtasks=limits.max_subtasks + count,
+            max_depth=limits.max_depth + 1,
+            max_bytes=limits.max_bytes + 1_000 * count,
+            budget=None if limits.budget is None else limits.budget + count * known[min(known)].cost,
         )
 
     def _limits(self) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -43,6 +44,11 @@ class RunLimits(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     max_subtasks: int = MAX_SUBTASKS
     max_depth: int = MAX_DEPTH
     wall_s: float | None = None
+
+    @property
+    def of_plan(self) -> PlanLimits:
+        """For a plan that no model has made: what is held to the limits of a run anyhow needs no others."""
+        return PlanLimits(max_subtasks=self.max_subtasks, max_depth=self.max_depth, max_bytes=sys.maxsize)
 
     def check(self, subtasks: Sequence[Subtask]) -> None:
         """Raise `InvalidPlan` for a plan that has grown beyond the limits."""

@@ -9,9 +9,10 @@ from typing import Any, Final
 
 import msgspec
 
+from hivewire.codec.names import split_address
 from hivewire.coordination.ledger.rows import MOST_ID_BYTES, stored_error
 from hivewire.coordination.ledger.store import Many, Query, Row, Script
-from hivewire.errors import CoordinationError
+from hivewire.errors import CoordinationError, MessageError
 from hivewire.ids import derived_id
 from hivewire.rules.plan_state import (
     UNFINISHED,
@@ -78,6 +79,10 @@ def create(state: RunState, first: Incoming) -> Script[RunState | None]:
     head = state.header
     if not head.run or len(head.run.encode()) > MOST_ID_BYTES:
         raise CoordinationError(f"a run's id is text of 1 to {MOST_ID_BYTES} bytes")
+    try:
+        split_address(f"coordinator/{head.run}")
+    except MessageError as error:  # its answers would never arrive
+        raise CoordinationError(f"a run's id is part of an address: {error}") from None
     made = yield Query(
         "INSERT INTO tasks (id, name, description, input, status, change, version, created_at, updated_at) "
         "SELECT CAST($1 AS text), CAST($2 AS text), CAST($3 AS text), CAST($4 AS json), 'in_progress', 'run', 1, "
@@ -389,10 +394,12 @@ def overdue() -> Script[list[tuple[str, str, int]]]:
     return [(run, subtask, generation) for run, subtask, generation in rows]
 
 
-def left_behind(older_than_s: float) -> Script[list[str]]:
-    """Runs whose commands have waited for so long: who decided them is dead, or slow."""
+def left_behind(older_than_s: float, after: str, limit: int) -> Script[list[str]]:
+    """Runs whose commands have waited for so long: who decided them is dead, or slow. In order, behind that one."""
     rows = yield Query(
-        "SELECT DISTINCT run FROM run_outbox WHERE created_at < hivewire_begun() - $1 LIMIT 500", [older_than_s]
+        "SELECT DISTINCT run FROM run_outbox WHERE created_at < hivewire_begun() - $1 AND run > $2 "
+        "ORDER BY run LIMIT $3",
+        [older_than_s, after, limit],
     )
     return [run for (run,) in rows]
 

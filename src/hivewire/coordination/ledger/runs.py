@@ -66,9 +66,9 @@ class Runs:
         """(run, subtask, generation) of the timers that have gone off, by the store's clock."""
         return await self._ledger.store.read(run_scripts.overdue)
 
-    async def left_behind(self, older_than_s: float) -> list[str]:
-        """Runs with something to be sent that has waited for so long."""
-        return await self._ledger.store.read(partial(run_scripts.left_behind, older_than_s))
+    async def left_behind(self, older_than_s: float, after: str = "", limit: int = 100) -> list[str]:
+        """Runs with something to be sent that has waited for so long, in order, behind that one."""
+        return await self._ledger.store.read(partial(run_scripts.left_behind, older_than_s, after, limit))
 
     async def running(self, limit: int = 1_000) -> list[tuple[str, Row]]:
         """(run, subtask) of what was sent and is not answered."""
