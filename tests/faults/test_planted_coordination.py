@@ -212,7 +212,7 @@ def nobody_asks_whether_a_subtask_is_wanted(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Stops, "guard", guard)
 
 
-@planted("nothing_is_left", first=43)
+@planted("nothing_is_left", first=85)
 def a_question_for_a_plan_outlives_its_run(patch: pytest.MonkeyPatch) -> None:
     """As it was: who looked around found it for ever."""
     original = run_scripts._finish

@@ -11,8 +11,8 @@ import pytest
 from hivewire.testing.conformance.waiting import SOAK, count
 from hivewire.testing.profiles import PROFILES
 from hivewire.testing.seeded_driver import try_many
-from hivewire.testing.simulated import FAULTS_TO_STRIKE, profile_of, report, try_seed
-from hivewire.testing.simulated_program import draw_program
+from hivewire.testing.simulated import profile_of, report, try_seed
+from hivewire.testing.simulated_program import FAULTS_TO_STRIKE, draw_program
 from hivewire.testing.simulated_run import run_program
 
 _BLOCK = 25

@@ -137,3 +137,46 @@ def test_ids_follow_the_seed() -> None:
         assert [new_id() for _ in range(3)] == first
     assert between not in first
     assert new_id() > between
+
+
+@virtual
+async def test_a_pause_ends_at_its_time_and_can_be_cancelled() -> None:
+    loop = the_loop()
+    before = loop.time()
+
+    async def paused() -> float:
+        await loop.pause(5.0)
+        return loop.time() - before
+
+    one, other, at_once = (asyncio.create_task(paused()) for _ in range(3))
+    at_once.cancel()
+    await asyncio.sleep(1.0)
+    other.cancel()
+    await asyncio.wait([other, at_once])
+    assert other.cancelled()
+    assert at_once.cancelled()
+    assert loop.time() - before == 1.0
+    assert await one == 5.0
+    one.cancel()  # too late
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(1.0):
+            await loop.pause(2.0)
+    assert loop.time() - before == 6.0
+
+
+@virtual
+async def test_a_pause_of_a_stopped_process_ends_when_it_goes_on() -> None:
+    loop = the_loop()
+    before = loop.time()
+
+    async def paused() -> float:
+        await loop.pause(1.0)
+        return loop.time() - before
+
+    task = spawn("p", paused())
+    await asyncio.sleep(0.5)
+    loop.stop_process("p")
+    await asyncio.sleep(3.0)
+    assert not task.done()
+    loop.continue_process("p")
+    assert await task == 3.5

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 from string import Template
 from typing import Final
@@ -16,6 +17,11 @@ PLACES: Final = {
 """For each prompt, the places that are filled in. A file may leave out what it does not want to say."""
 _BUNDLED: Final = Path(__file__).parent / "prompts"
 _MOST_BYTES: Final = 262_144
+
+
+@cache
+def _bundled(name: str) -> Template:
+    return Template((_BUNDLED / f"{name}.md").read_text("utf-8"))
 
 
 class Prompts:
@@ -37,7 +43,7 @@ class Prompts:
     def _template(self, name: str, own: Path | None) -> Template:
         path = own / f"{name}.md" if own is not None else None
         if path is None or not path.exists():
-            return Template((_BUNDLED / f"{name}.md").read_text("utf-8"))
+            return _bundled(name)
         try:
             text = path.read_text("utf-8")
         except (OSError, UnicodeDecodeError) as error:

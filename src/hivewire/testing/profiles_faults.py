@@ -156,6 +156,7 @@ class Wire:
         self.faults = faults
         self.name = name
         self.slot = slot
+        self._loop = running_loop()
         self._chance = chance
         self.is_cut = False
         """The process is dead: nothing gets through any more."""
@@ -174,7 +175,7 @@ class Wire:
         that did not arrive (lost on the way, or the caller was cancelled)."""
         chance, faults = self._chance, self.faults
         if not self.is_cut and chance.random() < _SLOW:
-            await running_loop().pause(chance.random() * _MOST_TRAVEL_S)
+            await self._loop.pause(chance.random() * _MOST_TRAVEL_S)
         doubled = False
         if places and faults.armed:
             doubled = await self._strike(places, "early", weight)
@@ -186,7 +187,7 @@ class Wire:
             if places and faults.armed:
                 await self._strike(places, "late", weigh(answer) if weigh else weight)
             if not self.is_cut and chance.random() < _SLOW:
-                await running_loop().pause(chance.random() * _MOST_TRAVEL_S)
+                await self._loop.pause(chance.random() * _MOST_TRAVEL_S)
             self._check_line()
         except (ConnectionLost, asyncio.CancelledError):
             if keep is not None:
@@ -197,7 +198,7 @@ class Wire:
     def _check_line(self) -> None:
         if self.is_cut:
             raise ProcessIsDead(f"{self.name} is dead")
-        if self.faults.down_until and asyncio.get_running_loop().time() < self.faults.down_until:
+        if self.faults.down_until and self._loop.time() < self.faults.down_until:
             raise ConnectionLost("the store refuses everything for a while")
 
     async def _strike(self, places: Sequence[Place], moment: Moment, weight: int) -> bool:

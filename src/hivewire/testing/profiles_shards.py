@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from abc import abstractmethod
+from collections import Counter
 from collections.abc import Hashable, Iterable, Mapping, Sequence, Set
 from random import Random
 from typing import Final, TypeVar
@@ -72,10 +73,13 @@ class ShardWorld(World):
         group.members[process] = self.now() + lease_s
         if is_new:
             self._balance(group)
+        count, quota = self._counts(group)[process], self._quota(group)
         for shard in group.shards:
             if not shard.owner and shard.goes_to in ("", process):
-                if not shard.goes_to and self._held_by(group, process) >= self._quota(group):
-                    continue
+                if not shard.goes_to:
+                    if count >= quota:
+                        continue
+                    count += 1
                 shard.owner, shard.token, shard.goes_to = process, self.next_number(), ""
         held = {
             number: (shard.token, shard.saved, shard.watermark)
@@ -87,20 +91,22 @@ class ShardWorld(World):
     def _quota(self, group: Group) -> int:
         return -(-len(group.shards) // max(1, len(group.members)))
 
-    def _held_by(self, group: Group, process: str) -> int:
-        return sum(shard.goes_to == process or (shard.owner == process and not shard.goes_to) for shard in group.shards)
+    def _counts(self, group: Group) -> Counter[str]:
+        """How many shards each will have when all moves are over."""
+        return Counter(shard.goes_to or shard.owner for shard in group.shards)
 
     def _balance(self, group: Group) -> None:
         """Mark shards that must move so that nobody has more than a fair share."""
-        quota = self._quota(group)
-        for process in sorted(group.members):
-            surplus = self._held_by(group, process) - quota
+        quota, counts, members = self._quota(group), self._counts(group), sorted(group.members)
+        for process in members:
+            surplus = counts[process] - quota
             for shard in group.shards:
                 if surplus <= 0:
                     break
                 if shard.owner == process and not shard.goes_to:
-                    poorest = min(sorted(group.members), key=lambda name: self._held_by(group, name))
-                    shard.goes_to = poorest
+                    shard.goes_to = min(members, key=counts.__getitem__)
+                    counts[process] -= 1
+                    counts[shard.goes_to] += 1
                     surplus -= 1
 
     def move_some(self, process: str) -> None:

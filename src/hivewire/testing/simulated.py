@@ -16,12 +16,11 @@ from typing import Final
 
 from hivewire.testing.profiles import PROFILES
 from hivewire.testing.seeded_driver import Verdict, add_arguments, judge
-from hivewire.testing.simulated_checks import LEAST_OPERATIONS, violations
-from hivewire.testing.simulated_program import draw_program
+from hivewire.testing.simulated_checks import violations
+from hivewire.testing.simulated_program import FAULTS_TO_STRIKE, LEAST_OPERATIONS, draw_program
 from hivewire.testing.simulated_run import run_program
 from hivewire.testing.virtual_time import Deadlock, Livelock
 
-FAULTS_TO_STRIKE: Final = 5
 MOST_DRAWS: Final = 20
 
 

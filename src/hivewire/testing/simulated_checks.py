@@ -10,7 +10,6 @@ from hivewire.rules.plan_state import Row, RunState
 from hivewire.testing.simulated_program import COORDINATORS, LEASE_S, RUNS, TEAM, Start
 from hivewire.testing.simulated_run import Result
 
-LEAST_OPERATIONS = 100
 _MAY_FAIL = ("reject", "hang")
 
 
@@ -67,7 +66,8 @@ def _nothing_vanishes(result: Result) -> Iterator[str]:
 
 
 def _start_of(result: Result, run: str) -> Start:
-    return next(step for step in result.program.steps if isinstance(step, Start) and step.run == run)
+    steps = (*result.program.steps, result.program.spare)
+    return next(step for step in steps if isinstance(step, Start) and step.run == run)
 
 
 def _outcomes(result: Result) -> Iterator[str]:

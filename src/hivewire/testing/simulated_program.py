@@ -15,6 +15,8 @@ LEASE_S: Final = 2.0
 RUNS: Final = 2
 TEAM: Final = {"ant": ("dig", "carry"), "bee": ("dig",)}
 """The agents and their capabilities; every worker process serves all of them."""
+LEAST_OPERATIONS: Final = 100
+FAULTS_TO_STRIKE: Final = 5
 HANG_S: Final = 9.0
 """How long a handler takes that is too late."""
 TIMEOUT_S: Final = 2.0
@@ -61,6 +63,8 @@ class Program(msgspec.Struct, frozen=True):
     deeds: dict[str, dict[str, Deed]]
     """By run and subtask."""
     faults: tuple[Fault, ...]
+    spare: Start
+    """Somebody has one more task done when the others ended before enough had happened."""
 
 
 _KINDS: Final[dict[FaultKind, int]] = {"lose": 4, "double": 1, "delay": 2, "fail": 1, "freeze": 4, "crash": 6}
@@ -113,7 +117,10 @@ def draw_program(profile: str, seed: int, draw: int = 0) -> Program:
         if number == 0 and chance.random() < 0.2:
             steps.append(Cancel(run, chance.uniform(0.2, 4.0)))
     faults = tuple(_fault(chance) for _ in range(chance.randint(7, 10)))
-    return Program(profile, seed, draw, tuple(steps), plans, deeds, faults)
+    spare = Start(f"run-{RUNS}", 0.0, False, None)
+    deeds[spare.run] = {}
+    plans[spare.run] = [_subtasks(chance, chr(ord("a") + version), deeds[spare.run]) for version in range(3)]
+    return Program(profile, seed, draw, tuple(steps), plans, deeds, faults, spare)
 
 
 def _subtasks(chance: Random, letter: str, deeds: dict[str, Deed]) -> list[dict[str, Any]]:

@@ -98,9 +98,18 @@ class Migrator:
             have = min(missing) - 1
             state = f"are at migration {have}" if have else "are not there yet"
             raise MigrationNeeded(f"the ledger's tables {state}; this version needs {self.latest}: {_UPGRADE}")
+        try:
+            await self._store.read(partial(_probe, _TABLES))
+        except BackendError as error:
+            if not error.retryable:
+                await self._refuse_the_damaged()
+            raise
+
+    async def _refuse_the_damaged(self) -> None:
+        """One cannot be read: say which."""
         for table in _TABLES:
             try:
-                await self._store.read(partial(_probe, table))
+                await self._store.read(partial(_probe, (table,)))
             except BackendError as error:
                 if error.retryable:
                     raise
@@ -189,5 +198,6 @@ def _locked() -> Script[None]:
     yield Query("SELECT hivewire_lock($1)", [_LOCK])
 
 
-def _probe(table: str) -> Script[None]:
-    yield Query(f"SELECT * FROM {table} LIMIT 1")
+def _probe(tables: Sequence[str]) -> Script[None]:
+    for table in tables:
+        yield Query(f"SELECT * FROM {table} LIMIT 1")
