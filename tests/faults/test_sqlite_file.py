@@ -321,3 +321,28 @@ async def test_a_process_stopped_inside_a_write_turns_health_red_and_is_named(tm
             holder.stdout.close()
         numbers = {delivery.message.content["n"] for delivery in await take(protocol, "a", 2)}
         assert {1, 3} <= numbers
+
+
+async def test_what_is_sent_after_the_file_was_deleted_is_in_the_file_of_its_name(tmp_path: Path) -> None:
+    path = tmp_path / "deleted.db"
+    async with connect(f"sqlite:///{path}") as protocol:
+        await protocol.send(task("kept", 0))
+        for file in tmp_path.iterdir():
+            file.unlink()
+        await protocol.send(task("kept", 1))
+    async with connect(f"sqlite:///{path}") as other:
+        assert [taken.message.content for taken in await take(other, "kept", 1)] == [task("kept", 1).content]
+
+
+async def test_who_serves_a_file_that_is_deleted_goes_on_with_the_next_one(tmp_path: Path) -> None:
+    path = tmp_path / "served.db"
+    async with connect(f"sqlite:///{path}", lease_s=1) as protocol:
+        await protocol.send(task("served", 0))
+        await take(protocol, "served", 1)
+        for file in tmp_path.iterdir():
+            file.unlink()
+        async with connect(f"sqlite:///{path}") as other:
+            await other.send(task("served", 1))
+        with pytest.raises(BackendError, match="deleted or replaced"):
+            await protocol.receive("served", wait_s=5.0)
+        assert [taken.message.content for taken in await take(protocol, "served", 1)] == [task("served", 1).content]

@@ -175,10 +175,13 @@ def _file(path: Path) -> Iterator[Finding]:
 
 
 def _file_clock_off_s(folder: Path) -> float:
-    with tempfile.NamedTemporaryFile(dir=folder, prefix=".hivewire-doctor-") as file:
-        file.write(b"?")
-        file.flush()
-        return os.stat(file.name).st_mtime - time.time()
+    try:
+        with tempfile.NamedTemporaryFile(dir=folder, prefix=".hivewire-doctor-") as file:
+            file.write(b"?")
+            file.flush()
+            return os.stat(file.name).st_mtime - time.time()
+    except OSError:
+        return 0.0  # the disk is full, which is told already
 
 
 def file_system_of(folder: Path, mounts: Path = Path("/proc/mounts")) -> str:

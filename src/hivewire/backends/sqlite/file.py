@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import random
 import sqlite3
@@ -11,6 +12,8 @@ from pathlib import Path
 
 from hivewire.backends.sqlite import schema, trouble
 from hivewire.backends.sqlite.turn import Turn
+
+log = logging.getLogger(__name__)
 
 PATIENCE_S = 4.0
 _FREE_PAGES = "SELECT * FROM pragma_freelist_count, pragma_page_count"
@@ -24,6 +27,15 @@ class File:
         self.path = path
         self._db: sqlite3.Connection | None = None
         self._turn: Turn | None = None
+        self._opened: tuple[int, int] | None = None
+
+    def _identity(self) -> tuple[int, int] | None:
+        """Which file has the name. What is stored in one that has it no more is lost, whatever SQLite says."""
+        try:
+            found = os.stat(self.path)
+        except FileNotFoundError:
+            return None
+        return found.st_dev, found.st_ino
 
     @property
     def is_open(self) -> bool:
@@ -32,11 +44,16 @@ class File:
     def connection(self) -> sqlite3.Connection:
         """A connection to the file with our tables in it, made if the file is new."""
         if self._db is not None:
+            if self._identity() != self._opened:
+                self.close()
+                log.error("the file was deleted or replaced while it was open", extra={"path": str(self.path)})
+                raise trouble.gone(self.path)
             return self._db
         deadline = time.monotonic() + PATIENCE_S
         while True:
             try:
                 self._db = schema.connect(self.path)
+                self._opened = self._identity()
                 self._turn = Turn(self.path)
                 self._prepare(self._db)
                 return self._db

@@ -62,6 +62,11 @@ def explain(error: BaseException, doing: str, path: Path) -> Exception:
     return BackendError(f"{doing} {path}: {type(error).__name__}: {error}")
 
 
+def gone(path: Path) -> StoreFailing:
+    advice = "what was in it is gone; the next use begins with the file that has its name now, or makes one"
+    return StoreFailing(f"use {path}: the file was deleted or replaced while it was open: {advice}")
+
+
 def locked(doing: str, path: Path) -> StoreFailing:
     holder = lock_holder(path)
     if holder is None:
