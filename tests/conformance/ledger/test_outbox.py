@@ -186,6 +186,43 @@ async def test_a_full_queue_holds_up_no_other(database: UsersDatabase) -> None:
         assert sorted(got) == [0, 1, 2, 3]
 
 
+async def test_queues_that_are_full_in_many_lanes_hold_up_no_other(database: UsersDatabase) -> None:
+    """A relay has four lanes at once: not always the same four."""
+    async with hw.connect("memory://", inmemory_max_queue_size=1) as protocol:
+        by_lane = {lane_of(message): message for message in (order(n, key=f"k{n}") for n in range(100))}
+        full = list(by_lane.values())[:6]
+        others = [hw.Message(type="order", sender="shop", to=f"other{n}", content=n) for n in range(100)]
+        other = next(each for each in others if lane_of(each) not in map(lane_of, full))
+        for queue in ("orders", other.to):
+            await protocol.subscribe(queue)
+        await protocol.send(order(0))
+        async with database.connection() as connection:
+            await put(database, connection, *full, other)
+        async with hw.Relay(protocol, database.url, poll_s=0.01):
+            [found] = await protocol.receive(other.to, wait_s=30)
+            assert found.message.id == other.id
+
+
+async def test_a_row_that_is_no_message_is_refused_and_stops_nothing(
+    database: UsersDatabase, protocol: hw.Protocol
+) -> None:
+    async with database.connection() as connection:
+        await put(database, connection, *(order(n, key="k") for n in range(3)))
+        await database.run(connection, "UPDATE hivewire_outbox SET body = $1 WHERE number = 2", b"no message")
+        async with hw.Relay(protocol, database.url, poll_s=0.01):
+            assert await received(protocol, 2) == [0, 2]
+            stats = OutboxDatabase(database.url)
+            try:
+                await until_true(lambda: has_refused(stats, 1), "it is refused")
+            finally:
+                await stats.close()
+
+
+async def has_refused(outbox_database: OutboxDatabase, wanted: int) -> bool:
+    await outbox_database.open()
+    return (await outbox_database.stats()).refused == wanted
+
+
 async def test_what_the_protocol_refuses_is_kept_and_told_and_stops_nothing(database: UsersDatabase) -> None:
     async with hw.connect("memory://", max_message_size=100) as protocol, database.connection() as connection:
         await put(database, connection, order(1).replace(content="x" * 200), order(2))

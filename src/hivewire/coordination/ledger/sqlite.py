@@ -10,13 +10,12 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
-from itertools import count
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, Final, TypeVar
 
 from hivewire.backends.sqlite import trouble
-from hivewire.coordination.ledger.store import Ddl, Given, Many, Query, Row, Script, Statement, Store
+from hivewire.coordination.ledger.store import Ddl, Given, Many, Query, Row, Script, Statement, Store, numbered
 from hivewire.errors import BackendError, Closed, LedgerError
 
 T = TypeVar("T")
@@ -65,11 +64,6 @@ class Connection:
             for part in _statements(statement):
                 self.db.execute(part)
         return ()
-
-
-def numbered(values: Sequence[Any]) -> dict[str, Any]:
-    """For the parameters $1, $2, …, which are names to SQLite."""
-    return dict(zip(map(str, count(1)), values))  # noqa: B905  # numbers never end
 
 
 @lru_cache(maxsize=1_000)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Sequence
+from itertools import count
 from typing import Any, Literal, NamedTuple, TypeAlias, TypeVar
 
 T = TypeVar("T")
@@ -90,3 +91,8 @@ class Store(ABC):
     @abstractmethod
     async def close(self) -> None:
         """Idempotent."""
+
+
+def numbered(values: Sequence[Any]) -> dict[str, Any]:
+    """For the parameters $1, $2, …, which are names to SQLite."""
+    return dict(zip(map(str, count(1)), values))  # noqa: B905  # numbers never end

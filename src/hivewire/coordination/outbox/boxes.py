@@ -13,7 +13,7 @@ import msgspec
 from hivewire.codec.names import split_address
 from hivewire.codec.values import check_json
 from hivewire.codec.wire import encode
-from hivewire.coordination.ledger.sqlite import numbered
+from hivewire.coordination.ledger.store import numbered
 from hivewire.coordination.outbox.tables import LANES, LOCK, Dialect, tables
 from hivewire.engine.core import lane_key
 from hivewire.errors import MessageError

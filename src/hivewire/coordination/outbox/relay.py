@@ -108,6 +108,9 @@ class Relay:
         self._is_wanted = asyncio.Event()
         self._running: asyncio.Task[None] | None = None
         self._cleaned_at = -_HOUSE_S
+        self._turn = 0
+        self._held_up: dict[int, int] = {}
+        """Lanes from which nothing could be sent when they were tried last, and in which turn that was."""
 
     async def __aenter__(self) -> Self:
         """Send in the background from now on. Raises `MigrationNeeded`."""
@@ -163,7 +166,9 @@ class Relay:
         if not lanes:
             return 0
         until = time.monotonic() + self._lease_s / 2
-        waiting = await store.write(partial(scripts.claim, lanes[:_LANES_AT_ONCE], self._owner, self._lease_s, _A_LANE))
+        lanes.sort(key=lambda lane: self._held_up.get(lane, 0))  # stable: else those with the oldest first
+        lanes = lanes[:_LANES_AT_ONCE]
+        waiting = await store.write(partial(scripts.claim, lanes, self._owner, self._lease_s, _A_LANE))
         sent: list[int] = []
         refused: list[tuple[int, str]] = []
         try:
@@ -171,7 +176,18 @@ class Relay:
         finally:
             if sent or refused or waiting:
                 await store.write(partial(scripts.settle, self._owner, sent, refused))
+            self._note_turn(lanes, waiting, {*sent, *(number for number, _ in refused)})
         return len(sent) + len(refused)
+
+    def _note_turn(self, lanes: Sequence[int], waiting: Sequence[Waiting], settled: set[int]) -> None:
+        """Lanes that are held up come after all others, so that they hold up no other."""
+        self._turn += 1
+        moved = {each.lane for each in waiting if each.number in settled}
+        for lane in lanes:
+            if lane in moved:
+                self._held_up.pop(lane, None)
+            else:
+                self._held_up[lane] = self._turn
 
     async def _send(
         self, waiting: Sequence[Waiting], until: float, sent: list[int], refused: list[tuple[int, str]]
@@ -179,10 +195,15 @@ class Relay:
         """The first of each key at once, then the second of each, and so on: a key that is held up, by a full queue
         for instance, holds up no other. Stops when half the lease is over; the rest is for the next turn."""
         keys: dict[tuple[str, str], list[tuple[int, Message]]] = {}
-        for number, body in waiting:
-            message = decode(body)
+        for number, body, _ in waiting:
+            try:
+                message = decode(body)
+            except MessageError as error:
+                log.warning("a row of the outbox is no message", extra={"number": number, "error": str(error)})
+                refused.append((number, str(error)))
+                continue
             keys.setdefault(order_of(message), []).append((number, message))
-        trouble: BackendError | None = None
+        trouble: Exception | None = None
         while keys and time.monotonic() < until:
             heads = [(key, *queue.pop(0)) for key, queue in keys.items()]
             outcomes = await asyncio.gather(
@@ -194,14 +215,16 @@ class Relay:
                 elif isinstance(outcome, MessageError):
                     log.warning("a message of the outbox is refused", extra={"id": message.id, "error": str(outcome)})
                     refused.append((number, str(outcome)))
-                elif isinstance(outcome, BackendError):
+                elif isinstance(outcome, Exception):
                     trouble = outcome
                     keys[key].clear()  # what is behind it stays behind it
                 else:
                     raise outcome
             keys = {key: queue for key, queue in keys.items() if queue}
-        if trouble is not None and not sent:
+        if trouble is not None and not sent and not refused:
             raise trouble
+        if trouble is not None:
+            log.warning("a message of the outbox is not sent yet", extra={"error": str(trouble)})
 
     async def _send_one(self, message: Message, until: float) -> None:
         timeout_s = min(max(0.1, until - time.monotonic()), _A_SEND_S)

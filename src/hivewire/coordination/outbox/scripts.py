@@ -16,6 +16,7 @@ class Waiting(NamedTuple):
 
     number: int
     body: bytes
+    lane: int
 
 
 class OutboxStats(NamedTuple):
@@ -55,7 +56,7 @@ def claim(lanes: Sequence[int], owner: str, lease_s: float, limit: int) -> Scrip
                 "ORDER BY number LIMIT $2",
                 [lane, limit],
             )
-            found += [Waiting(number, bytes(body)) for number, body in rows]
+            found += [Waiting(number, bytes(body), lane) for number, body in rows]
     return found
 
 
