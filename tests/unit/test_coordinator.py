@@ -273,6 +273,19 @@ async def test_a_model_plans_and_plans_again_with_what_is_finished() -> None:
 
 
 @virtual
+async def test_the_ledger_tells_of_a_subtask_what_its_latest_plan_says() -> None:
+    async with stage() as on:
+        on.worker("w", "work", handler=failing("a"))
+        on.worker("other", "else")
+        anew = plan(sub("a", assigned_to="else", description="new", priority=7, input={"n": 2}))
+        coordinator = await on.coordinator(plan(sub("a", description="old", input={"n": 1})), anew)
+        result = await coordinator.execute(TaskRequest(name="t"))
+        assert result.status == "completed"
+        [task] = await on.ledger.list_tasks(TaskFilter(parent_id=result.task_id))
+        assert (task.description, task.assigned_to, task.priority, task.input) == ("new", "else", 7, {"n": 2})
+
+
+@virtual
 async def test_there_is_an_end_to_planning() -> None:
     async with stage() as on:
         on.worker("w", "work", handler=failing("bad"))

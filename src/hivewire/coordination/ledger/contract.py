@@ -137,7 +137,8 @@ class Ledger(ABC):
 
     @abstractmethod
     async def purge_completed(self, older_than_s: float, statuses: Sequence[TaskStatus] = FINISHED) -> int:
-        """Delete tasks that were finished so long ago, with progress and history; returns how many."""
+        """Delete tasks that were finished so long ago, with progress and history; returns how many. Leases that ended
+        so long ago are forgotten, too."""
 
     @abstractmethod
     async def purge_progress(self, older_than_s: float) -> int:

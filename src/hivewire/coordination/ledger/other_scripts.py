@@ -101,6 +101,17 @@ def release(lease: Lease) -> Script[None]:
     yield Query("UPDATE leases SET until = 0 WHERE name = $1 AND token = $2", [lease.name, lease.token])
 
 
+def purge_leases(older_than_s: float) -> Script[int]:
+    """Forget some of those that ended so long ago: each plan of a model had one of its own."""
+    ended = "until < hivewire_begun() - $1"  # asked again of each row: somebody may have taken it meanwhile
+    rows = yield Query(
+        f"DELETE FROM leases WHERE {ended} AND name IN (SELECT name FROM leases WHERE {ended} LIMIT {_PURGED_AT_ONCE}) "
+        "RETURNING 1",
+        [older_than_s],
+    )
+    return len(rows)
+
+
 def _lease(name: str, owner: str, token: int, until: float) -> Lease:
     return Lease(name=name, owner=owner, token=token, until=until)
 

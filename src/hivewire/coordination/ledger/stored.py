@@ -142,7 +142,9 @@ class StoredLedger(Ledger):
         unfinished = [str(status) for status in statuses if status not in FINISHED]
         if unfinished or not statuses:
             raise LedgerError(f"only what is finished can be purged, not {', '.join(unfinished) or 'nothing'}")
-        return await self._purge(partial(task_scripts.purge_some, _age(older_than_s), statuses))
+        purged = await self._purge(partial(task_scripts.purge_some, _age(older_than_s), statuses))
+        await self._purge(partial(other_scripts.purge_leases, _age(older_than_s)))
+        return purged
 
     async def purge_progress(self, older_than_s: float) -> int:
         return await self._purge(partial(other_scripts.purge_some, _age(older_than_s)))

@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from hivewire.coordination.ledger import ProgressEntry, Task, TaskStatus
-from hivewire.errors import Closed, LedgerError
+from hivewire.errors import Closed, LeaseLost, LedgerError
 from hivewire.rules.task_states import FINISHED
 from hivewire.testing.ledgers.fabric import LedgerFabric, brought_to
 
@@ -68,6 +68,23 @@ async def test_what_is_not_finished_is_never_purged(ledgers: LedgerFabric) -> No
     with pytest.raises(LedgerError):
         await ledger.purge_completed(-1)
     assert await ledger.get_task(task.id) == task
+
+
+async def test_purging_forgets_leases_that_have_ended_and_no_other(ledgers: LedgerFabric) -> None:
+    ledger = await ledgers.open()
+    ended = await ledger.acquire("ended", "a", 60)
+    held = await ledger.acquire("held", "a", 60)
+    assert ended is not None
+    assert held is not None
+    await ledger.release(ended)
+    await ledger.purge_completed(0)
+    assert await ledger.acquire("held", "b", 60) is None
+    assert (await ledger.renew(held, 60)).token == held.token
+    with pytest.raises(LeaseLost):  # of one that was only let go, this would be the last owner's again
+        await ledger.renew(ended, 60)
+    again = await ledger.acquire("ended", "b", 60)
+    assert again is not None
+    assert again.token > ended.token
 
 
 async def test_retention_purges_by_itself(ledgers: LedgerFabric) -> None:
