@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import time
 from pathlib import Path
 
 import pytest
 
 from hivewire.backend import Again, Append, Dead, Duplicate, QueueSpec, Room
+from hivewire.backends import sqlite
 from hivewire.errors import QueueFull, QueueMissing
 from tests.unit.sqlite_driver import LETTER, Owner, member, opened, put, record, texts
 
@@ -219,3 +221,10 @@ async def test_another_process_is_woken_within_the_poll(path: Path) -> None:
             waits.append(time.monotonic() - begun)
             await consumer.settle(taken)
         assert sorted(waits)[10] < 0.1
+
+
+def test_numbered_parameters_are_used_nowhere() -> None:
+    """Python 3.12.0 to 3.12.3 warns of each that is given a sequence."""
+    sources = [path for path in Path(sqlite.__file__).parents[2].rglob("*.py") if "sqlite" in str(path)]
+    assert sources
+    assert not [str(path) for path in sources if re.search(r"\?[0-9]", path.read_text())]

@@ -25,10 +25,10 @@ _FREE = (
     " taken_to = 0, running = 0 WHERE queue = :queue AND key = :key"
 )
 _GO_ON = (
-    f"UPDATE lanes SET state = CASE WHEN due_at > ?1 THEN {BLOCKED} ELSE {READY} END, data = NULL,"
-    " (head, rank) = (SELECT max(p.first, ?2), -p.priority FROM packs p WHERE p.lane = lanes.id AND p.last >= ?2"
+    f"UPDATE lanes SET state = CASE WHEN due_at > ? THEN {BLOCKED} ELSE {READY} END, data = NULL,"
+    " (head, rank) = (SELECT max(p.first, ?), -p.priority FROM packs p WHERE p.lane = lanes.id AND p.last >= ?"
     " ORDER BY p.first LIMIT 1), owner = NULL, taken = 0, taken_to = 0, running = 0"
-    " WHERE queue = ?3 AND key = ?4 AND EXISTS (SELECT 1 FROM packs p WHERE p.lane = lanes.id AND p.last >= ?2)"
+    " WHERE queue = ? AND key = ? AND EXISTS (SELECT 1 FROM packs p WHERE p.lane = lanes.id AND p.last >= ?)"
 )
 """A lane without holes, of which all is settled that is before a place."""
 _DIG = "INSERT OR IGNORE INTO holes(lane, seq) VALUES (?, ?)"
@@ -134,7 +134,8 @@ def _free_all(transaction: Transaction, queue: int, holds: Sequence[Hold]) -> No
     if gone == len(empty):
         transaction.lanes_gone(queue, [hold.key for hold in empty])
         return
-    going_on = [(transaction.now, hold.seqs[-1] + 1, queue, hold.key) for hold in empty]
+    ends = [(hold, hold.seqs[-1] + 1) for hold in empty]
+    going_on = [(transaction.now, end, end, queue, hold.key, end) for hold, end in ends]
     if gone + db.executemany(_GO_ON, going_on).rowcount == len(empty):
         return
     for hold in empty:
