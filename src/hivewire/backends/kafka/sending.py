@@ -115,6 +115,7 @@ class Sending:
     def __init__(self, options: dict[str, Any]) -> None:
         self._loop = asyncio.get_running_loop()
         self._producer = Producer(options)
+        self._is_idempotent = bool(options.get("enable.idempotence"))
         self.reported: deque[Item] = deque()
         """Whose reports have come, on their way from the thread to the loop."""
         self.is_woken = False
@@ -225,6 +226,8 @@ class Sending:
             self._loop.call_soon_threadsafe(self._take_reports)
 
     def _take_reports(self) -> None:
+        """A success without an offset is none: brokers call a record a duplicate that they do not have, when a later
+        one of a producer that is new to them came first. Who sends it again gets it there, and it is handled once."""
         self.is_woken = False
         reported, late, still_open = self.reported, self._late, self._open
         stored = 0
@@ -232,6 +235,9 @@ class Sending:
             item = reported.popleft()
             if item.error is not None:
                 self._end(item, problem("send", item.error))
+                continue
+            if item.offset < 0 and self._is_idempotent:
+                self._end(item, ConnectionLost("send: the brokers took it for one that they have; it is sent again"))
                 continue
             stored += 1
             item.is_done = True

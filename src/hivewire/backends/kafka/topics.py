@@ -64,6 +64,8 @@ class Topics:
                     }
                     known = await self._backend.admin.create(topic, partitions, self._kafka.replication_factor, settled)
                     self._made.add(topic)
+                # Brokers name a leader before it takes anything, and what is sent then may be stored out of order.
+                await self._backend.admin.ends([(topic, number) for number in range(known)])
                 self.partitions[topic] = known
                 self.routes.clear()
         return known
