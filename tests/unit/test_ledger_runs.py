@@ -117,6 +117,17 @@ def test_subtasks_keep_their_order_when_others_are_replaced(tmp_path: Path) -> N
     again.close()
 
 
+def test_a_subtask_that_is_added_writes_no_others_anew() -> None:
+    store = KeptRuns()
+    state = started(store, plan=Plan(subtasks=tuple(sub(f"s{n}") for n in range(200))))
+    before = store.store.connection.db.total_changes
+    more = {"subtasks": [{"name": "more", "assigned_to": "work"}]}
+    store.apply("r", [Incoming("1", event_of(state.rows["s0"], more, 1.0))])
+    assert store.store.connection.db.total_changes - before < 30
+    assert list(store.load("r").rows) == [*state.rows, "more"]
+    store.close()
+
+
 def test_two_processes_step_one_run_at_the_same_time(tmp_path: Path) -> None:
     first = KeptRuns(tmp_path / "runs.db")
     state = started(first, plan=Plan(subtasks=tuple(sub(f"s{n}") for n in range(120))))

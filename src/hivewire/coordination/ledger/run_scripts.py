@@ -226,7 +226,8 @@ def _store_rows(before: RunState | None, state: RunState) -> Script[None]:
     """What has changed: the rows, and the tasks that people look at."""
     run = state.header.run
     old = {} if before is None else before.rows
-    moved = before is None or before.header.version != state.header.version
+    is_same_plan = before is not None and before.header.version == state.header.version
+    places = {} if is_same_plan else {name: place for place, name in enumerate(old)}
     gone = [(run, name) for name in old.keys() - state.rows.keys()]
     if gone:
         yield Many("DELETE FROM run_subtasks WHERE run = $1 AND name = $2", gone)
@@ -236,7 +237,7 @@ def _store_rows(before: RunState | None, state: RunState) -> Script[None]:
     rows = [
         (run, name, place, row.status, _text(dump(row)))
         for place, (name, row) in enumerate(state.rows.items())
-        if moved or old.get(name) is not row
+        if old.get(name) is not row or not (is_same_plan or places[name] == place)
     ]
     if rows:
         yield Many(
