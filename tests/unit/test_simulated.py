@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import pytest
 
+from hivewire.testing import simulated_run
 from hivewire.testing.conformance.waiting import SOAK, count
 from hivewire.testing.profiles import PROFILES
 from hivewire.testing.seeded_driver import try_many
 from hivewire.testing.simulated import profile_of, report, try_seed
+from hivewire.testing.simulated_checks import violations
 from hivewire.testing.simulated_program import FAULTS_TO_STRIKE, draw_program
 from hivewire.testing.simulated_run import run_program
 
@@ -55,3 +57,12 @@ def test_one_seed_always_goes_the_same_way(profile: str) -> None:
         assert first.world.history == second.world.history
         assert first.logs == second.logs
         assert first.steps == second.steps
+
+
+def test_a_seed_in_which_too_little_happened_goes_on_with_one_more_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    spare = draw_program("sql", 3).spare.run
+    assert spare not in run_program(draw_program("sql", 3)).states
+    monkeypatch.setattr(simulated_run, "LEAST_OPERATIONS", 1_000_000)
+    result = run_program(draw_program("sql", 3))
+    assert spare in result.states
+    assert not violations(result)
