@@ -18,6 +18,8 @@ from hivewire.testing.profiles_faults import Point
 
 _CHUNK: Final = 25
 _MOST_CHUNKS: Final = 4
+_PRELOADED: Final = ["hivewire.testing.simulated_checks", "hivewire.testing.seeded_checks"]
+"""With all that they import. Not the module that was begun by its name: it is run, and not imported."""
 
 
 class Verdict(msgspec.Struct, frozen=True):
@@ -65,15 +67,11 @@ def try_many(try_seed: TrySeed, work: Sequence[tuple[str, int]], processes: int)
     # collect what the runs leave in it. Not by ProcessPoolExecutor: that of Python 3.11 may wait for ever for a process
     # that is to be replaced (python/cpython#115634).
     context = get_context("forkserver")
-    context.set_forkserver_preload([_module_of(try_seed)])
+    context.set_forkserver_preload(_PRELOADED)
     with context.Pool(processes, maxtasksperchild=_MOST_CHUNKS) as pool:
         chunks = [work[start : start + _CHUNK] for start in range(0, len(work), _CHUNK)]
         for verdicts in pool.imap(partial(_try_all, try_seed), chunks):
             yield from verdicts
-
-
-def _module_of(try_seed: TrySeed) -> str:
-    return (try_seed.func if isinstance(try_seed, partial) else try_seed).__module__
 
 
 def judge(
