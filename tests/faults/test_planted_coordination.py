@@ -4,7 +4,7 @@ seeds, by the check that is meant for it."""
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
 from typing import Any
 
 import msgspec
@@ -151,8 +151,9 @@ def outputs_are_not_handed_on(patch: pytest.MonkeyPatch) -> None:
 
 @planted("nothing_vanishes")
 def the_dead_letters_of_workers_are_not_looked_at(patch: pytest.MonkeyPatch) -> None:
-    async def nothing(self: Losses, agents: Sequence[str]) -> list[Any]:
-        return []
+    async def nothing(self: Losses, agents: Sequence[str]) -> AsyncGenerator[Any]:
+        for _ in ():
+            yield
 
     patch.setattr(Losses, "dead", nothing)
 
