@@ -52,6 +52,7 @@ from hivewire.backends.kafka.topics import Topics
 from hivewire.errors import BackendError, Closed
 from hivewire.record import Record
 from hivewire.rules.pool import Pool
+from hivewire.rules.store_clock import StoreClock
 from hivewire.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -120,7 +121,7 @@ class KafkaBackend(Backend):
         self._sending: Sending | None = None
         self._sure: Sending | None = None
         """For what must not be lost, whatever `require_acks` says of messages: catalogue, claims, dead letters."""
-        self._clock_offset_s = 0.0
+        self._clock = StoreClock()
         self._consumers: set[KafkaConsumer | CompetingConsumer | LentConsumer] = set()
         self._members: list[GroupMember] = []
         self._replies = Shared(self, "to")
@@ -185,11 +186,11 @@ class KafkaBackend(Backend):
         return self._sure
 
     def now(self) -> float:
-        return time.time() + self._clock_offset_s
+        return self._clock.at(time.time())
 
     def not_before(self, at: float) -> None:
-        """The brokers' clock is that far at least: what they have stamped is never in the future."""
-        self._clock_offset_s += max(0.0, at - self.now())
+        """What the brokers have stamped is never in the future."""
+        self._clock.not_before(at, time.time())
 
     async def health(self) -> BackendHealth:
         durability = self.features.durability

@@ -52,6 +52,7 @@ from hivewire.backends.redis.pool import PoolConsumer
 from hivewire.backends.redis.sending import Sending
 from hivewire.blobs import BlobStore
 from hivewire.errors import BackendError, Closed, ConnectionLost
+from hivewire.rules.store_clock import StoreClock
 from hivewire.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -108,7 +109,7 @@ class RedisBackend(Backend):
         self._ears: Ears | None = None
         self._keeper: Keeper | None = None
         self._sending: Sending | None = None
-        self._clock_offset_s = 0.0
+        self.clock = StoreClock()
         self.consumers: set[RedisConsumer | PoolConsumer] = set()
         self._inlet = Inlet(self) if settings.redis.inlet else None
         self._here: dict[str, list[RedisConsumer]] = {}
@@ -154,7 +155,7 @@ class RedisBackend(Backend):
                     raise
             await asyncio.sleep(_AGAIN_S)
         check_kind(self.settings.redis, kind)
-        self.set_clock(int(seconds) + int(micros) / 1e6 - (before + time.time()) / 2)
+        self.clock.told(asked_at=before, store_now=int(seconds) + int(micros) / 1e6, answered_at=time.time())
 
     def _returned(self) -> None:
         self.sending.forget()
@@ -206,15 +207,11 @@ class RedisBackend(Backend):
         return self._sending
 
     def now(self) -> float:
-        return time.time() + self._clock_offset_s
-
-    def set_clock(self, offset_s: float) -> None:
-        """How far the server's clock is ahead of ours."""
-        self._clock_offset_s = offset_s
+        return self.clock.at(time.time())
 
     def not_before(self, at: float) -> None:
-        """The server's clock is that far at least: what it has stamped is never in the future."""
-        self._clock_offset_s += max(0.0, at - self.now())
+        """What the server has stamped is never in the future."""
+        self.clock.not_before(at, time.time())
 
     def set_epoch(self, epoch: bytes | None) -> None:
         self.epoch = int(epoch) if epoch is not None else 0

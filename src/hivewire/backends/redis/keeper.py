@@ -39,7 +39,8 @@ class Shares(msgspec.Struct, frozen=True):
     generation: int
     store_now: float
     asked_at: float
-    """Wall time of the middle of the question and its answer: what the server's clock is compared with."""
+    answered_at: float
+    """Wall times: what the server's clock is compared with."""
     shards: int
     surplus: int
     next_late_s: float | None
@@ -95,7 +96,7 @@ class Seat:
             self.generation += 1
             self.begins = True
 
-    def answered(self, answer: Reply, sent_at: float, wall: float) -> Shares | None:
+    def answered(self, answer: Reply, sent_at: float, asked_at: float) -> Shares | None:
         """None: it came too late to rely on."""
         now = lease_clock()
         if (not self.begins and now >= self.until) or now >= sent_at + self.lease_s:
@@ -110,7 +111,8 @@ class Seat:
         return Shares(
             self.generation,
             int(us) / 1e6,
-            wall,
+            asked_at,
+            time.time(),
             shards,
             surplus,
             None if late_ms < 0 else late_ms / 1000,
@@ -219,7 +221,7 @@ class Keeper:
         return True
 
     async def _beat(self, link: Link, due: Sequence[Seat]) -> None:
-        sent_at, wall = lease_clock(), time.time()
+        sent_at, asked_at = lease_clock(), time.time()
         for seat in due:
             seat.poked = False
             if seat.doubted or (not seat.begins and sent_at >= seat.until):
@@ -227,12 +229,11 @@ class Keeper:
         limit_s = min(self._settings.read_timeout_s, max(min(seat.lease_s for seat in due) / 2, 0.5))
         async with asyncio.timeout(limit_s):
             answers = await link.post([seat.question() for seat in due])
-        wall = (wall + time.time()) / 2
         told: list[tuple[Seat, Shares]] = []
         trouble: BackendError | None = None
         for seat, answer in zip(due, answers, strict=True):
             try:
-                shares = seat.answered(answer, sent_at, wall)
+                shares = seat.answered(answer, sent_at, asked_at)
             except BackendError as error:
                 trouble, seat.due_at = error, lease_clock() + _AGAIN_S
                 continue

@@ -75,7 +75,7 @@ class Standing(ABC):
             self._applied.set()
 
     async def _accept(self, shares: Shares) -> None:
-        self._backend.set_clock(shares.store_now - shares.asked_at)
+        self._backend.clock.told(asked_at=shares.asked_at, store_now=shares.store_now, answered_at=shares.answered_at)
         if shares.generation != self._generation:
             self.lapsed()
             self._generation = shares.generation
