@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 
 import pytest
 
@@ -61,3 +62,34 @@ async def test_after_the_end_nothing_is_made() -> None:
     with pytest.raises(Closed), clients.fleeting.kept():
         pass
     assert not clients.made
+
+
+async def test_a_close_waits_for_a_thread_whose_asker_was_cancelled() -> None:
+    """Else the client would live on in the thread, with its own threads and connections, after the close."""
+    clients = Clients()
+    begun, go_on = threading.Event(), threading.Event()
+
+    def look(client: int) -> int:
+        begun.set()
+        go_on.wait(60)
+        return client
+
+    asking = asyncio.create_task(clients.fleeting.ask(look))
+    await asyncio.to_thread(begun.wait, 60)
+    asking.cancel()
+    assert isinstance((await asyncio.gather(asking, return_exceptions=True))[0], asyncio.CancelledError)
+    closing = asyncio.create_task(clients.fleeting.close())
+    await asyncio.sleep(0)
+    assert (closing.done(), clients.ended) == (False, 0)
+    go_on.set()
+    await closing
+    assert (clients.made, clients.ended) == (1, 1)
+
+
+async def test_what_a_thread_found_is_the_answer_and_the_client_ends_after_it() -> None:
+    clients = Clients()
+    assert await clients.fleeting.ask(lambda client, more: (client, more), "more") == (1, "more")
+    await clients.fleeting.close()
+    assert clients.ended == 1
+    with pytest.raises(Closed):
+        await clients.fleeting.ask(lambda client: client)

@@ -58,9 +58,8 @@ class Admin:
 
     async def _look_again(self, topics: Iterable[str]) -> None:
         """Who leads them now: this client would ask the old leader for as long as it knows of no other."""
-        with self.clients.kept():
-            for topic in topics:
-                await asyncio.to_thread(_topics, self.clients.client, topic)
+        for topic in topics:
+            await self.clients.ask(_topics, topic)
 
     async def _ends(self, places: Sequence[Place], first: bool) -> dict[Place, int]:
         spec = OffsetSpec.earliest() if first else OffsetSpec.latest()  # type: ignore[no-untyped-call]
@@ -126,8 +125,7 @@ class Admin:
 
     async def find(self, topic: str) -> int:
         """How many partitions; 0: there is no such topic, or no leader yet."""
-        with self.clients.kept():
-            found, failed = await asyncio.to_thread(_topics, self.clients.client, topic)
+        found, failed = await self.clients.ask(_topics, topic)
         if failed is not None:
             raise failed
         partitions = found.topics[topic].partitions if topic in found.topics else {}
@@ -168,7 +166,7 @@ class Admin:
         with self.clients.kept():
             while True:
                 step_s = min(_PING_S, max(deadline - loop.time(), _LOOK_EACH_S))
-                found, failed = await asyncio.to_thread(_brokers, self.clients.client, self._topic, step_s)
+                found, failed = await self.clients.ask(_brokers, self._topic, step_s)
                 if found:
                     return found
                 refused = options.refusals.explained(options.kafka)

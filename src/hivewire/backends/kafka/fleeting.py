@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
-from typing import Final, Generic, TypeVar
+from contextlib import ExitStack, contextmanager
+from typing import Any, Final, Generic, TypeVar
 
 from hivewire.errors import Closed
 
 IDLE_S: Final = 3.0
 """So long a client stays that nobody uses: who looked once often looks again."""
 _T = TypeVar("_T")
+_Answer = TypeVar("_Answer")
 
 
 class Fleeting(Generic[_T]):
@@ -24,6 +25,7 @@ class Fleeting(Generic[_T]):
         self._users = 0
         self._timer: asyncio.TimerHandle | None = None
         self._ending: set[asyncio.Task[None]] = set()
+        self._asking: set[asyncio.Future[Any]] = set()
         self.is_open = False
 
     @property
@@ -51,6 +53,22 @@ class Fleeting(Generic[_T]):
             if not self._users and self.is_open:
                 self._timer = asyncio.get_running_loop().call_later(IDLE_S, self._retire)
 
+    async def ask(self, function: Callable[..., _Answer], *arguments: Any) -> _Answer:
+        """`function(client, *arguments)`, which must not raise, in a thread. The client is there until the thread is
+        done with it, even if who asked is cancelled meanwhile."""
+        with ExitStack() as stack:
+            stack.enter_context(self.kept())
+            asking = asyncio.get_running_loop().run_in_executor(None, function, self.client, *arguments)
+            self._asking.add(asking)
+            until_done = stack.pop_all()
+
+        def done(_: object) -> None:
+            self._asking.discard(asking)
+            until_done.close()
+
+        asking.add_done_callback(done)
+        return await asyncio.shield(asking)
+
     def _retire(self) -> None:
         client, self._client, self._timer = self._client, None, None
         if client is not None:
@@ -66,5 +84,6 @@ class Fleeting(Generic[_T]):
         self.is_open = False
         if self._timer is not None:
             self._timer.cancel()
+        await asyncio.gather(*self._asking)
         self._retire()
         await asyncio.gather(*self._ending)

@@ -35,7 +35,8 @@ class Connection:
         # Made in the thread that opens the store, used by one other.
         self.db = sqlite3.connect(place, isolation_level=None, check_same_thread=False, timeout=_PATIENCE_S)
         try:
-            self.db.create_function("hivewire_now", 0, lambda: self._now)
+            # The same within a statement: called once in it, not for each row.
+            self.db.create_function("hivewire_now", 0, lambda: self._now, deterministic=True)
             self.db.create_function("hivewire_lock", 1, lambda _: None)
             self.db.execute("PRAGMA foreign_keys = ON")
         except BaseException:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Sequence
-from itertools import count
+from functools import lru_cache
 from typing import Any, Literal, NamedTuple, TypeAlias, TypeVar
 
 T = TypeVar("T")
@@ -95,4 +95,9 @@ class Store(ABC):
 
 def numbered(values: Sequence[Any]) -> dict[str, Any]:
     """For the parameters $1, $2, …, which are names to SQLite."""
-    return dict(zip(map(str, count(1)), values))  # noqa: B905  # numbers never end
+    return dict(zip(_names(len(values)), values, strict=True))
+
+
+@lru_cache(maxsize=100)
+def _names(number: int) -> tuple[str, ...]:
+    return tuple(map(str, range(1, number + 1)))
