@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -119,3 +121,30 @@ def test_a_certificate_that_is_not_there_is_named() -> None:
     settings = ledger_settings("postgresql://h/d?ssl_mode=verify-full", postgres={"ssl_root_cert": "nowhere.pem"})
     with pytest.raises(BackendError, match="certificate or key cannot be read"):
         tls_of(settings.postgres)
+
+
+def test_who_opens_a_file_while_another_makes_it_does_not_take_it_for_a_foreign_one(tmp_path: Path) -> None:
+    file, store = tmp_path / "ledger.db", SQLiteStore(tmp_path / "ledger.db")
+    begun: list[str] = []
+
+    def another(statement: str) -> None:
+        begun.append(statement)
+        if len(begun) == 2:  # the first has looked, and found an empty file
+            with closing(sqlite3.connect(file, isolation_level=None)) as other:
+                store.prepare(other)
+                other.execute("CREATE TABLE tasks (id TEXT)")
+
+    with closing(sqlite3.connect(file, isolation_level=None)) as db:
+        db.set_trace_callback(another)
+        store.prepare(db)
+
+
+def test_a_file_of_another_program_is_refused_and_left_as_it_is(tmp_path: Path) -> None:
+    file = tmp_path / "other.db"
+    with closing(sqlite3.connect(file, isolation_level=None)) as db:
+        db.execute("CREATE TABLE theirs (id TEXT)")
+        before = file.read_bytes()
+        with pytest.raises(BackendError, match=r"other\.db: it is a database of another program; name another file"):
+            SQLiteStore(file).prepare(db)
+        assert not db.in_transaction
+    assert file.read_bytes() == before

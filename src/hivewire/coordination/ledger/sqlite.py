@@ -82,6 +82,11 @@ def given(sql: str, columns: tuple[tuple[str, str], ...]) -> str:
     return native(sql).replace("hivewire_given()", f"(SELECT {values}) AS given")
 
 
+def _owner(db: sqlite3.Connection) -> int:
+    found: int = db.execute("PRAGMA application_id").fetchone()[0]
+    return found
+
+
 def _statements(ddl: Ddl) -> list[str]:
     """One by one: `executescript` would commit first. A trigger has semicolons inside."""
     parts, part = [], ""
@@ -196,12 +201,20 @@ class SQLiteStore(Store):
         db.execute("PRAGMA synchronous = FULL")
 
     def _check_owner(self, db: sqlite3.Connection) -> None:
-        owner = db.execute("PRAGMA application_id").fetchone()[0]
-        if owner == _APPLICATION_ID:
+        if _owner(db) == _APPLICATION_ID:
             return
-        if owner or db.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0]:
-            raise BackendError(f"open the ledger {self.path}: it is a database of another program; name another file")
-        db.execute(f"PRAGMA application_id = {_APPLICATION_ID}")
+        db.execute("BEGIN IMMEDIATE")  # else another who makes it at this moment would be taken for another program
+        try:
+            owner = _owner(db)
+            if owner != _APPLICATION_ID and (owner or db.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0]):
+                raise BackendError(
+                    f"open the ledger {self.path}: it is a database of another program; name another file"
+                )
+            db.execute(f"PRAGMA application_id = {_APPLICATION_ID}")
+            db.execute("COMMIT")
+        finally:
+            if db.in_transaction:
+                db.execute("ROLLBACK")
 
     def _read(self, make: Callable[[], Script[T]]) -> T:
         try:
