@@ -125,7 +125,7 @@ def draw_program(profile: str, seed: int, draw: int = 0) -> Program:
 
 def _subtasks(chance: Random, letter: str, deeds: dict[str, Deed]) -> list[dict[str, Any]]:
     """Subtasks in any order, each of which waits for some of those before it."""
-    count = chance.randint(9, 13)
+    count = chance.randint(7, 10)
     names = [f"{letter}{n}" for n in range(count)]
     found: list[dict[str, Any]] = []
     for n, name in enumerate(names):
