@@ -125,6 +125,22 @@ async def test_a_cancelled_caller_does_not_shift_the_answers_of_others() -> None
         assert await kept == [b"3"]
 
 
+async def test_an_error_of_who_is_told_of_an_answer_is_not_taken_for_the_server_s() -> None:
+    told: list[dict[str, Any]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: told.append(context))
+    scripted = Scripted([b"+0\r\n"], [b"+1\r\n+2\r\n"], [b"+3\r\n"])
+    async with linked(scripted) as link:
+        await link.call("CONNECT")
+
+        def fails(_: object) -> None:
+            raise IndexError("a mistake of ours")
+
+        first, second = link.post_for(fails, [("ONE",)], beyond_s=0), link.post([("TWO",)])
+        assert (await first, await second, await link.call("THREE")) == ([b"1"], [b"2"], b"3")
+        assert scripted.connections == 1
+    assert [str(context["exception"]) for context in told] == ["a mistake of ours"]
+
+
 async def test_nothing_asked_is_nothing_answered_and_closed_is_closed() -> None:
     async with linked(Scripted()) as link:
         assert await link.post([]) == []

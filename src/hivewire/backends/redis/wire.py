@@ -7,6 +7,7 @@ import asyncio
 import ssl
 from collections import deque
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Final
 
 import hiredis
@@ -222,6 +223,7 @@ class Wire(asyncio.Protocol):
         self._heard_at = self.loop.time()
         self.has_heard = True
         answered = 0
+        calls: tuple[Callable[[], None], ...] = ()  # after all is read: their errors must not pass for the server's
         try:
             reader.feed(data)
             for answer in iter(reader.gets, _NOTHING):
@@ -245,13 +247,18 @@ class Wire(asyncio.Protocol):
                     if batch.future is not None and not batch.future.done():
                         batch.future.set_result(answers)
                         if batch.told is not None:
-                            batch.told(batch.future)
+                            calls = (*calls, partial(batch.told, batch.future))
         except (hiredis.ProtocolError, IndexError):
             self.abort("what answers there does not speak as Redis does")
         if self._window is not None:
             self._under_way -= answered
             if self._unsent and self._flush is None:
                 self._flush = self.loop.call_soon(self._write)
+        for call in calls:
+            try:
+                call()
+            except Exception as error:  # noqa: BLE001  # as of any callback: it must not end the connection of others
+                self.loop.call_exception_handler({"message": f"Exception in {call!r}", "exception": error})
 
     def _refused(self, text: str) -> None:
         if text.startswith("NOSCRIPT"):
