@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Hashable, Mapping, Sequence, Set
+from collections.abc import Callable, Hashable, Mapping, Sequence, Set
 
 import pytest
 
@@ -16,6 +16,8 @@ from hivewire.errors import Closed
 from hivewire.settings import RedisSettings
 from hivewire.testing.conformance.scenario import send_numbered, take_one, task
 from tests.conformance.backends import RedisFabric
+
+Told = Callable[[asyncio.Future[list[Reply]]], None]
 
 
 class Owner(Ownership):
@@ -51,13 +53,13 @@ async def test_one_command_settles_all_shards_and_a_stolen_one_alone_is_refused(
     await link.call("HSET", f"{base('wide')}o", f"o{stolen}", "somebody else")
     await link.close()
     posted: list[Command] = []
-    post = backend.link.post
+    post = backend.link.post_for
 
-    def noting(commands: Sequence[Command]) -> asyncio.Future[list[Reply]]:
+    def noting(told: Told, commands: Sequence[Command], *, beyond_s: float) -> asyncio.Future[list[Reply]]:
         posted.extend(commands)
-        return post(commands)
+        return post(told, commands, beyond_s=beyond_s)
 
-    monkeypatch.setattr(backend.link, "post", noting)
+    monkeypatch.setattr(backend.link, "post_for", noting)
     refused = await consumer.settle(taken)
     monkeypatch.undo()
     assert len(posted) == 1

@@ -7,9 +7,10 @@ from collections.abc import AsyncIterator, Callable, Sequence, Set
 
 import pytest
 
-from hivewire.backend import Again, Unfinished
+from hivewire.backend import Again, Consumer, Unfinished
 from hivewire.engine.settling import Book, Settling
 from hivewire.engine.tasks import Tasks
+from hivewire.errors import ConnectionLost
 from hivewire.record import Fetched, Record
 
 NEVER_S = 3_600.0
@@ -18,13 +19,19 @@ NEVER_S = 3_600.0
 class Sent(Book):
     """A store that takes all, and what it was given, call by call."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, direct: bool) -> None:
         self.calls: list[list[str]] = []
         self.tasks = Tasks()
         self.settling = Settling("q", self, self.tasks, pace_s=NEVER_S)
+        self.problems: list[Exception] = []
+        """What goes wrong with the next calls."""
+        if direct:
+            self.settling.direct = Direct(self)
 
     async def store(self, done: Sequence[Fetched], rest: Sequence[Unfinished]) -> Sequence[Fetched]:
         self.calls.append([fetched.record.id for fetched in [*done, *(outcome.fetched for outcome in rest)]])
+        if self.problems:
+            raise self.problems.pop()
         return ()
 
     def stored(self, done: Sequence[Fetched], rest: Sequence[Unfinished], refused: Set[int]) -> None: ...
@@ -36,9 +43,34 @@ class Sent(Book):
         return fetched
 
 
-@pytest.fixture
-async def sent() -> AsyncIterator[Sent]:
-    made = Sent()
+class Direct(Consumer):
+    """The same store, for whom no task waits."""
+
+    def __init__(self, sent: Sent) -> None:
+        self._sent = sent
+
+    async def fetch(
+        self, limit: int, wait_s: float, *, lanes: int = 1_000, run: int = 1_000, starting: int = 0
+    ) -> Sequence[Fetched]:
+        raise NotImplementedError
+
+    async def start(self, batch: Sequence[Fetched]) -> Sequence[Fetched]:
+        raise NotImplementedError
+
+    async def settle(self, done: Sequence[Fetched], rest: Sequence[Unfinished] = ()) -> Sequence[Fetched]:
+        return await self._sent.store(done, rest)
+
+    def settle_soon(
+        self, done: Sequence[Fetched], rest: Sequence[Unfinished] = ()
+    ) -> asyncio.Future[Sequence[Fetched]]:
+        return asyncio.ensure_future(self.settle(done, rest))
+
+    async def close(self) -> None: ...
+
+
+@pytest.fixture(params=["by a task", "directly"])
+async def sent(request: pytest.FixtureRequest) -> AsyncIterator[Sent]:
+    made = Sent(direct=request.param == "directly")
     yield made
     await made.tasks.close()
 
@@ -74,3 +106,25 @@ async def test_nobody_waits_for_the_pace(sent: Sent) -> None:
     sent.settling.add(Again(Fetched(0, "d", 1, Record("d", "k", b""), 0.0), 1.0))
     await turns(lambda: len(sent.calls) == 3)
     assert sent.calls[2:] == [["d"]]
+
+
+async def test_what_could_not_be_stored_goes_again_before_what_came_since(sent: Sent) -> None:
+    sent.problems.append(ConnectionLost("away"))
+    sent.done("a")
+    await turns(lambda: bool(sent.calls))
+    sent.done("b")
+    await sent.settling.flushed()
+    assert sent.calls[0] == ["a"]
+    assert [id for call in sent.calls[1:] for id in call] == ["a", "b"]
+
+
+async def test_who_gives_up_while_outcomes_wait_for_more_stores_nothing_afterwards(sent: Sent) -> None:
+    sent.settling.pace_s = 0.02
+    sent.done("a")
+    await turns(lambda: bool(sent.calls))
+    sent.done("b")
+    await turns()
+    sent.settling.give_up()
+    await sent.tasks.close()
+    await asyncio.sleep(0.05)  # what is tested is that nothing happens
+    assert sent.calls == [["a"]]

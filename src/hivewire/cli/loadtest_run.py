@@ -286,8 +286,7 @@ class LoadTest:
         after: str | None = None
         while page := await protocol.dead_letters(AGENT, limit=_MOST_A_BATCH, after=after):
             contents = [letter.message.content for letter in page if letter.message is not None]
-            mine = [c for c in contents if isinstance(c, dict) and c.get("run") == self._run_id]
-            found.update((c["key"], c["number"]) for c in mine)
+            found.update((c["key"], c["number"]) for c in contents if c["run"] == self._run_id)
             after = page[-1].cursor
         return found
 

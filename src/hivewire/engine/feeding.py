@@ -97,7 +97,7 @@ class Feeding:
             self._inbox.outcomes.turn_away(batch)
         else:
             self._take_in(batch, self._slots.free)
-            self._feed_now()
+            self._soon()  # behind the slot that was just woken
 
     def _soon(self) -> None:
         if not (self._is_called or self._is_stopped):

@@ -78,7 +78,7 @@ class Inbox(Ownership):
             await consumer.close()
             raise Closed(closed)
         held.joined = consumer
-        if consumer.tells and held.shards is None:
+        if consumer.tells and (held.shards is None or held.shards.acks_each):
             self.outcomes.settling.direct = consumer
 
     def _is_over(self) -> bool:

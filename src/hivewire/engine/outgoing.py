@@ -16,11 +16,12 @@ from hivewire.engine.middleware import Middleware, chain
 from hivewire.engine.replies import REPLY_PREFIX, Replies
 from hivewire.engine.sender import Sender
 from hivewire.errors import MessageError, QueueMissing
-from hivewire.ids import derived_id
+from hivewire.ids import derived_id, new_id
 from hivewire.message import UNORDERED, Message
 from hivewire.protocol import Receipt
 
 _MOST_BROADCAST_ID: Final = 120
+_REPLY_S: Final = 30.0
 
 
 class Outgoing:
@@ -119,11 +120,13 @@ class Outgoing:
         delivery = place.delivery if place is not None else None
         if delivery is None or delivery.message.id != message.id:
             delivery = self._consumers.handed_out(message.id)
-        answer = Message(type=type, sender=message.to, to=to, content=content, in_reply_to=message.id)
-        if delivery is not None:
-            number = delivery.next_output(to, type)
-            answer = answer.replace(id=derived_id(message.id, delivery.replay, to, type, number))
-        return await self.deliver_reply(answer)
+        if delivery is None:
+            id = new_id()
+        else:
+            id = derived_id(message.id, delivery.replay, to, type, delivery.next_output(to, type))
+        return await self.deliver_reply(
+            Message(id=id, type=type, sender=message.to, to=to, content=content, in_reply_to=message.id)
+        )
 
     async def deliver_reply(self, answer: Message) -> Receipt:
         if self._middleware is None:
@@ -143,7 +146,10 @@ class Outgoing:
         else:
             queue, record = self.record(answer)
         try:
-            await self.sender.append((Append(queue, (record,), room=Room.ALWAYS),), 30.0)
+            if self.is_plain and len(record.body) <= self.most_inline:
+                await self.sender.one(queue, record, Room.ALWAYS, _REPLY_S)
+            else:
+                await self.sender.append((Append(queue, (record,), room=Room.ALWAYS),), _REPLY_S)
         except QueueMissing:
             self.metrics.late_replies += 1
         return Receipt(answer.id)

@@ -46,8 +46,8 @@ class Settling:
     directly there is none as long as all goes well: most agents wait most of the time."""
 
     __slots__ = (
-        "_book", "_ended", "_hurried", "_idle", "_outage", "_pause", "_queue", "_sent_at", "_storing", "_tasks",
-        "_waiting", "direct", "done", "pace_s", "rest",
+        "_book", "_ended", "_hurried", "_idle", "_loop", "_outage", "_pause", "_queue", "_sent_at", "_storing",
+        "_tasks", "_timer", "_waiting", "direct", "done", "pace_s", "rest",
     )  # fmt: skip
 
     def __init__(self, queue: str, book: Book, tasks: Tasks, *, pace_s: float = 0.0) -> None:
@@ -58,6 +58,9 @@ class Settling:
         self._hurried = 0
         """How many wait until all is stored."""
         self._pause: asyncio.Future[None] | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        """`_run_now` waits for more, as `_pause` in a task."""
+        self._loop = asyncio.get_running_loop()
         self._outage: Outage | None = None
         self._book = book
         self.done: list[Fetched] = []
@@ -85,14 +88,21 @@ class Settling:
             if self.direct is None:
                 self._tasks.start(self._run(), f"settle {self._queue}")
             else:
-                asyncio.get_running_loop().call_soon(self._run_now)
+                self._loop.call_soon(self._run_now)
 
     def _run_now(self) -> None:
         """`_run` without a task: what goes wrong goes that other way."""
         assert self.direct is not None
+        self._timer = None
         if self._tasks.closed or self._ended:
             self._ended = True
             return
+        if self.pace_s and not (self._waiting or self.rest or self._hurried):
+            now = self._loop.time()
+            if now < self._sent_at + self.pace_s:
+                self._timer = self._loop.call_at(self._sent_at + self.pace_s, self._run_now)
+                return
+            self._sent_at = now
         done, self.done = self.done, []
         rest, self.rest = self.rest, ()
         try:
@@ -171,6 +181,10 @@ class Settling:
         self._sent_at = loop.time()
 
     def _hasten(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+            self._loop.call_soon(self._run_now)
         if self._pause is not None and not self._pause.done():
             self._pause.set_result(None)
 
@@ -229,6 +243,8 @@ class Settling:
     def give_up(self) -> None:
         """Nothing more is stored: whoever waits is told so."""
         self._ended = True
+        if self._timer is not None:
+            self._timer.cancel()
         waiting, self._waiting = self._waiting or {}, None
         for waiter in waiting.values():
             if not waiter.done():

@@ -105,14 +105,15 @@ class Shards:
     """The owned shards of one inbox; stores outcomes in the way that the store can."""
 
     def __init__(self, *, per_record_ack: bool) -> None:
-        self._per_record_ack = per_record_ack
+        self.acks_each = per_record_ack
+        """Outcomes go to the store as they are: there is no state of a shard to be kept up."""
         self._shards: dict[int, Shard] = {}
         self._saving = asyncio.Lock()
         self.freed = Flag()
         """A lane was left by its taker: who gives shards up waits until nothing of theirs runs any more."""
 
     def gained(self, number: int, token: int, saved: bytes) -> None:
-        self._shards[number] = Shard(token, saved, per_record_ack=self._per_record_ack)
+        self._shards[number] = Shard(token, saved, per_record_ack=self.acks_each)
 
     def lost(self, numbers: Iterable[int]) -> None:
         for number in numbers:
@@ -124,8 +125,10 @@ class Shards:
             if number in self._shards:
                 self._shards[number].closing = True
 
-    def accept(self, batch: Iterable[Fetched]) -> tuple[list[Fetched], list[Fetched]]:
+    def accept(self, batch: Sequence[Fetched]) -> tuple[Sequence[Fetched], Sequence[Fetched]]:
         """Those that belong to an owned shard, and of these the ones that an earlier owner has finished."""
+        if self.acks_each and len(batch) == 1:  # who waits for it waits least
+            return (batch, ()) if self.owns(batch[0]) else ((), ())
         accepted: list[Fetched] = []
         finished: list[Fetched] = []
         for (number, token), some in groupby(batch, _OWNERSHIP):  # long runs are common
@@ -161,7 +164,7 @@ class Shards:
         self, consumer: Consumer, done: Sequence[Fetched], rest: Sequence[Unfinished], now: float
     ) -> Sequence[Fetched]:
         """Store outcomes; returns those refused."""
-        if self._per_record_ack:
+        if self.acks_each:
             return await consumer.settle(done, rest)
         dead = [outcome for outcome in rest if isinstance(outcome, Dead)]
         refused = list(await consumer.settle((), dead)) if dead else []
@@ -187,7 +190,7 @@ class Shards:
 
     async def mark(self, consumer: Consumer, batch: Sequence[Fetched]) -> Sequence[Fetched]:
         """Store running marks; returns those whose shard is lost."""
-        if self._per_record_ack:
+        if self.acks_each:
             return await consumer.start(batch)
         lost = await self.save(consumer, {fetched.shard for fetched in batch})
         return [fetched for fetched in batch if fetched.shard in lost or not self._has(fetched)]

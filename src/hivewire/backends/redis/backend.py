@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import time
-from collections import deque
 from collections.abc import Mapping, Sequence
 from uuid import uuid4
 
@@ -29,17 +27,16 @@ from hivewire.backend import (
     Room,
     Waiting,
 )
-from hivewire.backends.redis import catalogue, competing, durability, expiry, gaps, letters, looking, scripts
-from hivewire.backends.redis.address import Address, Command, Reply
+from hivewire.backends.redis import catalogue, competing, durability, expiry, gaps, letters, looking, scripts, tidying
+from hivewire.backends.redis.address import Address
 from hivewire.backends.redis.blobs import RedisBlobs
+from hivewire.backends.redis.channels import Channels
 from hivewire.backends.redis.consumer import RedisConsumer
 from hivewire.backends.redis.ears import Ears
-from hivewire.backends.redis.inlet import Inlet, announced, is_ours
+from hivewire.backends.redis.forks import forks
+from hivewire.backends.redis.inlet import Inlet
 from hivewire.backends.redis.keeper import Keeper, Seat
 from hivewire.backends.redis.keys import (
-    CHANNEL,
-    FOREIGN_CHANNEL,
-    GROUP_CHANNEL,
     INTERNAL_PREFIX,
     QUEUES,
     REPLY_PREFIX,
@@ -47,53 +44,19 @@ from hivewire.backends.redis.keys import (
     base,
 )
 from hivewire.backends.redis.link import Link, good
-from hivewire.backends.redis.opening import check_kind, new_link, one_place, place_to_listen
+from hivewire.backends.redis.member import RedisMember
+from hivewire.backends.redis.opening import new_link, one_place, place_to_listen, reach
 from hivewire.backends.redis.pool import PoolConsumer
 from hivewire.backends.redis.sending import Sending
 from hivewire.blobs import BlobStore
-from hivewire.errors import BackendError, Closed, ConnectionLost
+from hivewire.errors import BackendError, Closed
 from hivewire.rules.store_clock import StoreClock
 from hivewire.settings import Settings
 
 log = logging.getLogger(__name__)
 
 _CAP = 1_000_000
-_MOST_HEARD = 10_000
 _MOST_WATCHED = 4
-_AGAIN_S = 0.1
-
-
-class _Forks:
-    """How often this process was forked from another one since this was imported: cheaper to ask than its id."""
-
-    def __init__(self) -> None:
-        self.count = 0
-        if hasattr(os, "register_at_fork"):
-            os.register_at_fork(after_in_child=self._forked)
-
-    def _forked(self) -> None:
-        self.count += 1
-
-
-_forks = _Forks()
-
-
-class Channel:
-    """What this process has heard and nobody has taken yet."""
-
-    def __init__(self) -> None:
-        self.bodies: deque[bytes] = deque(maxlen=_MOST_HEARD)
-        self.news = asyncio.Event()
-
-    def heard(self, body: bytes | None) -> None:
-        if body is not None:
-            self.bodies.append(body)
-            self.news.set()
-
-    def heard_of_others(self, body: bytes | None) -> None:
-        """On the channel of the reference's programs, where ours speak, too."""
-        if body is not None and not is_ours(body):
-            self.heard(body)
 
 
 class RedisBackend(Backend):
@@ -104,17 +67,17 @@ class RedisBackend(Backend):
         self.address = Address.of(settings.redis)
         self.features = Features(durability="process", store_lanes=False, store_competes=True)
         self._cap = settings.queue_cap or _CAP
-        self._forks = _forks.count
+        self._forks = forks.count
         self._link: Link | None = None
         self._ears: Ears | None = None
         self._keeper: Keeper | None = None
         self._sending: Sending | None = None
         self.clock = StoreClock()
-        self.consumers: set[RedisConsumer | PoolConsumer] = set()
+        self.consumers: set[RedisMember] = set()
         self._inlet = Inlet(self) if settings.redis.inlet else None
         self._here: dict[str, list[RedisConsumer]] = {}
         """Those that own shards, by the base name of their queue."""
-        self._channels: dict[str, Channel] = {}
+        self._channels = Channels(self, self._inlet)
         self._closing = asyncio.Lock()
         self._abandoned = False
         self._one_place = one_place(settings.redis)
@@ -124,11 +87,11 @@ class RedisBackend(Backend):
     async def open(self) -> None:
         if self._link is not None:
             return
-        self._forks = _forks.count
+        self._forks = forks.count
         self.address.tls()  # its files are there and can be read
         link = new_link(self.settings.redis, scripts.load())
         try:
-            await self._reach(link)
+            await reach(link, self.settings.redis, self.clock)
             await self._learn_durability(link)
         except BaseException:
             await link.close()
@@ -139,23 +102,6 @@ class RedisBackend(Backend):
         self._keeper = Keeper(self.settings.redis)
         interop = self.settings.redis.interop
         self._sending = Sending(link, self.settings.shards, self._cap, self._here, self._tell_here, interop=interop)
-
-    async def _reach(self, link: Link) -> None:
-        """A server that is just being started is waited for, as long as a connection may take."""
-        loop = asyncio.get_running_loop()
-        until = loop.time() + self.settings.redis.dial_timeout_s
-        while True:
-            before = time.time()
-            try:
-                told, kind = await link.post((("TIME",), ("INFO", "cluster")))
-                seconds, micros = good(told, f"connect to {self.address}")
-                break
-            except ConnectionLost:
-                if loop.time() >= until:
-                    raise
-            await asyncio.sleep(_AGAIN_S)
-        check_kind(self.settings.redis, kind)
-        self.clock.told(asked_at=before, store_now=int(seconds) + int(micros) / 1e6, answered_at=time.time())
 
     def _returned(self) -> None:
         self.sending.forget()
@@ -175,7 +121,7 @@ class RedisBackend(Backend):
         return kept
 
     def check_usable(self) -> None:
-        if self._forks != _forks.count:
+        if self._forks != forks.count:
             raise BackendError(f"use {self.address}: it was opened before a fork; connect anew in the child process")
         if self._link is None or self._abandoned:
             raise Closed(f"use {self.address}: it is not open")
@@ -183,7 +129,7 @@ class RedisBackend(Backend):
     @property
     def link(self) -> Link:
         link = self._link
-        if link is None or self._abandoned or self._forks != _forks.count:
+        if link is None or self._abandoned or self._forks != forks.count:
             self.check_usable()  # says why not
         assert link is not None
         return link
@@ -220,7 +166,7 @@ class RedisBackend(Backend):
         try:
             kept = await self._learn_durability(self.link)
             await self._check_writable()
-            told = [*kept.warnings, *await self._look_for_gaps()]
+            told = [*kept.warnings, *await gaps.look(self)]
         except (BackendError, Closed) as error:
             return BackendHealth(ok=False, durability=self.features.durability, detail=str(error))
         return BackendHealth(ok=True, durability=kept.durability, detail=str(self.address), warnings=told)
@@ -236,7 +182,7 @@ class RedisBackend(Backend):
             consumer.abandon()
 
     async def close(self) -> None:
-        if self._forks != _forks.count:
+        if self._forks != forks.count:
             return
         async with self._closing:
             if self._link is None:
@@ -282,7 +228,7 @@ class RedisBackend(Backend):
 
     def append_soon(self, queue: str, record: Record, room: Room) -> asyncio.Future[BackendError | None] | None:
         sending = self._sending
-        if sending is None or self._abandoned or self._forks != _forks.count:
+        if sending is None or self._abandoned or self._forks != forks.count:
             return None  # `append` says what is wrong
         return sending.soon(queue, record)
 
@@ -313,7 +259,7 @@ class RedisBackend(Backend):
         taken = sum([consumer.out() for consumer in self.consumers if consumer.queue == queue])
         answer, missing = await self.link.ask([scripts.run(scripts.DEPTH, base(queue)), gaps.question(queue)])
         held, runs, waits, scheduled, dead, age_ms = good(answer, f"look at {queue}")
-        found = self._missing(queue, missing)
+        found = gaps.answer(self, queue, missing)
         in_flight = min(runs + taken, held - waits)
         return Depth(
             ready=max(0, held - waits - in_flight),
@@ -323,18 +269,6 @@ class RedisBackend(Backend):
             oldest_age_s=age_ms / 1000,
             lost=found.lost,
         )
-
-    def _missing(self, queue: str, answered: Reply) -> gaps.Gaps:
-        found = gaps.answer(queue, answered)
-        self.lost += found.newly
-        return found
-
-    async def _look_for_gaps(self) -> list[str]:
-        """In the queues that are consumed here; warnings of what was lost lately."""
-        queues = sorted({consumer.queue for consumer in self.consumers})
-        answers = await self.link.ask([gaps.question(queue) for queue in queues]) if queues else []
-        found = [self._missing(queue, answered) for queue, answered in zip(queues, answers, strict=True)]
-        return gaps.warnings(queues, found, self.now())
 
     async def peek(self, queue: str, limit: int, after: str | None, *, delayed_only: bool = False) -> Sequence[Waiting]:
         out = {
@@ -350,7 +284,7 @@ class RedisBackend(Backend):
     async def consume(self, queue: str, member: Member, owner: Ownership) -> Consumer:
         spec = await self.declare(self.sending.defaults(queue))
         name, names = f"{member.name}#{uuid4().hex[:12]}", Names(queue)
-        consumer: RedisConsumer | PoolConsumer
+        consumer: RedisMember
         if self.features.leases_lanes(queue, competing=spec.mode == "competing"):
             consumer = PoolConsumer(self, spec, Seat(name, names, member.lease_s, spec, competing.BEAT), owner)
         else:
@@ -368,7 +302,7 @@ class RedisBackend(Backend):
             raise
         return consumer
 
-    def forget(self, consumer: RedisConsumer | PoolConsumer) -> None:
+    def forget(self, consumer: RedisMember) -> None:
         self.consumers.discard(consumer)
         here = self._here.get(consumer.names.base, [])
         if consumer in here:
@@ -397,25 +331,9 @@ class RedisBackend(Backend):
 
     async def cleanup(self, older_than_s: float) -> int:
         """Reply mailboxes of the dead. Settled ids and idempotency keys end by themselves."""
-        await self._look_for_gaps()
-        await self._mend()
-        dropped = 0
-        for spec in await self.queues():
-            if spec.name.startswith(REPLY_PREFIX):
-                (answer,) = await self.link.ask([scripts.run(scripts.DROP, base(spec.name), 1)])
-                if good(answer, f"drop {spec.name}"):
-                    await self.link.call("SREM", QUEUES, spec.name)
-                    dropped += 1
-        return dropped
-
-    async def _mend(self) -> None:
-        """Of competing queues that are consumed here."""
-        queues = sorted({consumer.queue for consumer in self.consumers if isinstance(consumer, PoolConsumer)})
-        for queue, mended in zip(
-            queues, await self.link.ask([scripts.run(competing.MEND, base(queue)) for queue in queues]), strict=True
-        ):
-            if good(mended, f"look for lost messages of {queue}"):
-                log.warning("somebody meddled with the group", extra={"queue": queue, "handed_out_again": mended})
+        await gaps.look(self)
+        await tidying.mend(self)
+        return await tidying.drop_mailboxes(self)
 
     # -- catalogue and notes
 
@@ -432,35 +350,10 @@ class RedisBackend(Backend):
         return await catalogue.scan(self.link, prefix)
 
     async def publish(self, channel: str, body: bytes) -> None:
-        commands: list[Command] = [("PUBLISH", CHANNEL + channel, body)]
-        if self.settings.redis.interop and channel.startswith(GROUP_CHANNEL):
-            commands.append(("PUBLISH", FOREIGN_CHANNEL + channel.removeprefix(GROUP_CHANNEL), announced(body)))
-        for answer in await self.link.post(commands):
-            good(answer, f"publish on {channel}")
+        await self._channels.publish(channel, body)
 
     async def listen(self, channel: str, wait_s: float) -> Sequence[bytes]:
-        self.check_usable()
-        heard = self._channels.get(channel)
-        if heard is None:
-            heard = self._channels[channel] = Channel()
-            try:
-                await self.ears.subscribe(CHANNEL + channel, heard.heard)
-                if self._inlet is not None and channel.startswith(GROUP_CHANNEL):
-                    theirs = FOREIGN_CHANNEL + channel.removeprefix(GROUP_CHANNEL)
-                    self._inlet.hear(theirs, heard.heard_of_others)
-            except BaseException:
-                self._channels.pop(channel, None)
-                raise
-        if not heard.bodies and wait_s > 0:
-            heard.news.clear()
-            try:
-                async with asyncio.timeout(wait_s):
-                    await heard.news.wait()
-            except TimeoutError:
-                return ()
-        found = list(heard.bodies)
-        heard.bodies.clear()
-        return found
+        return await self._channels.listen(channel, wait_s)
 
 
 def _spec(name: str, stored: Sequence[bytes | int]) -> QueueSpec:

@@ -1,77 +1,57 @@
-"""One member's part of one queue: the shards that it owns, and what it has read of them."""
+"""One member's part of one queue: the shards that it owns, and what becomes of their records."""
 
 from __future__ import annotations
 
 import asyncio
-import logging
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from contextlib import AbstractAsyncContextManager
+from functools import partial
+from typing import TYPE_CHECKING, ClassVar
 
-from hivewire.backend import Consumer, Fetched, Ownership, QueueSpec, Unfinished
+from hivewire.backend import Fetched, Ownership, QueueSpec, Unfinished
 from hivewire.backends.redis import membership, reading, scripts, settlement
-from hivewire.backends.redis.address import Command
+from hivewire.backends.redis.address import Command, Reply
 from hivewire.backends.redis.keeper import Seat, lease_clock
-from hivewire.backends.redis.keys import INLET_BELL, Names
-from hivewire.backends.redis.late import Late
+from hivewire.backends.redis.keys import INLET_BELL
 from hivewire.backends.redis.link import good
+from hivewire.backends.redis.member import RedisMember
 from hivewire.backends.redis.packing import pack_state
 from hivewire.backends.redis.reading import Held
+from hivewire.backends.redis.taking import Taking
 from hivewire.backends.redis.tenure import Tenure
-from hivewire.backends.redis.waiting import News, Stillness
-from hivewire.backends.redis.watching import READ_EPOCH, Question, Watch
-from hivewire.errors import BackendError
+from hivewire.errors import Closed
 
 if TYPE_CHECKING:
     from hivewire.backends.redis.backend import RedisBackend
 
-log = logging.getLogger(__name__)
 
-
-_TURNS = 2
-"""Of the loop, before a read is sent off to wait: so many a caller takes whose answer has come to send what is next."""
-
-
-class RedisConsumer(Consumer):
+class RedisConsumer(RedisMember):
     """Owns whole shards; reads them by cursors of its own, which consumes nothing."""
 
+    tells = True
+    _leave: ClassVar[str] = membership.LEAVE
+
     def __init__(self, backend: RedisBackend, spec: QueueSpec, seat: Seat, owner: Ownership) -> None:
-        self.backend = backend
-        self.queue = spec.name
-        self.names: Names = seat.names
-        self.seat = seat
-        self._news = News()
+        super().__init__(backend, spec, seat)
         self.tenure = Tenure(backend, spec.name, seat, owner, self._shards_changed)
+        self.standing = self.tenure
         self.held = self.tenure.held
-        self._hot: set[int] = set()
-        """Shards in which there may be something to read."""
-        self._filled: dict[int, Held] = {}
-        """Those of which something is read and not handed out."""
-        self._late = Late(backend, self.names)
+        self.taking = Taking(backend, spec.name, self.names, self.tenure, owner)
         self.tenure.on_late = self._late.due_in
-        self._stillness = Stillness()
-        self._closed = False
-        self._loop = asyncio.get_running_loop()
-        self._portion = reading.Portion()
-        self._look_s = backend.settings.redis.block_timeout_s
-        self._watch = Watch(backend, self.names, self._portion, self._arrived, self._look_again)
-        self._watch_soon: asyncio.Handle | None = None
-        self._is_watching = False
-        """Reads wait in the server: one does, or who fetches next asks for it. Bells are not listened to."""
-        self._hears_bell = False
 
     async def begin(self) -> None:
-        """Returns when the first heartbeat is answered."""
         await self.backend.ears.subscribe(self.names.news, self._heard)
         await self.tenure.begin()
 
     def holds(self, fetched: Fetched) -> bool:
         return self.tenure.holds(fetched)
 
+    def _shards_changed(self) -> None:
+        self.taking.shards_changed()
+
     def _heard(self, what: bytes | None) -> None:
-        """The bell: what is new."""
         if what is None:
-            self._look_again()
+            self.taking.look_again()
             self.tenure.poke()
             return
         for part in what.split(b","):
@@ -81,40 +61,18 @@ class RedisConsumer(Consumer):
                 self._late.due_in(0.0)
             elif part == INLET_BELL:
                 self.backend.inlet_news()
-            elif part.isdigit():
-                shard = int(part)
-                if shard in self.held and not self._is_watching:
-                    self._hot.add(shard)
-                    self._news.tell()
 
     def told(self, shard: int) -> bool:
         """A sender of this process has just sent a record to the shard. Whether it is this member's: then it is
-        read in its turn, behind the record on the same connection."""
+        read in its turn."""
         held = self.held.get(shard)
         if held is None or held.is_leaving or self._closed or self.seat.until <= lease_clock():
             return False
-        if self._is_watching and (not self._watch.is_asked or self._watch.covers(held)):
-            self._watch.rung()
-        else:
-            self._hot.add(shard)
-            self._news.tell()
+        self.taking.sent_here(held)
         return True
 
     def rewind(self) -> None:
-        """The connection was made anew, perhaps to a server that was started anew."""
-        self._watch.move()
-        for held in self.held.values():
-            held.rewind()
-        self._look_again()
-
-    def _shards_changed(self) -> None:
-        if self._watch.is_asked and not all(map(self._watch.covers, self._readable())):
-            self._watch.move()
-        self._look_again()
-
-    def _look_again(self) -> None:
-        self._hot.update(self.held)
-        self._news.tell()
+        self.taking.rewind()
 
     # -- taking
 
@@ -124,125 +82,16 @@ class RedisConsumer(Consumer):
         self.backend.check_usable()
         if self._closed or limit <= 0 or lanes <= 0 or run <= 0:
             return ()
-        time = self._loop.time
-        until, look_s = time() + wait_s, self._look_s
-        most_s = reading.LOOK_RARER * look_s
-        with self.tenure:
-            if not self.seat.takes:
-                await self.tenure.awake()
-            if wait_s <= 0:  # what was stored just now: its bell may still be on the way
-                self._look_again()
-            while True:
-                self._news.is_there = False
-                taken = await self._take(limit, lanes, run) if self._hot or self._filled else ()
-                left = until - time()
-                if taken or left <= 0 or self._closed:
-                    return taken
-                if not await self._news.wait(left if self._watches() else min(left, look_s)):
-                    look_s = min(2 * look_s, most_s)
-                    self._look_again()
+        return await self.taking.fetch(limit, wait_s, lanes, run)
 
-    def _watches(self) -> bool:
-        """Whether a read waits in the server for all that may come, or is about to."""
-        if self._watch.is_asked:
-            return True
-        self._is_watching = self.backend.may_watch(self.queue) and self._watch.may_ask and self._may_read()
-        if not self._is_watching:
-            self._listen()
-        elif self._watch_soon is None:
-            self._watch_soon = self._loop.call_soon(self._ask_later, _TURNS)
-        return self._is_watching
+    def fetch_now(self, limit: int, *, lanes: int, run: int, starting: int) -> tuple[Sequence[Fetched], bool]:
+        self.backend.check_usable()
+        if self._closed:
+            raise Closed(f"receive from {self.queue}: it was left")
+        return self.taking.take_now(limit, lanes, run)
 
-    def _listen(self) -> None:
-        """To the bell. What came while nobody listened is looked for, now and when the server has confirmed it."""
-        if not self._hears_bell:
-            self._hears_bell = True
-            self.backend.ears.listen(self.names.bell, self._heard)
-            self._watch.rest()
-            self._look_again()
-
-    def _listen_no_more(self) -> None:
-        """A bell would only wake us twice."""
-        if self._hears_bell:
-            self._hears_bell = False
-            self.backend.ears.unsubscribe(self.names.bell, self._heard)
-
-    def _readable(self) -> list[Held]:
-        return [held for held in self.held.values() if not held.is_leaving]
-
-    def _may_read(self) -> bool:
-        """Whether there is something to ask of."""
-        return any(not held.is_leaving for held in self.held.values())
-
-    def _ask_later(self, turns: int) -> None:
-        """What was taken is handled first, and what is sent because of it goes first."""
-        if turns:
-            self._watch_soon = self._loop.call_soon(self._ask_later, turns - 1)
-            return
-        self._watch_soon = None
-        asked = self._readable()
-        if self._closed or not asked or self._stillness.is_asked:
-            self._is_watching = False
-            self._look_again()
-            return
-        self._listen_no_more()
-        self._watch.ask(asked)
-
-    async def _take(self, limit: int, lanes: int, run: int) -> Sequence[Fetched]:
-        stillness = self._stillness
-        if stillness.is_asked:
-            await stillness.free()
-        stillness.reading = True
-        try:
-            filled = self._filled
-            if filled:
-                self._drop_stale()
-            if not filled:
-                await self._read(limit)
-                if not filled:
-                    return ()
-            taken = reading.hand_out(filled.values(), limit, lanes, run)
-            self._drop_stale()
-            return taken
-        finally:
-            stillness.read()
-
-    def _drop_stale(self) -> None:
-        """What is handed out, given up or lost is not what was read and waits."""
-        held = self.held
-        for n in [n for n, one in self._filled.items() if not one.buffer or one.is_leaving or held.get(n) is not one]:
-            del self._filled[n]
-
-    async def _read(self, limit: int) -> None:
-        hot, all_held = self._hot, self.held
-        asked = [held for n in hot if (held := all_held.get(n)) is not None and not held.is_leaving]
-        self._hot = set()
-        if not asked:
-            return
-        most = min(max(16, limit // len(asked)), limit, self._portion.most(len(asked)))
-        question = Question(self.names, asked, most)
-        try:
-            found, epoch = await self.backend.link.post((question.command(), READ_EPOCH))
-            found = good(found, f"read {self.queue}")
-            self.backend.set_epoch(good(epoch, "read the catalogue's epoch"))
-        except BaseException:
-            self._hot |= hot
-            raise
-        if found:
-            self._keep(question, found)
-
-    def _keep(self, question: Question, found: Sequence[Any]) -> None:
-        for held, entries, is_all in question.new(self.held, found):
-            self.backend.not_before(held.take(entries))
-            self._filled[held.shard] = held
-            self._portion.note(entries)
-            if not is_all:  # else a bell that rang meanwhile still counts
-                self._hot.add(held.shard)
-
-    def _arrived(self, question: Question, found: Sequence[Any]) -> None:
-        """What a read that waited in the server has found, perhaps nothing."""
-        self._keep(question, found)
-        self._news.tell()
+    def ask_no_more(self) -> None:
+        self.taking.ask_no_more()
 
     async def refetch(self, shard: int, at: Sequence[int | str]) -> Sequence[Fetched]:
         held = self.held.get(shard)
@@ -256,20 +105,11 @@ class RedisConsumer(Consumer):
             found += again
         return found
 
-    @asynccontextmanager
-    async def still(self) -> AsyncIterator[None]:
-        """Nothing is read while this lasts."""
-        async with self._stillness.kept():
-            self._watch.void()
-            yield
+    def still(self) -> AbstractAsyncContextManager[None]:
+        return self.taking.still()
 
     def unread(self, shard: int, id: bytes) -> Held | None:
-        """The shard, if it is owned here and the engine has not had this record: it may be taken away. A copy
-        that lies ready is forgotten."""
-        held = self.held.get(shard)
-        if held is None or held.is_leaving:
-            return None
-        return held if held.take_back(id) else None
+        return self.taking.unread(shard, id)
 
     # -- outcomes
 
@@ -309,6 +149,11 @@ class RedisConsumer(Consumer):
             self.tenure.poke()
 
     async def settle(self, done: Sequence[Fetched], rest: Sequence[Unfinished] = ()) -> Sequence[Fetched]:
+        return await self.settle_soon(done, rest)
+
+    def settle_soon(
+        self, done: Sequence[Fetched], rest: Sequence[Unfinished] = ()
+    ) -> asyncio.Future[Sequence[Fetched]]:
         self.backend.check_usable()
         now = self.backend.now()
         asked: dict[int, list[Fetched]] = {}
@@ -325,51 +170,54 @@ class RedisConsumer(Consumer):
             asked[held.shard] = everything
             if held.stored:
                 told.append((held, [reading.entry_id(fetched) for fetched in settlement.gone(finished, left)]))
+        outcome: asyncio.Future[Sequence[Fetched]] = asyncio.get_running_loop().create_future()
         if asked:
             most = self.backend.settings.dedup_window_ids
             command = scripts.run(scripts.SETTLE, self.names.base, self.seat.name, most, *arguments)
-            (answer,) = await self.backend.link.post([command])
-            for shard in good(answer, f"settle messages of {self.queue}"):
+            answered = partial(self._settled, outcome, asked, told, refused)
+            self.backend.link.post_for(answered, (command,), beyond_s=0.0)
+        else:
+            self._after_settling(told)
+            outcome.set_result(refused)
+        return outcome
+
+    def _settled(
+        self,
+        outcome: asyncio.Future[Sequence[Fetched]],
+        asked: dict[int, list[Fetched]],
+        told: Sequence[tuple[Held, list[bytes]]],
+        refused: list[Fetched],
+        posted: asyncio.Future[list[Reply]],
+    ) -> None:
+        try:
+            for shard in good(posted.result()[0], f"settle messages of {self.queue}"):
                 self._refused(asked[shard])
                 refused += asked[shard]
+        except Exception as error:  # noqa: BLE001  # told to whoever waits
+            if not outcome.done():
+                outcome.set_exception(error)
+            return
+        self._after_settling(told)
+        if not outcome.done():
+            outcome.set_result(refused)
+
+    def _after_settling(self, told: Sequence[tuple[Held, list[bytes]]]) -> None:
         for held, ids in told:
             held.stored.difference_update(ids)
         self.tenure.give_up_some()
-        return refused
 
     def out(self) -> int:
-        """Taken by this member, and not marked in the store."""
+        """Not marked in the store."""
         return sum(held.unmarked() for held in self.held.values())
 
     def taken(self) -> list[tuple[int, bytes]]:
-        """Shard and id of what runs here or is about to."""
         return [(shard, id) for shard, held in self.held.items() for id in held.out - held.paused]
 
     # -- ending
 
     def abandon(self) -> None:
-        """As if the process was killed."""
-        self._closed = True
-        self.backend.keeper.remove(self.seat)
+        super().abandon()
+        self.taking.abandon()
 
-    async def stop(self) -> None:
-        """End what runs here; say nothing to the server."""
-        self._closed = True
-        self._news.tell()
-        self.backend.ears.unsubscribe(self.names.bell, self._heard)
-        self.backend.ears.unsubscribe(self.names.news, self._heard)
-        await self._watch.close()
-        await self._late.stop()
-        await self.tenure.stop()
-
-    async def close(self) -> None:
-        if self._closed:
-            return
-        await self.stop()
-        self.backend.forget(self)
-        self.held.clear()
-        try:
-            (answer,) = await self.backend.link.post([scripts.run(membership.LEAVE, self.names.base, self.seat.name)])
-            good(answer, f"leave {self.queue}")
-        except BackendError as error:
-            log.warning("what was held could not be given back; it is free when the lease ends: %s", error)
+    async def _end(self) -> None:
+        await self.taking.stop()

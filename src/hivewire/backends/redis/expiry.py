@@ -15,8 +15,7 @@ from hivewire.backends.redis.packing import life_of, pack_dead, unpack, unpack_s
 
 if TYPE_CHECKING:
     from hivewire.backends.redis.backend import RedisBackend
-    from hivewire.backends.redis.consumer import RedisConsumer
-    from hivewire.backends.redis.pool import PoolConsumer
+    from hivewire.backends.redis.member import RedisMember
 
 _PAGE = 100
 
@@ -24,7 +23,7 @@ Place = tuple[int, bytes]
 """Shard and id in its stream."""
 
 
-async def bury(backend: RedisBackend, consumers: Collection[RedisConsumer | PoolConsumer]) -> int:
+async def bury(backend: RedisBackend, consumers: Collection[RedisMember]) -> int:
     link = backend.link
     queues = [name.decode() for name in await link.call("SMEMBERS", EXPIRING)]
     if not queues:
@@ -44,9 +43,7 @@ async def bury(backend: RedisBackend, consumers: Collection[RedisConsumer | Pool
     return buried
 
 
-async def _bury(
-    link: Link, queue: str, places: Sequence[Place], consumers: Sequence[RedisConsumer | PoolConsumer]
-) -> int:
+async def _bury(link: Link, queue: str, places: Sequence[Place], consumers: Sequence[RedisMember]) -> int:
     name = base(queue)
     async with AsyncExitStack() as stack:
         for consumer in consumers:
@@ -82,7 +79,7 @@ async def _bury(
         return int(good(answer, f"bury what has expired of {queue}"))
 
 
-def _ours(consumers: Sequence[RedisConsumer | PoolConsumer], shard: int, id: bytes) -> tuple[str, int]:
+def _ours(consumers: Sequence[RedisMember], shard: int, id: bytes) -> tuple[str, int]:
     """The member of this process that owns the shard and has not given the record to its engine."""
     for consumer in consumers:
         held = consumer.unread(shard, id)

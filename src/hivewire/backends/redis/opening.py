@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Sequence
+from typing import Final
 
 import msgspec
 
 from hivewire.backends.redis.address import Address, Command, Reply
 from hivewire.backends.redis.line import Line, Where
-from hivewire.backends.redis.link import Link
+from hivewire.backends.redis.link import Link, good
 from hivewire.backends.redis.routing import Router
 from hivewire.backends.redis.sentinels import Sentinels
-from hivewire.errors import BackendError
+from hivewire.errors import BackendError, ConnectionLost
+from hivewire.rules.store_clock import StoreClock
 from hivewire.settings import RedisSettings
+
+_AGAIN_S: Final = 0.1
 
 
 class Apart(Link):
@@ -106,7 +111,7 @@ def one_place(settings: RedisSettings) -> Where | None:
     return there
 
 
-def check_kind(settings: RedisSettings, info: Reply) -> None:
+def _check_kind(settings: RedisSettings, info: Reply) -> None:
     """From `INFO cluster`, if the server tells it: a lone server is not a node of a cluster."""
     if not settings.cluster and isinstance(info, bytes) and b"cluster_enabled:1" in info:
         raise _is_a_node(settings.addr)
@@ -120,3 +125,21 @@ def _expect_no_cluster(line: Line, text: str) -> None:
 
 def _is_a_node(name: str) -> BackendError:
     return BackendError(f"use {name}: it is a node of a cluster; set redis.cluster, or ?cluster=true in the URL")
+
+
+async def reach(link: Link, settings: RedisSettings, clock: StoreClock) -> None:
+    """A server that is just being started is waited for, as long as a connection may take."""
+    loop = asyncio.get_running_loop()
+    until = loop.time() + settings.dial_timeout_s
+    while True:
+        before = time.time()
+        try:
+            told, kind = await link.post((("TIME",), ("INFO", "cluster")))
+            seconds, micros = good(told, f"connect to {Address.of(settings)}")
+            break
+        except ConnectionLost:
+            if loop.time() >= until:
+                raise
+        await asyncio.sleep(_AGAIN_S)
+    _check_kind(settings, kind)
+    clock.told(asked_at=before, store_now=int(seconds) + int(micros) / 1e6, answered_at=time.time())

@@ -4,29 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from hivewire.backend import Again, Consumer, Dead, Fetched, Ownership, QueueSpec, Unfinished
+from hivewire.backend import Again, Dead, Fetched, Ownership, QueueSpec, Unfinished
 from hivewire.backends.redis import competing, scripts
 from hivewire.backends.redis.address import Command
 from hivewire.backends.redis.keeper import Seat, Shares
-from hivewire.backends.redis.keys import EPOCH, INLET_BELL, Names
-from hivewire.backends.redis.late import Late
+from hivewire.backends.redis.keys import EPOCH, INLET_BELL
 from hivewire.backends.redis.link import good
+from hivewire.backends.redis.member import RedisMember
 from hivewire.backends.redis.packing import life_of, pack_dead, pack_state
 from hivewire.backends.redis.reading import LOOK_RARER, entry_id, read, remember
 from hivewire.backends.redis.standing import Standing
 from hivewire.backends.redis.waiting import News
-from hivewire.errors import BackendError
 from hivewire.rules import priority as priorities
 
 if TYPE_CHECKING:
     from hivewire.backends.redis.backend import RedisBackend
-
-log = logging.getLogger(__name__)
 
 
 class Claim(Standing):
@@ -45,6 +41,9 @@ class Claim(Standing):
         self.out.clear()
         self._owner.lost({0})
 
+    def forget(self) -> None:
+        self.out.clear()
+
     async def _apply(self, shares: Shares) -> None:
         token = shares.held.get(0, 0)
         if token != self.token:
@@ -54,24 +53,22 @@ class Claim(Standing):
             self._news()
 
 
-class PoolConsumer(Consumer):
+class PoolConsumer(RedisMember):
     """Takes no more than it was asked for, so that an idle member finds what others have not begun."""
 
+    _leave: ClassVar[str] = competing.LEAVE
+
     def __init__(self, backend: RedisBackend, spec: QueueSpec, seat: Seat, owner: Ownership) -> None:
-        self.backend = backend
-        self.queue = spec.name
-        self.names: Names = seat.names
-        self.seat = seat
+        super().__init__(backend, spec, seat)
         self._news = News()
         self._is_hot = True
         self._unsure = False
         """Entries may be pending here whose names were lost with an answer."""
         self.claim = Claim(backend, spec.name, seat, owner, self._look_again)
-        self._late = Late(backend, self.names)
+        self.standing = self.claim
         self.claim.on_late = self._late.due_in
         self._taking = asyncio.Lock()
         self._turns = priorities.Shares()
-        self._closed = False
 
     async def begin(self) -> None:
         await self.backend.ears.subscribe(self.names.news, self._heard)
@@ -91,7 +88,6 @@ class PoolConsumer(Consumer):
                 self._look_again()
 
     def rewind(self) -> None:
-        """The server may have undone what it had confirmed."""
         self._unsure = True
         self._look_again()
 
@@ -175,7 +171,6 @@ class PoolConsumer(Consumer):
 
     @contextlib.asynccontextmanager
     async def still(self) -> AsyncIterator[None]:
-        """Nothing is taken while this lasts."""
         async with self._taking:
             yield
 
@@ -283,36 +278,13 @@ class PoolConsumer(Consumer):
         return 0
 
     def taken(self) -> list[tuple[int, bytes]]:
-        """Level and id of what runs here or is about to."""
         return [(int(level), id.encode()) for id, _, level in (at.rpartition("-") for at in self.claim.out)]
 
     # -- ending
 
-    def abandon(self) -> None:
-        """As if the process was killed."""
-        self._closed = True
-        self.backend.keeper.remove(self.seat)
-
-    async def stop(self) -> None:
-        """End what runs here; say nothing to the server."""
-        self._closed = True
+    async def _end(self) -> None:
         self._news.tell()
         self.backend.ears.unsubscribe(self.names.bell, self._heard)
-        self.backend.ears.unsubscribe(self.names.news, self._heard)
-        await self._late.stop()
-        await self.claim.stop()
-
-    async def close(self) -> None:
-        if self._closed:
-            return
-        await self.stop()
-        self.backend.forget(self)
-        self.claim.out.clear()
-        try:
-            (answer,) = await self.backend.link.post([scripts.run(competing.LEAVE, self.names.base, self.seat.name)])
-            good(answer, f"leave {self.queue}")
-        except BackendError as error:
-            log.warning("what was held could not be given back; it is free when the lease ends: %s", error)
 
 
 def _level(fetched: Fetched) -> int:

@@ -91,6 +91,10 @@ class Standing(ABC):
         """The lease had run out: what was held is held no more."""
 
     @abstractmethod
+    def forget(self) -> None:
+        """All that is held: this member leaves."""
+
+    @abstractmethod
     async def _apply(self, shares: Shares) -> None:
         """What is held now."""
 

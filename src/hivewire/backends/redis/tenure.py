@@ -63,6 +63,9 @@ class Tenure(Standing):
     def lapsed(self) -> None:
         self.lose(set(self.held))
 
+    def forget(self) -> None:
+        self.held.clear()
+
     async def _apply(self, shares: Shares) -> None:
         self.lose({n for n, held in self.held.items() if shares.held.get(n) != held.token})
         gained = {n: token for n, token in shares.held.items() if n not in self.held and self._gone.get(n) != token}
@@ -110,16 +113,21 @@ class Tenure(Standing):
 
     # -- taking part
 
-    def __enter__(self) -> None:
-        """While something is fetched."""
+    def begins(self) -> None:
+        """Somebody asks for records, until `ends`."""
         self._fetches += 1
 
-    def __exit__(self, *error: object) -> None:
+    def ends(self) -> None:
         self._fetches -= 1
         self._last_fetch = self._time()
 
+    def take_part(self) -> None:
+        """Again, if this member had rested."""
+        if not self.seat.takes:
+            self._rest_or_wake()
+
     async def awake(self) -> None:
-        """Take part again, if this member had rested."""
+        """`take_part`, and wait until it does."""
         if self.seat.takes:
             return
         self._applied.clear()

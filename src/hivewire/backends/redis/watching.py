@@ -9,7 +9,7 @@ import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
-from hivewire.backends.redis.address import Command, Reply
+from hivewire.backends.redis.address import PACKED, Command, Reply, pack
 from hivewire.backends.redis.keys import EPOCH, Names
 from hivewire.backends.redis.link import Link, good
 from hivewire.backends.redis.opening import lean_link
@@ -19,7 +19,7 @@ from hivewire.errors import HivewireError
 if TYPE_CHECKING:
     from hivewire.backends.redis.backend import RedisBackend
 
-READ_EPOCH: Final[Command] = ("HGET", EPOCH, "epoch")
+READ_EPOCH: Final[Command] = (PACKED, EPOCH, pack(("HGET", EPOCH, "epoch")))
 
 _DOUBT_S = 0.2
 _AGAIN_S = 1.0
