@@ -124,9 +124,23 @@ def test_secrets_are_hidden(hive: Hive) -> None:
         assert ran.code == 0, ran.err
 
 
+@pytest.mark.parametrize("url", ["redis://user:can?ary@localhost", "postgresql://user:can/ary@localhost?schema=x"])
+def test_a_login_is_hidden_however_it_is_written(hive: Hive, url: str) -> None:
+    ran = hive("config", protocol=url)
+    assert (ran.code, ran.is_one_sentence) == (2, True), ran.err
+    assert "can" not in ran.err.replace("can not", "").replace("cannot", "")
+    shown = hive("config", "llm.base_url", protocol="", HIVEWIRE_LLM_BASE_URL="http://user:can/ary@localhost/v1")
+    assert shown.code == 0
+    assert "can" not in shown.out
+
+
 @pytest.mark.parametrize(
     ("environment", "says"),
-    [({"HIVEWIRE_LEASE_S": "soon"}, "HIVEWIRE_LEASE_S"), ({"PROTOCOL_TYPE": "pigeon"}, "PROTOCOL_TYPE")],
+    [
+        ({"HIVEWIRE_LEASE_S": "soon"}, "HIVEWIRE_LEASE_S"),
+        ({"PROTOCOL_TYPE": "pigeon"}, "PROTOCOL_TYPE"),
+        ({"HIVEWIRE_LOG": "loud"}, "HIVEWIRE_LOG"),
+    ],
 )
 def test_a_bad_setting_is_one_sentence(hive: Hive, environment: dict[str, str], says: str) -> None:
     for command in (["config"], ["send", "coder"], ["queues"], ["worker", "team:coder"], ["loadtest"]):

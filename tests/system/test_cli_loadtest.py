@@ -66,8 +66,10 @@ def test_workers_in_other_processes_one_of_them_killed(hive: Hive) -> None:
 
 def test_a_second_run_does_not_count_what_the_first_left(hive: Hive) -> None:
     hive("send", "hivewire-loadtest", "--content", '{"run": "another", "key": 0, "number": 0, "intended_ns": 0}')
+    hive("send", "hivewire-loadtest", "--text", "of somebody else")
+    hive("send", "hivewire-loadtest", "--text", "dead", "--ttl", "0s")
     ran = hive("loadtest", "--rate", "100", "--duration", "500ms", "--json")
-    assert (ran.code, ran.json["handled"], ran.json["duplicates"]) == (0, 50, 0)
+    assert (ran.code, ran.json["handled"], ran.json["duplicates"]) == (0, 50, 0), ran.err
 
 
 def test_in_words(hive: Hive) -> None:

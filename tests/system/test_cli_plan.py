@@ -10,9 +10,14 @@ from pathlib import Path
 
 import pytest
 
+from hivewire.cli.planned import keep_plan
+from hivewire.coordination.ledger import open_ledger
+from hivewire.coordination.ledger.runs import Runs
 from hivewire.coordination.planner import Planner
 from hivewire.coordination.tasks import TaskRequest
 from hivewire.llm.recorded import Recorded
+from hivewire.rules.plan import parse_plan
+from hivewire.rules.plan_state import Incoming, Started, new_run
 from hivewire.testing.scripted_model import ScriptedModel
 from tests.system.commands import environment
 
@@ -109,6 +114,29 @@ def test_a_model_s_plan_is_shown_and_carried_out(folder: Path) -> None:
     assert (figures["status"], figures["done"], figures["checks"]) == ("done", 2, ["3 bees"])
     kept = json.loads((folder / "hivewire-out" / "hivewire" / "plan.json").read_text())
     assert (kept["task"], len(kept["plan"]["subtasks"])) == (TASK, 2)
+
+
+def test_another_task_neither_asks_a_model_nor_takes_the_plan_of_a_run_under_way(folder: Path) -> None:
+    env = record(folder, json.dumps(PLAN))
+    out = folder / "hivewire-out"
+    keep_plan(out, "another task", parse_plan(json.dumps(PLAN)))
+    kept = (out / "hivewire" / "plan.json").read_bytes()
+
+    async def begin() -> None:
+        async with open_ledger(f"sqlite:///{out}/hivewire/ledger.db", migrate=True) as ledger:
+            await Runs(ledger).create(
+                new_run("r", parse_plan(json.dumps(PLAN)), ["find", "tell"], {}), Incoming("start", Started(at=1.0))
+            )
+
+    asyncio.run(begin())
+    (folder / "answers.jsonl").rename(folder / "nobody.jsonl")  # who asks is told that there is no answer
+    done = run("run", TASK, "--team", "team:TEAM", cwd=folder, env=env)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+    assert "the unfinished run in" in done.stderr
+    assert (out / "hivewire" / "plan.json").read_bytes() == kept
+    (folder / "nobody.jsonl").rename(folder / "answers.jsonl")
+    done = run("run", TASK, "--team", "team:TEAM", "--new", cwd=folder, env=env)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize(

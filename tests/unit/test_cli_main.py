@@ -124,6 +124,33 @@ def test_a_reader_that_went_away_is_no_error() -> None:
     assert (ran.returncode, ran.stderr) == (0, b"")
 
 
+def test_a_broken_pipe_elsewhere_is_an_error(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(COMMANDS, "broken", ("hivewire.cli.broken", "fail"))
+    monkeypatch.setitem(sys.modules, "hivewire.cli.broken", _command(BrokenPipeError(32, "Broken pipe")))
+    assert main(["broken"]) == 2
+    assert "Broken pipe" in capsys.readouterr().err
+
+
+def test_an_answer_that_nobody_read_is_not_a_good_one() -> None:
+    read, write = os.pipe()
+    os.close(read)
+    with os.fdopen(write, "w") as closed:
+        ran = subprocess.run(
+            [sys.executable, "-m", "hivewire", "doctor", "--protocol", "memory://"],
+            check=False,
+            env={**os.environ, "PYTHONPATH": "src"},
+            stdout=closed,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+    assert (ran.returncode, ran.stderr) == (
+        1,
+        "hivewire doctor: nobody reads what it prints any more; ended before it was done\n",
+    )
+
+
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no /dev/full on this system")
 def test_a_full_disk_is_one_sentence() -> None:
     command = [sys.executable, "-m", "hivewire", "--help"]

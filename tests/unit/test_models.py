@@ -75,6 +75,30 @@ async def test_a_wait_that_is_too_long_goes_to_the_caller() -> None:
     assert (caught.value.retry_after_s, model.left) == (3600.0, 1)
 
 
+def test_the_request_s_time_bounds_all_attempts() -> None:
+    async def main() -> tuple[float, int]:
+        model = Slow([ModelUnavailable("no answer") for _ in range(9)])
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        with pytest.raises(ModelUnavailable):
+            await Resilient(model, retry=Retry(max_attempts=9, first_s=0.0, most_s=5.0)).complete(
+                CompletionRequest(user="what?", timeout_s=10.0)
+            )
+        return loop.time() - began, model.left
+
+    took_s, left = run_virtual(main())
+    assert took_s == pytest.approx(10.0)
+    assert left == 6  # asked at 0, 4 and 8 s
+
+
+class Slow(ScriptedModel):
+    """Takes four seconds, or what the request leaves it."""
+
+    async def complete(self, request: CompletionRequest) -> CompletionResponse:
+        await asyncio.sleep(min(4.0, 4.0 if request.timeout_s is None else request.timeout_s))
+        return await super().complete(request)
+
+
 class BreaksOff(ScriptedModel):
     async def stream(self, request: CompletionRequest):  # type: ignore[no-untyped-def]  # as its base
         self.requests.append(request)
@@ -173,6 +197,14 @@ async def test_a_file_of_something_else_is_refused(tmp_path: Path) -> None:
         await Recorded(path).complete(ASK)
     with pytest.raises(SettingsError, match="needs a model"):
         Recorded(path, mode="record")
+
+
+async def test_a_recording_that_is_not_there_or_not_to_be_had_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ModelRefused, match="is not there, to answer: 'what"):
+        await Recorded(tmp_path / "answers.jsonl").complete(ASK)
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(SettingsError, match="the answer cannot be kept"):
+        await Recorded(tmp_path / "file" / "answers.jsonl", ScriptedModel(["one"]), mode="record").complete(ASK)
 
 
 async def test_the_scripted_model_counts_what_it_is_asked() -> None:

@@ -18,12 +18,20 @@ TEXT_STYLE: Final = (
 )
 STYLE: Final = f"""
 body {{ font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 60rem; padding: 0 1rem;
-       color: #212529; background: #fff }}
-h1 {{ font-size: 1.5rem }} h2 {{ font-size: 1.1rem; margin: 2rem 0 .2rem }} svg {{ width: 100%; height: auto }}
+       color: #212529; background: #fff; color-scheme: light dark }}
+h1 {{ font-size: 1.5rem }} h2 {{ font-size: 1.1rem; margin: 2rem 0 .2rem }}
+.wide {{ overflow-x: auto }} svg {{ width: 100%; min-width: 44rem; height: auto; display: block }}
 {TEXT_STYLE} p, td {{ overflow-wrap: anywhere }} table {{ border-collapse: collapse }}
 td {{ padding: .2rem .8rem .2rem 0; vertical-align: top; border-top: 1px solid #e9ecef }}
 .pass, .fail {{ white-space: nowrap }} .pass {{ color: #2b8a3e }} .fail {{ color: #c92a2a; font-weight: 600 }}
+@media (prefers-color-scheme: dark) {{
+body {{ color: #e6eaf0; background: #14191f }} text {{ fill: #e6eaf0 }} .soft {{ fill: #9aa5b3 }}
+rect.raw {{ fill: #5c6875 }} rect.hivewire {{ fill: #22b8cf }} td {{ border-color: #36404c }}
+.pass {{ color: #4cc38a }} .fail {{ color: #ff7b72 }} }}
 """
+
+_HOW: Final = dict.fromkeys(("W4", "W6"), " (median latency: the shorter the better)")
+"""Of the workloads that are told by their latency."""
 
 Panel = tuple[str, list[Figures]]
 
@@ -32,26 +40,27 @@ def panels(rows: Sequence[Figures]) -> list[Panel]:
     """Title and peers of each workload on each store."""
     ordered = sorted(rows, key=lambda row: (list(STORES).index(row.backend), row.workload))
     return [
-        (f"{STORES[backend]}, {workload}: {WORKLOADS[workload]}", list(group))
+        (f"{STORES[backend]}, {workload}: {WORKLOADS[workload]}{_HOW.get(workload, '')}", list(group))
         for (backend, workload), group in groupby(ordered, key=lambda row: (row.backend, row.workload))
     ]
 
 
 def bars(rows: Sequence[Figures], top: int = 0) -> str:
     """One bar a peer. By rate; of workloads whose rate is given, and of requests, by the median latency."""
-    by_latency = rows[0].workload in ("W4", "W6")
+    by_latency = rows[0].workload in _HOW
     lengths = {row.peer: row.p50_ms if by_latency else row.rate for row in rows}
     longest, room = max(lengths.values()) or 1.0, WIDTH - LABEL - 380
     parts = []
     for index, row in enumerate(sorted(rows, key=lambda row: lengths[row.peer], reverse=not by_latency)):
         y, length = top + index * ROW, max(lengths[row.peer] / longest * room, 1)
-        colour = COLOURS["hivewire" if row.peer.startswith("hivewire") else "raw"]
+        kind = "hivewire" if row.peer.startswith("hivewire") else "raw"
         main, rest = f"{row.rate:,.0f}/s", f"{_cost(row)}, p99 {row.p99_ms:.3g} ms"
         if by_latency:
             main, rest = f"p50 {row.p50_ms:.3g} ms", f"p99 {row.p99_ms:.3g}, {row.rate:,.0f}/s, {_cost(row)}"
         parts.append(
             f'<text x="0" y="{y + BAR}">{escape(row.peer)}</text>'
-            f'<rect x="{LABEL}" y="{y + 3}" width="{length:.1f}" height="{BAR}" rx="2" fill="{colour}"/>'
+            f'<rect x="{LABEL}" y="{y + 3}" width="{length:.1f}" height="{BAR}" rx="2" '
+            f'class="{kind}" fill="{COLOURS[kind]}"/>'
             f'<text x="{LABEL + length + 8:.1f}" y="{y + BAR}">{main}<tspan class="soft" dx="8">{rest}</tspan></text>'
         )
     return "".join(parts)
@@ -78,7 +87,8 @@ def picture(report: Report) -> str:
 def page(report: Report) -> str:
     """Everything in one file that loads nothing."""
     drawn = "".join(
-        f'<h2>{escape(title)}</h2><svg viewBox="0 0 {WIDTH} {ROW * len(rows)}" role="img">{bars(rows)}</svg>'
+        f'<h2>{escape(title)}</h2><div class="wide">'
+        f'<svg viewBox="0 0 {WIDTH} {ROW * len(rows)}" role="img">{bars(rows)}</svg></div>'
         for title, rows in panels(report.medians)
     )
     verdicts = "".join(

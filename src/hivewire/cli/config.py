@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import re
 from typing import TYPE_CHECKING, Any, Final
 
 from hivewire.cli.options import add_json_option, add_protocol_option, print_table, settings_from
@@ -12,7 +11,6 @@ if TYPE_CHECKING:
     from hivewire.settings import Settings
 
 COLUMNS: Final = ("setting", "value", "source", "environment")
-_PASSWORD: Final = re.compile(r"(?<=://)([^/@]*):[^/@]*(?=@)")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -60,8 +58,10 @@ def rows_of(settings: Settings) -> list[dict[str, Any]]:
 
 
 def _shown(value: object) -> object:
+    from hivewire.settings.targets import hidden
+
     if isinstance(value, str):
-        return _PASSWORD.sub(r"\1:***", value)
+        return hidden(value) if "://" in value and "@" in value else value
     return list(value) if isinstance(value, tuple) else value
 
 

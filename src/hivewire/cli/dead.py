@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 from hivewire.cli.options import (
     UsageError,
     add_store_options,
+    confirm,
     connect_from,
     count,
     duration_s,
@@ -189,20 +190,8 @@ async def _meant(protocol: Protocol, args: argparse.Namespace) -> str | list[str
         return list(args.ids)
     found = list(args.ids) or [letter.id async for letter in chosen(protocol, args)]
     if found:
-        _confirm(args, len(found))
+        confirm(f"{args.action} {len(found)} dead letter{'s' if len(found) != 1 else ''}", args.yes)
     return args.agent if found and is_whole_agent else found
-
-
-def _confirm(args: argparse.Namespace, letters: int) -> None:
-    if args.yes:
-        return
-    question = f"{args.action} {letters} dead letter{'s' if letters != 1 else ''}"
-    if not sys.stdin.isatty():
-        raise UsageError(f"this would {question}; say --yes")
-    sys.stderr.write(f"{question}? [y/N] ")
-    sys.stderr.flush()
-    if sys.stdin.readline().strip().lower() not in ("y", "yes"):
-        raise UsageError("nothing was done")
 
 
 async def _replay(args: argparse.Namespace) -> int:

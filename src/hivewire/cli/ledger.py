@@ -8,13 +8,17 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from hivewire.cli.options import UsageError, add_json_option, duration_s, print_table, run_async, to_json
+from hivewire.cli.options import UsageError, add_json_option, confirm, duration_s, print_table, run_async, to_json
 
 if TYPE_CHECKING:
     from hivewire.coordination.ledger.stored import StoredLedger
     from hivewire.settings import Settings
 
 EXIT_BEHIND: Final = 1
+_OUTCOMES: Final = {
+    "upgrade": ("applied", "the tables are there already"),
+    "downgrade": ("undid", "no later migration was applied"),
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -116,13 +120,13 @@ async def _migrate(args: argparse.Namespace, ledger: StoredLedger) -> int:
     else:
         undone = [line for line in await migrator.status() if line.applied_at is not None and line.number > args.to]
         if undone:
-            _confirm(args, f"undo {len(undone)} migrations, with the data that only they had")
+            confirm(f"undo {len(undone)} migrations, with the data that only they had", args.yes)
         done = await migrator.downgrade(args.to)
     if args.json:
         print(to_json({"action": args.action, "migrations": done}))
     else:
-        verb = "applied" if args.action == "upgrade" else "undid"
-        print(f"{verb} {', '.join(map(str, done))}" if done else "nothing to do: the tables are there already")
+        verb, none = _OUTCOMES[args.action]
+        print(f"{verb} {', '.join(map(str, done))}" if done else f"nothing to do: {none}")
     return 0
 
 
@@ -131,7 +135,7 @@ async def _purge(args: argparse.Namespace, ledger: StoredLedger, settings: Setti
 
     age_s = settings.ledger.retain_duration_s if args.older_than is None else args.older_than
     await ledger.open()
-    _confirm(args, f"delete every task that was finished more than {format_duration(age_s)} ago")
+    confirm(f"delete every task that was finished more than {format_duration(age_s)} ago", args.yes)
     tasks = await ledger.purge_completed(age_s)
     steps = await ledger.purge_progress(age_s) if args.progress else 0
     if args.json:
@@ -139,14 +143,3 @@ async def _purge(args: argparse.Namespace, ledger: StoredLedger, settings: Setti
     else:
         print(f"purged {tasks} tasks" + (f" and {steps} steps" if args.progress else ""))
     return 0
-
-
-def _confirm(args: argparse.Namespace, what: str) -> None:
-    if args.yes:
-        return
-    if not sys.stdin.isatty():
-        raise UsageError(f"this would {what}; say --yes")
-    sys.stderr.write(f"{what}? [y/N] ")
-    sys.stderr.flush()
-    if sys.stdin.readline().strip().lower() not in ("y", "yes"):
-        raise UsageError("nothing was done")

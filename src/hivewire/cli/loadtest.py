@@ -59,6 +59,8 @@ def _plan(args: argparse.Namespace) -> Plan:
         raise UsageError("--kill needs --processes 2 or more: one to kill, one to take over")
     if args.report is not None and not args.report.parent.is_dir():
         raise UsageError(f"there is no folder {str(args.report.parent)!r} for the report")
+    if args.report is not None and args.report.is_dir():
+        raise UsageError(f"--report {str(args.report)!r} is a folder; name a file in it")
     if args.duration <= 0 or args.size < 0:
         raise UsageError("--duration must be above 0 and --size not below it")
     return Plan(

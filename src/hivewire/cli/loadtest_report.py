@@ -31,7 +31,8 @@ h1 { font-size: 1.5rem; margin-bottom: .2rem; } h2 { font-size: 1.1rem; margin: 
 .good { color: var(--good); } .bad { color: var(--bad); } .soft { color: var(--soft); }
 table { border-collapse: collapse; } td, th { padding: .25rem 1rem .25rem 0; text-align: left; font-weight: normal; }
 td { font-variant-numeric: tabular-nums; } th { color: var(--soft); } tr { border-bottom: 1px solid var(--line); }
-svg { width: 100%; height: auto; } svg text { fill: var(--soft); font-size: 12px; }
+.wide { overflow-x: auto; } svg { width: 100%; min-width: 40rem; height: auto; display: block; }
+svg text { fill: var(--soft); font-size: 12px; }
 .grid { stroke: var(--line); } .a { stroke: var(--a); } .b { stroke: var(--b); } .c { stroke: var(--c); }
 path { fill: none; stroke-width: 2; } code { font-size: 13px; }
 """
@@ -47,7 +48,7 @@ def html(result: Mapping[str, Any], tally: Tally, plan: Plan) -> str:
         [
             f"{result['backend']}, durability {result['durability']}",
             f"{plan.rate:g} messages a second for {plan.duration_s:g} s",
-            f"{plan.workers} handlers in {result['processes']} process(es), {plan.keys} keys",
+            f"{plan.workers} handlers in {_processes(result['processes'])}, {plan.keys} keys",
             f"{result['machine']}, Python {result['python']}, {result['ended_at']}",
         ]
     )
@@ -68,6 +69,10 @@ def html(result: Mapping[str, Any], tally: Tally, plan: Plan) -> str:
 {_throughput(tally)}
 </body></html>
 """
+
+
+def _processes(count: int) -> str:
+    return "one process" if count == 1 else f"{count} processes"
 
 
 def _table(result: Mapping[str, Any]) -> str:
@@ -116,6 +121,16 @@ def _throughput(tally: Tally) -> str:
     return _chart([("a", points)], _second_ticks(tally.seconds), log=False)
 
 
+def _round(least: float) -> float:
+    """A number with one or two digits, not below this one: a distance between lines that can be read.
+
+    >>> _round(143.5), _round(0.4)
+    (150.0, 0.4)
+    """
+    unit = 10.0 ** math.floor(math.log10(least))
+    return next(step * unit for step in (1, 1.5, 2, 2.5, 3, 4, 5, 6, 8, 10) if step * unit >= least)
+
+
 def _second_ticks(seconds: Iterable[int]) -> Ticks:
     last = max(seconds, default=0)
     step = max(1, math.ceil(last / 10))
@@ -126,7 +141,7 @@ def _chart(lines: Sequence[tuple[str, Points]], ticks: Ticks, *, log: bool) -> s
     """Lines over common axes; the upright one is logarithmic if asked, else from 0."""
     values = [y for _, points in lines for _, y in points]
     most_x = max([x for _, points in lines for x, _ in points] + [x for x, _ in ticks] + [1e-9])
-    low, high = 0.0, max([*values, 1]) * 1.1
+    low, high = 0.0, 4 * _round(max([*values, 1]) * 1.05 / 4)
     if log:
         low = float(math.floor(math.log10(max(min(values, default=1), 0.001))))
         high = max(math.ceil(math.log10(max([*values, 0.001]))), low + 1)
@@ -141,7 +156,7 @@ def _chart(lines: Sequence[tuple[str, Points]], ticks: Ticks, *, log: bool) -> s
         part = (math.log10(max(y, 0.001)) if log else y) - low
         return _HEIGHT - _BOTTOM - part / (high - low) * (_HEIGHT - _BOTTOM - _TOP)
 
-    parts = [f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img">']
+    parts = [f'<div class="wide"><svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img">']
     for value, text in marks:
         y = y_at(value)
         parts.append(f'<line class="grid" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
@@ -151,4 +166,4 @@ def _chart(lines: Sequence[tuple[str, Points]], ticks: Ticks, *, log: bool) -> s
     for kind, points in lines:
         path = " L".join(f"{x_at(x):.1f},{y_at(y):.1f}" for x, y in points)
         parts.append(f'<path class="{kind}" d="M{path}"/>')
-    return "".join(parts) + "</svg>"
+    return "".join(parts) + "</svg></div>"

@@ -286,7 +286,8 @@ class LoadTest:
         after: str | None = None
         while page := await protocol.dead_letters(AGENT, limit=_MOST_A_BATCH, after=after):
             contents = [letter.message.content for letter in page if letter.message is not None]
-            found.update((c["key"], c["number"]) for c in contents if c["run"] == self._run_id)
+            mine = [c for c in contents if isinstance(c, dict) and c.get("run") == self._run_id]
+            found.update((c["key"], c["number"]) for c in mine)
             after = page[-1].cursor
         return found
 

@@ -25,8 +25,8 @@ def handler(run_id: str, work_s: float, note: Note) -> Callable[[Delivery], Awai
 
     async def handle(delivery: Delivery) -> None:
         content = delivery.message.content
-        if content["run"] != run_id:
-            return  # left over from a run that was broken off
+        if not isinstance(content, dict) or content.get("run") != run_id:
+            return  # of a run that was broken off, or of somebody else
         note(Handled(time.monotonic_ns(), content["key"], content["number"], content["intended_ns"]))
         if work_s:
             await asyncio.sleep(work_s)

@@ -6,8 +6,13 @@ import logging
 import os
 import sys
 import time
+from typing import Final
+
+from hivewire.errors import SettingsError
 
 _STANDARD = frozenset(logging.LogRecord("", 0, "", 0, "", None, None).__dict__) | {"message", "asctime", "taskName"}
+
+_LEVELS: Final = ("debug", "info", "warning", "error", "critical")
 
 
 class _Lines(logging.Formatter):
@@ -22,12 +27,15 @@ class _Lines(logging.Formatter):
 def configure(default: str = "warning") -> None:
     """Send log lines to stderr: Hivewire's from `default` on, everybody else's from warnings on.
 
-    HIVEWIRE_LOG in the environment (`debug`, `info`, `warning`, `error`) overrules the default.
+    HIVEWIRE_LOG in the environment (`debug`, `info`, `warning`, `error`) overrules the default. Raises `SettingsError`
+    for another word there.
     """
+    wanted = os.environ.get("HIVEWIRE_LOG") or default
+    if wanted.lower() not in _LEVELS:
+        raise SettingsError(f"HIVEWIRE_LOG is one of {', '.join(_LEVELS)}; got {wanted!r} in the environment")
     root = logging.getLogger()
     if not root.handlers:  # else embedded in a program that has its own logging
         handler = logging.StreamHandler(sys.stderr)
         handler.setFormatter(_Lines())
         root.addHandler(handler)
-    wanted = logging.getLevelName(os.environ.get("HIVEWIRE_LOG", default).upper())
-    logging.getLogger("hivewire").setLevel(wanted if isinstance(wanted, int) else logging.WARNING)
+    logging.getLogger("hivewire").setLevel(wanted.upper())

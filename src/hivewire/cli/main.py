@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import select
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -37,9 +38,12 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "doctor": ("hivewire.cli.doctor", "check what is reachable, durable, misconfigured"),
     "config": ("hivewire.cli.config", "print the settings in force, and where each comes from"),
 }
+EXIT_FAILED: Final = 1
 EXIT_USAGE: Final = 2
 EXIT_INTERRUPTED: Final = 130
 
+_JUDGES: Final = frozenset({"hivewire run", "hivewire demo", "hivewire loadtest", "hivewire bench", "hivewire doctor"})
+"""Commands whose exit code is an answer: it must not say that all is well when it is not known."""
 
 _STRAY: Final = {"hivewire send": "what is sent is given with --content JSON, --text TEXT or --bytes FILE"}
 """What is said of an argument that belongs to nothing."""
@@ -104,9 +108,12 @@ def _leaves(error: BaseException) -> Iterator[BaseException]:
 def _explain(error: BaseException, prog: str) -> int:
     """Turn an error into its exit code; one that is not the user's goes on, with its traceback."""
     leaves = list(_leaves(error))
-    if any(isinstance(leaf, BrokenPipeError) for leaf in leaves):
-        _silence_stdout()  # the reader of our output is gone, as in `hivewire queues | head`
-        return 0
+    if any(isinstance(leaf, BrokenPipeError) for leaf in leaves) and _is_stdout_unread():
+        _silence_stdout()
+        if prog not in _JUDGES:
+            return 0  # as in `hivewire queues | head`
+        sys.stderr.write(f"{prog}: nobody reads what it prints any more; ended before it was done\n")
+        return EXIT_FAILED
     if any(isinstance(leaf, KeyboardInterrupt) for leaf in leaves):
         sys.stderr.write(f"{prog}: interrupted\n")
         return EXIT_INTERRUPTED
@@ -117,6 +124,13 @@ def _explain(error: BaseException, prog: str) -> int:
         _silence_stdout()  # it may be what failed: a full disk
     sys.stderr.write(f"{prog}: {' '.join(str(leaves[0]).split())}\n")
     return EXIT_USAGE
+
+
+def _is_stdout_unread() -> bool:
+    """Whether the reader of our output is gone. A pipe or socket that broke elsewhere is another matter."""
+    poll = select.poll()
+    poll.register(1, select.POLLOUT)
+    return any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
 
 
 def _silence_stdout() -> None:

@@ -144,6 +144,18 @@ def printable(value: object) -> str:
     return text if text.isprintable() else "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
+def confirm(what: str, is_agreed: bool) -> None:
+    """Ask the user, on the terminal, whether `what` may be done. Raises `UsageError` for a no, and for no terminal."""
+    if is_agreed:
+        return
+    if not sys.stdin.isatty():
+        raise UsageError(f"this would {what}; say --yes")
+    sys.stderr.write(f"{what}? [y/N] ")
+    sys.stderr.flush()
+    if sys.stdin.readline().strip().lower() not in ("y", "yes"):
+        raise UsageError("nothing was done")
+
+
 def to_json(value: object) -> str:
     """Indented JSON for people and programs."""
     return json.dumps(value, indent=2, ensure_ascii=False, default=str)

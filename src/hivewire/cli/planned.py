@@ -19,7 +19,9 @@ def keep_plan(out: Path, task: str, plan: Plan) -> None:
     shown: dict[str, Any] = {"task": task, "plan": msgspec.to_builtins(plan)}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(msgspec.json.format(msgspec.json.encode(shown)))
+        new = path.with_suffix(".new")
+        new.write_bytes(msgspec.json.format(msgspec.json.encode(shown)))
+        new.replace(path)  # whole or not at all: it has been paid for
     except OSError as error:
         raise UsageError(f"the plan cannot be written to {path}: {error.strerror}") from error
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from hivewire.cli.options import UsageError, to_json
-from hivewire.cli.team_job import add_run_options, job_from, read_plan
+from hivewire.cli.team_job import add_run_options, another_plan, has_unfinished_run, job_from, locked, read_plan
 
 if TYPE_CHECKING:
     from hivewire.rules.plan import Plan
@@ -53,15 +54,26 @@ def _plan(args: argparse.Namespace) -> Plan:
         if args.plan_only and args.team is not None:
             _check_team(args, plan)
         return plan
+    if args.plan_only:
+        return asyncio.run(_ask(args))
+    out = Path(args.out).absolute()
+    with locked(out) if out.exists() else nullcontext():
+        return _kept_or_asked(args, out)
+
+
+def _kept_or_asked(args: argparse.Namespace, out: Path) -> Plan:
+    """The plan of the run that is under way: another answer would be another plan. A model is asked, and paid, only
+    when the run can begin with its answer."""
     from hivewire.cli.planned import keep_plan, kept_plan
 
-    folder = Path(args.out).absolute()
-    kept = None if args.new or args.plan_only else kept_plan(folder, args.task)
-    if kept is not None:
-        return kept  # the run that is under way has it, and another answer would be another plan
+    if not args.new:
+        kept = kept_plan(out, args.task)
+        if kept is not None:
+            return kept
+        if asyncio.run(has_unfinished_run(out)):
+            raise another_plan(out)
     plan = asyncio.run(_ask(args))
-    if not args.plan_only:
-        keep_plan(folder, args.task, plan)
+    keep_plan(out, args.task, plan)
     return plan
 
 

@@ -6,7 +6,6 @@ import argparse
 import fcntl
 import glob
 import os
-import re
 import secrets
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
@@ -28,7 +27,6 @@ if TYPE_CHECKING:
 _STATE: Final = "hivewire"
 """The folder inside the out folder that holds what is not a result."""
 _LEDGER: Final = "ledger.db"
-_LOGIN: Final = re.compile(r"//[^/@]*@")
 _MOST_PATHS_BYTES: Final = 200_000
 """The paths are in every message of a run, which may have 1 MiB in all."""
 
@@ -118,6 +116,7 @@ def job_from(args: argparse.Namespace, command: str, plan: Plan, team: str, **fi
 def _protocol(asked: str | None, own_file: Path) -> tuple[str | None, str]:
     """What to connect to, and how to call it."""
     from hivewire.settings import load
+    from hivewire.settings.targets import hidden
 
     target, chosen = target_of(asked)
     settings = load(target, **chosen)
@@ -126,7 +125,7 @@ def _protocol(asked: str | None, own_file: Path) -> tuple[str | None, str]:
         name = asked if asked is not None and asked.startswith("memory://") else "memory://"
         return (name if name != "memory://" else f"memory://{secrets.token_hex(6)}"), "in this process's memory"
     if asked is not None:
-        return asked, _LOGIN.sub("//***@", asked)
+        return asked, hidden(asked)
     if "protocol" in settings.origins:
         return None, f"{settings.protocol}, by {settings.origins['protocol']}"
     return f"sqlite:///{quote(str(own_file))}", str(own_file)
@@ -153,10 +152,10 @@ def is_memory(protocol: str | None) -> bool:
 
 
 @contextmanager
-def locked(job: Job) -> Generator[None]:
+def locked(out: Path) -> Generator[None]:
     """Nobody else works in this out folder, which is made, meanwhile; a killed process leaves no lock behind."""
-    _make_folder(job.state_folder)
-    path = job.state_folder / "lock"
+    _make_folder(out / _STATE)
+    path = out / _STATE / "lock"
     with path.open("a+") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -164,7 +163,7 @@ def locked(job: Job) -> Generator[None]:
             file.seek(0)
             owner = file.read(20).strip() or "unknown"
             raise UsageError(
-                f"another run (process {owner}) is at work in {job.out}; wait for it, or name another --out"
+                f"another run (process {owner}) is at work in {out}; wait for it, or name another --out"
             ) from error
         file.truncate(0)
         file.write(f"{os.getpid()}\n")
@@ -191,10 +190,7 @@ async def choose_run(job: Job, ledger: Ledger, roster: Roster) -> tuple[RunState
     if unfinished and job.choice != "new":
         state = await runs.load(unfinished[-1])
         if not _is_same(job, state):
-            raise UsageError(
-                f"the unfinished run in {job.out} has another plan or input; give those to go on with it, or --new "
-                "to start anew"
-            )
+            raise another_plan(job.out)
         check_team(state, roster)
         return state, True
     if job.choice == "resume":
@@ -206,6 +202,25 @@ async def choose_run(job: Job, ledger: Ledger, roster: Roster) -> tuple[RunState
         for path in (*job.state_folder.glob("messages.db*"), *job.state_folder.glob("workers.log")):
             path.unlink()
     return state, False
+
+
+def another_plan(out: Path) -> UsageError:
+    """What is said when the run in a folder is not the one that is asked for."""
+    return UsageError(
+        f"the unfinished run in {out} has another plan or input; give those to go on with it, or --new to start anew"
+    )
+
+
+async def has_unfinished_run(out: Path) -> bool:
+    """Whether a run in this folder was begun, kept in a file, and has not ended."""
+    from hivewire.coordination.ledger import open_ledger
+    from hivewire.coordination.ledger.runs import Runs
+
+    path = out / _STATE / _LEDGER
+    if not path.exists():
+        return False
+    async with open_ledger(f"sqlite:///{path}", migrate=True) as ledger:
+        return bool(await Runs(ledger).unfinished())
 
 
 def check_team(state: RunState, roster: Roster) -> None:

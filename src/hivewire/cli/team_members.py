@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from hivewire.cli.options import UsageError
-from hivewire.cli.supervisor import READY, ended_how
+from hivewire.cli.supervisor import READY, ended_how, send_signal
 from hivewire.cli.team_process import EXIT_USAGE
 from hivewire.rules.restart import CrashLoop
 
@@ -86,7 +86,7 @@ class ProcessMembers(Members):
         if child is None or child.returncode is not None:
             return False
         self._killed.add(name)
-        child.kill()
+        send_signal(child, signal.SIGKILL)
         return True
 
     def stop(self) -> None:
@@ -99,8 +99,7 @@ class ProcessMembers(Members):
 
     def _signal_all(self, number: signal.Signals) -> None:
         for child in self._children.values():
-            with suppress(ProcessLookupError):  # it ended by itself a moment ago
-                child.send_signal(number)
+            send_signal(child, number)
 
     async def _keep(self) -> None:
         rule = CrashLoop()

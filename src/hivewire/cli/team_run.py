@@ -37,7 +37,7 @@ def carry_out(job: Job) -> int:
 
     workers = load_workers([job.team])
     _check_names(job, workers)
-    with locked(job):
+    with locked(job.out):
         return asyncio.run(_carry_out(job, workers))
 
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
 from hivewire.errors import BadAnswer, ModelUnavailable, SettingsError
 from hivewire.llm.contract import LLM, CompletionRequest, CompletionResponse, FinishReason, Piece, ToolCall, Turn, Usage
-from hivewire.llm.sdk import Asking, each
+from hivewire.llm.sdk import Asking, each, read
 
 _ANSWER = "answer"
 """The tool through which an answer of a given schema comes: the API has no other way that all its models know."""
@@ -25,6 +25,53 @@ _FINISHED: dict[str | None, FinishReason] = {
     "tool_use": "tool_calls",
     "refusal": "content_filter",
 }
+
+
+_Tokens = Annotated[int, msgspec.Meta(ge=0)]
+
+
+class _Usage(msgspec.Struct):
+    input_tokens: _Tokens | None = None
+    output_tokens: _Tokens | None = None
+    cache_creation_input_tokens: _Tokens | None = None
+    cache_read_input_tokens: _Tokens | None = None
+
+
+class _Part(msgspec.Struct):
+    """A block of an answer, whole or as it begins in a stream."""
+
+    type: str
+    id: str = ""
+    name: str = ""
+    text: str | None = None
+    input: Any = None
+
+
+class _Answer(msgspec.Struct):
+    content: list[_Part]
+    stop_reason: str | None = None
+    usage: _Usage | None = None
+    model: str | None = None
+
+
+class _Delta(msgspec.Struct):
+    """What is new: of a block, or of the whole message."""
+
+    type: str | None = None
+    text: str = ""
+    partial_json: str = ""
+    stop_reason: str | None = None
+
+
+class _Event(msgspec.Struct):
+    """Of a stream."""
+
+    type: str
+    index: int = 0
+    message: _Answer | None = None
+    content_block: _Part | None = None
+    delta: _Delta | None = None
+    usage: _Usage | None = None
 
 
 class Anthropic(LLM):
@@ -58,40 +105,26 @@ class Anthropic(LLM):
     async def complete(self, request: CompletionRequest) -> CompletionResponse:
         limit_s = self._timeout_s if request.timeout_s is None else request.timeout_s
         doing = f"ask {request.model or self._model}"
-        answer = await self._asking.create(
-            self._client.messages.create, self._body(request), request.temperature, limit_s
-        )
-        if getattr(answer, "content", None) is None:
-            raise BadAnswer(f"{doing}: the answer has no content: {str(answer)[:200]!r}")
-        blocks = [_Block.of(block) for block in answer.content]
+        raw = await self._asking.create(self._client.messages.create, self._body(request), request.temperature, limit_s)
+        answer = read(raw, _Answer, doing)
+        blocks = [_Block.of(part) for part in answer.content]
         return _response(request, blocks, answer.stop_reason, _usage(answer.usage), answer.model)
 
     async def stream(self, request: CompletionRequest) -> AsyncGenerator[Piece]:
         limit_s = self._timeout_s if request.timeout_s is None else request.timeout_s
         doing = f"ask {request.model or self._model}"
-        blocks: dict[int, _Block] = {}
-        usage, reason, model, ended = Usage(), None, "", False
+        heard = _Heard()
         body = {**self._body(request), "stream": True}
         events = await self._asking.create(self._client.messages.create, body, request.temperature, limit_s)
         async with aclosing(each(self._sdk, events, doing, limit_s)) as pieces:
-            async for event in pieces:
-                if event.type == "message_start":
-                    usage, model = _usage(event.message.usage), event.message.model
-                elif event.type == "content_block_start":
-                    blocks[event.index] = _Block.of(event.content_block, is_start=True)
-                elif event.type == "content_block_delta":
-                    text = blocks[event.index].add(event.delta)
-                    if text:
-                        yield Piece(text=text)
-                elif event.type == "message_delta":
-                    reason = event.delta.stop_reason or reason
-                    usage = _usage(event.usage, usage)
-                elif event.type == "message_stop":
-                    ended = True
-        if not ended:
+            async for raw in pieces:
+                text = heard.add(read(raw, _Event, doing), doing)
+                if text:
+                    yield Piece(text=text)
+        if not heard.ended:
             raise ModelUnavailable(f"{doing}: the stream ended in the middle")
-        found = [block for _, block in sorted(blocks.items())]
-        yield Piece(response=_response(request, found, reason, usage, model))
+        found = [block for _, block in sorted(heard.blocks.items())]
+        yield Piece(response=_response(request, found, heard.reason, heard.usage, heard.model))
 
     async def close(self) -> None:
         await self._client.close()
@@ -127,19 +160,47 @@ class _Block(msgspec.Struct):
     text: str = ""
 
     @classmethod
-    def of(cls, block: Any, *, is_start: bool = False) -> _Block:
-        if block.type == "tool_use":
-            text = "" if is_start else msgspec.json.encode(block.input).decode()
-            return cls("tool_use", block.id, block.name, text)
-        return cls(block.type, text=getattr(block, "text", ""))
+    def of(cls, part: _Part, *, is_start: bool = False) -> _Block:
+        if part.type == "tool_use":
+            text = "" if is_start else msgspec.json.encode(part.input).decode()
+            return cls("tool_use", part.id, part.name, text)
+        return cls(part.type, text=part.text or "")
 
-    def add(self, delta: Any) -> str:
+    def add(self, delta: _Delta) -> str:
         """The next piece; returns what of it is text for the reader."""
         if delta.type == "text_delta":
             self.text += delta.text
-            return str(delta.text)
+            return delta.text
         if delta.type == "input_json_delta":
             self.text += delta.partial_json
+        return ""
+
+
+class _Heard:
+    """What a stream has told so far."""
+
+    def __init__(self) -> None:
+        self.blocks: dict[int, _Block] = {}
+        self.usage = Usage()
+        self.reason: str | None = None
+        self.model: str | None = None
+        self.ended = False
+
+    def add(self, event: _Event, doing: str) -> str:
+        """The next event; returns what of it is text for the reader. Raises `BadAnswer` for one out of turn."""
+        if event.type == "message_start" and event.message is not None:
+            self.usage, self.model = _usage(event.message.usage), event.message.model
+        elif event.type == "content_block_start" and event.content_block is not None:
+            self.blocks[event.index] = _Block.of(event.content_block, is_start=True)
+        elif event.type == "content_block_delta" and event.delta is not None:
+            if event.index not in self.blocks:
+                raise BadAnswer(f"{doing}: the stream goes on with block {event.index}, which it has not begun")
+            return self.blocks[event.index].add(event.delta)
+        elif event.type == "message_delta":
+            self.reason = (event.delta.stop_reason if event.delta else None) or self.reason
+            self.usage = _usage(event.usage, self.usage)
+        elif event.type == "message_stop":
+            self.ended = True
         return ""
 
 
@@ -165,18 +226,19 @@ def _messages(turns: Sequence[Turn]) -> list[dict[str, Any]]:
     return messages
 
 
-def _usage(found: Any, before: Usage = Usage()) -> Usage:  # noqa: B008  # it is frozen
+def _usage(found: _Usage | None, before: Usage = Usage()) -> Usage:  # noqa: B008  # it is frozen
     """Input counts what was read from and written to the provider's cache, too."""
-    parts = ("input_tokens", "cache_creation_input_tokens", "cache_read_input_tokens")
-    given = [getattr(found, name, None) or 0 for name in parts]
+    if found is None:
+        return before
+    parts = (found.input_tokens, found.cache_creation_input_tokens, found.cache_read_input_tokens)
     return Usage(
-        input_tokens=sum(given) or before.input_tokens,
-        output_tokens=getattr(found, "output_tokens", None) or before.output_tokens,
+        input_tokens=sum(part or 0 for part in parts) or before.input_tokens,
+        output_tokens=found.output_tokens or before.output_tokens,
     )
 
 
 def _response(
-    request: CompletionRequest, blocks: Sequence[_Block], reason: str | None, usage: Usage, model: str
+    request: CompletionRequest, blocks: Sequence[_Block], reason: str | None, usage: Usage, model: str | None
 ) -> CompletionResponse:
     text = "".join(block.text for block in blocks if block.kind == "text")
     calls = [block for block in blocks if block.kind == "tool_use"]
@@ -191,5 +253,5 @@ def _response(
         tool_calls=tuple(ToolCall(id=block.id, name=block.name, arguments=block.text or "{}") for block in calls),
         finish_reason=finished,
         usage=usage,
-        model=model,
+        model=model or "",
     )

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from typing import Any
+from typing import Annotated, Any
+
+import msgspec
 
 from hivewire.errors import BadAnswer, ModelUnavailable, SettingsError
 from hivewire.llm.contract import LLM, CompletionRequest, CompletionResponse, FinishReason, Piece, ToolCall, Turn, Usage
-from hivewire.llm.sdk import Asking, each
+from hivewire.llm.sdk import Asking, each, read
 
 _FINISHED: dict[str | None, FinishReason] = {
     "stop": "stop",
@@ -17,6 +19,53 @@ _FINISHED: dict[str | None, FinishReason] = {
     "function_call": "tool_calls",
     "content_filter": "content_filter",
 }
+
+
+class _Function(msgspec.Struct):
+    name: str | None = None
+    arguments: str | None = None
+
+
+class _Call(msgspec.Struct):
+    """A tool's call. In a stream it comes in pieces: its name first, then its arguments bit by bit."""
+
+    id: str | None = None
+    type: str | None = None
+    index: int = 0
+    function: _Function | None = None
+
+    @property
+    def asked(self) -> ToolCall:
+        function = self.function or _Function()
+        return ToolCall(id=self.id or "", name=function.name or "", arguments=function.arguments or "")
+
+
+class _Said(msgspec.Struct):
+    content: str | None = None
+    refusal: str | None = None
+    tool_calls: list[_Call] | None = None
+
+
+class _Choice(msgspec.Struct):
+    message: _Said | None = None
+    delta: _Said | None = None
+    finish_reason: str | None = None
+
+
+_Tokens = Annotated[int, msgspec.Meta(ge=0)]
+
+
+class _Usage(msgspec.Struct):
+    prompt_tokens: _Tokens | None = None
+    completion_tokens: _Tokens | None = None
+
+
+class _Answer(msgspec.Struct):
+    """A whole answer, or a piece of a stream."""
+
+    choices: list[_Choice] | None = None
+    usage: _Usage | None = None
+    model: str | None = None
 
 
 class OpenAI(LLM):
@@ -53,19 +102,16 @@ class OpenAI(LLM):
         limit_s = self._timeout_s if request.timeout_s is None else request.timeout_s
         doing = f"ask {request.model or self._model}"
         create = self._client.chat.completions.create
-        answer = await self._asking.create(create, self._body(request), request.temperature, limit_s)
-        if not getattr(answer, "choices", None):
-            raise BadAnswer(f"{doing}: the answer has no choices: {str(answer)[:200]!r}")
-        choice = answer.choices[0]
-        calls = tuple(
-            ToolCall(id=call.id, name=call.function.name, arguments=call.function.arguments)
-            for call in choice.message.tool_calls or ()
-            if call.type == "function"
-        )
+        raw = await self._asking.create(create, self._body(request), request.temperature, limit_s)
+        answer = read(raw, _Answer, doing)
+        if not answer.choices or answer.choices[0].message is None:
+            raise BadAnswer(f"{doing}: the answer has no choices: {str(raw)[:200]!r}")
+        message = answer.choices[0].message
+        calls = tuple(call.asked for call in message.tool_calls or () if call.type in ("function", None))
         return _response(
-            choice.message.content or choice.message.refusal or "",
+            message.content or message.refusal or "",
             calls,
-            "content_filter" if choice.message.refusal else choice.finish_reason,
+            "content_filter" if message.refusal else answer.choices[0].finish_reason,
             answer.usage,
             answer.model,
         )
@@ -74,28 +120,29 @@ class OpenAI(LLM):
         limit_s = self._timeout_s if request.timeout_s is None else request.timeout_s
         doing = f"ask {request.model or self._model}"
         texts: list[str] = []
-        calls: dict[int, dict[str, str]] = {}
+        calls: dict[int, ToolCall] = {}
         reason: str | None = None
-        usage: Any = None
+        usage: _Usage | None = None
         model = ""
         body = {**self._body(request), "stream": True, "stream_options": {"include_usage": True}}
         create = self._client.chat.completions.create
         chunks = await self._asking.create(create, body, request.temperature, limit_s)
         async with aclosing(each(self._sdk, chunks, doing, limit_s)) as pieces:
-            async for chunk in pieces:
+            async for raw in pieces:
+                chunk = read(raw, _Answer, doing)
                 usage, model = chunk.usage or usage, chunk.model or model
-                for choice in chunk.choices:
-                    reason = choice.finish_reason or reason
-                    _add_calls(calls, choice.delta.tool_calls or ())
-                    text = choice.delta.content or choice.delta.refusal
-                    if choice.delta.refusal:
-                        reason = "content_filter"
+                for choice in chunk.choices or ():
+                    delta = choice.delta or _Said()
+                    reason = "content_filter" if delta.refusal else choice.finish_reason or reason
+                    for call in delta.tool_calls or ():
+                        calls[call.index] = _joined(calls.get(call.index), call.asked)
+                    text = delta.content or delta.refusal
                     if text:
                         texts.append(text)
                         yield Piece(text=text)
         if reason is None:
             raise ModelUnavailable(f"{doing}: the stream ended in the middle, after {sum(map(len, texts))} characters")
-        asked = tuple(ToolCall(**call) for _, call in sorted(calls.items()))
+        asked = tuple(call for _, call in sorted(calls.items()))
         yield Piece(response=_response("".join(texts), asked, reason, usage, model))
 
     async def close(self) -> None:
@@ -137,26 +184,24 @@ def _turn(turn: Turn) -> dict[str, Any]:
     return message
 
 
-def _add_calls(calls: dict[int, dict[str, str]], deltas: Any) -> None:
-    """A tool call comes in pieces: its name first, then its arguments bit by bit."""
-    for delta in deltas:
-        call = calls.setdefault(delta.index, {"id": "", "name": "", "arguments": ""})
-        call["id"] = delta.id or call["id"]
-        if delta.function is not None:
-            call["name"] += delta.function.name or ""
-            call["arguments"] += delta.function.arguments or ""
+def _joined(begun: ToolCall | None, more: ToolCall) -> ToolCall:
+    if begun is None:
+        return more
+    return ToolCall(id=more.id or begun.id, name=begun.name + more.name, arguments=begun.arguments + more.arguments)
 
 
 def _response(
-    text: str, calls: tuple[ToolCall, ...], reason: str | None, usage: Any, model: str | None
+    text: str, calls: tuple[ToolCall, ...], reason: str | None, usage: _Usage | None, model: str | None
 ) -> CompletionResponse:
     return CompletionResponse(
         text=text,
         tool_calls=calls,
         finish_reason=_FINISHED.get(reason, "other"),
         usage=Usage(
-            input_tokens=getattr(usage, "prompt_tokens", None) or 0,
-            output_tokens=getattr(usage, "completion_tokens", None) or 0,
-        ),
+            input_tokens=usage.prompt_tokens or 0,
+            output_tokens=usage.completion_tokens or 0,
+        )
+        if usage is not None
+        else Usage(),
         model=model or "",
     )

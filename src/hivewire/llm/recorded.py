@@ -84,7 +84,8 @@ class Recorded(LLM):
             return answers[min(given, len(answers) - 1)]
         if self._mode == "auto":
             return None
-        raise ModelRefused(f"{self._path} has no answer to this request: {request.user[:100]!r}; record it first")
+        lacks = "has no answer to this request" if self._path.exists() else "is not there, to answer"
+        raise ModelRefused(f"{self._path} {lacks}: {request.user[:100]!r}; record it first")
 
     async def _keep(self, request: CompletionRequest, response: CompletionResponse) -> None:
         async with self._turn:
@@ -118,6 +119,9 @@ def _read(path: Path) -> dict[str, list[CompletionResponse]]:
 
 
 def _add(path: Path, entry: _Entry) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("ab") as file:
-        file.write(msgspec.json.encode(entry) + b"\n")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("ab", buffering=0) as file:  # one write, so that the lines of two processes do not mix
+            file.write(msgspec.json.encode(entry) + b"\n")
+    except OSError as error:
+        raise SettingsError(f"recorded model {path}: the answer cannot be kept: {error.strerror}") from error

@@ -3,22 +3,29 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
+from typing import Final
+
+import msgspec
 
 from hivewire.errors import BadAnswer, HivewireError, ModelUnavailable
 from hivewire.llm.contract import LLM, CompletionRequest, CompletionResponse, Piece
 from hivewire.rules.breaker import Breaker
 from hivewire.rules.retry import Retry
 
+_SHORTEST_S: Final = 0.001
+
 
 class Resilient(LLM):
     """Asks `llm` again after `ModelUnavailable` and `BadAnswer`, by `retry`; no sooner than the provider's Retry-After.
 
-    When it asks for more than `retry.most_s`, or the attempts are used up, the error goes to the caller, with
-    `retry_after_s`. A stream is only begun again while nothing of it was handed out. Rate limits do not count against
-    the breaker: the provider works. While the breaker is open, calls fail at once.
+    When it asks for more than `retry.most_s`, or the attempts are used up, or the next one would begin after the
+    request's `timeout_s`, the error goes to the caller, with `retry_after_s`. A stream is only begun again while
+    nothing of it was handed out. Rate limits do not count against the breaker: the provider works. While the breaker is
+    open, calls fail at once.
     """
 
     def __init__(
@@ -38,13 +45,16 @@ class Resilient(LLM):
 
     async def complete(self, request: CompletionRequest) -> CompletionResponse:
         failures = 0
+        ends_at = math.inf if request.timeout_s is None else self._now() + request.timeout_s
         while True:
             self._begin()
             try:
                 response = await self._llm.complete(request)
             except (ModelUnavailable, BadAnswer) as error:
                 failures += 1
-                await self._failed(error, failures)
+                await self._failed(error, failures, ends_at)
+                if request.timeout_s is not None:  # it bounds all attempts together
+                    request = msgspec.structs.replace(request, timeout_s=max(ends_at - self._now(), _SHORTEST_S))
             except BaseException:
                 self._breaker.left()
                 raise
@@ -86,7 +96,7 @@ class Resilient(LLM):
                 f"the model failed too often in a row; it is left alone for {wait_s:.1f} s", retry_after_s=wait_s
             )
 
-    async def _failed(self, error: HivewireError, failures: int) -> None:
+    async def _failed(self, error: HivewireError, failures: int, ends_at: float = math.inf) -> None:
         """Wait for the next attempt, or raise."""
         asked_s = 0.0
         if isinstance(error, ModelUnavailable):
@@ -99,4 +109,7 @@ class Resilient(LLM):
             self._breaker.left()
         if failures >= self._retry.max_attempts or asked_s > self._retry.most_s:
             raise error
-        await asyncio.sleep(max(asked_s, self._retry.delay_s(failures, self._rng.random())))
+        wait_s = max(asked_s, self._retry.delay_s(failures, self._rng.random()))
+        if self._now() + wait_s >= ends_at:
+            raise error
+        await asyncio.sleep(wait_s)

@@ -6,10 +6,14 @@ import asyncio
 import sys
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
+
+import msgspec
 
 from hivewire.errors import BadAnswer, ModelUnavailable
 from hivewire.llm.failures import failure
+
+_Form = TypeVar("_Form")
 
 
 class Asking:
@@ -53,6 +57,16 @@ async def each(sdk: Any, chunks: Any, doing: str, limit_s: float) -> AsyncGenera
                     except StopAsyncIteration:
                         return
             yield chunk
+
+
+def read(found: Any, form: type[_Form], doing: str) -> _Form:
+    """What the provider sent, in a form of our own. The clients build their objects without looking at the values: a
+    server that only resembles the provider's may send anything. Raises `BadAnswer`."""
+    try:
+        plain = found.model_dump(warnings=False) if hasattr(found, "model_dump") else found
+        return msgspec.convert(plain, form)
+    except (msgspec.ValidationError, AttributeError, TypeError, ValueError) as error:
+        raise BadAnswer(f"{doing}: the answer is not of the API's form ({error}): {str(found)[:200]!r}") from error
 
 
 @contextmanager

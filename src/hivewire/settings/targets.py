@@ -102,8 +102,9 @@ def checked_addresses(text: str, port: int) -> str:
 def hidden(text: str) -> str:
     """The URL without what stands before an `@`, and without its query."""
     scheme, found, rest = text.partition("://")
+    _, at, rest = rest.rpartition("@")  # first: a password may have a `?` in it, against the rules
     rest, mark, _ = rest.partition("?")
-    shown = f"***@{rest.rpartition('@')[2]}" if "@" in rest else rest
+    shown = f"***@{rest}" if at else rest
     return f"{scheme}{found}{shown}{'?…' if mark else ''}"[:200] if found else text[:80]
 
 

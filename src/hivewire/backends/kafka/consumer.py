@@ -392,7 +392,8 @@ class KafkaConsumer(Consumer):
                 states = await self.give_up(set(self.held), waits=True)
                 await self.member.save({(self.topic, shard): state for shard, state in states.items()})
         except (TimeoutError, BackendError) as error:
-            log.warning("left without the last commit", extra={"queue": self.queue, "error": str(error)})
+            why = str(error) or f"no answer within {_CLOSE_S:g} s"
+            log.warning("left without the last commit", extra={"queue": self.queue, "error": why})
         self.held.clear()
         self._buffered = 0
         await self._elsewhere.close()

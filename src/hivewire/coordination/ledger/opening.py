@@ -10,6 +10,7 @@ import msgspec
 
 from hivewire.errors import SettingsError, Unsupported
 from hivewire.settings import Settings, load
+from hivewire.settings.targets import hidden
 
 if TYPE_CHECKING:
     from hivewire.coordination.ledger.contract import Ledger
@@ -49,7 +50,7 @@ def ledger_settings(target: str | Settings | None = None, **settings: Any) -> Se
     loaded = load(**settings)
     scheme, found, rest = target.partition("://")
     if not found or scheme not in ("memory", "sqlite", "postgres", "postgresql"):
-        raise SettingsError(f"{_hidden(target)!r} is not the URL of a ledger; accepted: {_EXAMPLES}")
+        raise SettingsError(f"{hidden(target)!r} is not the URL of a ledger; accepted: {_EXAMPLES}")
     if scheme == "memory":
         return _with(loaded, "ledger", type="inmemory")
     if scheme == "sqlite":
@@ -66,7 +67,7 @@ def _postgres(loaded: Settings, target: str) -> Settings:
         given: dict[str, Any] = dict(parse_qsl(parts.query, strict_parsing=True)) if parts.query else {}
         given |= {name: value for name, value in (("host", parts.hostname), ("port", parts.port)) if value}
     except ValueError as error:
-        raise SettingsError(f"{_hidden(target)!r} cannot be read: {error}") from None
+        raise SettingsError(f"{hidden(target)!r} cannot be read: {error}") from None
     for name, text in (("user", parts.username), ("password", parts.password), ("db", parts.path.lstrip("/"))):
         if text:
             given[name] = unquote(text)
@@ -80,11 +81,6 @@ def _postgres(loaded: Settings, target: str) -> Settings:
 def _with(settings: Settings, section: str, **changes: Any) -> Settings:
     changed = msgspec.structs.replace(getattr(settings, section), **changes)
     return msgspec.structs.replace(settings, **{section: changed})
-
-
-def _hidden(target: str) -> str:
-    scheme, found, rest = target.partition("://")
-    return f"{scheme}{found}***@{rest.rpartition('@')[2]}"[:200] if "@" in rest else target[:80]
 
 
 def store_of(settings: Settings) -> Store:
