@@ -267,6 +267,29 @@ def test_ctrl_c_ends_what_watches(hive: Hive, command: list[str]) -> None:
         assert "Traceback" not in watching.seen
 
 
+def test_a_program_goes_on_after_hw_run(hive: Hive) -> None:
+    """Past the time at which a process that does not stop is ended."""
+    program = (
+        "import sys, time\nimport hivewire as hw\nfrom hivewire.coordination import serving\nfrom team import echo\n"
+        "serving.CLOSING_S = 0.2\nhw.run(echo, grace_s=0.2)\nprint('over', flush=True)\ntime.sleep(1)\nsys.exit(7)\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", program],
+        cwd=hive.folder,
+        env=environment(HIVEWIRE_URL=hive.protocol, HIVEWIRE_LOG="info"),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
+    running = Running(process)
+    try:
+        assert hive("send", "echo", "--text", "hello", "--wait", "20s").code == 0  # it serves
+        running.signal(signal.SIGTERM)
+        running.until("over")
+        assert running.wait() == 7, running.seen
+    finally:
+        running.end()
+
+
 def test_hw_run_in_a_program_of_ones_own_stops_as_cleanly(hive: Hive) -> None:
     hive.module("program", "import hivewire as hw\nfrom team import slow\nprint('up', flush=True)\nhw.run(slow)\n")
     process = subprocess.Popen(

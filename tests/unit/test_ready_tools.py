@@ -95,6 +95,13 @@ async def test_a_query_without_end_is_ended(files: Path, monkeypatch: pytest.Mon
     assert said == "error: SQLite: interrupted"
 
 
+@pytest.mark.parametrize("value", ["zeroblob(900000000)", "hex(zeroblob(450000000))"])
+async def test_a_query_does_not_fill_the_memory(files: Path, value: str) -> None:
+    asked = call("query_sqlite", path=f"{files}/d.db", sql=f"SELECT {value}")
+    said = await Toolbox(Policy(roots=(str(files),))).use(asked)
+    assert said == "error: SQLite: string or blob too big"
+
+
 async def test_what_a_model_asks_for_wrongly_is_told_to_it(files: Path) -> None:
     tools = Toolbox(Policy(roots=(str(files),)))
     assert "there is no tool 'rm'" in await tools.use(call("rm", path="/"))

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from math import inf
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 Handler = Callable[[Message, Any], Any]
 """Called with a message and its `Context`; in a process of its own with a `ProcessContext`."""
+THREADS: Final = "hivewire-"
+"""How the names of the threads begin in which handlers run."""
 
 
 class Entry(msgspec.Struct, frozen=True):
@@ -76,7 +78,7 @@ class Calls:
 
     async def _in_thread(self, handler: Handler, message: Message, context: Context, start_by: float) -> Any:
         if self._threads is None:
-            self._threads = ThreadPoolExecutor(self._concurrency, thread_name_prefix=f"hivewire-{self._name}")
+            self._threads = ThreadPoolExecutor(self._concurrency, thread_name_prefix=f"{THREADS}{self._name}")
         run = contextvars.copy_context().run
 
         def begin() -> Any:

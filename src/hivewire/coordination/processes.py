@@ -23,6 +23,7 @@ from typing import Any, Final
 
 import msgspec
 
+from hivewire.coordination.calling import THREADS
 from hivewire.coordination.stopping import TooLate
 from hivewire.errors import HivewireError, Reject, RetryAfter, SettingsError, told
 from hivewire.message import Message
@@ -68,7 +69,7 @@ class Pool:
     def __init__(self, name: str, size: int) -> None:
         self._name = name
         self._idle: list[_Child] = []
-        self._threads = ThreadPoolExecutor(size, thread_name_prefix=f"hivewire-{name}-process")
+        self._threads = ThreadPoolExecutor(size, thread_name_prefix=f"{THREADS}{name}-process")
         """Each waits for one process."""
 
     async def run(self, handler: Callable[..., Any], message: Message, attempt: int, start_by: float = inf) -> Any:

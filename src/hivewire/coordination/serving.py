@@ -14,6 +14,7 @@ from contextlib import nullcontext, suppress
 from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Final, Self
 
+from hivewire.coordination.calling import THREADS
 from hivewire.coordination.team import announced
 
 if TYPE_CHECKING:
@@ -26,6 +27,8 @@ CLOSING_S: Final = 5.0
 """After the grace time: to give back what is unfinished and to disconnect."""
 SAME_SIGNAL_S: Final = 0.2
 """Signals this close together are one: `timeout`, `make` and terminals send to the process and to its group."""
+_THREAD_S: Final = 0.5
+"""An idle thread ends at once when its pool is closed."""
 
 
 class StopSignals:
@@ -43,6 +46,7 @@ class StopSignals:
         self._on_stop = on_stop
         self._second_ends = second_ends
         self._asked_at: float | None = None
+        self._end: threading.Timer | None = None
         self._before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
 
     def __enter__(self) -> Self:
@@ -66,11 +70,22 @@ class StopSignals:
             return
         self._asked_at = now
         log.info("%s: taking no more; what runs has %g s to finish", name, self._grace_s)
-        end_in(self._grace_s + CLOSING_S)
+        self._end = end_in(self._grace_s + CLOSING_S)
         self._on_stop()
 
+    def call_off(self) -> None:
+        """All has stopped: the process need not end, it may be a program with more to do. A handler's thread that
+        still runs would keep it from ending, so then it is ended all the same."""
+        for thread in threading.enumerate():
+            if thread.name.startswith(THREADS) and not thread.daemon:
+                thread.join(_THREAD_S)
+                if thread.is_alive():
+                    return
+        if self._end is not None:
+            self._end.cancel()
 
-def end_in(seconds: float) -> None:
+
+def end_in(seconds: float) -> threading.Timer:
     """End this process after so long, whatever it is doing then."""
 
     def end() -> None:
@@ -80,6 +95,7 @@ def end_in(seconds: float) -> None:
     timer = threading.Timer(seconds, end)
     timer.daemon = True
     timer.start()
+    return timer
 
 
 def stop_with_parent(link: socket.socket) -> None:
@@ -119,36 +135,32 @@ def run_until_signal(
     on_ready: Callable[[], None] = lambda: None,
     second_ends: bool = True,
 ) -> None:
-    """Serve the workers in a loop of their own until SIGTERM or SIGINT. Call from the main thread."""
-
-    async def serve() -> None:
-        await serve_until_signal(workers, connect(), grace_s, on_ready=on_ready, second_ends=second_ends)
-
+    """Serve the workers in a loop of their own until SIGTERM or SIGINT, then let what runs finish for `grace_s`. Call
+    from the main thread."""
     with asyncio.Runner(loop_factory=loop_factory()) as runner:
-        runner.run(serve())
+        loop = runner.get_loop()
+        stop = loop.create_future()
+
+        def ask() -> None:
+            if not stop.done():
+                stop.set_result(None)
+
+        with StopSignals(grace_s, lambda: loop.call_soon_threadsafe(ask), second_ends=second_ends) as signals:
+            runner.run(_serve(workers, connect(), stop, grace_s, on_ready))
+    signals.call_off()
 
 
-async def serve_until_signal(
+async def _serve(
     workers: Sequence[Worker],
     protocol: Protocol,
+    stop: asyncio.Future[None],
     grace_s: float,
-    *,
-    on_ready: Callable[[], None] = lambda: None,
-    second_ends: bool = True,
+    on_ready: Callable[[], None],
 ) -> None:
-    """Serve the workers until SIGTERM or SIGINT; then let what runs finish for `grace_s`."""
-    loop = asyncio.get_running_loop()
-    stop = loop.create_future()
-
-    def ask() -> None:
-        if not stop.done():
-            stop.set_result(None)
-
-    with StopSignals(grace_s, lambda: loop.call_soon_threadsafe(ask), second_ends=second_ends):
-        found = [worker for worker in workers if worker.capabilities]
-        async with protocol:
-            async with announced(protocol, found) if found else nullcontext(), asyncio.TaskGroup() as group:
-                for worker in workers:
-                    group.create_task(worker.serve(protocol, stop=asyncio.shield(stop), drain_s=grace_s))
-                on_ready()
-            await protocol.close(drain_s=0)
+    found = [worker for worker in workers if worker.capabilities]
+    async with protocol:
+        async with announced(protocol, found) if found else nullcontext(), asyncio.TaskGroup() as group:
+            for worker in workers:
+                group.create_task(worker.serve(protocol, stop=asyncio.shield(stop), drain_s=grace_s))
+            on_ready()
+        await protocol.close(drain_s=0)

@@ -215,7 +215,12 @@ def _asked(task: Task) -> str:
         parts.append((f"output of {name}", text))
     if task.feedback:
         parts.append(("feedback on your last attempt", task.feedback))
-    return "\n\n".join(f"<<< {title}\n{_without_marks(text)}\n>>>" for title, text in parts if text)
+    return "\n\n".join(f"<<< {_title(title)}\n{_without_marks(text)}\n>>>" for title, text in parts if text)
+
+
+def _title(text: str) -> str:
+    """On one line: the name of a subtask comes from others, too."""
+    return _without_marks(" ".join(text.split()))
 
 
 def _without_marks(text: str) -> str:

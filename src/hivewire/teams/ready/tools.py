@@ -23,6 +23,7 @@ _RESULT_CHARACTERS: Final = 20_000
 _MOST_MATCHES: Final = 100
 _MOST_ROWS: Final = 200
 _QUERY_S: Final = 5.0
+_LONGEST_VALUE: Final = 1_000_000
 _SEARCH_S: Final = 5.0
 _LINE_CHARACTERS: Final = 300
 _TEXT_SAMPLE: Final = 8192
@@ -144,6 +145,7 @@ class QuerySqlite(PolicyTool):
         try:
             with closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True)) as connection:
                 connection.set_authorizer(_only_reads)
+                connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, _LONGEST_VALUE)  # else one call fills the memory
                 connection.set_progress_handler(lambda: time.monotonic() > ends_at, 10_000)
                 cursor = connection.execute(sql)
                 rows = cursor.fetchmany(_MOST_ROWS + 1)
