@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from random import Random
 from threading import Lock
 from time import time_ns
+from typing import Final
 
 
 class _Ordered:
@@ -75,6 +76,10 @@ os.register_at_fork(after_in_child=_ordered.reseed)
 new_id = _ordered.new
 
 
+_VARIANT: Final = {f"{digit:x}": f"{digit & 3 | 8:x}" for digit in range(16)}
+"""The two highest bits of this digit are 10 in every UUID (RFC 9562)."""
+
+
 def derived_id(*cause: object) -> str:
     """The UUIDv8 that always follows from the same cause.
 
@@ -82,9 +87,5 @@ def derived_id(*cause: object) -> str:
     True
     """
     joined = "\x1f".join([f"{len(text)}:{text}" for text in map(str, cause)])
-    digest = hashlib.sha256(joined.encode("utf-8", "surrogatepass")).digest()
-    value = int.from_bytes(digest[:16], "big")
-    value = value & ~(0xF << 76) | 0x8 << 76
-    value = value & ~(0x3 << 62) | 0x2 << 62
-    digits = f"{value:032x}"
-    return f"{digits[:8]}-{digits[8:12]}-{digits[12:16]}-{digits[16:20]}-{digits[20:]}"
+    digits = hashlib.sha256(joined.encode("utf-8", "surrogatepass")).hexdigest()
+    return f"{digits[:8]}-{digits[8:12]}-8{digits[13:16]}-{_VARIANT[digits[16]]}{digits[17:20]}-{digits[20:32]}"

@@ -185,9 +185,11 @@ class Errands:
     async def relay(self, run: str) -> None:
         """Send and stop what was decided for a run. When this returns, everything that could be done is done."""
         place = _FRONT
-        while page := await self._runs.outbox(run, _BATCH, place):
+        while True:
+            page, state = await self._runs.decided(run, _BATCH, place)
+            if state is None:
+                return
             kept = [each for each in page if not self._is_planning(each)]
-            state = await self._runs.load(run)
             for each in kept:
                 if isinstance(each.command, MakePlan):
                     self._begin_planning(run, state, each.command)
@@ -216,14 +218,9 @@ class Errands:
         done = [each.command.id for each in kept if each.command.id not in wanted]
         chosen = {name: self._choose(each, row) for name, (each, row) in wanted.items()}
         fresh = [(name, to) for name, to in chosen.items() if to and not wanted[name][0].recipient]
-        if (
-            fresh and self._discovers
-        ):  # fixed before it is sent, so that another one that sends it again sends it to the same agent
-            await self._runs.route(run, fresh)
-            seq, number = kept[0].place
-            fixed = {
-                each.command.id: each.recipient for each in await self._runs.outbox(run, _BATCH, (seq, number - 1))
-            }
+        if fresh and self._discovers:
+            # Fixed before it is sent, so that another one that sends it again sends it to the same agent.
+            fixed = await self._runs.route(run, fresh)
             chosen = {name: fixed.get(name, "") for name in chosen}
         messages = {name: self._message(state, wanted[name][1], to) for name, to in chosen.items() if to}
         if messages:
@@ -339,10 +336,10 @@ class Errands:
 
     async def look_around(self) -> None:
         """Timers that went off, outboxes of coordinators that died, messages that died."""
-        for run, subtask, generation in await self._runs.overdue():
+        overdue, behind = await self._runs.waiting(_STALE_S, self._looked_at, _BATCH)
+        for run, subtask, generation in overdue:
             timer = Incoming(f"timer:{generation}", Timer(at=self._clock(), subtask=subtask, generation=generation))
             await self._try(run, partial(_always, timer))
-        behind = await self._runs.left_behind(_STALE_S, self._looked_at, _BATCH)
         self._looked_at = behind[-1] if len(behind) == _BATCH else ""  # those that must wait hide no others
         for run in behind:
             await self.relay_soon(run)

@@ -18,8 +18,13 @@ from hivewire.testing.profiles_faults import Point
 
 _CHUNK: Final = 25
 _MOST_CHUNKS: Final = 4
-_PRELOADED: Final = ["hivewire.testing.simulated_checks", "hivewire.testing.seeded_checks"]
-"""With all that they import. Not the module that was begun by its name: it is run, and not imported."""
+_PRELOADED: Final = [
+    "hivewire.testing.simulated_checks",
+    "hivewire.testing.seeded_checks",
+    "hivewire.coordination.errands",
+    "hivewire.coordination.team",
+]
+"""With all that they import, at once or later. Not the module that was begun by its name: it is run, not imported."""
 
 
 class Verdict(msgspec.Struct, frozen=True):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from functools import lru_cache
 from itertools import compress
 from operator import is_not
 from typing import Any, Final
@@ -246,7 +247,7 @@ def _store_rows(before: RunState | None, state: RunState) -> Script[None]:
             "body = excluded.body",
             rows,
         )
-    changed = [_task_row(run, row) for name, row in state.rows.items() if old.get(name) is not row]
+    changed = [_task_row(run, row) for name, row in state.rows.items() if _is_news(old.get(name), row)]
     removed = [(task_id(run, name),) for _, name in gone]
     if removed:
         yield Many("DELETE FROM tasks WHERE id = $1", removed)
@@ -254,6 +255,12 @@ def _store_rows(before: RunState | None, state: RunState) -> Script[None]:
         yield Many(_TASK, changed)
 
 
+def _is_news(old: SubtaskRow | None, row: SubtaskRow) -> bool:
+    """A task is written when its status changes: who looks at it sees nothing else of what a row keeps."""
+    return old is None or (old is not row and _STATUS[old.status] is not _STATUS[row.status])
+
+
+@lru_cache(maxsize=10_000)
 def task_id(run: str, subtask: str) -> str:
     """The id under which the ledger's tasks have a subtask."""
     return derived_id("subtask", run, subtask)
@@ -370,6 +377,14 @@ def outbox(run: str, limit: int, after: tuple[int, int] = (-1, -1)) -> Script[li
     return [_kept(run, body, recipient, (seq, place)) for body, recipient, seq, place in rows]
 
 
+def decided(
+    run: str, limit: int, after: tuple[int, int], cached: RunState | None
+) -> Script[tuple[list[Kept], RunState | None]]:
+    """As `outbox`, and the state of the run where there is something to be sent."""
+    kept = yield from outbox(run, limit, after)
+    return kept, (yield from load(run, cached)) if kept else None
+
+
 def _kept(run: str, body: str, recipient: str, place: tuple[int, int]) -> Kept:
     command = load_command(body.encode())
     if not isinstance(command, KeptCommand):
@@ -377,10 +392,12 @@ def _kept(run: str, body: str, recipient: str, place: tuple[int, int]) -> Kept:
     return Kept(run, command, recipient, place)
 
 
-def route(run: str, chosen: Iterable[tuple[str, str]]) -> Script[None]:
-    """Fix to whom commands go, by (id, recipient). One that is fixed already stays so."""
+def route(run: str, chosen: Iterable[tuple[str, str]]) -> Script[dict[str, str]]:
+    """Fix to whom commands go, by (id, recipient). One that is fixed already stays so. Returns all that are fixed."""
     rows = [(run, name, recipient) for name, recipient in chosen]
     yield Many("UPDATE run_outbox SET recipient = $3 WHERE run = $1 AND id = $2 AND recipient = ''", rows)
+    fixed = yield Query("SELECT id, recipient FROM run_outbox WHERE run = $1 AND recipient <> ''", [run])
+    return {each[0]: each[1] for each in fixed}
 
 
 def sent(run: str, ids: Iterable[str]) -> Script[None]:
@@ -404,6 +421,11 @@ def left_behind(older_than_s: float, after: str, limit: int) -> Script[list[str]
         [older_than_s, after, limit],
     )
     return [run for (run,) in rows]
+
+
+def waiting(older_than_s: float, after: str, limit: int) -> Script[tuple[list[tuple[str, str, int]], list[str]]]:
+    """What is `overdue` and what is `left_behind`."""
+    return (yield from overdue()), (yield from left_behind(older_than_s, after, limit))
 
 
 def running(limit: int) -> Script[list[tuple[str, SubtaskRow]]]:

@@ -50,25 +50,31 @@ class Runs:
         """The state of a run as it is stored now. Raises `CoordinationError` when there is none."""
         return self._keep(await self._ledger.store.read(partial(run_scripts.load, run, self._states.get(run))))
 
-    async def outbox(self, run: str, limit: int = 100, after: tuple[int, int] = (-1, -1)) -> list[Kept]:
-        """What must still be sent, in the order it was decided, from behind that place."""
-        return await self._ledger.store.read(partial(run_scripts.outbox, run, limit, after))
+    async def decided(
+        self, run: str, limit: int = 100, after: tuple[int, int] = (-1, -1)
+    ) -> tuple[list[Kept], RunState | None]:
+        """What must still be sent, in the order it was decided, from behind that place, and the state of the run as it
+        is stored now; no state where there is nothing to be sent."""
+        kept, state = await self._ledger.store.read(
+            partial(run_scripts.decided, run, limit, after, self._states.get(run))
+        )
+        return kept, None if state is None else self._keep(state)
 
-    async def route(self, run: str, chosen: Iterable[tuple[str, str]]) -> None:
-        """Fix to whom commands go, by (id, recipient), before they are sent: a resend goes to the same one."""
-        await self._ledger.store.write(partial(run_scripts.route, run, list(chosen)))
+    async def route(self, run: str, chosen: Iterable[tuple[str, str]]) -> dict[str, str]:
+        """Fix to whom commands go, by (id, recipient), before they are sent: a resend goes to the same one. Returns
+        the recipients of all that are fixed and not sent yet, by id."""
+        return await self._ledger.store.write(partial(run_scripts.route, run, list(chosen)))
 
     async def sent(self, run: str, ids: Iterable[str]) -> None:
         """These need not be sent any more."""
         await self._ledger.store.write(partial(run_scripts.sent, run, list(ids)))
 
-    async def overdue(self) -> list[tuple[str, str, int]]:
-        """(run, subtask, generation) of the timers that have gone off, by the store's clock."""
-        return await self._ledger.store.read(run_scripts.overdue)
-
-    async def left_behind(self, older_than_s: float, after: str = "", limit: int = 100) -> list[str]:
-        """Runs with something to be sent that has waited for so long, in order, behind that one."""
-        return await self._ledger.store.read(partial(run_scripts.left_behind, older_than_s, after, limit))
+    async def waiting(
+        self, older_than_s: float, after: str = "", limit: int = 100
+    ) -> tuple[list[tuple[str, str, int]], list[str]]:
+        """(run, subtask, generation) of the timers that have gone off, by the store's clock; and the runs with
+        something to be sent that has waited for so long, in order, behind that one."""
+        return await self._ledger.store.read(partial(run_scripts.waiting, older_than_s, after, limit))
 
     async def running(self, limit: int = 1_000) -> list[tuple[str, Row]]:
         """(run, subtask) of what was sent and is not answered."""

@@ -15,7 +15,18 @@ from queue import SimpleQueue
 from typing import Any, Final, TypeVar
 
 from hivewire.backends.sqlite import trouble
-from hivewire.coordination.ledger.store import Ddl, Given, Many, Query, Row, Script, Statement, Store, numbered
+from hivewire.coordination.ledger.store import (
+    Ddl,
+    Given,
+    Many,
+    Positional,
+    Query,
+    Row,
+    Script,
+    Statement,
+    Store,
+    positional,
+)
 from hivewire.errors import BackendError, Closed, LedgerError
 
 T = TypeVar("T")
@@ -56,11 +67,14 @@ class Connection:
 
     def _execute(self, statement: Statement) -> Sequence[Row]:
         if isinstance(statement, Given):
-            return self.db.execute(given(statement.sql, statement.columns), numbered(statement.values)).fetchall()
+            text, arranged = given(statement.sql, statement.columns)
+            return self.db.execute(text, arranged(statement.values)).fetchall()
         if isinstance(statement, Query):
-            return self.db.execute(native(statement.sql), numbered(statement.arguments)).fetchall()
+            text, arranged = native(statement.sql)
+            return self.db.execute(text, arranged(statement.arguments)).fetchall()
         if isinstance(statement, Many):
-            self.db.executemany(native(statement.sql), map(numbered, statement.rows))
+            text, arranged = native(statement.sql)
+            self.db.executemany(text, map(arranged, statement.rows))
         else:
             for part in _statements(statement):
                 self.db.execute(part)
@@ -68,18 +82,18 @@ class Connection:
 
 
 @lru_cache(maxsize=1_000)
-def native(sql: str) -> str:
+def native(sql: str) -> Positional:
     """A statement of the common SQL as SQLite takes it."""
     sql = sql.replace("hivewire_begun()", "hivewire_now()").replace(" AS json)", " AS text)")
     sql = sql.replace("hivewire_tables()", "sqlite_schema")
-    return re.sub(r" FOR (UPDATE|SHARE|NO KEY UPDATE)( SKIP LOCKED)?\b", "", sql)
+    return positional(re.sub(r" FOR (UPDATE|SHARE|NO KEY UPDATE)( SKIP LOCKED)?\b", "", sql))
 
 
 @lru_cache(maxsize=100)
-def given(sql: str, columns: tuple[tuple[str, str], ...]) -> str:
+def given(sql: str, columns: tuple[tuple[str, str], ...]) -> Positional:
     """A statement on a given row."""
     values = ", ".join(f"${number} AS {name}" for number, (name, _) in enumerate(columns, 1))
-    return native(sql).replace("hivewire_given()", f"(SELECT {values}) AS given")
+    return native(sql.replace("hivewire_given()", f"(SELECT {values}) AS given"))
 
 
 def _owner(db: sqlite3.Connection) -> int:

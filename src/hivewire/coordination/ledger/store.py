@@ -8,6 +8,7 @@ the statement began), `FOR UPDATE` and `FOR SHARE` are left out where there is o
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Sequence
 from functools import lru_cache
@@ -93,11 +94,22 @@ class Store(ABC):
         """Idempotent."""
 
 
-def numbered(values: Sequence[Any]) -> dict[str, Any]:
-    """For the parameters $1, $2, …, which are names to SQLite."""
-    return dict(zip(_names(len(values)), values, strict=True))
+class Positional(NamedTuple):
+    """A statement with a `?` for each argument, and how to bring its arguments into the order of those."""
+
+    text: str
+    arranged: Callable[[Sequence[Any]], Sequence[Any]]
 
 
-@lru_cache(maxsize=100)
-def _names(number: int) -> tuple[str, ...]:
-    return tuple(map(str, range(1, number + 1)))
+@lru_cache(maxsize=1_000)
+def positional(sql: str) -> Positional:
+    """For SQLite, to which `$1` would be a name."""
+    numbers = [int(number) - 1 for number in re.findall(r"\$(\d+)", sql)]
+    text = re.sub(r"\$\d+", "?", sql)
+    if numbers == list(range(len(numbers))):
+        return Positional(text, _as_they_are)
+    return Positional(text, lambda values: [values[number] for number in numbers])
+
+
+def _as_they_are(values: Sequence[Any]) -> Sequence[Any]:
+    return values

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import sqlite3
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Final, TypeVar
 
 import msgspec
@@ -13,7 +13,7 @@ import msgspec
 from hivewire.codec.names import split_address
 from hivewire.codec.values import check_json
 from hivewire.codec.wire import encode
-from hivewire.coordination.ledger.store import numbered
+from hivewire.coordination.ledger.store import positional
 from hivewire.coordination.outbox.tables import LANES, LOCK, Dialect, tables
 from hivewire.engine.core import lane_key
 from hivewire.errors import MessageError
@@ -113,7 +113,8 @@ class BlockingOutbox:
         """As `Outbox.put`."""
         rows = [tuple(self._outbox.row(message).values()) for message in messages]
         _check_open(_can_begin(connection), "put a message")
-        connection.executemany(_PUT, map(numbered, rows))
+        text, arranged = positional(_PUT)
+        connection.executemany(text, map(arranged, rows))
 
 
 class Inbox:
@@ -161,7 +162,7 @@ class Inbox:
     async def _run(self, connection: Connection, sql: str, message: Message, *rest: Any) -> Any:
         arguments = (self._consumer, message.id, *rest)
         if isinstance(connection, sqlite3.Connection):
-            return connection.execute(sql, numbered(arguments)).fetchall()
+            return _executed(connection, sql, arguments)
         return await connection.fetch(sql, *arguments)
 
     @staticmethod
@@ -179,17 +180,22 @@ class BlockingInbox:
         """As `Inbox.take`."""
         _check_open(_can_begin(connection), "take a message")
         arguments = (self._consumer, message.id, time.time())
-        return bool(connection.execute(_TAKE, numbered(arguments)).fetchall())
+        return bool(_executed(connection, _TAKE, arguments))
 
     def once(self, connection: sqlite3.Connection, message: Message, fn: Callable[[], T]) -> T:
         """As `Inbox.once`."""
         if not self.take(connection, message):
-            rows = connection.execute(_FOUND, numbered((self._consumer, message.id))).fetchall()
+            rows = _executed(connection, _FOUND, (self._consumer, message.id))
             found: T = Inbox._read(rows[0][0])
             return found
         result = fn()
-        connection.execute(_KEEP, numbered((self._consumer, message.id, _written(result))))
+        _executed(connection, _KEEP, (self._consumer, message.id, _written(result)))
         return result
+
+
+def _executed(connection: sqlite3.Connection, sql: str, arguments: Sequence[Any]) -> list[Any]:
+    text, arranged = positional(sql)
+    return connection.execute(text, arranged(arguments)).fetchall()
 
 
 def _written(result: Any) -> str:
