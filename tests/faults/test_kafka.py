@@ -14,14 +14,14 @@ from uuid import uuid4
 import pytest
 from confluent_kafka import Consumer, Producer
 
-from hivewire.backends.kafka import KafkaBackend, backend
+from hivewire.backends.kafka import KafkaBackend, warned
 from hivewire.backends.kafka.consumer import KafkaConsumer
 from hivewire.delivery import Delivery
 from hivewire.message import Message
 from hivewire.protocol import Protocol
 from hivewire.testing.conformance.fabric import Fabric
 from hivewire.testing.conformance.scenario import empty, number, one_letter, send_numbered, serving, take, task
-from hivewire.testing.conformance.waiting import count, eventually, until
+from hivewire.testing.conformance.waiting import SOAK, count, eventually, until
 from hivewire.testing.leaks import nothing_left_behind
 from tests.conformance.kafka_fabric import KafkaFabric
 
@@ -42,7 +42,7 @@ def backend_of(fabric: Fabric) -> KafkaBackend:
 
 def consumer_of(protocol: Protocol) -> KafkaConsumer:
     """The only one of its process."""
-    (found,) = getattr(protocol, "backend")._consumers  # noqa: B009 -- of the engine, not of the contract
+    (found,) = getattr(protocol, "backend").consumers  # noqa: B009 -- of the engine, not of the contract
     assert isinstance(found, KafkaConsumer)
     return found
 
@@ -115,13 +115,18 @@ async def test_what_is_finished_and_old_is_deleted_and_nothing_else(fabric: Kafk
     assert [number(delivery) for delivery in await take(member, "space", 5)] == [0, 1, 2, 3, 4]
 
 
+@pytest.mark.timeout(5_400 if SOAK else 120)
 async def test_a_kill_repeats_the_long_one_and_not_the_many_behind_it(fabric: KafkaFabric) -> None:
-    many = count(400, 10_000)
-    first = await fabric.process("long", concurrency=8)
-    await fabric.protocol.send(task("long", -1, ("sleep", 600), key="slow"))
+    """With full counts it runs for an hour, through all of which others come and are finished."""
+    keys, each, rounds, lasts_s = [f"k{n}" for n in range(8)], count(50, 25), count(1, 50), count(0, 3_600)
+    first = await fabric.process("long", concurrency=8, settings={"handler_timeout_s": 7_200})
+    await fabric.protocol.send(task("long", -1, ("sleep", 7_000), key="slow"))
     await until(lambda: fabric.journal.starts("long"), "it runs")
-    await send_numbered(fabric.protocol, "long", many // 8, keys=[f"k{n}" for n in range(8)])
-    await until(lambda: len(fabric.journal.ends("long")) == many // 8 * 8, "all others are done", 60)
+    for turn in range(rounds):
+        await send_numbered(fabric.protocol, "long", each, keys=keys)
+        wanted = (turn + 1) * each * len(keys)
+        await until(lambda wanted=wanted: len(fabric.journal.ends("long")) == wanted, "others are done", 60)  # type: ignore[misc]
+        await asyncio.sleep(lasts_s / rounds)
 
     async def left() -> int:
         depth = await fabric.protocol.depth("long")
@@ -142,7 +147,7 @@ async def test_a_kill_repeats_the_long_one_and_not_the_many_behind_it(fabric: Ka
 
 
 async def test_many_topics_are_warned_of(fabric: KafkaFabric, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(backend, "_MANY_TOPICS", 2)
+    monkeypatch.setattr(warned, "_MANY_TOPICS", 2)
 
     async def warnings() -> list[str]:
         return [warning for warning in (await fabric.protocol.health()).warnings if "topics" in warning]

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import msgspec
 
 from hivewire.backends.kafka.sending import Item, Sending
 from hivewire.errors import ConnectionLost
+from hivewire.testing.conformance.waiting import until
 
 
 class Reported(msgspec.Struct):
@@ -20,7 +23,6 @@ class Reported(msgspec.Struct):
 async def told(at: int | None, *, is_idempotent: bool) -> dict[int, Exception]:
     sending = Sending({"bootstrap.servers": "127.0.0.1:1", "enable.idempotence": is_idempotent})
     item = Item("topic", "id", 0, 0, b"key", b"value", None)
-    item.sending = sending
     try:
         parcel = sending.post([item], 60.0)
         item(None, Reported(at))  # type: ignore[arg-type]  # no message of the client's can be made here
@@ -43,3 +45,23 @@ async def test_a_duplicate_that_has_no_offset_is_sent_again() -> None:
 
 async def test_who_asks_for_no_acks_gets_no_offsets() -> None:
     assert await told(None, is_idempotent=False) == {}
+
+
+async def test_nothing_of_a_batch_overtakes_the_first_one_that_a_partition_does_not_take() -> None:
+    """Brokers take any number from a producer that is new to them: what is behind is not on its way before one was
+    stored, and is sent again with it."""
+    sending = Sending({"bootstrap.servers": "127.0.0.1:1", "enable.idempotence": True})
+    items = [Item("topic", str(n), 0, n // 3, b"key", b"value", None) for n in range(5)]
+    try:
+        parcel = sending.post(items, 60.0)
+        await asyncio.sleep(0.01)  # the first of each partition is handed over
+        items[0](None, Reported(None))  # type: ignore[arg-type]
+        items[3](None, Reported(7))  # type: ignore[arg-type]
+        await until(lambda: items[3].is_done, "it is stored")
+        await asyncio.sleep(0.01)
+        items[4](None, Reported(8))  # type: ignore[arg-type]
+        await parcel.done
+        assert set(parcel.problems) == {0, 1, 2}
+        assert all(isinstance(problem, ConnectionLost) for problem in parcel.problems.values())
+    finally:
+        await sending.close(0.0)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from typing import Any, Final
 
 from confluent_kafka import KafkaError, KafkaException, TopicCollection, TopicPartition
@@ -21,11 +21,12 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]  # they are pu
 from hivewire.backends.kafka.clients import NotYet, Options, patiently, problem
 from hivewire.backends.kafka.fleeting import Fleeting
 from hivewire.backends.kafka.tail import Place
+from hivewire.backends.kafka.together import Together
 from hivewire.errors import BackendError, ConnectionLost
 
 _REQUEST_S: Final = 2.0
 _LOOK_S: Final = 6.0
-"""For what topics there are: many agents that begin at once ask one after another."""
+"""For what topics there are."""
 _CREATE_S: Final = 10.0
 _PROPAGATION_S: Final = 15.0
 _LOOK_EACH_S: Final = 0.02
@@ -42,6 +43,8 @@ class Admin:
         self._options = options
         self._topic = topic
         self.clients: Fleeting[AdminClient] = Fleeting(lambda: AdminClient(options.admin()), _end)
+        self._looks: Together[str, tuple[Any, BackendError | None]] = Together(self._look)
+        self._creates: Together[NewTopic, Mapping[str, concurrent.futures.Future[None]]] = Together(self._create)
 
     async def ends(self, places: Iterable[Place], *, first: bool = False) -> dict[Place, int]:
         """The next offset of each partition, or its first one."""
@@ -59,7 +62,7 @@ class Admin:
     async def _look_again(self, topics: Iterable[str]) -> None:
         """Who leads them now: this client would ask the old leader for as long as it knows of no other."""
         for topic in topics:
-            await self.clients.ask(_topics, topic)
+            await self._looks.ask(topic)
 
     async def _ends(self, places: Sequence[Place], first: bool) -> dict[Place, int]:
         spec = OffsetSpec.earliest() if first else OffsetSpec.latest()  # type: ignore[no-untyped-call]
@@ -94,11 +97,8 @@ class Admin:
         made = NewTopic(topic, num_partitions=partitions, replication_factor=copies, config=dict(config))
 
         async def ask() -> None:
-            with self.clients.kept():
-                answers = self.clients.client.create_topics(
-                    [made], operation_timeout=_CREATE_S, request_timeout=_CREATE_S
-                )
-                await _answer(answers[topic], f"create topic {topic}", ignore=KafkaError.TOPIC_ALREADY_EXISTS)
+            answers = await self._creates.ask(made)
+            await _answer(answers[topic], f"create topic {topic}", ignore=KafkaError.TOPIC_ALREADY_EXISTS)
 
         try:
             await patiently(ask)
@@ -110,6 +110,15 @@ class Admin:
                 + ", ".join(f"{name}={value}" for name, value in config.items())
             ) from error
         return await self.partitions(topic)
+
+    async def _create(self, wanted: Sequence[NewTopic]) -> Mapping[str, concurrent.futures.Future[None]]:
+        """All are answered when this returns."""
+        with self.clients.kept():
+            answers: dict[str, concurrent.futures.Future[None]] = self.clients.client.create_topics(
+                list(wanted), operation_timeout=_CREATE_S, request_timeout=_CREATE_S
+            )
+            await asyncio.wait([asyncio.wrap_future(answer) for answer in answers.values()])
+        return answers
 
     async def partitions(self, topic: str) -> int:
         """Waits until the brokers know of it and each partition has a leader."""
@@ -125,11 +134,14 @@ class Admin:
 
     async def find(self, topic: str) -> int:
         """How many partitions; 0: there is no such topic, or no leader yet."""
-        found, failed = await self.clients.ask(_topics, topic)
+        found, failed = await self._looks.ask(topic)
         if failed is not None:
             raise failed
         partitions = found.topics[topic].partitions if topic in found.topics else {}
         return len(partitions) if partitions and all(p.leader >= 0 for p in partitions.values()) else 0
+
+    async def _look(self, topics: Iterable[str]) -> tuple[Any, BackendError | None]:
+        return await self.clients.ask(_topics, frozenset(topics))
 
     async def topic_id(self, topic: str) -> str:
         """Another one each time that a topic of this name is made."""
@@ -196,12 +208,15 @@ async def _end(client: AdminClient) -> None:
     await asyncio.to_thread(_let_go, client)
 
 
-def _topics(client: AdminClient, topic: str) -> tuple[Any, BackendError | None]:
-    """An error is given back as a value: one that is raised would hold the client in its traceback."""
+def _topics(client: AdminClient, topics: Set[str]) -> tuple[Any, BackendError | None]:
+    """Of several, all that there are. An error is given back as a value: one that is raised would hold the client in
+    its traceback."""
     try:
-        return client.list_topics(topic, timeout=_LOOK_S), None
+        if len(topics) == 1:
+            return client.list_topics(*topics, timeout=_LOOK_S), None
+        return client.list_topics(timeout=_LOOK_S), None
     except KafkaException as error:
-        return None, problem(f"look at {topic}", error)
+        return None, problem(f"look at {', '.join(sorted(topics)[:3])}", error)
 
 
 def _let_go(client: AdminClient) -> None:

@@ -14,7 +14,7 @@ from hivewire.backends.kafka.names import REPLY_PREFIX, key_bytes, partition_of
 from hivewire.backends.kafka.packing import headers_of
 from hivewire.backends.kafka.sending import Item, Parcel
 from hivewire.backends.kafka.topics import Route
-from hivewire.errors import BackendError, QueueFull
+from hivewire.errors import BackendError, ConnectionLost, QueueFull
 from hivewire.record import Record
 
 if TYPE_CHECKING:
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 _CAP: Final = 1_000_000
 _LEAST_RESERVE: Final = 100
 _LOOK_EACH_S: Final = 5.0
+_LOOK_S: Final = 5.0
+"""For what is known of a queue: whoever sends repeats it as long as there is time."""
 
 
 class _Fill(msgspec.Struct):
@@ -107,15 +109,17 @@ class Appending:
         """Make the queue if there is none, see whether there is room, store what is delayed."""
         try:
             await self._backend.topics.ensure(part.queue)
-            if part.queue.startswith(REPLY_PREFIX):
-                await self._backend.topics.check_mailbox(part.queue)
-            if part.room is not Room.ALWAYS:
-                full = await self._refusal(part)
-                if full is not None:
-                    return full
+            async with asyncio.timeout(_LOOK_S):
+                if part.queue.startswith(REPLY_PREFIX):
+                    await self._backend.topics.check_mailbox(part.queue)
+                full = await self._refusal(part) if part.room is not Room.ALWAYS else None
+            if full is not None:
+                return full
             if part.delay_s > 0:
                 due_at = self._backend.now() + part.delay_s
                 await self._backend.delays.store(part.queue, part.records, due_at)
+        except TimeoutError:
+            return ConnectionLost(f"send to {part.queue}: what is known of it was not read within {_LOOK_S:g} s")
         except BackendError as error:
             return error
         return None

@@ -28,26 +28,27 @@ from hivewire.backend import (
     Waiting,
 )
 from hivewire.backends.kafka import depth as depths
-from hivewire.backends.kafka import looking
+from hivewire.backends.kafka import looking, warned
 from hivewire.backends.kafka.admin import Admin
 from hivewire.backends.kafka.appending import Appending
 from hivewire.backends.kafka.catalogue import Catalogue, Follower
+from hivewire.backends.kafka.channels import Channels
 from hivewire.backends.kafka.claims import Claims
 from hivewire.backends.kafka.clients import Options
 from hivewire.backends.kafka.competing import CompetingConsumer
 from hivewire.backends.kafka.consumer import KafkaConsumer
 from hivewire.backends.kafka.delays import Delays
 from hivewire.backends.kafka.feed import Feed
-from hivewire.backends.kafka.lent import GivenUp, LentConsumer, delivery_limit
+from hivewire.backends.kafka.lent import GivenUp, LentConsumer, is_lent
 from hivewire.backends.kafka.letters import Letters
 from hivewire.backends.kafka.mailbox import Mailbox, Shared
 from hivewire.backends.kafka.member import Member as GroupMember
 from hivewire.backends.kafka.names import REPLY_PREFIX, Names
-from hivewire.backends.kafka.packing import stored_at
 from hivewire.backends.kafka.pulse import Pulse
 from hivewire.backends.kafka.reader import Reader
 from hivewire.backends.kafka.sending import Item, Sending
-from hivewire.backends.kafka.tail import Place, Tail
+from hivewire.backends.kafka.space import Space
+from hivewire.backends.kafka.tail import Tail
 from hivewire.backends.kafka.topics import Topics
 from hivewire.errors import BackendError, Closed
 from hivewire.record import Record
@@ -61,12 +62,8 @@ _COMMIT_EACH_S: Final = 0.02
 """A commit holds up the thread that reads, by a round trip."""
 _FOLLOW_WAIT_S: Final = 0.05
 _READ_WAIT_S: Final = 0.01
-_VOLATILE_PARTITIONS: Final = 4
 _JOIN_S: Final = 8.0
 _OPEN_S: Final = 10.0
-_CHANNEL: Final = "channel"
-_WAY: Final = "way/"
-_MANY_TOPICS: Final = 300
 _CONSUMER_SESSION_S: Final = 45.0
 """Of `group.protocol=consumer`, as brokers have it unless told otherwise, and never less unless they allow it."""
 
@@ -122,12 +119,11 @@ class KafkaBackend(Backend):
         self._sure: Sending | None = None
         """For what must not be lost, whatever `require_acks` says of messages: catalogue, claims, dead letters."""
         self._clock = StoreClock()
-        self._consumers: set[KafkaConsumer | CompetingConsumer | LentConsumer] = set()
+        self.consumers: set[KafkaConsumer | CompetingConsumer | LentConsumer] = set()
         self._members: list[GroupMember] = []
         self._replies = Shared(self, "to")
-        self._channels = Shared(self, _CHANNEL)
-        self._ages: dict[tuple[str, int], tuple[int, float]] = {}
-        self._deleted: dict[Place, int] = {}
+        self._channels = Channels(self)
+        self._space = Space(self)
         self._closing = asyncio.Lock()
         self._abandoned = False
         self._is_ending = False
@@ -199,52 +195,17 @@ class KafkaBackend(Backend):
             brokers = await self.admin.ping()
         except (BackendError, Closed) as error:
             return BackendHealth(ok=False, durability=durability, detail=str(error))
-        warnings = self._warnings(brokers)
+        warnings = list(warned.warnings(self.settings, topics=self.topics.count(), brokers=brokers))
         detail = f"{','.join(self.settings.kafka.brokers)}: {brokers} broker{'s' if brokers != 1 else ''}"
         return BackendHealth(ok=True, durability=durability, detail=detail, warnings=warnings)
 
     def paused(self) -> int:
-        return sum(consumer.paused() for consumer in self._consumers if isinstance(consumer, KafkaConsumer))
-
-    def _warnings(self, brokers: int) -> list[str]:
-        kafka = self.settings.kafka
-        found: list[str] = []
-        queues = self.topics.count()
-        if queues > _MANY_TOPICS:
-            found.append(
-                f"{queues} topics with the prefix {kafka.topic_prefix}: Kafka is slow with many; make instances "
-                "(coder/42) instead of agents, which share the topic of their name"
-            )
-        if brokers > 1 and kafka.replication_factor == 1:
-            found.append(
-                f"replication_factor=1 on {brokers} brokers: new topics have one copy, and are gone with its disk"
-            )
-        if not self.options.is_safe:
-            lost = (
-                "a message counts as sent before any broker has it"
-                if kafka.require_acks == "0"
-                else "a broker that fails takes confirmed messages with it"
-            )
-            found.append(
-                f"acks={kafka.require_acks}: {lost}, and the idempotent producer is off, so a resend may change the "
-                "order"
-            )
-        if kafka.share_groups:
-            found.append(
-                "share_groups is experimental: handlers of competing queues have 29 s, deliveries count as attempts "
-                f"({delivery_limit(self.settings.max_attempts)} at most), and a resend may be handled twice"
-            )
-        if kafka.group_protocol == "consumer":
-            found.append(
-                "group_protocol=consumer: work of a dead process is taken over after the brokers' "
-                "group.consumer.session.timeout.ms (45 s unless set), not after lease_s"
-            )
-        return found
+        return sum(consumer.paused() for consumer in self.consumers if isinstance(consumer, KafkaConsumer))
 
     def abandon(self) -> None:
         self._abandoned = True
         self.reader.clients.is_open = False
-        for consumer in self._consumers:
+        for consumer in self.consumers:
             consumer.abandon()
         for member in self._members:
             member.abandon()
@@ -255,9 +216,9 @@ class KafkaBackend(Backend):
         async with self._closing:
             if self._sending is None:
                 return
-            for consumer in tuple(self._consumers):
+            for consumer in tuple(self.consumers):
                 await (consumer.stop() if self._abandoned else consumer.close())
-            self._consumers.clear()
+            self.consumers.clear()
             await self._let_go()
 
     async def _let_go(self) -> None:
@@ -298,9 +259,7 @@ class KafkaBackend(Backend):
 
     async def store_one(self, item: Item) -> int:
         """Its offset."""
-        parcel = await self.sure.store([item], self.settings.kafka.write_timeout_s)
-        for error in parcel.problems.values():
-            raise error
+        await self.store_all((item,))
         return item.offset
 
     # -- queues
@@ -326,17 +285,6 @@ class KafkaBackend(Backend):
         self.check_usable()
         return await looking.peek(self, queue, limit, after, delayed_only)
 
-    async def stored_at(self, topic: str, partition: int, offset: int) -> float | None:
-        """When the first record from this offset on was stored."""
-        known = self._ages.get((topic, partition))
-        if known is not None and known[0] == offset:
-            return known[1]
-        messages = await self.reader.read(topic, partition, offset, offset, {offset})
-        if not messages:
-            return None
-        self._ages[topic, partition] = (offset, stored_at(messages[0]))
-        return self._ages[topic, partition][1]
-
     # -- consuming
 
     async def consume(self, queue: str, member: Member, owner: Ownership) -> Consumer:
@@ -356,7 +304,7 @@ class KafkaBackend(Backend):
             place = GroupMember(self.options.member(), self._session_s())
             self._members.append(place)
         consumer = KafkaConsumer(self, queue, place, owner)
-        self._consumers.add(consumer)
+        self.consumers.add(consumer)
         place.join(topic, consumer)
         if not queue.startswith("~"):
             try:
@@ -372,32 +320,17 @@ class KafkaBackend(Backend):
 
     async def _compete(self, queue: str, owner: Ownership) -> Consumer:
         consumer: CompetingConsumer | LentConsumer
-        if await self._is_lent(queue):
+        if await is_lent(self, queue):
             consumer = LentConsumer(self, queue, owner)
         else:
             consumer = CompetingConsumer(self, queue, owner)
-        self._consumers.add(consumer)
+        self.consumers.add(consumer)
         try:
             await consumer.open()
         except BaseException:
             await consumer.close()
             raise
         return consumer
-
-    async def _is_lent(self, queue: str) -> bool:
-        """By a share group, or shared out by the log of claims: the first consumer decides for all, for ever. Raises
-        `BackendError` for one that is set otherwise: each message would be handled twice."""
-        key, wanted = _WAY + queue, self.settings.kafka.share_groups
-        found = await self.catalogue.get(key)
-        while not found.version:
-            found = await self.catalogue.put(key, b"lent" if wanted else b"claimed", 0) or await self.catalogue.get(key)
-        is_lent = found.value == b"lent"
-        if is_lent != wanted:
-            raise BackendError(
-                f"receive from {queue}: its messages are {'lent out by a share group' if is_lent else 'claimed'}; set "
-                f"kafka.share_groups to {str(is_lent).lower()} here, or take another agent"
-            )
-        return is_lent
 
     def feed(self, queue: str, pool: Pool) -> Feed:
         """One for all consumers of the queue in this process."""
@@ -407,31 +340,20 @@ class KafkaBackend(Backend):
         return found
 
     def discard(self, consumer: CompetingConsumer | LentConsumer) -> None:
-        self._consumers.discard(consumer)
+        self.consumers.discard(consumer)
 
     @staticmethod
     def reply_partition(queue: str, partitions: int) -> int:
         return crc32(queue.encode()) % partitions
 
     async def cleanup(self, older_than_s: float) -> int:
-        """Give back the space of what was finished, was stored so long ago, and is owned here. Newer ones are kept
-        to recognise duplicates after a change of owner."""
         self.check_usable()
-        window_s = max(older_than_s, self.settings.dedup_window_s, self.settings.idempotency_window_s)
-        before: dict[Place, int] = {}
-        for consumer in tuple(self._consumers):
-            for place, watermark in consumer.watermarks().items():
-                old = await self.admin.since(place, self.now() - window_s)
-                if min(watermark, old) > self._deleted.get(place, 0):
-                    before[place] = min(watermark, old)
-        if before:
-            await self.admin.delete_before(before)
-            self._deleted.update(before)
+        await self._space.give_back(older_than_s)
         return 0
 
     async def forget(self, consumer: KafkaConsumer) -> None:
         """It was closed; a second client of the group goes with its last queue."""
-        self._consumers.discard(consumer)
+        self.consumers.discard(consumer)
         member = consumer.member
         if not member.seats and member is not self._tail and member in self._members:
             self._members.remove(member)
@@ -468,20 +390,10 @@ class KafkaBackend(Backend):
 
     # -- volatile channels
 
-    async def _channel_partition(self, channel: str) -> int:
-        kept = {"cleanup.policy": "delete", "retention.ms": "3600000"}
-        count = await self.topics.ensure_own(self.names.volatile, _VOLATILE_PARTITIONS, kept)
-        return crc32(channel.encode()) % count
-
     async def publish(self, channel: str, body: bytes) -> None:
         self.check_usable()
-        partition = await self._channel_partition(channel)
-        await self.store_one(Item(self.names.volatile, None, 0, partition, None, body, [(_CHANNEL, channel)]))
+        await self._channels.publish(channel, body)
 
     async def listen(self, channel: str, wait_s: float) -> Sequence[bytes]:
         self.check_usable()
-        if channel not in self._channels.news:
-            await self._channels.listen(self.names.volatile, await self._channel_partition(channel), channel)
-        if wait_s > 0:
-            await self._channels.wait(channel, wait_s)
-        return [message.value() or b"" for message in self._channels.take(channel, 10_000)]
+        return await self._channels.listen(channel, wait_s)

@@ -19,7 +19,7 @@ from hivewire.errors import Closed, ConnectionLost
 if TYPE_CHECKING:
     from hivewire.backends.kafka.backend import KafkaBackend
 
-_CATCH_UP_S: Final = 5.0
+_CATCH_UP_S: Final = 30.0
 _LOCK_S: Final = 30.0
 _REMEMBERED: Final = 10_000
 _LOCK_LOOK_S: Final = 0.03
@@ -88,7 +88,10 @@ class Follower:
                     self._news.clear()
                     await self._news.wait()
         except TimeoutError:
-            raise ConnectionLost(f"read {self.topic}: offset {offset} did not come within {_CATCH_UP_S} s") from None
+            raise ConnectionLost(
+                f"read {self.topic}: offset {offset} did not come within {_CATCH_UP_S:g} s; the brokers or this "
+                "machine are too busy, try again"
+            ) from None
 
     def end(self) -> None:
         """Nothing is read any more, unless it is opened again."""

@@ -95,7 +95,7 @@ async def depth(backend: KafkaBackend, queue: str) -> Depth:
         running += at.running
         scheduled += sum(due_at > now for due_at in at.due_at)
         if here:
-            stored = await backend.stored_at(topic, number, at.watermark)
+            stored = await backend.reader.stored_at(topic, number, at.watermark)
             oldest = stored if oldest is None or (stored is not None and stored < oldest) else oldest
     waiting = await backend.delays.waiting(queue)
     later = ready = 0

@@ -33,12 +33,29 @@ _TICK_S: Final = 0.2
 _RETRY_S: Final = 0.2
 _TRIED_S: Final = 3_600.0
 _RUNS_ALONE: Final = 2
+_WAY: Final = "way/"
 _FEWEST, _MOST = 2, 10
 """Deliveries, as brokers allow them to be limited."""
 
 
 def delivery_limit(max_attempts: int) -> int:
     return min(max(max_attempts, _FEWEST), _MOST)
+
+
+async def is_lent(backend: KafkaBackend, queue: str) -> bool:
+    """By a share group, or shared out by the log of claims: the first consumer decides for all, for ever. Raises
+    `BackendError` for one that is set otherwise: each message would be handled twice."""
+    key, wanted, catalogue = _WAY + queue, backend.settings.kafka.share_groups, backend.catalogue
+    found = await catalogue.get(key)
+    while not found.version:
+        found = await catalogue.put(key, b"lent" if wanted else b"claimed", 0) or await catalogue.get(key)
+    lent = found.value == b"lent"
+    if lent != wanted:
+        raise BackendError(
+            f"receive from {queue}: its messages are {'lent out by a share group' if lent else 'claimed'}; set "
+            f"kafka.share_groups to {str(lent).lower()} here, or take another agent"
+        )
+    return lent
 
 
 class GivenUp:

@@ -10,7 +10,7 @@ from confluent_kafka import Consumer, KafkaException, TopicPartition
 
 from hivewire.backends.kafka.clients import patiently
 from hivewire.backends.kafka.fleeting import Fleeting
-from hivewire.backends.kafka.packing import KafkaMessage
+from hivewire.backends.kafka.packing import KafkaMessage, stored_at
 from hivewire.backends.kafka.tail import Place, Tail
 from hivewire.errors import ConnectionLost
 
@@ -24,6 +24,7 @@ class Reader:
     def __init__(self, options: dict[str, Any]) -> None:
         self.clients: Fleeting[Tail] = Fleeting(lambda: Tail(options, "reader"), Tail.close)
         self._locks: dict[Place, asyncio.Lock] = {}
+        self._ages: dict[Place, tuple[int, float]] = {}
 
     async def read(
         self, topic: str, partition: int, first: int, last: int, wanted: Collection[int]
@@ -49,6 +50,17 @@ class Reader:
                 finally:
                     tail.unfollow(topic, partition)
             return found
+
+    async def stored_at(self, topic: str, partition: int, offset: int) -> float | None:
+        """When the first record from this offset on was stored."""
+        known = self._ages.get((topic, partition))
+        if known is not None and known[0] == offset:
+            return known[1]
+        messages = await self.read(topic, partition, offset, offset, {offset})
+        if not messages:
+            return None
+        self._ages[topic, partition] = (offset, stored_at(messages[0]))
+        return self._ages[topic, partition][1]
 
     async def committed(self, places: Sequence[Place]) -> dict[Place, tuple[int, str]]:
         """How far the group is, with the metadata; partitions without a commit are left out.

@@ -14,14 +14,16 @@ from confluent_kafka import KafkaError, KafkaException, Message, Producer
 from hivewire.backends.kafka.clients import problem
 from hivewire.backends.kafka.packing import Headers
 from hivewire.errors import BackendError, Closed, ConnectionLost, QueueFull
+from hivewire.rules.gate import Gate
 
 _POLL_S: Final = 0.1
 _UNKNOWN_AFTER_S: Final = 1.0
 """So long a caller waits for a report before it is told that the outcome is unknown."""
-_FEW: Final = 24
-_HOLD_S: Final = 0.001
+_HOLD_S: Final = 0.002
+"""So long nothing is held back for the sake of larger requests."""
 _KEEP_S: Final = 120.0
 
+Place = tuple[str, int]
 Name = tuple[str, str, int]
 """Topic, id and replay number: what makes a second produce the same one."""
 
@@ -90,7 +92,7 @@ class Item(msgspec.Struct, eq=False, gc=False):
     offset: int = -1
     is_done: bool = False
     error: KafkaError | None = None
-    sending: Sending | None = None
+    gate: Partition | None = None
 
     @property
     def name(self) -> Name | None:
@@ -102,11 +104,19 @@ class Item(msgspec.Struct, eq=False, gc=False):
         offset = message.offset()
         if offset is not None:
             self.offset = offset
-        sending = self.sending
-        assert sending is not None
-        sending.reported.append(self)
-        if not sending.is_woken:
-            sending.wake()
+        gate = self.gate
+        assert gate is not None
+        gate.reported.append(self)
+
+
+class Partition(Gate[Item]):
+    """Its items report to `reported`."""
+
+    __slots__ = ("reported",)
+
+    def __init__(self, reported: deque[Item]) -> None:
+        super().__init__()
+        self.reported = reported
 
 
 class Sending:
@@ -118,8 +128,10 @@ class Sending:
         self._is_idempotent = bool(options.get("enable.idempotence"))
         self.reported: deque[Item] = deque()
         """Whose reports have come, on their way from the thread to the loop."""
-        self.is_woken = False
-        self._held: list[Item] = []
+        self._is_woken = False
+        self._gates: dict[Place, Partition] = {}
+        self._ready: dict[Partition, None] = {}
+        """Those that hold something which may leave."""
         self._timer: asyncio.TimerHandle | None = None
         self._is_flushing = False
         """`_flush` will be called as soon as the loop comes to it."""
@@ -149,8 +161,7 @@ class Sending:
         for number, item in enumerate(items):
             item.parcel, item.number = parcel, number
         new = batch if items is batch else [item for item, ours in zip(items, batch, strict=True) if item is ours]
-        self._held += new
-        self._under_way += len(new)
+        self._hold(new)
         for item in items if len(new) < len(items) else ():
             if item.is_done:
                 self._settle(item)
@@ -167,40 +178,67 @@ class Sending:
         if self._ended or (self._late and item.name in self._late):
             return None
         single = item.parcel = Single(self._loop.create_future(), self._loop.time() + _UNKNOWN_AFTER_S)
-        self._held.append(item)
-        self._under_way += 1
+        self._hold((item,))
         self._post(single, (item,))
         return single.done
+
+    def _hold(self, items: Sequence[Item]) -> None:
+        gates, ready = self._gates, self._ready
+        for item in items:
+            place = item.topic, item.partition
+            gate = gates.get(place)
+            if gate is None:
+                gate = gates[place] = Partition(self.reported)
+            item.gate = gate
+            gate.held.append(item)
+            if not gate.out:
+                ready[gate] = None
+            elif self._timer is None and gate.grows_old:
+                self._timer = self._loop.call_later(_HOLD_S, self._held_long)
+        self._under_way += len(items)
+        if ready:
+            self._flush_soon()
 
     def _post(self, parcel: Parcel | Single, items: Sequence[Item]) -> None:
         self._open[parcel] = items
         if self._sweep is None or self._sweep.when() > parcel.due_at:
             self._arm(parcel.due_at)
-        if self._under_way <= _FEW:
-            if not self._is_flushing:  # with all that others send before the loop goes on: a burst is one request
-                self._is_flushing = True
-                self._loop.call_soon(self._flush)
-        elif self._timer is None and not self._is_flushing:
-            self._timer = self._loop.call_later(_HOLD_S, self._flush)
+
+    def _flush_soon(self) -> None:
+        """With all that others send before the loop goes on: a burst is one request."""
+        if not self._is_flushing:
+            self._is_flushing = True
+            self._loop.call_soon(self._flush)
 
     def _flush(self) -> None:
-        """Hand what is held to the client, which sends it at once."""
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
         self._is_flushing = False
-        if not self._held:
-            return
-        held, self._held = self._held, []
+        ready, self._ready = self._ready, {}
+        for gate in ready:
+            self._produce(gate.take())
+
+    def _held_long(self) -> None:
+        self._timer = None
+        for gate in self._gates.values():
+            if gate.grows_old:
+                self._produce(gate.take(at_once=True))
+
+    def _produce(self, items: Sequence[Item]) -> None:
+        """Hand them to the client, which sends them at once."""
         produce = self._producer.produce
-        for item in held:
-            item.sending = self
+        for number, item in enumerate(items):
+            error: BackendError
             try:
                 produce(item.topic, item.value, item.key, item.partition, item, headers=item.headers)
+                continue
             except BufferError:
-                self._end(item, QueueFull(f"send to {item.topic}: too much is on its way to the brokers"))
-            except KafkaException as error:
-                self._end(item, problem(f"send to {item.topic}", error))
+                error = QueueFull(f"send to {item.topic}: too much is on its way to the brokers")
+            except KafkaException as refusal:
+                error = problem(f"send to {item.topic}", refusal)
+            if error.retryable:  # nothing overtakes it
+                for behind in items[number:]:
+                    self._end(behind, error)
+                return
+            self._end(item, error)
 
     def shout(self, topic: str, partition: int, key: bytes, value: bytes, heard: Callable[[bool], None]) -> bool:
         """From any thread, without waiting: `heard` is told, on another thread, whether it was stored. False: it
@@ -214,21 +252,17 @@ class Sending:
     # -- reports
 
     def _run(self) -> None:
-        while not self._ended or self._under_way:
+        """One wake of the loop for all that a poll brings."""
+        while not self._ended:
             self._producer.poll(_POLL_S)
-            if self._ended:
-                return
-
-    def wake(self) -> None:
-        """On the thread: one wake of the loop for a burst."""
-        self.is_woken = True
-        if not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(self._take_reports)
+            if self.reported and not self._is_woken and not self._loop.is_closed():
+                self._is_woken = True
+                self._loop.call_soon_threadsafe(self._take_reports)
 
     def _take_reports(self) -> None:
         """A success without an offset is none: brokers call a record a duplicate that they do not have, when a later
         one of a producer that is new to them came first. Who sends it again gets it there, and it is handled once."""
-        self.is_woken = False
+        self._is_woken = False
         reported, late, still_open = self.reported, self._late, self._open
         stored = 0
         while reported:
@@ -241,6 +275,10 @@ class Sending:
                 continue
             stored += 1
             item.is_done = True
+            gate = item.gate
+            assert gate is not None
+            if gate.stored():
+                self._ready[gate] = None
             parcel = item.parcel
             if parcel is not None:
                 item.parcel = None
@@ -249,11 +287,23 @@ class Sending:
                 if parcel.told(item, None):
                     still_open.pop(parcel, None)
         self._under_way -= stored
-        if self._held:
-            self._flush()
+        if self._ready:
+            self._flush_soon()
 
     def _end(self, item: Item, error: BackendError) -> None:
-        """It is not there."""
+        """It is not there. What may be sent again is not overtaken by what stands behind it."""
+        gate = item.gate
+        assert gate is not None
+        if error.retryable:
+            for lost in (item, *gate.failed()):
+                self._over(lost, error)
+            return
+        if gate.refused():
+            self._ready[gate] = None
+            self._flush_soon()
+        self._over(item, error)
+
+    def _over(self, item: Item, error: BackendError) -> None:
         self._under_way -= 1
         item.is_done = True
         self._late.pop(item.name, None)  # produce it anew
@@ -296,6 +346,7 @@ class Sending:
         if self._ended:
             return
         self._flush()
+        self._held_long()
         if self._under_way:
             await asyncio.to_thread(self._producer.flush, within_s)
         self._ended = True
