@@ -79,10 +79,11 @@ def test_a_burst_waits_for_the_answer_and_leaves_as_a_whole() -> None:
     assert gate.stored()
     assert gate.take() == list(range(1, 40))
     gate.held += range(40, 50)
-    assert not gate.grows_old
+    ages = [gate.grows_old]
     for _ in range(38):
         assert not gate.stored()
-    assert gate.grows_old
+        ages.append(gate.grows_old)
+    assert ages == [False] * 35 + [True] * 4
     assert gate.stored()
     assert gate.take() == list(range(40, 50))
 
