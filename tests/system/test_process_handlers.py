@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import threading
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
@@ -80,7 +81,14 @@ async def test_two_at_a_time_use_two_processes(tmp_path: Path) -> None:
     assert len(set(pids)) == 2
 
 
-@pytest.mark.parametrize(("how", "says"), [("die", "signal 9 (SIGKILL)"), ("exit", "exit code 7")])
+@pytest.mark.parametrize(
+    ("how", "says"),
+    [
+        ("die", "signal 9 (SIGKILL)"),
+        ("exit", "exit code 7"),
+        ("end", f"signal {signal.SIGRTMIN + 6}"),  # it has no name
+    ],
+)
 async def test_a_process_that_dies_is_a_failed_attempt(how: str, says: str) -> None:
     async with _served() as (protocol, _):
         assert await _ask(protocol, do=how, last=1) == 2

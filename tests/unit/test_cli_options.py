@@ -8,6 +8,9 @@ from argparse import ArgumentTypeError
 import pytest
 
 from hivewire.cli.options import UsageError, count, duration_s, print_table, printable, target_of
+from hivewire.cli.queues import _print, rows_of
+from hivewire.stored import Depth
+from hivewire.testing.kit import memory
 
 
 @pytest.mark.parametrize(
@@ -52,3 +55,23 @@ def test_a_table_cannot_move_the_cursor(capsys: pytest.CaptureFixture[str]) -> N
 def test_a_table_as_json_keeps_all_keys(capsys: pytest.CaptureFixture[str]) -> None:
     print_table([{"agent": "a", "hidden": None}], ["agent"], as_json=True)
     assert json.loads(capsys.readouterr().out) == [{"agent": "a", "hidden": None}]
+
+
+async def test_a_queue_s_row_tells_what_others_have_deleted(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async with memory() as protocol:
+        await protocol.subscribe("coder")
+        rows = await rows_of(protocol, [])
+        _print(rows, as_json=False)
+        assert "lost" not in capsys.readouterr().out
+
+        async def depth(agent: str) -> Depth:
+            return Depth(lost=3)
+
+        monkeypatch.setattr(protocol, "depth", depth)
+        rows = await rows_of(protocol, ["coder"])
+        _print(rows, as_json=False)
+    assert rows[0]["lost"] == 3
+    head, line = capsys.readouterr().out.splitlines()
+    assert line.split()[head.replace("in flight", "in_flight").split().index("lost")] == "3"

@@ -31,7 +31,7 @@ class FolderBlobs(BlobStore):
     @staticmethod
     def _put(path: Path, body: bytes) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        beside = path.with_name(f".{path.name}")
+        beside = path.with_name(f"{path.name}~{path.name[-2:]}")  # what a kill leaves of it is swept as any other
         try:
             with beside.open("wb") as file:
                 file.write(body)
@@ -66,7 +66,7 @@ class FolderBlobs(BlobStore):
         await self._run("delete", names[0] if names else "", remove)
 
     async def names(self) -> list[str]:
-        return await self._run("list", "", lambda: [path.name for path in self._folder.glob("??/[!.]*")])
+        return await self._run("list", "", lambda: [path.name for path in self._folder.glob("??/*")])
 
     async def _run(self, doing: str, name: str, work: Callable[[], T]) -> T:
         try:

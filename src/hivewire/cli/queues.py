@@ -48,7 +48,8 @@ def run(args: argparse.Namespace) -> int:
 
 def _print(rows: list[dict[str, Any]], as_json: bool) -> None:
     if rows or as_json:
-        print_table(rows, COLUMNS, as_json)
+        trouble = ("lost",) if any(row["lost"] for row in rows) else ()  # that others have deleted: a rare thing
+        print_table(rows, COLUMNS[:5] + trouble + COLUMNS[5:], as_json)
     else:
         print("no agent has a queue here yet")
 

@@ -152,7 +152,10 @@ def _ending(exitcode: int | None) -> str:
         return "no word"
     if exitcode >= 0:
         return f"exit code {exitcode}"
-    return f"signal {-exitcode} ({signal.Signals(-exitcode).name})"
+    try:
+        return f"signal {-exitcode} ({signal.Signals(-exitcode).name})"
+    except ValueError:  # a real-time signal has no name
+        return f"signal {-exitcode}"
 
 
 def _opened(answer: tuple[str, Any]) -> Any:
