@@ -12,6 +12,7 @@ import pytest
 
 from hivewire.coordination.errands import Errands
 from hivewire.coordination.ledger import run_scripts
+from hivewire.coordination.ledger.run_scripts import Kept
 from hivewire.coordination.ledger.runs import Runs
 from hivewire.coordination.ledger.store import Many, Query, Script
 from hivewire.coordination.ledger.stored import StoredLedger
@@ -59,8 +60,8 @@ def answers_acknowledged_before_they_are_stored(patch: pytest.MonkeyPatch) -> No
 def forgotten_in_the_outbox_before_it_is_sent(patch: pytest.MonkeyPatch) -> None:
     original = Errands._send
 
-    async def send(self: Errands, run: str, state: RunState, kept: Sequence[Any]) -> list[str]:
-        await self._runs.sent(run, [each.command.id for each in kept])
+    async def send(self: Errands, run: str, state: RunState, kept: Sequence[Kept]) -> list[Kept]:
+        await self._runs.sent(run, kept)
         return await original(self, run, state, kept)
 
     patch.setattr(Errands, "_send", send)
@@ -68,10 +69,11 @@ def forgotten_in_the_outbox_before_it_is_sent(patch: pytest.MonkeyPatch) -> None
 
 @planted("everything_ends")
 def outboxes_of_the_dead_are_not_looked_at(patch: pytest.MonkeyPatch) -> None:
-    async def nothing(self: Runs, *how: object) -> list[str]:
+    def nothing(*how: object) -> Script[list[str]]:
+        yield Query("SELECT 1")
         return []
 
-    patch.setattr(Runs, "left_behind", nothing)
+    patch.setattr(run_scripts, "left_behind", nothing)
 
 
 @planted("one_message_an_attempt")
@@ -85,7 +87,7 @@ def recipient_chosen_anew_each_time(patch: pytest.MonkeyPatch) -> None:
     async def route(self: Runs, run: str, chosen: Iterable[tuple[str, str]]) -> None:
         return
 
-    async def send(self: Errands, run: str, state: RunState, kept: Sequence[Any]) -> list[str]:
+    async def send(self: Errands, run: str, state: RunState, kept: Sequence[Any]) -> list[Kept]:
         fixed = [msgspec.structs.replace(each, recipient=each.recipient or self._choose(each, None)) for each in kept]  # type: ignore[arg-type]
         return await original(self, run, state, fixed)
 

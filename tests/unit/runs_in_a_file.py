@@ -4,7 +4,7 @@ again, and whose process may die."""
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -71,8 +71,10 @@ class KeptRuns:
         kept = self.store.run(partial(run_scripts.outbox, run, limit))
         return [each.command for each in kept if isinstance(each.command, Dispatch)]
 
-    def sent(self, run: str, ids: Iterable[str]) -> None:
-        self.store.run(partial(run_scripts.sent, run, list(ids)))
+    def sent(self, run: str, ids: Collection[str]) -> None:
+        kept = self.store.run(partial(run_scripts.outbox, run, 1_000))
+        places = [each.place for each in kept if each.command.id in set(ids)]
+        self.store.run(partial(run_scripts.sent, run, places))
 
     def due(self, now: float) -> list[Incoming]:
         self.store.now = now

@@ -193,7 +193,7 @@ class Errands:
             for each in kept:
                 if isinstance(each.command, MakePlan):
                     self._begin_planning(run, state, each.command)
-            await self._stop(run, [each.command for each in kept if isinstance(each.command, Stop)])
+            await self._stop(run, kept)
             dispatches = [each for each in kept if isinstance(each.command, Dispatch)]
             if dispatches:
                 await self._runs.sent(run, await self._send(run, state, dispatches))
@@ -201,27 +201,30 @@ class Errands:
                 return
             place = page[-1].place  # what cannot be sent now keeps nothing back that stands behind it
 
-    async def _stop(self, run: str, stops: Sequence[Stop]) -> None:
-        for command in stops:
-            await stop(self._protocol, run, command.messages)
-        if stops:
-            await self._runs.sent(run, [command.id for command in stops])
+    async def _stop(self, run: str, kept: Sequence[Kept]) -> None:
+        done = []
+        for each in kept:
+            if isinstance(each.command, Stop):
+                await stop(self._protocol, run, each.command.messages)
+                done.append(each)
+        if done:
+            await self._runs.sent(run, done)
 
-    async def _send(self, run: str, state: RunState, kept: Sequence[Kept]) -> list[str]:
-        """Send those that are still wanted; returns the ids that need not be sent any more."""
+    async def _send(self, run: str, state: RunState, kept: Sequence[Kept]) -> list[Kept]:
+        """Send those that are still wanted; returns what need not be sent any more."""
         wanted = {
             each.command.id: (each, row)
             for each in kept
             if (row := state.rows.get(_subtask(each))) is not None
             and (row.status, row.message_id) == ("running", each.command.id)  # not sent back meanwhile
         }
-        done = [each.command.id for each in kept if each.command.id not in wanted]
+        done = [each for each in kept if each.command.id not in wanted]
         chosen = {name: self._choose(each, row) for name, (each, row) in wanted.items()}
-        fresh = [(name, to) for name, to in chosen.items() if to and not wanted[name][0].recipient]
+        fresh = [(wanted[name][0], to) for name, to in chosen.items() if to and not wanted[name][0].recipient]
         if fresh and self._discovers:
             # Fixed before it is sent, so that another one that sends it again sends it to the same agent.
             fixed = await self._runs.route(run, fresh)
-            chosen = {name: fixed.get(name, "") for name in chosen}
+            chosen |= {each.command.id: fixed.get(each.command.id, "") for each, _ in fresh}  # "": sent meanwhile
         messages = {name: self._message(state, wanted[name][1], to) for name, to in chosen.items() if to}
         if messages:
             try:
@@ -232,7 +235,7 @@ class Errands:
             else:
                 for message in messages.values():
                     self._watcher.sent(message)
-        return done + list(messages)
+        return done + [wanted[name][0] for name in messages]
 
     def _choose(self, kept: Kept, row: Row) -> str:
         if kept.recipient:

@@ -290,8 +290,8 @@ def _task_row(run: str, row: SubtaskRow) -> tuple[Any, ...]:
 def _finish(state: RunState) -> Script[None]:
     """It takes no event any more, known or not; nothing more is to be sent or planned, only to be stopped."""
     head = state.header
-    kept = yield Query("SELECT id, body FROM run_outbox WHERE run = $1", [head.run])
-    yield from sent(head.run, [name for name, body in kept if not isinstance(load_command(body.encode()), Stop)])
+    kept = yield Query("SELECT seq, place, body FROM run_outbox WHERE run = $1", [head.run])
+    yield from sent(head.run, [(seq, n) for seq, n, body in kept if not isinstance(load_command(body.encode()), Stop)])
     for table in ("run_inbox", "run_timers"):
         yield Query(f"DELETE FROM {table} WHERE run = $1", [head.run])
     outputs = {name: row.output for name, row in state.rows.items() if row.status == "done"}
@@ -392,17 +392,23 @@ def _kept(run: str, body: str, recipient: str, place: tuple[int, int]) -> Kept:
     return Kept(run, command, recipient, place)
 
 
-def route(run: str, chosen: Iterable[tuple[str, str]]) -> Script[dict[str, str]]:
-    """Fix to whom commands go, by (id, recipient). One that is fixed already stays so. Returns all that are fixed."""
-    rows = [(run, name, recipient) for name, recipient in chosen]
-    yield Many("UPDATE run_outbox SET recipient = $3 WHERE run = $1 AND id = $2 AND recipient = ''", rows)
-    fixed = yield Query("SELECT id, recipient FROM run_outbox WHERE run = $1 AND recipient <> ''", [run])
+def route(run: str, chosen: Sequence[tuple[Kept, str]]) -> Script[dict[str, str]]:
+    """Fix to whom commands go, before they are sent. One that is fixed already stays so. The recipients, by id."""
+    rows = [(run, *kept.place, recipient) for kept, recipient in chosen]
+    yield Many(
+        "UPDATE run_outbox SET recipient = $4 WHERE run = $1 AND seq = $2 AND place = $3 AND recipient = ''", rows
+    )
+    places = [kept.place for kept, _ in chosen]
+    fixed = yield Query(
+        "SELECT id, recipient FROM run_outbox WHERE run = $1 AND (seq, place) >= ($2, $3) AND (seq, place) <= ($4, $5)",
+        [run, *min(places), *max(places)],
+    )
     return {each[0]: each[1] for each in fixed}
 
 
-def sent(run: str, ids: Iterable[str]) -> Script[None]:
-    """These are stored by the protocol (or outdated): forget them."""
-    yield Many("DELETE FROM run_outbox WHERE run = $1 AND id = $2", [(run, name) for name in ids])
+def sent(run: str, places: Iterable[tuple[int, int]]) -> Script[None]:
+    """What stands there is stored by the protocol (or outdated): forget it."""
+    yield Many("DELETE FROM run_outbox WHERE run = $1 AND seq = $2 AND place = $3", [(run, *place) for place in places])
 
 
 def overdue() -> Script[list[tuple[str, str, int]]]:

@@ -60,14 +60,13 @@ class Runs:
         )
         return kept, None if state is None else self._keep(state)
 
-    async def route(self, run: str, chosen: Iterable[tuple[str, str]]) -> dict[str, str]:
-        """Fix to whom commands go, by (id, recipient), before they are sent: a resend goes to the same one. Returns
-        the recipients of all that are fixed and not sent yet, by id."""
-        return await self._ledger.store.write(partial(run_scripts.route, run, list(chosen)))
+    async def route(self, run: str, chosen: Sequence[tuple[Kept, str]]) -> dict[str, str]:
+        """Fix to whom commands go, before they are sent: a resend goes to the same one. The recipients, by id."""
+        return await self._ledger.store.write(partial(run_scripts.route, run, chosen))
 
-    async def sent(self, run: str, ids: Iterable[str]) -> None:
+    async def sent(self, run: str, kept: Iterable[Kept]) -> None:
         """These need not be sent any more."""
-        await self._ledger.store.write(partial(run_scripts.sent, run, list(ids)))
+        await self._ledger.store.write(partial(run_scripts.sent, run, [each.place for each in kept]))
 
     async def waiting(
         self, older_than_s: float, after: str = "", limit: int = 100
