@@ -134,6 +134,22 @@ def test_a_login_is_hidden_however_it_is_written(hive: Hive, url: str) -> None:
     assert "can" not in shown.out
 
 
+def test_a_url_that_ends_with_a_line_break_is_refused_without_its_login(hive: Hive) -> None:
+    ran = hive("queues", protocol="", HIVEWIRE_URL="redis://user:canary@localhost\n")
+    assert (ran.code, ran.is_one_sentence) == (2, True), ran.err
+    assert "canary" not in ran.err
+    assert "accepted: a line of text" in ran.err
+
+
+def test_a_report_of_a_bench_has_no_login(hive: Hive, tmp_path: Path) -> None:
+    report = tmp_path / "page.html"
+    words = ["--protocol", "memory://user:canary@here", "--workload", "W1", "--rounds", "1", "--scale", "0.001"]
+    ran = hive("bench", *words, "--report", str(report), "--json", protocol="")
+    assert ran.code == 0, ran.err
+    assert "memory://***@here" in report.read_text()
+    assert "canary" not in report.read_text() + ran.out
+
+
 @pytest.mark.parametrize(
     ("environment", "says"),
     [

@@ -135,12 +135,11 @@ def run(args: argparse.Namespace) -> int:
     known = None if args.compare is None else baseline.load(args.compare)
     with _servers(_backends(args.protocol)) as places:
         report = _measure(args, places)
-        if known is not None:
-            verdicts = baseline.compare(report.ratios, known, args.tolerance / 100)
-            if not verdicts:
-                raise UsageError(f"{args.compare} knows none of the pairs of this run; `--save` adds them")
-            report.verdicts += verdicts
+    verdicts = [] if known is None else baseline.compare(report.ratios, known, args.tolerance / 100)
+    report.verdicts += verdicts
     _write(args, report)
+    if known is not None and not verdicts:
+        raise UsageError(f"{args.compare} knows none of the pairs of this run; `--save` adds them")
     return 0 if report.is_good else 1
 
 
@@ -150,6 +149,7 @@ def _measure(args: argparse.Namespace, places: dict[str, str]) -> Report:
     from hivewire.bench.plan import entries
     from hivewire.bench.report import make_report
     from hivewire.bench.rounds import run_idle, run_rounds
+    from hivewire.settings.targets import hidden
 
     progress = Progress()
     workloads = [name for names in args.workload or [[*_WORKLOADS, IDLE]] for name in names]
@@ -168,7 +168,7 @@ def _measure(args: argparse.Namespace, places: dict[str, str]) -> Report:
     runs.failures += failures
     progress.clear()
     return make_report(
-        shlex.join(["hivewire", "bench", *sys.argv[2:]]),
+        shlex.join(["hivewire", "bench", *(hidden(word) if "@" in word else word for word in sys.argv[2:])]),
         time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(started)),
         time.time() - started,
         before,

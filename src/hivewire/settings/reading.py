@@ -12,7 +12,7 @@ from typing import Any, Final
 from hivewire.codec import shown
 from hivewire.errors import SettingsError
 from hivewire.settings.schema import SECTIONS, Secret, Setting, Settings, every_setting
-from hivewire.settings.targets import Target, checked_address, checked_addresses
+from hivewire.settings.targets import Target, checked_address, checked_addresses, hidden
 from hivewire.settings.values import accepted, parse_value
 
 FILE_NAME: Final = "hivewire.toml"
@@ -44,7 +44,7 @@ class Layer:
         try:
             self.values[setting.name] = parse_value(setting, value)
         except (ValueError, OverflowError):
-            given = "its value" if isinstance(setting.default, Secret) else shown(value)
+            given = "its value" if isinstance(setting.default, Secret) else _without_login(value)
             raise SettingsError(
                 f"the setting {setting.name} in {origin}: {given} is not accepted; accepted: {accepted(setting)}"
             ) from None
@@ -177,6 +177,10 @@ def _near(name: str, known: list[str]) -> str:
 
     near = get_close_matches(name, known, 3, 0.5)
     return f"; did you mean {' or '.join(near)}?" if near else "; `hivewire config` lists all"
+
+
+def _without_login(value: Any) -> str:
+    return shown(hidden(value) if isinstance(value, str) and "://" in value else value)
 
 
 # ------------------------------------------------------------------------------------------- joining

@@ -54,7 +54,9 @@ def accepted(setting: Setting) -> str:
         return f"a whole number{_limits(setting, '{:.0f}'.format)}"
     if kind is float:
         return f"a duration{EXAMPLES}{_limits(setting, format_duration)}"
-    if kind is str or kind is Secret:
+    if kind is str:
+        return "a line of text that is not empty"
+    if kind is Secret:
         return "a text that is not empty"
     return "a list, or one text with commas"
 

@@ -17,6 +17,7 @@ from hivewire.coordination.ledger.store import Store
 from hivewire.coordination.outbox import scripts
 from hivewire.coordination.outbox.boxes import order_of
 from hivewire.coordination.outbox.tables import TABLES, tables
+from hivewire.engine.outage import Outage
 from hivewire.errors import BackendError, MessageError, MigrationNeeded, SettingsError
 from hivewire.ids import new_id
 from hivewire.message import Message
@@ -136,13 +137,15 @@ class Relay:
         self._is_wanted.set()
 
     async def _run(self) -> None:
+        outage = Outage(log, "send what is in the outbox", "outbox")
         while True:
             self._is_wanted.clear()
             try:
                 sent = await self.send_some()
                 await self._clean()
+                outage.is_over()
             except BackendError as error:
-                log.warning("the relay waits for a store", extra={"error": str(error)})
+                outage.goes_on(error)
                 sent = 0
                 await asyncio.sleep(_PAUSE_S)
             except Exception:
