@@ -117,7 +117,7 @@ class Admin:
             answers: dict[str, concurrent.futures.Future[None]] = self.clients.client.create_topics(
                 list(wanted), operation_timeout=_CREATE_S, request_timeout=_CREATE_S
             )
-            await asyncio.wait([asyncio.wrap_future(answer) for answer in answers.values()])
+            await asyncio.gather(*map(asyncio.wrap_future, answers.values()), return_exceptions=True)
         return answers
 
     async def partitions(self, topic: str) -> int:
