@@ -19,9 +19,10 @@ from hivewire.llm import (
     Resilient,
     ToolCall,
     Turn,
+    Usage,
     connect_model,
 )
-from hivewire.llm.anthropic_client import _messages
+from hivewire.llm.anthropic_client import _messages, _Usage, _usage
 from hivewire.llm.failures import failure, retry_after_s
 from hivewire.rules.breaker import Breaker
 from hivewire.rules.retry import Retry
@@ -251,6 +252,13 @@ def test_results_of_tools_are_one_turn_for_anthropic() -> None:
     ]
     assert [message["role"] for message in _messages(turns)] == ["user", "assistant", "user"]
     assert [block["tool_use_id"] for block in _messages(turns)[-1]["content"]] == ["a", "b"]
+
+
+def test_what_the_end_of_a_stream_does_not_say_is_what_its_start_said() -> None:
+    started = _usage(_Usage(input_tokens=10, cache_read_input_tokens=5, output_tokens=1))
+    assert _usage(_Usage(output_tokens=7), started) == Usage(input_tokens=15, output_tokens=7)
+    assert _usage(_Usage(input_tokens=20), started) == Usage(input_tokens=20, output_tokens=1)
+    assert _usage(None, started) == started
 
 
 def test_the_clients_are_loaded_only_when_a_model_is_made() -> None:

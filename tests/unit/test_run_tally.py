@@ -95,6 +95,17 @@ def test_a_member_is_killed_in_the_middle_and_the_takeover_is_measured() -> None
     assert "taken over 1.50 s" in game.said[1]
 
 
+def test_the_killed_one_takes_nothing_over_from_itself() -> None:
+    game = Game()
+    for n in range(3):
+        game.start(f"p{n}", "1")
+        game.answer(f"p{n}")
+    game.start("p3", "1")
+    [kill] = game.tally.kills
+    game.start("p3", "1", at=kill.at - 0.001)  # news that was under way
+    assert (kill.taken_over, game.tally.takeover_s) == ({}, None)
+
+
 def test_a_kill_that_struck_nothing_is_said_and_another_one_follows() -> None:
     game = Game()
     for n in range(3):
