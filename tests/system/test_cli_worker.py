@@ -173,8 +173,9 @@ def test_a_second_signal_ends_at_once(hive: Hive, agent: str, processes: list[st
         assert "second signal" in worker.seen
 
 
-def test_the_same_signal_twice_at_once_is_one(hive: Hive) -> None:
-    with hive.running("worker", "team:slow") as worker:
+@pytest.mark.parametrize("processes", [[], ["--processes", "1"]])
+def test_the_same_signal_twice_at_once_is_one(hive: Hive, processes: list[str]) -> None:
+    with hive.running("worker", "team:slow", *processes) as worker:
         worker.until("serving")
         hive("send", "slow", "--content", "1")
         worker.until("begun")
@@ -186,13 +187,14 @@ def test_the_same_signal_twice_at_once_is_one(hive: Hive) -> None:
 
 @pytest.mark.slow
 def test_a_thread_that_never_ends_does_not_keep_the_process(hive: Hive) -> None:
-    with hive.running("worker", "team:stuck", "--grace", "200ms") as worker:
+    with hive.running("worker", "team:stuck", "--grace", "200ms", "--processes", "1") as worker:
         worker.until("serving")
         hive("send", "stuck", "--content", "1")
         worker.until("begun")
         worker.signal(signal.SIGTERM)
         assert worker.wait() == 1, worker.seen
         assert "still running after the grace time" in worker.seen
+        assert "process 1 ended with exit code 1" in worker.seen
 
 
 def test_a_killed_process_is_replaced(hive: Hive) -> None:
