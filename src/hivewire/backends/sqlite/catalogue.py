@@ -41,7 +41,8 @@ def put(
     transaction.db.execute(_PUT, (key, value, entry.version, expires_at))
     if not key.startswith(EPOCH_PREFIXES):
         return entry, None
-    return entry, transaction.db.execute(_NEXT_EPOCH).fetchall()[0][0]
+    transaction.epoch = transaction.db.execute(_NEXT_EPOCH).fetchall()[0][0]
+    return entry, transaction.epoch
 
 
 def scan(db: sqlite3.Connection, prefix: str, now: float) -> Mapping[str, Entry]:

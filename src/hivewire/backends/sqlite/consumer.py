@@ -250,13 +250,11 @@ class SQLiteConsumer(Consumer):
         return queue
 
     def _set_queue(self, transaction: Transaction, queue: int) -> None:
-        before, settled = self.queue, self._settled
+        transaction.undo.append((self._set_back, self.queue, self._settled))
         self.queue, self._settled = queue, self.backend.settled(queue)
 
-        def undo() -> None:
-            self.queue, self._settled = before, settled
-
-        transaction.undo.append(undo)
+    def _set_back(self, queue: int, settled: Settled | None) -> None:
+        self.queue, self._settled = queue, settled
 
     def take(self, transaction: Transaction, claim: Claim) -> Sequence[Fetched]:
         if self._closed:
@@ -275,7 +273,7 @@ class SQLiteConsumer(Consumer):
         for hold in holds:
             out.update(dict.fromkeys(hold.seqs, hold))
         if wanted.taken:
-            transaction.undo.append(lambda: _forget(out, wanted.taken))
+            transaction.undo.append((_forget, out, wanted.taken))
         return wanted.taken
 
     def end(self, transaction: Transaction, is_last: bool) -> None:

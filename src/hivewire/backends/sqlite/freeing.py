@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from hivewire.backends.sqlite.schema import BLOCKED, RANK, READY
-from hivewire.backends.sqlite.taking import Hold
-from hivewire.backends.sqlite.transaction import Transaction
+from hivewire.backends.sqlite.taking import NOTHING_KEPT, Hold
+from hivewire.backends.sqlite.transaction import Transaction, Undo
 
 _HEAD = (
     "UPDATE lanes SET data = iif(head = ?, data, NULL), head = ?, taken = ?, taken_to = ?, due_at = max(due_at, ?)"
@@ -48,20 +48,25 @@ class Change:
         self.hold = hold
         self.gone: list[int] = []
         """Records of it that leave the lane."""
-        self.kept: list[int] = []
+        self.kept: list[int] | tuple[()] = ()
         """Records of it that stay, and are not held any more."""
 
 
-def remembered(hold: Hold) -> Callable[[], None]:
+def remembered(hold: Hold) -> Undo:
     """What sets the run back to how it is now, should the transaction be rolled back."""
-    counted, has_holes, marked, place = hold.counted, hold.has_holes, hold.marked, hold.place
-    kept = dict(hold.kept)
+    return (
+        _set_back,
+        hold,
+        hold.counted,
+        hold.has_holes,
+        hold.marked,
+        hold.place,
+        dict(hold.kept) if hold.kept else NOTHING_KEPT,
+    )
 
-    def undo() -> None:
-        hold.counted, hold.has_holes, hold.marked, hold.place = counted, has_holes, marked, place
-        hold.kept = kept
 
-    return undo
+def _set_back(hold: Hold, counted: int, has_holes: bool, marked: bool, place: int, kept: dict[int, float]) -> None:
+    hold.counted, hold.has_holes, hold.marked, hold.place, hold.kept = counted, has_holes, marked, place, kept
 
 
 def move_heads(transaction: Transaction, queue: int, out: dict[int, Hold], changes: Sequence[Change]) -> None:

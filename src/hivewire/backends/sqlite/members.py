@@ -92,7 +92,7 @@ class Membership:
     def _set(self, transaction: Transaction, token: int) -> None:
         before = self.token
         self.token = token
-        transaction.undo.append(lambda: setattr(self, "token", before))
+        transaction.undo.append((setattr, self, "token", before))
         if token:
             transaction.lease_ended(before)
             transaction.lease_began(token)

@@ -51,7 +51,7 @@ def settle(
     refused: list[Fetched] = []
     changes: dict[int, Change] = {}
     lives: list[Life] = []
-    transaction.undo.append(lambda: _put_in_again(out, changes))
+    transaction.undo.append((_put_in_again, out, changes))
     change: Change | None = None
     for fetched in done:
         if fetched.token != token:
@@ -81,7 +81,8 @@ def settle(
             letters.bury(transaction, consumer.queue_name, fetched.record, outcome.letter)
             lives.append(name_of(fetched.record))
         else:
-            change.kept.append(seq)
+            kept = change.kept = change.kept or []
+            kept.append(seq)
             _keep(transaction, consumer.queue, hold, outcome)
     queue = transaction.queue(consumer.queue)
     if queue is not None and changes:
@@ -97,7 +98,7 @@ def give_back(transaction: Transaction, consumer: SQLiteConsumer) -> None:
     """What the engine has not settled goes back unstarted."""
     out = consumer.out
     popped = dict(out)
-    transaction.undo.append(lambda: out.update(popped))
+    transaction.undo.append((out.update, popped))
     out.clear()
     queue = transaction.queue(consumer.queue)
     if not _token(transaction, consumer) or queue is None:
@@ -108,7 +109,7 @@ def give_back(transaction: Transaction, consumer: SQLiteConsumer) -> None:
             changes[hold.lane] = Change(transaction, hold)
         if hold.marked and seq == hold.counted:  # the mark of the claim: its handler never started
             transaction.db.execute(_NOT_STARTED, (consumer.queue, hold.key))
-        hold.kept[seq] = 0.0
+        hold.keep(seq, 0.0)
     queue.in_flight -= len(popped)
     queue.dirty = True
     move_heads(transaction, queue.id, out, list(changes.values()))
@@ -137,4 +138,4 @@ def _keep(transaction: Transaction, queue: int, hold: Hold, outcome: Again | Bac
         counters = (seq, fetched.starts, fetched.failures, fetched.crashes, died, seq + 1 if again else 0)
         transaction.db.execute(_COUNT, (*counters, queue, hold.key))
         hold.counted = seq
-    hold.kept[seq] = transaction.now + outcome.delay_s if isinstance(outcome, Again) else 0.0
+    hold.keep(seq, transaction.now + outcome.delay_s if isinstance(outcome, Again) else 0.0)

@@ -37,6 +37,10 @@ _TAKE_FRESH = (
 )
 
 
+NOTHING_KEPT: dict[int, float] = {}
+"""Never written to."""
+
+
 class Hold:
     """A run of one lane that this process has taken. `counted` is the record whose counters are stored."""
 
@@ -53,8 +57,12 @@ class Hold:
         """The last record of each pack that the run touches; a lone record has none."""
         self.place = 0
         """Where in `seqs` the first record is that stays in the lane."""
-        self.kept: dict[int, float] = {}
+        self.kept = NOTHING_KEPT
         """Settled as Again or Back: they stay. The value is when the lane is due."""
+
+    def keep(self, seq: int, due_at: float) -> None:
+        self.kept = self.kept or {}
+        self.kept[seq] = due_at
 
 
 class Wanted:
@@ -220,7 +228,7 @@ def _take_lane(transaction: Transaction, hold: Hold, row: _Row, wanted: Wanted, 
             hold.lasts.append(last)
         if taken_to < last:
             packs.keep(hold.lane, first, records)
-            transaction.undo.append(packs.forget)  # a pack that was not committed may come to be another one
+            transaction.undo.append((packs.forget,))  # a pack that was not committed may come to be another one
         if wanted.left <= 0 or wanted.bytes <= 0:
             break
         if more is None:

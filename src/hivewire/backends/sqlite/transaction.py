@@ -26,6 +26,7 @@ _SETTLED = "INSERT INTO settled(queue, block, at, number, ids) VALUES (?, ?, ?, 
 _LEASE = "SELECT lease_until FROM members WHERE id = ?"
 
 _MOST_RECENT_BYTES = 1_000
+_MOST_KNOWN = 1_000
 
 Life = str | tuple[str, int]
 """As `record.life` names them."""
@@ -50,6 +51,9 @@ def with_block(data: bytes, block: Block) -> bytes:
 def name_of(record: Record) -> Life:
     return (record.id, record.replay) if record.replay else record.id
 
+
+Undo = tuple[Any, ...]
+"""A function and what it is called with."""
 
 Run = tuple[list[Record], float]
 """Records that were stored at the same time."""
@@ -95,15 +99,64 @@ class Queue(msgspec.Struct):
         else:
             self.pending.append((list(records), stored_at))
 
+    def is_written(self) -> None:
+        """What was to be written is in the file."""
+        self.dirty = False
+        if self.pending:
+            self.pending = []
+        if self.settled:
+            self.settled = []
+        if self.fresh:
+            self.fresh = {}
+        if self.gone:
+            self.gone = set()
+        self.kept_back = 0
+
     def spec(self) -> QueueSpec:
         return QueueSpec(name=self.name, mode=self.mode, shards=self.shards, cap=self.cap)
+
+
+class Known:
+    """The rows of `queues`, and the catalogue's epoch, as this connection has read or written them last. They are true
+    as long as nobody else has committed, which SQLite tells."""
+
+    __slots__ = ("_version", "by_id", "by_name", "epoch")
+
+    def __init__(self) -> None:
+        self._version = 0
+        self.epoch: int | None = None
+        self.by_id: dict[int, Queue] = {}
+        self.by_name: dict[str, Queue] = {}
+
+    def check(self, db: sqlite3.Connection) -> None:
+        """Within a transaction that may write, so that no other commit can come between."""
+        version: int = db.execute("PRAGMA data_version").fetchone()[0]
+        if version != self._version:
+            self.forget()
+            self._version = version
+
+    def forget(self) -> None:
+        self._version, self.epoch = 0, None
+        self.by_id.clear()
+        self.by_name.clear()
+
+    def keep(self, queues: Sequence[Queue], epoch: int | None) -> None:
+        """They were committed."""
+        self.epoch = epoch
+        if len(self.by_id) + len(queues) > _MOST_KNOWN:
+            self.by_id.clear()
+            self.by_name.clear()
+        for queue in queues:
+            queue.is_written()
+            self.by_id[queue.id] = self.by_name[queue.name] = queue
 
 
 class Transaction:
     """Everything that is changed in memory is undone by `undo` when the transaction is rolled back."""
 
-    def __init__(self, db: sqlite3.Connection) -> None:
+    def __init__(self, db: sqlite3.Connection, known: Known) -> None:
         self.db = db
+        self._known = known
         self.now = time.time()
         self.boot = lease_clock()
         self.epoch: int | None = None
@@ -113,7 +166,7 @@ class Transaction:
         """Queues that have new lanes, not written yet, for those who wait."""
         self.only_filled: set[int] = set()
         """Of these, the ones in which nobody who waits needs to look for other lanes."""
-        self.undo: list[Callable[[], object]] = []
+        self.undo: list[Undo] = []
         self.committed: list[Callable[[], None]] = []
         """Called on the event loop after the commit."""
         self.settled: list[tuple[int, int, list[Life]]] = []
@@ -122,15 +175,24 @@ class Transaction:
         self._by_name: dict[str, Queue] = {}
         self._leases: dict[int, bool] = {}
 
+    def begun(self) -> None:
+        self._known.check(self.db)
+        self.epoch = self._known.epoch
+
     # -- queues
 
     def queue(self, id_: int) -> Queue | None:
         if id_ in self._by_id:
             return self._by_id[id_]
-        return self._load(_QUEUE_BY_ID, id_)
+        return self._use(self._known.by_id.get(id_)) or self._load(_QUEUE_BY_ID, id_)
 
     def queue_named(self, name: str) -> Queue | None:
-        return self._by_name.get(name) or self._load(_QUEUE_BY_NAME, name)
+        return self._by_name.get(name) or self._use(self._known.by_name.get(name)) or self._load(_QUEUE_BY_NAME, name)
+
+    def _use(self, queue: Queue | None) -> Queue | None:
+        if queue is not None:
+            self._by_id[queue.id] = self._by_name[queue.name] = queue
+        return queue
 
     def _load(self, statement: str, by: int | str) -> Queue | None:
         row = self.db.execute(statement, (by,)).fetchone()
@@ -139,20 +201,20 @@ class Transaction:
                 self._by_id[by] = None
             return None
         self.epoch = row[12]
-        queue = Queue(*row[:12])
-        self._by_id[queue.id] = self._by_name[queue.name] = queue
-        return queue
+        return self._use(Queue(*row[:12]))
 
     def make_queue(self, spec: QueueSpec) -> Queue:
         row = (spec.name, spec.mode, spec.shards, spec.cap, self.now)
         id_ = self.db.execute(_MAKE_QUEUE, row).lastrowid or 0
         queue = Queue(id_, spec.name, spec.mode, spec.shards, spec.cap, 0, 0, 0, 0, 0, 0, b"")
-        self._by_id[id_] = self._by_name[spec.name] = queue
+        self._use(queue)
         return queue
 
     def forget_queue(self, queue: Queue) -> None:
         self._by_id[queue.id] = None
         self._by_name.pop(queue.name, None)
+        self._known.by_id.pop(queue.id, None)
+        self._known.by_name.pop(queue.name, None)
 
     def lanes_gone(self, id_: int, keys: Sequence[str]) -> None:
         queue = self.queue(id_)
@@ -183,21 +245,31 @@ class Transaction:
     # -- the end
 
     def write_back(self) -> None:
+        rows: list[tuple[int | bytes, ...]] = []
         for queue in self.touched():
             if queue.settled:
-                queue.blocks += 1
-                queue.recent = with_block(queue.recent, (queue.blocks, self.now, queue.settled))
-                self.settled.append((queue.id, queue.blocks, queue.settled))
-                if len(queue.recent) > _MOST_RECENT_BYTES:
-                    number = sum(len(lives) for _, _, lives in blocks_in(queue.recent))
-                    self.db.execute(_SETTLED, (queue.id, queue.blocks, self.now, number, queue.recent))
-                    queue.recent = b""
+                self._write_settled(queue)
             if queue.dirty:
                 counts = (queue.seq, queue.held, queue.in_flight, queue.scheduled, queue.dead, queue.blocks)
-                self.db.execute(_SAVE_QUEUE, (*counts, queue.recent, queue.id))
+                rows.append((*counts, queue.recent, queue.id))
+        if rows:
+            self.db.executemany(_SAVE_QUEUE, rows)
+
+    def _write_settled(self, queue: Queue) -> None:
+        queue.blocks += 1
+        queue.recent = with_block(queue.recent, (queue.blocks, self.now, queue.settled))
+        self.settled.append((queue.id, queue.blocks, queue.settled))
+        if len(queue.recent) > _MOST_RECENT_BYTES:
+            number = sum(len(lives) for _, _, lives in blocks_in(queue.recent))
+            self.db.execute(_SETTLED, (queue.id, queue.blocks, self.now, number, queue.recent))
+            queue.recent = b""
+
+    def is_committed(self) -> None:
+        self._known.keep(self.touched(), self.epoch)
 
     def roll_back(self) -> None:
-        for undo in reversed(self.undo):
-            undo()
+        self._known.forget()
+        for function, *arguments in reversed(self.undo):
+            function(*arguments)
         if self.db.in_transaction:
             self.db.execute("ROLLBACK")

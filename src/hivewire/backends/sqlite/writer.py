@@ -8,13 +8,13 @@ import logging
 import sqlite3
 import threading
 from collections.abc import Callable, Sequence
-from functools import partial
+from operator import setitem
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, ClassVar, Protocol
 
 from hivewire.backends.sqlite import file, storing, trouble
-from hivewire.backends.sqlite.transaction import Transaction
+from hivewire.backends.sqlite.transaction import Known, Transaction
 from hivewire.errors import Closed
 
 log = logging.getLogger(__name__)
@@ -86,6 +86,7 @@ class Writer:
         self._parked: dict[int, list[Waiting]] = {}
         self._attempting: Waiting | None = None
         self._file = file.File(path)
+        self._known = Known()
         self._stopping = False
         self._ended = asyncio.Event()
         self._thread = threading.Thread(target=self._run, name="hivewire-sqlite-writer", daemon=True)
@@ -219,12 +220,14 @@ class Writer:
         db = self._file.connection()
         if is_new:
             self._level = ""
+            self._known.forget()
         durable = any(isinstance(item, Operation) and item.durable for item in operations)
         self._synchronous(db, "FULL" if durable and self._full else "NORMAL")
         self._file.begin(file.PATIENCE_S if self.trouble is None else _PATIENCE_IN_TROUBLE_S)
-        transaction = Transaction(db)
+        transaction = Transaction(db, self._known)
         outcomes: list[Outcome] = []
         try:
+            transaction.begun()
             for item in operations:
                 if isinstance(item, Operation):
                     outcomes.append((item, item.function(transaction, *item.arguments), None))
@@ -238,6 +241,7 @@ class Writer:
         except BaseException:
             transaction.roll_back()
             raise
+        transaction.is_committed()
         self.on_settled(transaction)
         # First, so that who is told that a life of his is over has nothing yet of what the next one took.
         return [*((callback, None, None) for callback in transaction.committed), *outcomes]
@@ -249,25 +253,28 @@ class Writer:
         transaction.only_filled = transaction.filled - looked_for
         for queue in looked_for | transaction.filled:
             waiting = self._parked.get(queue)
-            while waiting:
-                if waiting[0].dead:
-                    waiting.pop(0)
-                    continue
-                self._attempting = waiting[0]
-                taken = waiting[0].attempt(transaction)
-                self._attempting = None
-                if not taken:
-                    break
-                outcomes.append((self._unpark(transaction, waiting), taken, None))
-            if waiting is not None and not waiting:
-                del self._parked[queue]
-                transaction.undo.append(partial(self._parked.setdefault, queue, waiting))
+            if waiting is None:
+                continue
+            served = 0
+            for first in waiting:
+                if not first.dead:
+                    self._attempting = first
+                    taken = first.attempt(transaction)
+                    self._attempting = None
+                    if not taken:
+                        break
+                    outcomes.append((first, taken, None))
+                served += 1
+            self._unpark(transaction, queue, waiting, served)
         return outcomes
 
-    def _unpark(self, transaction: Transaction, waiting: list[Waiting]) -> Waiting:
-        first = waiting.pop(0)
-        transaction.undo.append(lambda: waiting.insert(0, first))
-        return first
+    def _unpark(self, transaction: Transaction, queue: int, waiting: list[Waiting], served: int) -> None:
+        if served == len(waiting):
+            del self._parked[queue]
+        elif served:
+            self._parked[queue] = waiting[served:]
+        if served:
+            transaction.undo.append((setitem, self._parked, queue, waiting))
 
     def _synchronous(self, db: sqlite3.Connection, level: str) -> None:
         if level != self._level:
