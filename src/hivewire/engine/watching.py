@@ -46,7 +46,7 @@ class Watch:
         return self._limit_s if own is None else own
 
     def begun(self, delivery: EngineDelivery, now: float) -> None:
-        self._look_by(now + (self.limit_s(delivery) if delivery.fetched.marked else MARK_AFTER_S))
+        self._look_by(now + min(self.limit_s(delivery), MARK_AFTER_S))
 
     def taken_ahead(self) -> None:
         """More lanes are here than slots are free."""

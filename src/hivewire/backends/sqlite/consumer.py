@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from hivewire.backend import Consumer, Fetched, Ownership, QueueSpec, Unfinished
+from hivewire.backend import Consumer, Fetched, Ownership, QueueSpec, Told, Unfinished
 from hivewire.backends.sqlite import settling
 from hivewire.backends.sqlite.members import Membership
 from hivewire.backends.sqlite.memory import Settled
@@ -100,15 +100,11 @@ class Asked(Claim):
 class ClaimNow(Operation):
     """A fetch that does not wait."""
 
-    __slots__ = ("claim",)
+    __slots__ = ()
     hands_out: ClassVar[bool] = True
 
     def __init__(self, claim: Fetching) -> None:
-        super().__init__(claim.future, claim.once, (), durable=False)
-        self.claim = claim
-
-    def deliver(self, value: Any, error: BaseException | None) -> None:
-        self.claim.deliver(value, error)
+        super().__init__(claim.deliver, claim.once, (), durable=False)
 
 
 class SQLiteConsumer(Consumer):
@@ -207,12 +203,12 @@ class SQLiteConsumer(Consumer):
         return refused
 
     async def settle(self, done: Sequence[Fetched], rest: Sequence[Unfinished] = ()) -> Sequence[Fetched]:
-        return await self.settle_soon(done, rest)
+        refused: Sequence[Fetched] = await self._do(settling.settle, done, rest)
+        return refused
 
-    def settle_soon(
-        self, done: Sequence[Fetched], rest: Sequence[Unfinished] = ()
-    ) -> asyncio.Future[Sequence[Fetched]]:
-        return self._do(settling.settle, done, rest)
+    def settle_soon(self, done: Sequence[Fetched], rest: Sequence[Unfinished], told: Told) -> None:
+        self.backend.check_usable()
+        self.backend.writer.put(Operation(told, settling.settle, (self, done, rest), durable=True))
 
     def _do(self, function: Any, *arguments: Any, durable: bool = True) -> asyncio.Future[Any]:
         self.backend.check_usable()

@@ -8,6 +8,7 @@ import logging
 import sqlite3
 import threading
 from collections.abc import Callable, Sequence
+from functools import partial
 from operator import setitem
 from pathlib import Path
 from queue import SimpleQueue
@@ -26,26 +27,32 @@ _TURNS_TO_SETTLE = (1, 2, 3)
 
 
 class Operation:
-    """Something to do inside a transaction; its result goes to `future`."""
+    """Something to do inside a transaction; `deliver` is called with what it returned, or with what went wrong."""
 
-    __slots__ = ("arguments", "durable", "function", "future")
+    __slots__ = ("arguments", "deliver", "durable", "function")
     hands_out: ClassVar[bool] = False
 
     def __init__(
-        self, future: asyncio.Future[Any], function: Callable[..., Any], arguments: tuple[Any, ...], durable: bool
+        self,
+        deliver: Callable[[Any, BaseException | None], None],
+        function: Callable[..., Any],
+        arguments: tuple[Any, ...],
+        *,
+        durable: bool,
     ) -> None:
-        self.future = future
+        self.deliver = deliver
         self.function = function
         self.arguments = arguments
         self.durable = durable
 
-    def deliver(self, value: Any, error: BaseException | None) -> None:
-        if self.future.done():
-            return
-        if error is None:
-            self.future.set_result(value)
-        else:
-            self.future.set_exception(error)
+
+def _answer(future: asyncio.Future[Any], value: Any, error: BaseException | None) -> None:
+    if future.done():
+        return
+    if error is None:
+        future.set_result(value)
+    else:
+        future.set_exception(error)
 
 
 class Waiting(Protocol):
@@ -96,7 +103,7 @@ class Writer:
 
     def submit(self, function: Callable[..., Any], *arguments: Any, durable: bool = True) -> asyncio.Future[Any]:
         future: asyncio.Future[Any] = self._loop.create_future()
-        self.put(Operation(future, function, arguments, durable))
+        self.put(Operation(partial(_answer, future), function, arguments, durable=durable))
         return future
 
     def park(self, waiting: Waiting) -> None:
@@ -165,12 +172,15 @@ class Writer:
         for target, value, error in outcomes:
             if isinstance(target, tuple):
                 continue
-            if callable(target):
-                target()
-            else:
-                if target.hands_out and error is None:
-                    self._handed_out += len(value)  # before: who is told may ask for more at once
-                target.deliver(value, error)
+            try:
+                if callable(target):
+                    target()
+                else:
+                    if target.hands_out and error is None:
+                        self._handed_out += len(value)  # before: who is told may ask for more at once
+                    target.deliver(value, error)
+            except Exception:  # the others must be told
+                log.exception("who waited for the file failed when told")
 
     def _take_in(self, burst: list[Any]) -> list[Outcome]:
         operations: list[Any] = []
