@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 
 import pytest
@@ -151,7 +152,7 @@ def test_a_long_lane_that_is_not_blocked_keeps_all() -> None:
 def test_a_lane_with_parked_records_stays_when_the_others_are_finished() -> None:
     lanes = holding(record(1))
     lane = take(lanes)
-    lane.parked.append(2)
+    lane.parked = deque([2])
     assert lanes.finished(lane) is False
     assert len(lanes) == 1
 
@@ -309,7 +310,7 @@ def test_giving_back_leaves_what_is_taken_or_blocked_and_may_leave_one_shard() -
 def test_a_detached_lane_forgets_what_was_parked() -> None:
     lanes = Lanes()
     lane = lanes.add_closed(record(0))
-    lanes.add(record(number) for number in range(1, LONG_LANE + 2))
+    lanes.add([record(number) for number in range(1, LONG_LANE + 2)])
     assert list(lane.parked) == [LONG_LANE, LONG_LANE + 1]
     lanes.detach(lane)
     assert (places(lane), list(lane.parked)) == ([0], [])
@@ -320,3 +321,58 @@ def test_priorities_count_again_after_all_was_taken() -> None:
     assert all_places(lanes) == [[0]]
     lanes.add([record(1, "b", priority=1), record(2, "c", priority=9)])
     assert all_places(lanes) == [[2], [1]]
+
+
+def _nothing(lanes: Lanes) -> None:
+    return
+
+
+def _waiting(lanes: Lanes) -> None:
+    lanes.add([record(0)])
+
+
+def _taken(lanes: Lanes) -> None:
+    lanes.add([record(0)])
+    take(lanes)
+
+
+def _blocked(lanes: Lanes) -> None:
+    lanes.add([record(0)])
+    lanes.block(take(lanes))
+
+
+def _parked(lanes: Lanes) -> None:
+    lane = lanes.add_closed(record(0))
+    lane.parked = deque([1])
+    lanes.unblock(lane)
+
+
+def _resting(lanes: Lanes) -> None:
+    lanes.rest({3})
+
+
+@pytest.mark.parametrize("before", [_nothing, _waiting, _taken, _blocked, _parked, _resting])
+@pytest.mark.parametrize("number", [2, LONG_LANE + 2])
+def test_a_run_of_one_key_is_put_where_each_would_be(before: Callable[[Lanes], None], number: int) -> None:
+    run = [record(100 + place, shard=3) for place in range(number)]
+    at_once, one_by_one = Lanes(), Lanes()
+    for lanes in (at_once, one_by_one):
+        before(lanes)
+    at_once.add(run)
+    for fetched in run:
+        one_by_one.add([fetched])
+    assert (len(at_once), at_once.held, at_once.active) == (len(one_by_one), one_by_one.held, one_by_one.active)
+    ours, theirs = at_once.next_lane(), one_by_one.next_lane()
+    assert (ours is None) is (theirs is None)
+    if ours is not None and theirs is not None:
+        assert (ours.shard, places(ours), list(ours.parked)) == (theirs.shard, places(theirs), list(theirs.parked))
+    for lanes in (at_once, one_by_one):
+        lanes.go_on({3})
+    assert all_places(at_once) == all_places(one_by_one)
+    ends = [[(places(lane), list(lane.parked)) for lane in lanes.end({0, 3})] for lanes in (at_once, one_by_one)]
+    assert ends[0] == ends[1]
+
+
+def test_in_competing_mode_a_run_of_one_key_is_many_lanes() -> None:
+    lanes = holding(record(1), record(2), competing=True)
+    assert all_places(lanes) == [[1], [2]]

@@ -167,11 +167,11 @@ class Crew(Taker):
             while waiting and lane.grip == grip and not (lane.halted or self._stopping):
                 fetched = waiting[0]
                 message = plain(fetched)
-                is_fresh = message is not None and slot.at < slot.look_at and message.type == slot.accepted
-                if message is None or floor.alone or not (is_fresh or self._is_fit(slot, lane, message)):
-                    message = await self._looked_at(slot, lane, fetched, message)
-                    if message is None:
-                        continue
+                if message is None or slot.at >= slot.look_at or message.type != slot.accepted or floor.alone:
+                    if message is None or floor.alone or not self._begins(slot, lane, fetched, message):
+                        message = await self._looked_at(slot, lane, fetched, message)
+                        if message is None:
+                            continue
                 elif not fetched.marked:
                     fetched.starts += 1
                 delivery = slot.delivery = EngineDelivery(inbox, lane, fetched, message)
@@ -202,16 +202,18 @@ class Crew(Taker):
             if waiting and lane.grip == grip:
                 inbox.outcomes.put_back(lane)
 
-    def _is_fit(self, slot: Slot, lane: Lane, message: Message) -> bool:
-        """Whether its type is accepted and the lane still ours: asked of a few, and remembered for a moment."""
-        return self.inbox.admission.types.accepts(message.type) and self._is_ours(slot, lane, message)
+    def _begins(self, slot: Slot, lane: Lane, fetched: Fetched, message: Message) -> bool:
+        """Whether its handler may start at once, which is counted then: asked now and then, and for each new type."""
+        return self.inbox.admission.types.accepts(message.type) and self._is_ours(slot, lane, fetched, message)
 
-    def _is_ours(self, slot: Slot, lane: Lane, message: Message) -> bool:
+    def _is_ours(self, slot: Slot, lane: Lane, fetched: Fetched, message: Message) -> bool:
         if slot.at >= slot.look_at:  # a process that was frozen finds that time has passed
             if not self.inbox.held.holds(lane):
                 return False
             slot.look_at = slot.at + _LOOK_EVERY_S
         slot.accepted = message.type
+        if not fetched.marked:
+            fetched.starts += 1
         return True
 
     async def _looked_at(self, slot: Slot, lane: Lane, fetched: Fetched, message: Message | None) -> Message | None:
@@ -225,11 +227,7 @@ class Crew(Taker):
             may_start = await self._may_start(fetched, lane)
             slot.at = self._time()
             return message if may_start else None
-        if not self._is_ours(slot, lane, message):
-            return None
-        if not fetched.marked:
-            fetched.starts += 1
-        return message
+        return message if self._is_ours(slot, lane, fetched, message) else None
 
     async def _admit(self, lane: Lane) -> Message | None:
         try:

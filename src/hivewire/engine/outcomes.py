@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import traceback
+from collections import deque
 from collections.abc import Callable, Sequence, Set
 from itertools import islice
+from operator import attrgetter
 from typing import Final
 
 from hivewire.backend import Again, Back, Dead, Unfinished
@@ -20,6 +22,7 @@ from hivewire.rules.retry import Retry
 
 log = logging.getLogger(__name__)
 
+_seen = attrgetter("seen")
 _QUEUE_FULL_DELAY_S: Final = 0.2
 _REFETCH_RETRY_S: Final = 0.05
 
@@ -103,8 +106,9 @@ class Outcomes(Book):
                 log.warning("cannot take parked messages yet", extra={"queue": held.queue, "error": str(error)})
                 await asyncio.sleep(_REFETCH_RETRY_S)
                 continue
-            for _ in positions:
-                lane.parked.popleft()
+            if isinstance(lane.parked, deque):
+                for _ in positions:
+                    lane.parked.popleft()
             if held.shards is not None:
                 batch = held.shards.accept(batch)[0]
             lane.waiting.extend(batch)
@@ -255,7 +259,7 @@ class Outcomes(Book):
 
     def stored(self, done: Sequence[Fetched], rest: Sequence[Unfinished], refused: Set[int]) -> None:
         held = self.held
-        held.metrics.acked += len(done) - sum([fetched.seen for fetched in done])
+        held.metrics.acked += len(done) - sum(map(_seen, done))
         if refused:
             held.metrics.acked -= sum(id(fetched) in refused and not fetched.seen for fetched in done)
         for outcome in rest:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
+from operator import attrgetter
 from typing import Final
 
 import msgspec
@@ -29,7 +30,7 @@ class Lane(msgspec.Struct, eq=False):
     key: str
     shard: int
     waiting: deque[Fetched] = msgspec.field(default_factory=deque)
-    parked: deque[int | str] = msgspec.field(default_factory=deque)
+    parked: deque[int | str] | tuple[()] = ()
     grip: int = 0
     taken: bool = False
     blocked: bool = False
@@ -46,7 +47,8 @@ class Lane(msgspec.Struct, eq=False):
     def put_behind(self, fetched: Fetched) -> None:
         """Behind what is parked or holds up the rest; a long lane keeps no more bodies."""
         if self.parked or len(self.waiting) >= LONG_LANE:
-            self.parked.append(fetched.at)
+            parked = self.parked = self.parked or deque()
+            parked.append(fetched.at)
         else:
             self.waiting.append(fetched)
 
@@ -55,6 +57,7 @@ def _priority(lane: Lane) -> int:
     return lane.waiting[0].record.priority
 
 
+_key = attrgetter("record.key")
 _NO_SHARDS: Final[frozenset[int]] = frozenset()
 
 
@@ -90,8 +93,11 @@ class Lanes:
         """Records that could be handled: those of blocked lanes do not count."""
         return sum(len(lane.waiting) for lane in self._lanes.values() if not lane.blocked)
 
-    def add(self, batch: Iterable[Fetched]) -> None:
+    def add(self, batch: Sequence[Fetched]) -> None:
         lanes, competing = self._lanes, self.competing
+        if not competing and len(batch) > 1 and len(set(map(_key, batch))) == 1:
+            self._add_run(batch)
+            return
         last: str | None = None
         put: Callable[[Fetched], object]
         for fetched in batch:
@@ -109,6 +115,21 @@ class Lanes:
                 put = lane.put_behind if lane.parked or lane.blocked else lane.waiting.append
             put(fetched)
 
+    def _add_run(self, run: Sequence[Fetched]) -> None:
+        """Records of one key."""
+        first = run[0]
+        lane = self._lanes.get(first.record.key)
+        if lane is None:
+            lane = self._lanes[first.record.key] = Lane(first.record.key, first.shard)
+            lane.waiting.extend(run)
+            lane.halted = first.shard in self._resting
+            self._make_ready(lane)
+        elif lane.parked or lane.blocked:
+            for fetched in run:
+                lane.put_behind(fetched)
+        else:
+            lane.waiting.extend(run)
+
     def add_closed(self, fetched: Fetched) -> Lane:
         """The first record of its key, which runs at another member: its lane is blocked."""
         key = fetched.record.key
@@ -125,7 +146,7 @@ class Lanes:
         first = lane.waiting[0]
         lane.waiting.clear()
         lane.waiting.append(first)
-        lane.parked.clear()
+        lane.parked = ()
         if self._lanes.get(lane.key) is lane:
             del self._lanes[lane.key]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sqlite3
 import sys
 from collections.abc import Container, Mapping, Sequence
+from operator import attrgetter
 
 import msgspec
 
@@ -34,6 +35,10 @@ _DUE = "SELECT id, queue, stored_at, data FROM scheduled WHERE due_at <= ? ORDER
 _UNSCHEDULE = "DELETE FROM scheduled WHERE id = ?"
 _SET_MODE = "UPDATE queues SET mode = ? WHERE id = ?"
 
+_row = attrgetter("id", "key", "body", "type", "sender", "ttl_s", "priority", "replay")
+_kind = attrgetter("ttl_s", "priority")
+_key = attrgetter("key")
+_body = attrgetter("body")
 _Row = tuple[str, str, bytes, str, str, float | None, int, int]
 _Pack = tuple[int, int, int, float, float | None, int, bytes]
 _Lane = tuple[int, str, int, int, int, float, bytes | None]
@@ -44,7 +49,7 @@ _decoder = msgspec.msgpack.Decoder(list[_Row])
 
 
 def pack(records: Sequence[Record]) -> bytes:
-    return _encoder.encode([(r.id, r.key, r.body, r.type, r.sender, r.ttl_s, r.priority, r.replay) for r in records])
+    return _encoder.encode(list(map(_row, records)))
 
 
 def unpack(data: bytes) -> list[Record]:
@@ -177,7 +182,31 @@ def write_fresh(transaction: Transaction) -> None:
             transaction.db.executemany(_MAKE_LANE, [lane for lane, _, _ in queue.fresh.values()])
 
 
+def _keep_lone_back(transaction: Transaction, queue: Queue) -> bool:
+    """`_flush_queue` of a single record that begins a lane by itself and is waited for. False: it is not that kind."""
+    records, stored_at = queue.pending[0]
+    record = records[0]
+    if len(queue.pending) > 1 or len(records) > 1 or record.ttl_s is not None:
+        return False
+    key = record.id if queue.mode == "competing" else record.key
+    data = pack((record,))
+    if len(data) > _MOST_BYTES_IN_LANE or (key not in queue.gone and _there(transaction.db, queue.id, [key])):
+        return False
+    queue.pending = []
+    queue.seq = seq = queue.seq + 1
+    queue.dirty = True
+    id_ = (queue.id << LANE_BITS) + seq
+    row = (id_, key, seq, *_NO_ATTEMPTS, seq, seq, stored_at, [record], False, True)
+    queue.fresh[id_] = ((queue.id, key, id_, -record.priority, seq, stored_at, data), row, 1)
+    queue.kept_back += 1
+    queue.gone.clear()
+    transaction.filled.add(queue.id)
+    return True
+
+
 def _flush_queue(transaction: Transaction, queue: Queue, is_waited_for: bool) -> None:
+    if is_waited_for and _keep_lone_back(transaction, queue):
+        return
     pending, queue.pending = queue.pending, []
     lanes = _by_key(pending, competing=queue.mode == "competing")
     seq = queue.seq + 1
@@ -219,7 +248,7 @@ def _by_key(pending: list[Run], *, competing: bool) -> dict[str, list[Run]]:
     """The records of each lane, in the order in which they came."""
     first = pending[0][0]
     if len(pending) == 1 and (len(first) == 1 or not competing):
-        keys = {record.id if competing else record.key for record in first}
+        keys = {first[0].id} if competing else set(map(_key, first))
         if len(keys) == 1:
             return {keys.pop(): pending}
     lanes: dict[str, list[Run]] = {}
@@ -295,8 +324,7 @@ def _parts(records: list[Record]) -> list[list[Record]]:
     """As they fit into packs: of one priority and one time to live."""
     if len(records) == 1:
         return [records]
-    kinds = {(record.ttl_s, record.priority, len(record.body) <= _SHORT) for record in records}
-    if len(kinds) == 1 and len(records[0].body) <= _SHORT:
+    if len(set(map(_kind, records))) == 1 and max(map(len, map(_body, records))) <= _SHORT:
         return [records[start : start + _MOST_IN_PACK] for start in range(0, len(records), _MOST_IN_PACK)]
     parts: list[list[Record]] = []
     start, size = 0, 0

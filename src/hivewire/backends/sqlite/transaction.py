@@ -173,6 +173,7 @@ class Transaction:
         """The blocks that were written: queue, number, lives."""
         self._by_id: dict[int, Queue | None] = {}
         self._by_name: dict[str, Queue] = {}
+        self._touched: list[Queue] = []
         self._leases: dict[int, bool] = {}
 
     def begun(self) -> None:
@@ -192,6 +193,7 @@ class Transaction:
     def _use(self, queue: Queue | None) -> Queue | None:
         if queue is not None:
             self._by_id[queue.id] = self._by_name[queue.name] = queue
+            self._touched.append(queue)
         return queue
 
     def _load(self, statement: str, by: int | str) -> Queue | None:
@@ -212,6 +214,7 @@ class Transaction:
 
     def forget_queue(self, queue: Queue) -> None:
         self._by_id[queue.id] = None
+        self._touched.remove(queue)
         self._by_name.pop(queue.name, None)
         self._known.by_id.pop(queue.id, None)
         self._known.by_name.pop(queue.name, None)
@@ -222,7 +225,7 @@ class Transaction:
             queue.gone.update(keys)
 
     def touched(self) -> list[Queue]:
-        return [queue for queue in self._by_id.values() if queue is not None]
+        return self._touched
 
     # -- leases
 

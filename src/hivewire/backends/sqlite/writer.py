@@ -192,7 +192,7 @@ class Writer:
                 self._parked.setdefault(item.queue, []).append(item)
                 fresh.add(item.queue)
         outcomes = self._burst(operations, fresh) if burst else []
-        if any(queue in self._parked for queue in fresh):
+        if not fresh.isdisjoint(self._parked):
             self.on_parked()
         return outcomes
 
