@@ -1,0 +1,117 @@
+"""The SQLite driver: what it remembers of the file's queues is never older than the file."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from hivewire.backend import Append, Fetched, QueueSpec, Room
+from hivewire.backends.sqlite import SQLiteBackend
+from hivewire.backends.sqlite.transaction import Transaction
+from hivewire.errors import BackendError
+from tests.unit.sqlite_driver import Owner, member, opened, put, record, texts
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "q.db"
+
+
+async def held(backend: SQLiteBackend) -> int:
+    depth = await backend.depth("q")
+    return depth.ready + depth.in_flight
+
+
+async def test_what_another_process_has_written_is_read_anew(path: Path) -> None:
+    async with opened(path) as one, opened(path) as other:
+        for number in range(0, 12, 2):
+            await put(one, "q", "k", number)
+            await put(other, "q", "k", number + 1)
+        assert await held(one) == 12
+        consumer = await other.consume("q", member(), Owner())
+        taken = await consumer.fetch(100, 0)
+        assert texts(taken) == [str(number) for number in range(12)]
+        await consumer.settle(taken[:5])
+        await put(one, "q", "k", 12)
+        assert await held(one) == 8
+        await consumer.settle(taken[5:])
+        assert await held(other) == 1
+
+
+async def test_the_epoch_of_another_process_is_seen(path: Path) -> None:
+    async with opened(path) as one, opened(path) as other:
+        await put(one, "q", "k", 1)
+        await other.put("agent/a", b"takes all", 0)
+        await put(one, "q", "k", 2)
+        assert one.epoch == other.epoch > 0
+        await one.put("agent/b", b"takes all", 0)
+        seen = one.epoch
+        await put(one, "q", "k", 3)
+        assert one.epoch == seen == other.epoch + 1
+
+
+def _fail(transaction: Transaction) -> None:
+    queue = transaction.queue_named("q")
+    assert queue is not None
+    queue.held += 1_000
+    queue.dirty = True
+    raise ValueError("no good")
+
+
+async def test_what_was_rolled_back_is_forgotten(path: Path) -> None:
+    async with opened(path) as backend:
+        await put(backend, "q", "k", 1, 2)
+        for _ in range(2):
+            failed = backend.writer.submit(_fail)
+            stored = backend.append_soon("q", record("k", "3"), Room.CAP)
+            assert stored is not None
+            with pytest.raises(BackendError):
+                await failed
+            assert await stored is None
+        assert await held(backend) == 4
+        consumer = await backend.consume("q", member(), Owner())
+        assert texts(await consumer.fetch(9, 0)) == ["1", "2", "3", "3"]
+
+
+async def test_a_queue_that_was_dropped_is_not_remembered(path: Path) -> None:
+    async with opened(path) as backend:
+        first = await backend.declare(QueueSpec(name="q", cap=3))
+        await put(backend, "q", "k", 1)
+        await backend.drop_queue("q")
+        assert first != await backend.declare(QueueSpec(name="q", cap=5))
+        await put(backend, "q", "k", 2)
+        assert await held(backend) == 1
+
+
+async def test_more_queues_than_are_remembered(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hivewire.backends.sqlite.transaction._MOST_KNOWN", 3)
+    async with opened(path) as backend:
+        names = [f"q{number}" for number in range(8)]
+        for number in range(3):
+            assert not await backend.append([Append(name, [record("k", str(number))]) for name in names])
+            assert not await backend.append([Append(names[number], [record("k", "more")])])
+        for place, name in enumerate(names):
+            consumer = await backend.consume(name, member(), Owner())
+            sent = ["0", "1", "2"]
+            if place < 3:
+                sent.insert(place + 1, "more")
+            assert texts(await consumer.fetch(9, 0)) == sent
+
+
+async def test_who_fails_when_told_keeps_it_from_nobody(path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    async with opened(path) as backend:
+        await put(backend, "q", "k", 1)
+        consumer = await backend.consume("q", member(), Owner())
+        taken = await consumer.fetch(1, 0)
+
+        def fails(refused: Sequence[Fetched], error: BaseException | None) -> None:
+            raise RuntimeError("told")
+
+        consumer.settle_soon(taken, (), fails)
+        async with asyncio.timeout(5):
+            await put(backend, "q", "k", 2)
+        assert [entry.message for entry in caplog.records] == ["who waited for the file failed when told"]
+        assert await held(backend) == 1
