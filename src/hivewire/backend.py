@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Hashable, Mapping, Sequence, Set
+from collections.abc import Collection, Hashable, Mapping, Sequence, Set
 from typing import ClassVar
 from uuid import uuid4
 
@@ -139,9 +139,6 @@ class Ownership(ABC):
         one shard, 0: the member's lease ended."""
 
 
-Told = Callable[[Sequence[Fetched], BaseException | None], None]
-
-
 class Consumer(ABC):
     """One member's part of one queue."""
 
@@ -176,8 +173,10 @@ class Consumer(ABC):
         """`settle`, if `instant`."""
         raise NotImplementedError
 
-    def settle_soon(self, done: Sequence[Fetched], rest: Sequence[Unfinished], told: Told) -> None:
-        """`settle`, begun at once, if `tells`: `told` is called once, with what was refused or what went wrong."""
+    def settle_soon(
+        self, done: Sequence[Fetched], rest: Sequence[Unfinished] = ()
+    ) -> asyncio.Future[Sequence[Fetched]]:
+        """`settle`, begun at once, if `tells`."""
         raise NotImplementedError
 
     def holds(self, fetched: Fetched) -> bool:

@@ -101,17 +101,18 @@ async def test_more_queues_than_are_remembered(path: Path, monkeypatch: pytest.M
             assert texts(await consumer.fetch(9, 0)) == sent
 
 
+class Failing(Owner):
+    def came(self, batch: Sequence[Fetched], error: BaseException | None) -> None:
+        raise RuntimeError("told")
+
+
 async def test_who_fails_when_told_keeps_it_from_nobody(path: Path, caplog: pytest.LogCaptureFixture) -> None:
     async with opened(path) as backend:
-        await put(backend, "q", "k", 1)
-        consumer = await backend.consume("q", member(), Owner())
-        taken = await consumer.fetch(1, 0)
-
-        def fails(refused: Sequence[Fetched], error: BaseException | None) -> None:
-            raise RuntimeError("told")
-
-        consumer.settle_soon(taken, (), fails)
-        async with asyncio.timeout(5):
-            await put(backend, "q", "k", 2)
+        failing = await backend.consume("q", member(), Failing())
+        waiting = await backend.consume("other", member(), Owner())
+        failing.fetch_now(1, lanes=1, run=1, starting=0)
+        fetch = asyncio.create_task(waiting.fetch(1, 30.0))
+        await asyncio.sleep(0)
+        assert not await backend.append([Append(name, [record("k", name)]) for name in ("q", "other")])
+        assert texts(await fetch) == ["other"]
         assert [entry.message for entry in caplog.records] == ["who waited for the file failed when told"]
-        assert await held(backend) == 1

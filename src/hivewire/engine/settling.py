@@ -109,24 +109,18 @@ class Settling:
             if self.direct.instant:
                 refused = self.direct.settle_now(done, rest)
             else:
-                self.direct.settle_soon(done, rest, partial(self._ran, done, rest))
+                self.direct.settle_soon(done, rest).add_done_callback(partial(self._ran, done, rest))
                 return
         except Exception:  # noqa: BLE001  # told there, where it is tried again
             self._run_after_all(done, rest)
             return
         self._told(done, rest, refused)
 
-    def _ran(
-        self,
-        done: list[Fetched],
-        rest: Sequence[Unfinished],
-        refused: Sequence[Fetched],
-        error: BaseException | None,
-    ) -> None:
-        if error is None:
-            self._told(done, rest, refused)
-        else:
+    def _ran(self, done: list[Fetched], rest: Sequence[Unfinished], stored: asyncio.Future[Sequence[Fetched]]) -> None:
+        if stored.cancelled() or stored.exception() is not None:
             self._run_after_all(done, rest)
+        else:
+            self._told(done, rest, stored.result())
 
     def _told(self, done: list[Fetched], rest: Sequence[Unfinished], refused: Sequence[Fetched]) -> None:
         self._tell(done, rest, {id(fetched) for fetched in refused} if refused else _NONE)

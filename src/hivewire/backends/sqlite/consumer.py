@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from hivewire.backend import Consumer, Fetched, Ownership, QueueSpec, Told, Unfinished
+from hivewire.backend import Consumer, Fetched, Ownership, QueueSpec, Unfinished
 from hivewire.backends.sqlite import settling
 from hivewire.backends.sqlite.members import Membership
 from hivewire.backends.sqlite.memory import Settled
@@ -100,11 +100,15 @@ class Asked(Claim):
 class ClaimNow(Operation):
     """A fetch that does not wait."""
 
-    __slots__ = ()
+    __slots__ = ("claim",)
     hands_out: ClassVar[bool] = True
 
     def __init__(self, claim: Fetching) -> None:
-        super().__init__(claim.deliver, claim.once, (), durable=False)
+        super().__init__(claim.future, claim.once, (), durable=False)
+        self.claim = claim
+
+    def deliver(self, value: Any, error: BaseException | None) -> None:
+        self.claim.deliver(value, error)
 
 
 class SQLiteConsumer(Consumer):
@@ -203,12 +207,12 @@ class SQLiteConsumer(Consumer):
         return refused
 
     async def settle(self, done: Sequence[Fetched], rest: Sequence[Unfinished] = ()) -> Sequence[Fetched]:
-        refused: Sequence[Fetched] = await self._do(settling.settle, done, rest)
-        return refused
+        return await self.settle_soon(done, rest)
 
-    def settle_soon(self, done: Sequence[Fetched], rest: Sequence[Unfinished], told: Told) -> None:
-        self.backend.check_usable()
-        self.backend.writer.put(Operation(told, settling.settle, (self, done, rest), durable=True))
+    def settle_soon(
+        self, done: Sequence[Fetched], rest: Sequence[Unfinished] = ()
+    ) -> asyncio.Future[Sequence[Fetched]]:
+        return self._do(settling.settle, done, rest)
 
     def _do(self, function: Any, *arguments: Any, durable: bool = True) -> asyncio.Future[Any]:
         self.backend.check_usable()

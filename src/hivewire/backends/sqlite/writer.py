@@ -8,7 +8,6 @@ import logging
 import sqlite3
 import threading
 from collections.abc import Callable, Sequence
-from functools import partial
 from operator import setitem
 from pathlib import Path
 from queue import SimpleQueue
@@ -27,32 +26,26 @@ _TURNS_TO_SETTLE = (1, 2, 3)
 
 
 class Operation:
-    """Something to do inside a transaction; `deliver` is called with what it returned, or with what went wrong."""
+    """Something to do inside a transaction; its result goes to `future`."""
 
-    __slots__ = ("arguments", "deliver", "durable", "function")
+    __slots__ = ("arguments", "durable", "function", "future")
     hands_out: ClassVar[bool] = False
 
     def __init__(
-        self,
-        deliver: Callable[[Any, BaseException | None], None],
-        function: Callable[..., Any],
-        arguments: tuple[Any, ...],
-        *,
-        durable: bool,
+        self, future: asyncio.Future[Any], function: Callable[..., Any], arguments: tuple[Any, ...], durable: bool
     ) -> None:
-        self.deliver = deliver
+        self.future = future
         self.function = function
         self.arguments = arguments
         self.durable = durable
 
-
-def _answer(future: asyncio.Future[Any], value: Any, error: BaseException | None) -> None:
-    if future.done():
-        return
-    if error is None:
-        future.set_result(value)
-    else:
-        future.set_exception(error)
+    def deliver(self, value: Any, error: BaseException | None) -> None:
+        if self.future.done():
+            return
+        if error is None:
+            self.future.set_result(value)
+        else:
+            self.future.set_exception(error)
 
 
 class Waiting(Protocol):
@@ -103,7 +96,7 @@ class Writer:
 
     def submit(self, function: Callable[..., Any], *arguments: Any, durable: bool = True) -> asyncio.Future[Any]:
         future: asyncio.Future[Any] = self._loop.create_future()
-        self.put(Operation(partial(_answer, future), function, arguments, durable=durable))
+        self.put(Operation(future, function, arguments, durable))
         return future
 
     def park(self, waiting: Waiting) -> None:
