@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import sqlite3
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,7 +12,7 @@ import pytest
 
 from hivewire.backend import Append, Fetched, QueueSpec, Room
 from hivewire.backends.sqlite import SQLiteBackend
-from hivewire.backends.sqlite.transaction import Transaction
+from hivewire.backends.sqlite.transaction import Transaction, blocks_in
 from hivewire.errors import BackendError
 from tests.unit.sqlite_driver import Owner, member, opened, put, record, texts
 
@@ -99,6 +101,30 @@ async def test_more_queues_than_are_remembered(path: Path, monkeypatch: pytest.M
             if place < 3:
                 sent.insert(place + 1, "more")
             assert texts(await consumer.fetch(9, 0)) == sent
+
+
+@pytest.mark.parametrize("at_once", [1, 7, 60])
+async def test_each_settled_id_is_in_the_file_once_and_short_rows_stay_short(path: Path, at_once: int) -> None:
+    sent = [record("k", str(number)) for number in range(60)]
+    async with opened(path) as backend:
+        consumer = await backend.consume("q", member(), Owner())
+        for start in range(0, 60, at_once):
+            assert not await backend.append([Append("q", sent[start : start + at_once])])
+            assert not await consumer.settle(await consumer.fetch(at_once, 5.0))
+    with contextlib.closing(sqlite3.connect(path)) as db:
+        rows = db.execute("SELECT block, number, ids FROM settled ORDER BY block").fetchall()
+        [(newest, recent)] = db.execute("SELECT settled, recent FROM queues").fetchall()
+    blocks = [block for *_, data in [*rows, (newest, 0, recent)] for block in blocks_in(data)]
+    assert [number for number, _, _ in blocks] == list(range(1, newest + 1))
+    assert [life for _, _, lives in blocks for life in lives] == [one.id for one in sent]
+    for number, count, data in rows:
+        inside = blocks_in(data)
+        assert (inside[-1][0], sum(len(lives) for _, _, lives in inside)) == (number, count)
+        assert len(data) < 1_000 or len(inside) == 1
+    async with opened(path) as another:
+        assert not await another.append([Append("q", sent)])
+        consumer = await another.consume("q", member("another"), Owner())
+        assert all(fetched.seen for fetched in await consumer.fetch(60, 5.0))
 
 
 class Failing(Owner):

@@ -25,7 +25,7 @@ _MAKE_QUEUE = "INSERT INTO queues(name, mode, shards, cap, made_at) VALUES (?, ?
 _SETTLED = "INSERT INTO settled(queue, block, at, number, ids) VALUES (?, ?, ?, ?, ?)"
 _LEASE = "SELECT lease_until FROM members WHERE id = ?"
 
-_MOST_RECENT_BYTES = 1_000
+_MOST_RECENT_BYTES = 950  # a row of `settled` with more than about a thousand would need a page of its own
 _MOST_KNOWN = 1_000
 
 Life = str | tuple[str, int]
@@ -259,13 +259,22 @@ class Transaction:
             self.db.executemany(_SAVE_QUEUE, rows)
 
     def _write_settled(self, queue: Queue) -> None:
-        queue.blocks += 1
-        queue.recent = with_block(queue.recent, (queue.blocks, self.now, queue.settled))
+        block = (queue.blocks + 1, self.now, queue.settled)
+        recent = with_block(queue.recent, block)
+        if len(recent) > _MOST_RECENT_BYTES and queue.recent:
+            self._put_by(queue)
+            recent = with_block(b"", block)
+        queue.blocks, queue.recent = block[0], recent
         self.settled.append((queue.id, queue.blocks, queue.settled))
-        if len(queue.recent) > _MOST_RECENT_BYTES:
-            number = sum(len(lives) for _, _, lives in blocks_in(queue.recent))
-            self.db.execute(_SETTLED, (queue.id, queue.blocks, self.now, number, queue.recent))
-            queue.recent = b""
+        if len(recent) > _MOST_RECENT_BYTES:
+            self._put_by(queue)
+
+    def _put_by(self, queue: Queue) -> None:
+        """Its recent blocks become a row of their own."""
+        blocks = blocks_in(queue.recent)
+        number, at, _ = blocks[-1]
+        self.db.execute(_SETTLED, (queue.id, number, at, sum([len(lives) for _, _, lives in blocks]), queue.recent))
+        queue.recent = b""
 
     def is_committed(self) -> None:
         self._known.keep(self.touched(), self.epoch)
