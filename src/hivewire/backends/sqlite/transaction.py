@@ -146,7 +146,7 @@ class Known:
         if len(self.by_id) + len(queues) > _MOST_KNOWN:
             self.by_id.clear()
             self.by_name.clear()
-        for queue in queues:
+        for queue in queues[:_MOST_KNOWN]:
             queue.is_written()
             self.by_id[queue.id] = self.by_name[queue.name] = queue
 
