@@ -36,7 +36,8 @@ from hivewire.rules.plan_limits import Capability, PlanLimits
 from hivewire.rules.plan_state import Cancel, Incoming, Started, new_run
 from hivewire.testing.conformance.waiting import until, until_true
 from hivewire.testing.scripted_model import Answer, ScriptedModel
-from hivewire.testing.virtual_time import EPOCH, virtual
+from hivewire.testing.virtual_loop import EPOCH
+from hivewire.testing.virtual_time import virtual
 
 Handler = Callable[[hw.Message, hw.Context], Any]
 

@@ -12,7 +12,9 @@ from typing import Any
 import pytest
 
 from hivewire.ids import new_id
-from hivewire.testing.virtual_time import EPOCH, Deadlock, VirtualLoop, process, run_virtual, seeded_ids, virtual
+from hivewire.testing.virtual_loop import EPOCH, Deadlock, VirtualLoop
+from hivewire.testing.virtual_time import run_virtual, seeded_ids, virtual
+from hivewire.testing.virtual_waits import process
 
 
 def the_loop() -> VirtualLoop:

@@ -10,7 +10,7 @@ from typing import Final, Literal, TypeVar
 import msgspec
 
 from hivewire.errors import ConnectionLost
-from hivewire.testing.virtual_time import running_loop
+from hivewire.testing.virtual_loop import running_loop
 
 _T = TypeVar("_T")
 _SLOW: Final = 0.3

@@ -26,7 +26,7 @@ from hivewire.backend import (
 from hivewire.errors import QueueFull, QueueMissing, Unsupported
 from hivewire.record import lane_of
 from hivewire.testing.profiles_faults import Faults
-from hivewire.testing.virtual_time import VirtualLoop
+from hivewire.testing.virtual_loop import EPOCH, VirtualLoop
 
 SETTLED_WINDOW_S: Final = 600.0
 
@@ -70,7 +70,7 @@ class World(ABC):
         self._numbers = 0
 
     def now(self) -> float:
-        return self.loop.wall_time()
+        return EPOCH + self.loop.time()
 
     def next_number(self) -> int:
         self._numbers += 1

@@ -21,7 +21,7 @@ from hivewire.testing.seeded_checks import violations
 from hivewire.testing.seeded_driver import Verdict, add_arguments, judge
 from hivewire.testing.seeded_program import FAULTS_TO_STRIKE, Program, draw_program
 from hivewire.testing.seeded_run import run_program
-from hivewire.testing.virtual_time import Deadlock, Livelock
+from hivewire.testing.virtual_loop import Deadlock, Livelock
 
 MOST_DRAWS: Final = 20
 

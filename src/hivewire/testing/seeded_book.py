@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import msgspec
 
 from hivewire.testing.seeded_program import Outcome
@@ -98,6 +100,8 @@ class Book:
     def __init__(self) -> None:
         self.sent: dict[str, Sent] = {}
         self.started: list[Started] = []
+        self.starts: Counter[tuple[str, str, int]] = Counter()
+        """How many starts there were of each life of a message, by agent, id and replay."""
         self.heard: list[Started] = []
         """Starts for volatile broadcasts."""
         self.told: dict[str, Told] = {}

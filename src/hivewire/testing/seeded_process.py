@@ -16,7 +16,8 @@ from hivewire.testing.profiles import connect
 from hivewire.testing.profiles_faults import Faults, ProcessIsDead, Wire
 from hivewire.testing.profiles_world import World
 from hivewire.testing.seeded_book import Book, Outage
-from hivewire.testing.virtual_time import VirtualLoop, process
+from hivewire.testing.virtual_loop import VirtualLoop
+from hivewire.testing.virtual_waits import process
 
 _REOPEN_S: Final = 0.2
 _T = TypeVar("_T")

@@ -48,7 +48,8 @@ from hivewire.testing.seeded_program import (
     Shout,
 )
 from hivewire.testing.seeded_seat import RETURN_S, SHARDS, Seat, content_of
-from hivewire.testing.virtual_time import VirtualLoop, run_virtual, seeded_ids
+from hivewire.testing.virtual_loop import VirtualLoop
+from hivewire.testing.virtual_time import run_virtual, seeded_ids
 
 DRAIN_S: Final = 15.0
 """After the faults have stopped, everything must be settled within this time."""

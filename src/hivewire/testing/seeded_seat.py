@@ -224,10 +224,7 @@ class Seat(SimulatedProcess):
         if sent is not None and delivery.message.content != content_of(sent):
             self.stage.book.errors.append(f"{started.id} came with another content than it was sent with")
         script = sent.script if sent is not None else ("ok",)
-        number = sum(
-            one.agent == agent and one.id == started.id and one.replay == started.replay
-            for one in self.stage.book.started
-        )
+        number = self.stage.book.starts[agent, started.id, started.replay]
         planned = script[min(number, len(script)) - 1]
         await asyncio.sleep(0.05 + 0.4 * self.stage.chance.random() if planned == "slow" else 0.001)
         if sent is not None and sent.has_effect and not await self._do_once(started):
@@ -276,7 +273,11 @@ class Seat(SimulatedProcess):
             attempt=delivery.attempt,
             is_owner=volatile or stage.world.owns(name, agent, key),
         )
-        (stage.book.heard if volatile else stage.book.started).append(started)
+        if volatile:
+            stage.book.heard.append(started)
+        else:
+            stage.book.started.append(started)
+            stage.book.starts[agent, message.id, replay] += 1
         stage.book.write(started.at, "start", name, agent, message.id, delivery.attempt, replay)
         return started
 

@@ -19,7 +19,7 @@ from hivewire.testing.seeded_driver import Verdict, add_arguments, judge
 from hivewire.testing.simulated_checks import violations
 from hivewire.testing.simulated_program import FAULTS_TO_STRIKE, LEAST_OPERATIONS, draw_program
 from hivewire.testing.simulated_run import run_program
-from hivewire.testing.virtual_time import Deadlock, Livelock
+from hivewire.testing.virtual_loop import Deadlock, Livelock
 
 MOST_DRAWS: Final = 20
 

@@ -43,7 +43,8 @@ from hivewire.testing.simulated_program import (
     Watch,
 )
 from hivewire.testing.simulated_seats import CoordinatorSeat, WorkerSeat
-from hivewire.testing.virtual_time import VirtualLoop, run_virtual, seeded_ids
+from hivewire.testing.virtual_loop import VirtualLoop
+from hivewire.testing.virtual_time import run_virtual, seeded_ids
 
 T = TypeVar("T")
 
