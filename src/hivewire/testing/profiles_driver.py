@@ -28,7 +28,7 @@ from hivewire.backend import (
 from hivewire.blobs import BlobStore
 from hivewire.errors import ConnectionLost
 from hivewire.testing.profiles_faults import Place, Wire
-from hivewire.testing.profiles_world import World
+from hivewire.testing.profiles_world import World, channel_bell
 
 _CLOCK_S: Final = 0.001
 """How far the clocks of member and store may differ."""
@@ -118,7 +118,7 @@ class ProfileBackend(Backend, Generic[_W]):
             heard = await self.wire.call((), lambda: self.world.hear(self.wire.name, channel))
             if heard or self.world.loop.time() >= until:
                 return heard
-            await self.world.wait_for_bell(f"channel {channel}", until)
+            await self.world.bells.wait(channel_bell(channel), until)
 
     async def health(self) -> BackendHealth:
         try:
@@ -242,7 +242,7 @@ class ProfileConsumer(Consumer, Generic[_W]):
             await self._pause(self.member.lease_s / 3)
 
     async def _pause(self, seconds: float) -> None:
-        await asyncio.sleep(seconds)
+        await self.world.loop.pause(seconds)
 
     def _check_lease(self) -> None:
         """Once `holds` has said no, the lease is given up, even if the store would still renew it."""
@@ -269,9 +269,11 @@ class ProfileConsumer(Consumer, Generic[_W]):
             taken = [fetched for fetched in taken if self._is_held(fetched)]
             if taken or self.world.loop.time() >= until or self.is_closed:
                 return taken
-            await self.world.wait_for_bell(self.queue, until)
-            while not self._finds_some() and self.world.loop.time() < until and not self.is_closed:
-                await self.world.wait_for_bell(self.queue, until)
+            await self.world.bells.wait(self.queue, until, self._is_answered)
+
+    def _is_answered(self) -> bool:
+        """Whether a request that waits has its end now."""
+        return self.is_closed or self.wire.is_cut or self._finds_some()
 
     def _keep_taken(self, taken: list[Fetched]) -> None:
         self._kept.extend(taken)

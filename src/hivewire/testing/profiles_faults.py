@@ -214,7 +214,7 @@ class Wire:
     async def suffer(self, fault: Fault) -> None:
         """What the fault does to this process, apart from losing or doubling a request."""
         if fault.kind == "delay":
-            await asyncio.sleep(fault.length_s)
+            await self._loop.pause(fault.length_s)
         elif fault.kind == "fail":
             self.faults.down_until = asyncio.get_running_loop().time() + fault.length_s
             self.faults.fail(fault.length_s)

@@ -256,7 +256,7 @@ class MovingConsumer(ShardConsumer[KafkaWorld]):
             self._watched[number] = token, set(held)
 
     async def _pause(self, seconds: float) -> None:
-        await self.world.wait_for_bell(_members(self.queue), self.world.loop.time() + seconds)
+        await self.world.bells.wait(_members(self.queue), self.world.loop.time() + seconds)
 
     async def _tick(self) -> None:
         await super()._tick()

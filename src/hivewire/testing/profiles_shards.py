@@ -297,7 +297,7 @@ class ShardConsumer(ProfileConsumer[_W]):
                 await self.wire.call(("release",), lambda: self.world.release(self.queue, self.name, saved))
                 break
             except ConnectionLost:
-                await asyncio.sleep(self.member.lease_s / 4)
+                await self.world.loop.pause(self.member.lease_s / 4)
         for number, token in tokens.items():
             self._released[number] = token
             if self._tokens.get(number) == token:

@@ -25,6 +25,7 @@ from hivewire.backend import (
 )
 from hivewire.errors import QueueFull, QueueMissing, Unsupported
 from hivewire.record import lane_of
+from hivewire.testing.profiles_bells import Bells
 from hivewire.testing.profiles_faults import Faults
 from hivewire.testing.virtual_loop import EPOCH, VirtualLoop
 
@@ -63,7 +64,7 @@ class World(ABC):
         self.history: list[Happening] = []
         self._values: dict[str, tuple[Entry, float | None]] = {}
         self._idempotent: dict[tuple[str, str], tuple[str, float]] = {}
-        self._bells: dict[str, list[asyncio.Future[None]]] = {}
+        self.bells = Bells(loop, self._falls_due)
         self._heard: dict[tuple[str, str], list[bytes]] = {}
         self.epoch = 0
         self._cursor = 0
@@ -79,28 +80,14 @@ class World(ABC):
     def note(self, what: str, queue: str, record: Record, process: str = "", detail: str = "") -> None:
         self.history.append(Happening(self.loop.time(), what, queue, record.id, record.replay, process, detail))
 
-    # Who waits for something new
-
     def ring(self, queue: str) -> None:
-        for future in self._bells.pop(queue, ()):
-            if not future.done():
-                future.set_result(None)
+        """Something happened to the queue."""
+        self.bells.ring(queue)
 
-    async def wait_for_bell(self, queue: str, until: float) -> None:
-        """Until something happened to the queue, or until then by the loop's time."""
+    def _falls_due(self, queue: str) -> float | None:
+        """`next_due` by the loop's time."""
         due = self.next_due(queue) if queue in self.specs else None
-        if due is not None:
-            until = min(until, due - self.now() + self.loop.time())
-        future: asyncio.Future[None] = self.loop.create_future()
-        self._bells.setdefault(queue, []).append(future)
-        timer = self.loop.call_at(max(until, self.loop.time() + 0.001), _wake, future)
-        try:
-            await future
-        finally:
-            timer.cancel()
-            waiting = self._bells.get(queue)
-            if waiting is not None and future in waiting:
-                waiting.remove(future)
+        return None if due is None else due - EPOCH
 
     # Queues
 
@@ -253,7 +240,7 @@ class World(ABC):
         for (_, name), heard in self._heard.items():
             if name == channel:
                 heard.append(body)
-        self.ring(f"channel {channel}")
+        self.ring(channel_bell(channel))
 
     def hear(self, process: str, channel: str) -> list[bytes]:
         heard = self._heard.setdefault((process, channel), [])
@@ -262,6 +249,6 @@ class World(ABC):
         return taken
 
 
-def _wake(future: asyncio.Future[None]) -> None:
-    if not future.done():
-        future.set_result(None)
+def channel_bell(channel: str) -> str:
+    """The bell of a volatile channel."""
+    return f"channel {channel}"

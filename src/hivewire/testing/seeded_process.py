@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 from collections.abc import Callable, Coroutine, Sequence
+from functools import partial
 from random import Random
 from typing import Any, Final, TypeVar
 
@@ -53,6 +54,8 @@ class SimulatedProcess:
         self._wire: Wire | None = None
         self._context = stage.context
         self._died: asyncio.Future[None] = stage.loop.create_future()
+        self._awaited: dict[asyncio.Future[Any], None] = {}
+        """What the driver waits for in the process."""
         self._alive = asyncio.Event()
         self._graves: dict[str, list[asyncio.Task[Any]]] = {}
         """Killed processes, with their tasks: nobody else keeps those alive."""
@@ -88,7 +91,7 @@ class SimulatedProcess:
                     await asyncio.sleep(_REOPEN_S)
 
         try:
-            self._engine = await self._in_process(enter())
+            self._engine = await self._in_process(enter)
         except Died:
             return
         self._alive.set()
@@ -108,6 +111,9 @@ class SimulatedProcess:
         self._killed()
         if not self._died.done():
             self._died.set_result(None)
+        for ended in self._awaited:
+            if not ended.done():
+                ended.set_exception(Died(self.name))
         loop.call_later(length_s, self._reborn, context=self.stage.context)
 
     def _reborn(self) -> None:
@@ -154,23 +160,49 @@ class SimulatedProcess:
 
     # Work in the process
 
-    async def _in_process(self, work: Coroutine[Any, Any, _T]) -> _T:
-        task = self.stage.loop.create_task(work, context=self._context.copy())
-        died = self._died
-        ends: list[asyncio.Future[Any]] = [task, died]
-        await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
-        if not task.done():
-            raise Died(self.name)
-        return task.result()
+    async def _in_process(self, work: Callable[[], Coroutine[Any, Any, _T]], within_s: float | None = None) -> _T:
+        loop = self.stage.loop
+        ended: asyncio.Future[_T] = loop.create_future()
+        self._awaited[ended] = None
+        task = loop.create_task(_told(work, ended), context=self._context.copy())
+        timer = None if within_s is None else loop.call_later(within_s, _too_late, ended, task)
+        try:
+            return await ended
+        finally:
+            self._awaited.pop(ended, None)
+            if timer is not None:
+                timer.cancel()
 
-    async def do(self, work: Callable[[Protocol], Coroutine[Any, Any, _T]]) -> _T:
-        """Something for the process that sits here. Raises `Died` if it is killed meanwhile."""
+    async def do(self, work: Callable[[Protocol], Coroutine[Any, Any, _T]], *, within_s: float | None = None) -> _T:
+        """Something for the process that sits here. Raises `Died` if it is killed meanwhile, and `TimeoutError` if it
+        takes longer than `within_s`, also in a process that stands still."""
         await self._alive.wait()
         assert self._engine is not None
-        return await self._in_process(work(self._engine))
+        return await self._in_process(partial(work, self._engine), within_s)
 
     async def until_alive(self) -> None:
         await self._alive.wait()
+
+
+async def _told(work: Callable[[], Coroutine[Any, Any, _T]], ended: asyncio.Future[_T]) -> None:
+    """Do it and tell its end: with a task less to look at than if somebody waited for this one."""
+    try:
+        result = await work()
+    except asyncio.CancelledError:
+        ended.cancel()
+        raise
+    except BaseException as error:  # noqa: BLE001 - it belongs to whoever waits
+        if not ended.done():
+            ended.set_exception(error)
+    else:
+        if not ended.done():
+            ended.set_result(result)
+
+
+def _too_late(ended: asyncio.Future[Any], task: asyncio.Task[None]) -> None:
+    if not ended.done():
+        ended.set_exception(TimeoutError())
+        task.cancel()
 
 
 def strike(faults: Faults, seats: Sequence[SimulatedProcess], stage: Stage) -> None:

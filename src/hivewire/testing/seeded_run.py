@@ -193,13 +193,8 @@ class Runner:
 
     async def _try(self, seat: Seat, what: str, work: Any) -> Any:
         """The result, or None when the outcome is unknown."""
-
-        async def in_time(protocol: Protocol) -> Any:
-            async with asyncio.timeout(RETURN_S):
-                return await work(protocol)
-
         try:
-            return await seat.do(in_time)
+            return await seat.do(work, within_s=RETURN_S)
         except TimeoutError:
             self.book.errors.append(f"{what} did not return within {RETURN_S} s")
             return None

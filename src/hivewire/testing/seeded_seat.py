@@ -11,7 +11,7 @@ from hivewire.delivery import Delivery
 from hivewire.engine.delivery import EngineDelivery
 from hivewire.engine.protocol import Engine
 from hivewire.errors import BackendError, Closed, ConnectionLost, HivewireError, LeaseLost, Reject, RetryAfter
-from hivewire.protocol import Protocol, ProtocolMetrics
+from hivewire.protocol import ProtocolMetrics
 from hivewire.record import VOLATILE_SHARD, lane_of
 from hivewire.testing.profiles_faults import ProcessIsDead, Wire
 from hivewire.testing.seeded_book import Effect, Sent, Started
@@ -33,7 +33,7 @@ def content_of(sent: Sent) -> str:
 class _Serving:
     """An agent that is being served."""
 
-    def __init__(self, task: asyncio.Task[None], stop: asyncio.Event) -> None:
+    def __init__(self, task: asyncio.Task[None], stop: asyncio.Future[None]) -> None:
         self.task = task
         self.stop = stop
 
@@ -71,14 +71,6 @@ class Seat(SimulatedProcess):
 
     async def close(self) -> None:
         """Close the protocol in peace."""
-
-        async def leave(engine: Protocol) -> None:
-            try:
-                async with asyncio.timeout(RETURN_S):
-                    await engine.close(_DRAIN_S)
-            except TimeoutError:
-                self.stage.book.errors.append(f"close of {self.name} did not return within {RETURN_S} s")
-
         name = ""
         while not (self._alive.is_set() and self.name == name):  # the next process serves, too
             await self.until_alive()
@@ -87,9 +79,11 @@ class Seat(SimulatedProcess):
                 await self.rest(agent)
             self.wanted = wanted
         try:
-            await self.do(leave)
+            await self.do(lambda engine: engine.close(_DRAIN_S), within_s=RETURN_S)
         except Died:
             return
+        except TimeoutError:
+            self.stage.book.errors.append(f"close of {self.name} did not return within {RETURN_S} s")
         assert self._engine is not None
         self.metrics.append(self._engine.metrics())
         self._alive.clear()
@@ -111,7 +105,7 @@ class Seat(SimulatedProcess):
     def _begin(self, agent: str, by: Literal["serve", "receive"], concurrency: int) -> None:
         assert self._engine is not None
         assert self._wire is not None
-        stop = asyncio.Event()
+        stop = self.stage.loop.create_future()
         work = self._served if by == "serve" else self._received
         task = self.stage.loop.create_task(
             work(self._engine, self._wire, agent, concurrency, stop), context=self._context.copy(), name=f"{by} {agent}"
@@ -125,21 +119,22 @@ class Seat(SimulatedProcess):
         if serving is None:
             return
         # Set in the process's own context: a stopped one learns of it later.
-        self._context.copy().run(serving.stop.set)
+        self._context.copy().run(serving.stop.set_result, None)
         ends: list[asyncio.Future[None]] = [serving.task, self._died]
         done, _ = await asyncio.wait(ends, timeout=RETURN_S, return_when=asyncio.FIRST_COMPLETED)
         if not done:
             self.stage.book.errors.append(f"{serving.task.get_name()} in {self.name} did not end within {RETURN_S} s")
 
-    async def _served(self, engine: Engine, wire: Wire, agent: str, concurrency: int, stop: asyncio.Event) -> None:
-        while not stop.is_set():
-            stopper = asyncio.create_task(stop.wait())
+    async def _served(
+        self, engine: Engine, wire: Wire, agent: str, concurrency: int, stop: asyncio.Future[None]
+    ) -> None:
+        while not stop.done():
             try:
                 await engine.serve(
                     agent,
                     lambda delivery: self._handle(wire, agent, delivery),
                     concurrency=concurrency,
-                    stop=stopper,
+                    stop=stop,
                     drain_s=_DRAIN_S,
                 )
             except Closed:
@@ -151,11 +146,11 @@ class Seat(SimulatedProcess):
             except HivewireError as error:
                 self._wrong(wire, f"serve {agent}", error)
                 return
-            finally:
-                stopper.cancel()
 
-    async def _received(self, engine: Engine, wire: Wire, agent: str, concurrency: int, stop: asyncio.Event) -> None:
-        while not stop.is_set():
+    async def _received(
+        self, engine: Engine, wire: Wire, agent: str, concurrency: int, stop: asyncio.Future[None]
+    ) -> None:
+        while not stop.done():
             try:
                 deliveries = await engine.receive(agent, limit=concurrency, wait_s=0.5)
             except (Closed, ProcessIsDead):
@@ -165,7 +160,10 @@ class Seat(SimulatedProcess):
                 continue
             # They count as started when they are handed out: from there on nobody asks for the lease.
             started = [self._note_start(agent, delivery, wire.name) for delivery in deliveries]
-            await asyncio.gather(*map(partial(self._within, wire, agent), deliveries, started))
+            if len(deliveries) == 1:
+                await self._within(wire, agent, deliveries[0], started[0])
+            elif deliveries:
+                await asyncio.gather(*map(partial(self._within, wire, agent), deliveries, started))
 
     async def _within(self, wire: Wire, agent: str, delivery: Delivery, started: Started) -> None:
         try:
@@ -226,7 +224,7 @@ class Seat(SimulatedProcess):
         script = sent.script if sent is not None else ("ok",)
         number = self.stage.book.starts[agent, started.id, started.replay]
         planned = script[min(number, len(script)) - 1]
-        await asyncio.sleep(0.05 + 0.4 * self.stage.chance.random() if planned == "slow" else 0.001)
+        await self.stage.loop.pause(0.05 + 0.4 * self.stage.chance.random() if planned == "slow" else 0.001)
         if sent is not None and sent.has_effect and not await self._do_once(started):
             return "raise"
         return "ok" if planned == "slow" else planned

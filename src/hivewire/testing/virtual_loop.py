@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from typing import Any, Final, TypeVar, TypeVarTuple, Unpack
 
 from hivewire.errors import HivewireError
-from hivewire.testing.virtual_waits import Handle, Pause, new_handle, process
+from hivewire.testing.virtual_waits import WAKE, Handle, Pause, new_handle, process
 
 EPOCH: Final = 1_800_000_000.0
 """The wall clock at the loop's time 0, in seconds since 1970."""
@@ -257,7 +257,11 @@ class VirtualLoop(asyncio.BaseEventLoop):
             now = self._now
             while timers and timers[0][0] <= now:
                 timer = heapq.heappop(timers)[2]
-                if not timer._cancelled:
+                if timer._callback is WAKE:
+                    future, result = timer._args
+                    if not future.done():
+                        future.set_result(result)  # at once: who waits for it has the only call that is needed
+                elif not timer._cancelled:
                     calls.append(timer)
             if self._most_steps is not None and self.steps > self._most_steps:
                 self._raise_livelock(self._most_steps)

@@ -10,6 +10,9 @@ from typing import Any, Final
 process: Final[contextvars.ContextVar[str | None]] = contextvars.ContextVar("process", default=None)
 """The simulated process that a callback belongs to. Tasks, timers and futures inherit it."""
 
+WAKE: Final[Callable[[asyncio.Future[Any], Any], None]] = vars(asyncio.futures)["_set_result_unless_cancelled"]
+"""Sets a future's result: what `asyncio.sleep` leaves to a timer. The virtual loop does so itself, and calls nobody."""
+
 
 class Handle(asyncio.TimerHandle):
     """Has no more than is needed, and a handle without a time is one, too. The loop makes it without a call of
@@ -76,6 +79,8 @@ class Pause:
         return True
 
     def result(self) -> None:
-        self._timer = None  # which names the pause: without this no task that ever slept would go before it is collected
+        self._timer = (
+            None  # which names the pause: without this no task that ever slept would go before it is collected
+        )
         if self._is_cancelled:
             raise asyncio.CancelledError
