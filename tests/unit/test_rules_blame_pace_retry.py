@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hivewire.record import Fetched, Record
-from hivewire.rules.blame import judge, runs_alone
+from hivewire.rules.blame import MOST_INTERNAL_CRASHES, is_killer, judge, runs_alone
 from hivewire.rules.pace import Pace
 from hivewire.rules.retry import Retry
 
@@ -26,6 +26,26 @@ def test_only_a_death_while_alone_is_its_own_failure(deaths: list[int]) -> None:
     assert fetched.failures == sum(running == 1 for running in deaths)
     assert fetched.crashes == sum(running > 1 for running in deaths)
     assert runs_alone(fetched) == (fetched.crashes >= 2)
+
+
+@given(deaths=st.lists(st.integers(0, 6), max_size=60), max_attempts=st.integers(1, 40))
+def test_internal_work_fails_by_no_death_and_ends_after_very_many(deaths: list[int], max_attempts: int) -> None:
+    fetched = record()
+    for running in deaths:
+        fetched.died = running
+        judge(fetched, is_internal=True)
+        assert fetched.died == 0
+    count = sum(running > 0 for running in deaths)
+    assert (fetched.failures, fetched.crashes) == (0, count)
+    assert is_killer(fetched, max_attempts, is_internal=True) == (count >= max(max_attempts, MOST_INTERNAL_CRASHES))
+    assert not runs_alone(fetched, is_internal=True)
+
+
+@given(failures=st.integers(0, 10), max_attempts=st.integers(1, 10))
+def test_a_handler_s_deaths_count_as_its_attempts(failures: int, max_attempts: int) -> None:
+    fetched = record()
+    fetched.failures, fetched.crashes = failures, 100
+    assert is_killer(fetched, max_attempts) == (failures >= max_attempts)
 
 
 @given(

@@ -10,7 +10,7 @@ from hivewire.engine.outcomes import Outcomes, not_started
 from hivewire.errors import BackendError, Undecodable
 from hivewire.message import Message
 from hivewire.record import Fetched, message_of
-from hivewire.rules.blame import judge
+from hivewire.rules.blame import is_killer, judge
 from hivewire.rules.lanes import Lane
 
 
@@ -105,9 +105,12 @@ class Admission:
 
     def _is_killer(self, lane: Lane, fetched: Fetched) -> bool:
         if fetched.suspect or fetched.died:
-            judge(fetched)
-            if fetched.failures >= self._outcomes.policy(fetched.record.type).max_attempts:
-                self._refuse(lane, "crashed", f"its handler's process died {fetched.failures} times")
+            is_internal = self._held.is_internal
+            judge(fetched, is_internal=is_internal)
+            max_attempts = self._outcomes.policy(fetched.record.type).max_attempts
+            if is_killer(fetched, max_attempts, is_internal=is_internal):
+                deaths = fetched.crashes if is_internal else fetched.failures
+                self._refuse(lane, "crashed", f"its handler's process died {deaths} times")
                 return True
         return False
 

@@ -246,7 +246,7 @@ class Crew(Taker):
         if not fetched.suspect:
             fetched.starts += not fetched.marked
             return True
-        if runs_alone(fetched):
+        if runs_alone(fetched, is_internal=self.inbox.held.is_internal):
             await floor.take(fetched)
         may_start = False
         try:

@@ -61,6 +61,7 @@ class Held:
         self.core = core
         self.queue = queue
         self.is_internal = queue.startswith("~")
+        """What comes here is the engine's own work: no handler of a user runs in it."""
         self.metrics = ProtocolMetrics() if self.is_internal else core.metrics
         """Internal queues are not counted as the user's messages."""
         self.notes = core.notes(queue)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import traceback
 from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import Final
@@ -32,6 +33,8 @@ def broken_by(program: Program) -> tuple[list[str], tuple[Point, ...], list[str]
         result = run_program(program)
     except (Deadlock, Livelock) as error:
         return [f"{error.code}: {error}"], tuple(fault.point for fault in program.faults), []
+    except Exception:  # noqa: BLE001 - what the engine lets out breaks a promise, and ends no other seed
+        return [f"raised: {traceback.format_exc()}"], tuple(fault.point for fault in program.faults), []
     return violations(result), tuple(fault.point for fault in result.struck), result.book.log
 
 

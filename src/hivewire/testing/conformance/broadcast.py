@@ -160,6 +160,17 @@ async def test_a_broadcast_survives_the_broadcaster_s_death(fabric: Fabric) -> N
         assert number((await take(fabric.protocol, agent, 1, within_s=fabric.takeover_s + 5))[0]) == 1
 
 
+async def test_a_fan_out_survives_the_death_of_its_process(fabric: Fabric) -> None:
+    """No handler runs in it, so the death is not its fault: it comes again although one attempt is allowed."""
+    once = {"max_attempts": 1}
+    other = await fabric.member(**once)
+    herald = await fabric.worker("a", program="die_in_fan_out", settings=once)
+    assert await herald.ended() != 0
+    assert number((await take(other, "a", 1, within_s=fabric.takeover_s + 5))[0]) == 1
+    await nothing_for(other, "a", 0.3)
+    assert not await other.dead_letters()
+
+
 async def test_a_broadcast_survives_a_restart(fabric: Fabric) -> None:
     await _joined(fabric, "g", "a", "b")
     await fabric.protocol.broadcast(task("", 1), "g")

@@ -39,7 +39,7 @@ class Obedient:
         self.name = name
         self.agent = agent
         self._journal = journal
-        self._die = die
+        self.die = die
 
     def say(self, event: str, note: str = "") -> None:
         self._journal.write(Entry(event=event, worker=self.name, agent=self.agent, note=note))
@@ -80,7 +80,7 @@ class Obedient:
             case "block", [seconds]:
                 time.sleep(seconds)  # noqa: ASYNC251 -- that the loop stands still is what is tested
             case "die", [last] if attempt <= last:
-                self._die()
+                self.die()
                 await asyncio.Event().wait()
             case "raise", [last] if attempt <= last:
                 raise RuntimeError(f"attempt {attempt} fails as told")
@@ -113,7 +113,7 @@ class Obedient:
             with path.open("a") as file:
                 file.write(f"{key}\n")
             if dies:
-                self._die()
+                self.die()
                 await asyncio.Event().wait()
             return "written"
 
