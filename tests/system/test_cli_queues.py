@@ -221,3 +221,20 @@ def test_commands_work_on_memory_too(hive: Hive) -> None:
 def test_the_environment_names_the_protocol(hive: Hive) -> None:
     assert hive("send", "coder", protocol="", HIVEWIRE_URL=hive.protocol).code == 0
     assert hive("queues", "--json").json[0]["agent"] == "coder"
+
+
+def test_a_terminal_that_does_not_know_a_letter_gets_an_escape(hive: Hive) -> None:
+    plain = {"LC_ALL": "POSIX", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONIOENCODING": "ascii"}
+    assert hive("send", "coder", "--text", "grüße", **plain).code == 0
+    assert hive("send", "coder", "--text", "grüße").code == 0
+    for options, said in ((["--json"], "gr\\u00fc\\u00dfe"), ([], "gr\\xfc\\xdfe")):
+        ran = hive("tail", "coder", "--ack", "--limit", "1", *options, **plain)
+        assert (ran.code, ran.err) == (0, "")
+        assert said in ran.out
+
+
+@pytest.mark.parametrize("command", [["queues", "--watch", "0"], ["tail", "coder", "--every", "0s"]])
+def test_a_look_without_a_pause_is_refused(hive: Hive, command: list[str]) -> None:
+    ran = hive(*command)
+    assert (ran.code, ran.is_one_sentence) == (2, True), ran.err
+    assert "is no time between two looks" in ran.err

@@ -158,7 +158,20 @@ def confirm(what: str, is_agreed: bool) -> None:
 
 def to_json(value: object) -> str:
     """Indented JSON for people and programs."""
-    return json.dumps(value, indent=2, ensure_ascii=False, default=str)
+    return json.dumps(value, indent=2, ensure_ascii=wants_ascii(), default=str)
+
+
+def wants_ascii() -> bool:
+    """Whether what is printed goes where not every letter can be written. JSON has escapes for that."""
+    return (sys.stdout.encoding or "").lower().replace("-", "") != "utf8"
+
+
+def period_s(text: str) -> float:
+    """Seconds between two looks: a duration above zero."""
+    seconds = duration_s(text)
+    if seconds <= 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is no time between two looks; write it as 500ms or 2s")
+    return seconds
 
 
 def _cell(value: object) -> str:

@@ -11,9 +11,9 @@ from hivewire.cli.options import (
     add_json_option,
     add_protocol_option,
     connect_from,
-    duration_s,
     is_store_missing,
     note_if_memory,
+    period_s,
     print_table,
     run_async,
 )
@@ -30,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--watch",
         nargs="?",
         const=2.0,
-        type=duration_s,
+        type=period_s,
         metavar="TIME",
         help="print again every TIME (2s) until Ctrl-C",
     )

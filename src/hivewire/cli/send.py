@@ -79,9 +79,17 @@ def _read(source: str) -> bytes:
         raise UsageError(f"cannot read {source}: {error.strerror}") from error
 
 
+def _from_shell(text: str) -> str:
+    """Where the locale knows no UTF-8, letters arrive as halves of bytes."""
+    try:
+        return text.encode("utf-8", "surrogateescape").decode("utf-8")
+    except UnicodeError as error:
+        raise UsageError(f"--text is not UTF-8 ({error}); for other bytes use --bytes FILE") from error
+
+
 def _content(args: argparse.Namespace) -> Any:
     if args.text is not None:
-        return args.text
+        return _from_shell(args.text)
     if args.bytes is not None:
         return _read(args.bytes)
     if args.content is None:

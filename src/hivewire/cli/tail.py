@@ -17,8 +17,10 @@ from hivewire.cli.options import (
     count,
     duration_s,
     note_if_memory,
+    period_s,
     printable,
     run_async,
+    wants_ascii,
 )
 from hivewire.cli.send import shown_message
 
@@ -37,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--ack", action="store_true", help="take messages from the queue, for good")
     parser.add_argument("--limit", type=count, metavar="N", help="end after N messages or lines")
     parser.add_argument("--for", dest="for_s", type=duration_s, metavar="TIME", help="end after this time")
-    parser.add_argument("--every", type=duration_s, default=1.0, metavar="TIME", help="how often to look (1s)")
+    parser.add_argument("--every", type=period_s, default=1.0, metavar="TIME", help="how often to look (1s)")
     add_protocol_option(parser)
     add_json_option(parser)
 
@@ -113,7 +115,7 @@ async def _last_cursor(protocol: Protocol, agent: str) -> str | None:
 
 def _print_line(shown: dict[str, Any], as_json: bool) -> None:
     if as_json:
-        line = json.dumps(shown, ensure_ascii=False, default=str)
+        line = json.dumps(shown, ensure_ascii=wants_ascii(), default=str)
     else:
         content = json.dumps(shown["content"], ensure_ascii=False)
         line = f"{shown['id']}  {shown['type']}  from {shown['from']}  {content}"
@@ -132,7 +134,7 @@ def _print_depth(now: dict[str, Any], oldest_age_s: float, as_json: bool) -> Non
 def _print_letter(letter: DeadLetter, as_json: bool) -> None:
     row = row_of(letter)
     if as_json:
-        line = json.dumps({"at": time.time(), "dead_letter": row, "error": letter.error}, ensure_ascii=False)
+        line = json.dumps({"at": time.time(), "dead_letter": row, "error": letter.error}, ensure_ascii=wants_ascii())
     else:
         line = f"{time.strftime('%H:%M:%S')}  dead letter {letter.id}: {letter.reason}, {last_line(letter.error)}"
     _write(line)
