@@ -7,8 +7,9 @@ import asyncio
 import msgspec
 
 from hivewire.backends.kafka.sending import Item, Sending
-from hivewire.errors import ConnectionLost
+from hivewire.errors import Closed, ConnectionLost
 from hivewire.testing.conformance.waiting import until
+from hivewire.testing.leaks import no_unhandled_errors
 
 
 class Reported(msgspec.Struct):
@@ -65,3 +66,15 @@ async def test_nothing_of_a_batch_overtakes_the_first_one_that_a_partition_does_
         assert all(isinstance(problem, ConnectionLost) for problem in parcel.problems.values())
     finally:
         await sending.close(0.0)
+
+
+async def test_who_closes_while_something_is_held_says_so() -> None:
+    with no_unhandled_errors():
+        sending = Sending({"bootstrap.servers": "127.0.0.1:1", "enable.idempotence": True})
+        items = [Item("topic", str(n), 0, 0, b"key", b"value", None) for n in range(3)]
+        parcel = sending.post(items, 60.0)
+        await asyncio.sleep(0.01)
+        await sending.close(0.0)
+        await parcel.done
+        await asyncio.sleep(0.01)
+    assert isinstance(parcel.problems[0], Closed)

@@ -166,7 +166,9 @@ class Sending:
             if item.is_done:
                 self._settle(item)
         if parcel.left:
-            self._post(parcel, items)
+            self._open[parcel] = items
+            if self._sweep is None or self._sweep.when() > parcel.due_at:
+                self._arm(parcel.due_at)
         return parcel
 
     def _under_way_already(self, batch: Sequence[Item]) -> Sequence[Item]:
@@ -177,9 +179,12 @@ class Sending:
         """`post` of a single record. None: it may be on its way already."""
         if self._ended or (self._late and item.name in self._late):
             return None
-        single = item.parcel = Single(self._loop.create_future(), self._loop.time() + _UNKNOWN_AFTER_S)
+        due_at = self._loop.time() + _UNKNOWN_AFTER_S
+        single = item.parcel = Single(self._loop.create_future(), due_at)
         self._hold((item,))
-        self._post(single, (item,))
+        self._open[single] = (item,)
+        if self._sweep is None or self._sweep.when() > due_at:
+            self._arm(due_at)
         return single.done
 
     def _hold(self, items: Sequence[Item]) -> None:
@@ -196,24 +201,18 @@ class Sending:
             elif self._timer is None and gate.grows_old:
                 self._timer = self._loop.call_later(_HOLD_S, self._held_long)
         self._under_way += len(items)
-        if ready:
+        if ready and not self._is_flushing:
             self._flush_soon()
-
-    def _post(self, parcel: Parcel | Single, items: Sequence[Item]) -> None:
-        self._open[parcel] = items
-        if self._sweep is None or self._sweep.when() > parcel.due_at:
-            self._arm(parcel.due_at)
 
     def _flush_soon(self) -> None:
         """With all that others send before the loop goes on: a burst is one request."""
-        if not self._is_flushing:
-            self._is_flushing = True
-            self._loop.call_soon(self._flush)
+        self._is_flushing = True
+        self._loop.call_soon(self._flush)
 
     def _flush(self) -> None:
         self._is_flushing = False
         ready, self._ready = self._ready, {}
-        for gate in ready:
+        for gate in ready if not self._ended else ():
             self._produce(gate.take())
 
     def _held_long(self) -> None:
@@ -287,7 +286,7 @@ class Sending:
                 if parcel.told(item, None):
                     still_open.pop(parcel, None)
         self._under_way -= stored
-        if self._ready:
+        if self._ready and not self._is_flushing:
             self._flush_soon()
 
     def _end(self, item: Item, error: BackendError) -> None:
@@ -300,7 +299,8 @@ class Sending:
             return
         if gate.refused():
             self._ready[gate] = None
-            self._flush_soon()
+            if not self._is_flushing:
+                self._flush_soon()
         self._over(item, error)
 
     def _over(self, item: Item, error: BackendError) -> None:
