@@ -202,6 +202,20 @@ async def test_who_joins_with_many_agents_at_once_does_not_wait_for_a_session(fa
         await member.close()
 
 
+async def test_a_hundred_agents_that_begin_at_once_are_made_and_met_together(
+    fabric: KafkaFabric, caplog: pytest.LogCaptureFixture
+) -> None:
+    """One after another they waited for each other's questions, and nothing was read meanwhile."""
+    caplog.set_level(logging.INFO, logger="hivewire.backends.kafka.consumer")
+    member = await fabric.member()
+    agents = [f"many-{n}" for n in range(100)]
+    await asyncio.gather(*(member.receive(agent, wait_s=0) for agent in agents))
+    assert "the group has not decided yet" not in caplog.messages
+    await member.send_many([task(agent, n) for n, agent in enumerate(agents)])
+    taken = await asyncio.gather(*(take(member, agent, 1, within_s=30) for agent in agents))
+    assert [number(*deliveries) for deliveries in taken] == list(range(100))
+
+
 async def test_who_begins_with_much_waiting_does_not_wait_for_what_it_does_not_read(
     fabric: KafkaFabric, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -39,8 +39,9 @@ _AHEAD_BYTES: Final = 256 * 1024
 _FULL_LOOK_MS: Final = 10
 """A client that has read enough ahead looks again after so long; by itself it stands still for a second, while what it
 had is gone in a tenth of that."""
-_LEADERS_S: Final = 10.0
-_LOOK_EACH_S: Final = 0.02
+_LEADERS_S: Final = 15.0
+_FIRST_LOOK_S: Final = 0.02
+_LOOK_EACH_S: Final = 0.3
 _T = TypeVar("_T")
 _NO_LEADER: Final = {
     KafkaError.NOT_LEADER_FOR_PARTITION,
@@ -81,16 +82,18 @@ class NotYet(ConnectionLost):
 
 
 async def patiently(ask: Callable[[], Awaitable[_T]]) -> _T:
-    """Again while leaders are being found, for a while."""
+    """Again while leaders are being found, for a while, and ever less often: busy brokers are asked by
+    many then."""
     loop = asyncio.get_running_loop()
-    deadline = loop.time() + _LEADERS_S
+    deadline, wait_s = loop.time() + _LEADERS_S, _FIRST_LOOK_S
     while True:
         try:
             return await ask()
         except NotYet:
             if loop.time() > deadline:
                 raise
-            await asyncio.sleep(_LOOK_EACH_S)
+            await asyncio.sleep(wait_s)
+            wait_s = min(wait_s * 2, _LOOK_EACH_S)
 
 
 def problem(doing: str, error: KafkaError | KafkaException) -> BackendError:
