@@ -186,6 +186,21 @@ async def test_a_full_queue_holds_up_no_other(database: UsersDatabase) -> None:
         assert sorted(got) == [0, 1, 2, 3]
 
 
+async def test_a_long_row_for_a_full_queue_holds_up_nothing_behind_it(database: UsersDatabase) -> None:
+    """More than are looked at first, all of one key, and another recipient in their lane."""
+    async with hw.connect("memory://", inmemory_max_queue_size=1) as protocol:
+        full = [order(n, key="k").replace(to="full") for n in range(250)]
+        others = [hw.Message(type="order", sender="shop", to=f"other{n}", content=n) for n in range(1_000)]
+        other = next(each for each in others if lane_of(each) == lane_of(full[0]))
+        for queue in ("full", other.to):
+            await protocol.subscribe(queue)
+        async with database.connection() as connection:
+            await put(database, connection, *full, other)
+        async with hw.Relay(protocol, database.url, poll_s=0.01):
+            [found] = await protocol.receive(other.to, wait_s=30)
+            assert found.message.id == other.id
+
+
 async def test_queues_that_are_full_in_many_lanes_hold_up_no_other(database: UsersDatabase) -> None:
     """A relay has four lanes at once: not always the same four."""
     async with hw.connect("memory://", inmemory_max_queue_size=1) as protocol:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections import Counter
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -30,6 +31,8 @@ log = logging.getLogger(__name__)
 
 _LANES_AT_ONCE: Final = 4
 _A_LANE: Final = 100
+_MOST_OF_A_LANE: Final = 1_600
+"""So many messages that must wait for their queue hold up no others of their lane."""
 _A_SEND_S: Final = 2.0
 """A queue that is full for longer is left for the next turn."""
 _PAUSE_S: Final = 0.5
@@ -112,6 +115,8 @@ class Relay:
         self._turn = 0
         self._held_up: dict[int, int] = {}
         """Lanes from which nothing could be sent when they were tried last, and in which turn that was."""
+        self._pages: dict[int, int] = {}
+        """How far to look into lanes where something stays."""
 
     async def __aenter__(self) -> Self:
         """Send in the background from now on. Raises `MigrationNeeded`."""
@@ -171,7 +176,8 @@ class Relay:
         until = time.monotonic() + self._lease_s / 2
         lanes.sort(key=lambda lane: self._held_up.get(lane, 0))  # stable: else those with the oldest first
         lanes = lanes[:_LANES_AT_ONCE]
-        waiting = await store.write(partial(scripts.claim, lanes, self._owner, self._lease_s, _A_LANE))
+        pages = {lane: self._pages.get(lane, _A_LANE) for lane in lanes}
+        waiting = await store.write(partial(scripts.claim, pages, self._owner, self._lease_s))
         sent: list[int] = []
         refused: list[tuple[int, str]] = []
         try:
@@ -183,14 +189,17 @@ class Relay:
         return len(sent) + len(refused)
 
     def _note_turn(self, lanes: Sequence[int], waiting: Sequence[Waiting], settled: set[int]) -> None:
-        """Lanes that are held up come after all others, so that they hold up no other."""
+        """Lanes that are held up come after all others, so that they hold up no other; and what stays in a lane must
+        not fill the next look into it."""
         self._turn += 1
         moved = {each.lane for each in waiting if each.number in settled}
+        stays = Counter(each.lane for each in waiting if each.number not in settled)
         for lane in lanes:
             if lane in moved:
                 self._held_up.pop(lane, None)
             else:
                 self._held_up[lane] = self._turn
+            self._pages[lane] = min(max(2 * stays[lane], _A_LANE), _MOST_OF_A_LANE)
 
     async def _send(
         self, waiting: Sequence[Waiting], until: float, sent: list[int], refused: list[tuple[int, str]]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Final, NamedTuple
 
 from hivewire.coordination.ledger.store import Ddl, Many, Query, Script
@@ -41,10 +41,10 @@ def waiting_lanes(owner: str) -> Script[list[int]]:
     return [lane for (lane,) in rows]
 
 
-def claim(lanes: Sequence[int], owner: str, lease_s: float, limit: int) -> Script[list[Waiting]]:
-    """Have those lanes that are still free for `lease_s`; what waits in them, in order."""
+def claim(lanes: Mapping[int, int], owner: str, lease_s: float) -> Script[list[Waiting]]:
+    """Have those lanes that are still free for `lease_s`; the first that wait in each, as many as are given for it."""
     found: list[Waiting] = []
-    for lane in sorted(lanes):  # in one order for all, so that no two wait for each other
+    for lane, limit in sorted(lanes.items()):  # in one order for all, so that no two wait for each other
         mine = yield Query(
             "UPDATE hivewire_outbox_lanes SET owner = $2, until = hivewire_begun() + $3 "
             "WHERE lane = $1 AND (owner = $2 OR until <= hivewire_begun()) RETURNING lane",
