@@ -214,3 +214,22 @@ async def test_answers_to_requests_are_waited_for_however_many_queues_there_are(
         for n in range(20):
             assert (await caller.request(task("oracle", n), timeout_s=20)).content == {"n": n}
         await until(lambda: len(waiting(redis)) == 2, "the caller's mailbox and the worker's queue are waited for")
+
+
+async def test_a_member_that_is_abandoned_ends_and_leaves_nothing_open(redis: RedisFabric) -> None:
+    member, began = await redis.member(lease_s=2.0), asyncio.Event()
+
+    async def handle(delivery: Delivery) -> None:
+        began.set()
+        await asyncio.Event().wait()
+
+    served = asyncio.create_task(member.serve("left", handle))
+    await redis.protocol.send(task("left", 1, key="k0"))
+    await asyncio.wait_for(began.wait(), 20)
+    member.abandon()
+    await asyncio.wait_for(asyncio.gather(served, return_exceptions=True), 20)
+    await member.close()
+    await until(lambda: not waiting(redis), "no connection waits any more", 20)
+    seen = Seen()
+    async with serving(redis.protocol, "left", seen):
+        await until(lambda: seen.numbers["k0"] == [1], "somebody else has it", 30)

@@ -96,8 +96,12 @@ class Feeding:
         elif self._is_stopped:
             self._inbox.outcomes.turn_away(batch)
         else:
-            self._take_in(batch, self._slots.free)
-            self._soon()  # behind the slot that was just woken
+            try:
+                self._take_in(batch, self._slots.free)
+            except Exception as error:  # noqa: BLE001  # told to whoever waits for the end, as a task's would be
+                self._failed(error)
+            else:
+                self._soon()  # behind the slot that was just woken
 
     def _soon(self) -> None:
         if not (self._is_called or self._is_stopped):

@@ -32,7 +32,7 @@ from hivewire.backends.redis.address import Address
 from hivewire.backends.redis.blobs import RedisBlobs
 from hivewire.backends.redis.channels import Channels
 from hivewire.backends.redis.consumer import RedisConsumer
-from hivewire.backends.redis.ears import Ears
+from hivewire.backends.redis.ears import Ears, Heard
 from hivewire.backends.redis.forks import forks
 from hivewire.backends.redis.inlet import Inlet
 from hivewire.backends.redis.keeper import Keeper, Seat
@@ -139,6 +139,11 @@ class RedisBackend(Backend):
         self.check_usable()
         assert self._ears is not None
         return self._ears
+
+    def hear_no_more(self, channel: str, heard: Heard) -> None:
+        """Also when it is about to be closed, or abandoned."""
+        if self._ears is not None:
+            self._ears.unsubscribe(channel, heard)
 
     @property
     def keeper(self) -> Keeper:

@@ -80,7 +80,7 @@ class RedisMember(Consumer):
     async def stop(self) -> None:
         """End what runs here; say nothing to the server."""
         self._closed = True
-        self.backend.ears.unsubscribe(self.names.news, self._heard)
+        self.backend.hear_no_more(self.names.news, self._heard)
         await self._end()
         await self._late.stop()
         await self.standing.stop()

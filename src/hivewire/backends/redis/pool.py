@@ -284,7 +284,7 @@ class PoolConsumer(RedisMember):
 
     async def _end(self) -> None:
         self._news.tell()
-        self.backend.ears.unsubscribe(self.names.bell, self._heard)
+        self.backend.hear_no_more(self.names.bell, self._heard)
 
 
 def _level(fetched: Fetched) -> int:

@@ -293,7 +293,7 @@ class Taking:
         """A bell would only wake us twice."""
         if self._hears_bell:
             self._hears_bell = False
-            self._backend.ears.unsubscribe(self._names.bell, self.bell)
+            self._backend.hear_no_more(self._names.bell, self.bell)
 
     def bell(self, what: bytes | None) -> None:
         """Which shards have something new; None: a bell may have been missed."""
