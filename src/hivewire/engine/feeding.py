@@ -18,6 +18,8 @@ log = logging.getLogger(__name__)
 
 _FETCH_WAIT_S: Final = 60.0
 _FETCH_RETRY_S: Final = 0.1
+_TURNS_AFTER: Final = 2
+"""Of the loop: in the first a handler runs, in the next who has its answer; then what both have sent is written."""
 
 
 class Feeding:
@@ -100,13 +102,23 @@ class Feeding:
                 self._take_in(batch, self._slots.free)
             except Exception as error:  # noqa: BLE001  # told to whoever waits for the end, as a task's would be
                 self._failed(error)
+                return
+            if self._inbox.held.store_lanes:
+                self._feed_now()
             else:
-                self._soon()  # behind the slot that was just woken
+                self._in_turns(_TURNS_AFTER)
 
     def _soon(self) -> None:
         if not (self._is_called or self._is_stopped):
             self._is_called = True
             self._loop.call_soon(self._feed_now)
+
+    def _in_turns(self, turns: int) -> None:
+        """Nobody else can have what is there: what came is handled first, and what is sent because of it leaves."""
+        if turns:
+            self._loop.call_soon(self._in_turns, turns - 1)
+        else:
+            self._soon()
 
     def _feed_now(self) -> None:
         self._is_called = False

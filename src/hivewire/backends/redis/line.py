@@ -82,6 +82,10 @@ class Line(Link):
     ) -> asyncio.Future[BackendError | None] | None:
         return None if self._wire is None else self._wire.store(packed, channel, what)
 
+    def hurry(self) -> None:
+        if self._wire is not None:
+            self._wire.hurry()
+
     def ring(self, channel: str, what: int | str) -> None:
         if self._wire is not None:
             self._wire.ring(channel, what)

@@ -43,6 +43,10 @@ class Link(ABC):
         channel under the same hash tag. None: nothing was done, use `post`."""
         return None
 
+    def hurry(self) -> None:
+        """What was posted waits for nothing else of this turn of the loop, where it can leave at once."""
+        return
+
     @abstractmethod
     def ring(self, channel: str, what: int | str) -> None:
         """Tell who listens there, once a write, after what was posted before."""

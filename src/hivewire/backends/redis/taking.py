@@ -21,7 +21,7 @@ from hivewire.errors import Closed
 if TYPE_CHECKING:
     from hivewire.backends.redis.backend import RedisBackend
 
-_TURNS = 2
+_TURNS = 3
 """Of the loop, before a read is sent off to wait: so many a caller takes whose answer has come to send what is next."""
 
 
@@ -278,7 +278,7 @@ class Taking:
         if not self._is_watching:
             self._listen()
         elif self._watch_soon is None:
-            self._watch_soon = self._loop.call_soon(self._ask_later, _TURNS)
+            self._ask_later(_TURNS if self._asked is None else 0)  # who is told asks late enough
         return self._is_watching
 
     def _listen(self) -> None:

@@ -117,6 +117,7 @@ class Watch:
         self._question = question
         commands = question.command(*self._block), READ_EPOCH
         self._posted = self._link.post_for(self._answered, commands, beyond_s=self._wait_s)
+        self._link.hurry()
 
     def void(self) -> None:
         """What is under way is not wanted any more: something may be taken away from what it has read."""
