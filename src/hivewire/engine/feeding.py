@@ -100,13 +100,16 @@ class Feeding:
         else:
             try:
                 self._take_in(batch, self._slots.free)
-            except Exception as error:  # noqa: BLE001  # told to whoever waits for the end, as a task's would be
-                self._failed(error)
-                return
-            if self._inbox.held.store_lanes:
-                self._feed_now()
+            except Exception as problem:  # noqa: BLE001  # told to whoever waits for the end, as a task's would be
+                self._failed(problem)
             else:
-                self._in_turns(_TURNS_AFTER)
+                self._ask_for_more()
+
+    def _ask_for_more(self) -> None:
+        if self._inbox.held.store_lanes:
+            self._feed_now()
+        else:
+            self._in_turns(_TURNS_AFTER)
 
     def _soon(self) -> None:
         if not (self._is_called or self._is_stopped):

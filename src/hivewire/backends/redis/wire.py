@@ -13,6 +13,7 @@ from typing import Final
 import hiredis
 
 from hivewire.backends.redis.address import Address, Command, Reply, pack
+from hivewire.backends.redis.awaited import Batch, Stored, fail, problem_of
 from hivewire.backends.redis.link import good
 from hivewire.errors import BackendError, ConnectionLost
 
@@ -21,48 +22,6 @@ _MOST_ASK_S = 1.0
 _RARE: Final = frozenset({hiredis.PushNotification, hiredis.ReplyError})
 _NOTHING: Final = object()
 """The parser has no whole answer."""
-
-
-class Batch:
-    """Commands whose answers are waited for together."""
-
-    __slots__ = ("answers", "asked_at", "beyond_s", "future", "told", "wanted")
-
-    def __init__(
-        self,
-        future: asyncio.Future[list[Reply]] | None,
-        wanted: int,
-        asked_at: float,
-        beyond_s: float = 0.0,
-        told: Callable[[asyncio.Future[list[Reply]]], None] | None = None,
-    ) -> None:
-        self.future = future
-        self.told = told
-        """Called with the future when it is done."""
-        self.wanted = wanted
-        self.asked_at = asked_at
-        self.beyond_s = beyond_s
-        self.answers: list[Reply] = []
-
-
-class Stored:
-    """One command of which only what goes wrong is told."""
-
-    __slots__ = ("asked_at", "future")
-    beyond_s = 0.0
-
-    def __init__(self, future: asyncio.Future[BackendError | None], asked_at: float) -> None:
-        self.future = future
-        self.asked_at = asked_at
-
-
-def _problem(answer: Reply) -> BackendError | None:
-    try:
-        if good(answer, "store a message") is None:
-            return ConnectionLost("store a message: its stream, which must be there, is not")
-    except BackendError as error:
-        return error
-    return None
 
 
 class Wire(asyncio.Protocol):
@@ -244,7 +203,7 @@ class Wire(asyncio.Protocol):
                     waiting.popleft()
                     stored = batch.future
                     if not stored.done():
-                        stored.set_result(None if kind is bytes else _problem(answer))
+                        stored.set_result(None if kind is bytes else problem_of(answer))
                     continue
                 answers = batch.answers
                 answers.append(answer)
@@ -326,16 +285,9 @@ class Wire(asyncio.Protocol):
             batch = self._waiting.popleft()
             if isinstance(batch, Batch) and batch.told is not None and batch.future is not None:
                 batch.future.add_done_callback(batch.told)
-            _fail(batch.future, lost)
+            fail(batch.future, lost)
         for _, future in self._firm:
-            _fail(future, lost)
-
-
-def _fail(
-    future: asyncio.Future[list[Reply]] | asyncio.Future[BackendError | None] | None, error: ConnectionLost
-) -> None:
-    if future is not None and not future.done():
-        future.set_exception(ConnectionLost(str(error)))
+            fail(future, lost)
 
 
 async def open_wire(
