@@ -18,6 +18,7 @@ log = logging.getLogger(__name__)
 
 _FETCH_WAIT_S: Final = 60.0
 _FETCH_RETRY_S: Final = 0.1
+_FEW: Final = 16
 _TURNS_AFTER: Final = 2
 """Of the loop: in the first a handler runs, in the next who has its answer; then what both have sent is written."""
 
@@ -103,10 +104,12 @@ class Feeding:
             except Exception as problem:  # noqa: BLE001  # told to whoever waits for the end, as a task's would be
                 self._failed(problem)
             else:
-                self._ask_for_more()
+                self._ask_for_more(len(batch))
 
-    def _ask_for_more(self) -> None:
-        if self._inbox.held.store_lanes:
+    def _ask_for_more(self, came: int) -> None:
+        """At once where much comes, so that the store works while it is handled, or where others want it, too. Else
+        what came is handled first, and what is sent because of it leaves."""
+        if came > _FEW or self._inbox.held.store_lanes:
             self._feed_now()
         else:
             self._in_turns(_TURNS_AFTER)
@@ -117,7 +120,6 @@ class Feeding:
             self._loop.call_soon(self._feed_now)
 
     def _in_turns(self, turns: int) -> None:
-        """Nobody else can have what is there: what came is handled first, and what is sent because of it leaves."""
         if turns:
             self._loop.call_soon(self._in_turns, turns - 1)
         else:
