@@ -109,6 +109,19 @@ async def test_money_by_the_price_file(protocols: list[hw.Protocol], tmp_path: P
     assert Price(0, 0).cost(1, 1).money == 0
 
 
+async def test_a_server_that_does_not_count_costs_what_was_reserved() -> None:
+    """Else a local server would spend without end."""
+    async with hw.connect("memory://") as protocol:
+        budgets = Budgets(protocol, {"run": Limit(tokens=1_000)}, clock=lambda: AT)
+        paid = Budgeted(ScriptedModel(lambda request: CompletionResponse(text="x")), budgets, ["run/r"])
+        for _ in range(7):
+            await paid.complete(ASK)
+        with pytest.raises(BudgetExceeded):
+            await paid.complete(ASK)
+        (line,) = await budgets.summary("run/")
+    assert (line.calls, line.tokens, line.reserved_tokens) == (7, 7 * 136, 0)
+
+
 async def test_what_was_not_answered_costs_nothing_and_what_was_cancelled_costs_all(
     protocols: list[hw.Protocol],
 ) -> None:

@@ -100,7 +100,9 @@ class Anthropic(LLM):
         self._timeout_s = timeout_s
         self._client = anthropic.AsyncAnthropic(api_key=api_key, base_url=base_url, max_retries=0, timeout=timeout_s)
         if self._client.api_key is None and self._client.auth_token is None:
-            raise SettingsError("models of anthropic: no key; set ANTHROPIC_API_KEY or give api_key")
+            raise SettingsError(
+                "models of anthropic: no key; set ANTHROPIC_API_KEY or llm.api_key (HIVEWIRE_LLM_API_KEY)"
+            )
 
     async def complete(self, request: CompletionRequest) -> CompletionResponse:
         limit_s = self._timeout_s if request.timeout_s is None else request.timeout_s

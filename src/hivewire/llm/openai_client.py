@@ -94,7 +94,9 @@ class OpenAI(LLM):
         try:
             self._client = openai.AsyncOpenAI(api_key=api_key, base_url=base_url, max_retries=0, timeout=timeout_s)
         except openai.OpenAIError as error:
-            raise SettingsError(f"models of openai: {error}") from error
+            raise SettingsError(
+                f"models of openai: {str(error).rstrip('.')}, or llm.api_key (HIVEWIRE_LLM_API_KEY)"
+            ) from error
         is_own = str(self._client.base_url).startswith("https://api.openai.com/")
         self._max_tokens = "max_completion_tokens" if is_own else "max_tokens"
 

@@ -79,7 +79,10 @@ def translated(sdk: Any, doing: str, limit_s: float) -> Generator[None]:
     except (sdk.APITimeoutError, TimeoutError) as error:
         raise ModelUnavailable(f"{doing}: no answer within {limit_s:g} s") from error
     except sdk.APIConnectionError as error:
-        raise ModelUnavailable(f"{doing}: the connection failed: {error.__cause__ or error}") from error
+        where = error.request.url
+        raise ModelUnavailable(
+            f"{doing}: the connection to {where.host}:{where.port or where.scheme} failed: {error.__cause__ or error}"
+        ) from error
     except sdk.APIResponseValidationError as error:
         raise BadAnswer(f"{doing}: the answer is not of the API's form: {error.message}") from error
     except sdk.APIError as error:  # told inside a stream

@@ -167,6 +167,30 @@ async def test_what_was_sent_and_not_marked_is_stored_once(database: UsersDataba
     assert await received(protocol, 10) == list(range(10))
 
 
+async def test_what_is_behind_one_that_is_not_sent_stays_behind_it(
+    database: UsersDatabase, protocol: hw.Protocol, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    send, away = protocol.send, {1: 2}  # the number of the message, and how often the store is away for it
+
+    async def flaky(message: hw.Message, **options: Any) -> hw.Receipt:
+        if away.get(message.content, 0) > 0:
+            away[message.content] -= 1
+            raise hw.ConnectionLost("away")
+        return await send(message, **options)
+
+    monkeypatch.setattr(protocol, "send", flaky)
+    async with database.connection() as connection:
+        await put(database, connection, *(order(n, key="k") for n in range(4)))
+    relay = hw.Relay(protocol, database.url)
+    await relay.database.open()
+    assert await relay.send_some() == 1
+    with pytest.raises(hw.ConnectionLost):
+        await relay.send_some()
+    assert await relay.send_some() == 3
+    await relay.database.close()
+    assert await received(protocol, 4) == [0, 1, 2, 3]
+
+
 async def test_a_full_queue_holds_up_no_other(database: UsersDatabase) -> None:
     async with (
         hw.connect("memory://", inmemory_max_queue_size=2) as protocol,

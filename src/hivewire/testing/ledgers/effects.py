@@ -80,15 +80,31 @@ async def test_an_effect_longer_than_the_lease_stays_with_who_began_it(ledgers: 
     assert await first == "first"
 
 
+class Silent(LedgerEffects):
+    """Its lease runs out as soon as it has it."""
+
+    async def _owned(self, id: str, lease: Any, fn: Any, find: Any) -> Any:
+        await self._ledger.release(lease)
+        return await super()._owned(id, lease, fn, find)
+
+
+async def test_who_was_silent_gets_what_was_stored_meanwhile(ledgers: LedgerFabric) -> None:
+    ledger = await ledgers.open()
+
+    async def right() -> str:
+        return "right"
+
+    async def late() -> str:
+        assert await LedgerEffects(ledger, lease_s=LEASE_S).once("pay", right) == "right"
+        return "late"
+
+    assert await Silent(ledger, lease_s=LEASE_S).once("pay", late) == "right"
+
+
 async def test_who_was_silent_stores_nothing(ledgers: LedgerFabric) -> None:
     """Its lease runs out, another takes over and is at it when the first one ends."""
     ledger = await ledgers.open()
     taken_over, may_end = asyncio.Event(), asyncio.Event()
-
-    class Silent(LedgerEffects):
-        async def _owned(self, id: str, lease: Any, fn: Any, find: Any) -> Any:
-            await ledger.release(lease)  # as if its time had run out
-            return await super()._owned(id, lease, fn, find)
 
     async def right() -> str:
         taken_over.set()
