@@ -10,6 +10,7 @@ import pytest
 
 from hivewire.blobs.local import FolderBlobs
 from hivewire.engine.claims import _put_at
+from hivewire.errors import ConnectionLost
 
 
 async def test_what_a_kill_leaves_of_a_content_can_be_swept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -31,3 +32,11 @@ async def test_what_a_kill_leaves_of_a_content_can_be_swept(tmp_path: Path, monk
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
     await store.put(name, b"whole")
     assert (await store.names(), await store.get(name)) == ([name], b"whole")
+
+
+async def test_a_folder_that_is_not_mounted_loses_no_content(tmp_path: Path) -> None:
+    store = FolderBlobs(tmp_path / "mount")
+    with pytest.raises(ConnectionLost, match="read the content 1-ab"):
+        await store.get("1-ab")
+    (tmp_path / "mount").mkdir()
+    assert await store.get("1-ab") is None

@@ -31,7 +31,7 @@ class _Call(msgspec.Struct):
 
     id: str | None = None
     type: str | None = None
-    index: int = 0
+    index: int | None = None
     function: _Function | None = None
 
     @property
@@ -137,7 +137,8 @@ class OpenAI(LLM):
                     delta = choice.delta or _Said()
                     reason = "content_filter" if delta.refusal else choice.finish_reason or reason
                     for call in delta.tool_calls or ():
-                        calls[call.index] = _joined(calls.get(call.index), call.asked)
+                        index = call.index or 0  # some servers leave it out
+                        calls[index] = _joined(calls.get(index), call.asked)
                     text = delta.content or delta.refusal
                     if text:
                         texts.append(text)
