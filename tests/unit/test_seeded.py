@@ -16,6 +16,7 @@ import pytest
 from hivewire.testing import seeded
 from hivewire.testing.profiles import PROFILES
 from hivewire.testing.profiles_faults import Point, points
+from hivewire.testing.seeded_book import Book
 from hivewire.testing.seeded_program import FAULTS_TO_STRIKE, OPERATIONS, SLOTS, Program, draw_program
 from hivewire.testing.seeded_run import run_program
 
@@ -99,9 +100,9 @@ def test_one_seed_goes_the_same_way_in_another_process(profile: str) -> None:
 def test_a_broken_program_is_made_smaller(monkeypatch: pytest.MonkeyPatch) -> None:
     """A check that fails as soon as anybody sends to `bee`: one send is left of the whole program."""
 
-    def broken_by(program: Program) -> tuple[list[str], tuple[Point, ...], list[str]]:
+    def broken_by(program: Program) -> tuple[list[str], tuple[Point, ...], Book]:
         sent = any(getattr(step, "agent", "") == "bee" and hasattr(step, "ids") for step in program.steps)
-        return (["made_up: bee got a message"] if sent else []), (), []
+        return (["made_up: bee got a message"] if sent else []), (), Book()
 
     monkeypatch.setattr(seeded, "broken_by", broken_by)
     small = seeded.shrink(draw_program("sql", 3))
@@ -112,9 +113,9 @@ def test_a_broken_program_is_made_smaller(monkeypatch: pytest.MonkeyPatch) -> No
 def test_a_seed_whose_faults_hit_the_air_is_drawn_again(monkeypatch: pytest.MonkeyPatch) -> None:
     aim, others = draw_program("sql", 1).aim, [("handle", "late")] * FAULTS_TO_STRIKE
     struck = iter(((), (aim, *others[:3]), tuple(others), (aim, *others[1:])))
-    monkeypatch.setattr(seeded, "broken_by", lambda program: ([], next(struck), []))
+    monkeypatch.setattr(seeded, "broken_by", lambda program: ([], next(struck), Book()))
     assert msgspec.structs.asdict(seeded.try_seed("sql", 1))["draws"] == 4
-    monkeypatch.setattr(seeded, "broken_by", lambda program: ([], (), []))
+    monkeypatch.setattr(seeded, "broken_by", lambda program: ([], (), Book()))
     verdict = seeded.try_seed("sql", 1)
     assert not verdict.is_good
     assert "faults struck" in verdict.broken[0]

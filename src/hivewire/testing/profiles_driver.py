@@ -258,7 +258,8 @@ class ProfileConsumer(Consumer, Generic[_W]):
     ) -> Sequence[Fetched]:
         until = self.world.loop.time() + wait_s
         while True:
-            self._kept = [fetched for fetched in self._kept if self._is_held(fetched)]
+            if self._kept:
+                self._kept = [fetched for fetched in self._kept if self._is_held(fetched)]
             if self._kept:
                 given, self._kept = self._kept[:limit], self._kept[limit:]
                 return given

@@ -179,7 +179,8 @@ class Wire:
         doubled = False
         if places and faults.armed:
             doubled = await self._strike(places, "early", weight)
-        self._check_line()
+        if self.is_cut or faults.down_until:
+            self._check_line()
         answer = apply()
         if doubled:
             apply()
@@ -188,7 +189,8 @@ class Wire:
                 await self._strike(places, "late", weigh(answer) if weigh else weight)
             if not self.is_cut and chance.random() < _SLOW:
                 await self._loop.pause(chance.random() * _MOST_TRAVEL_S)
-            self._check_line()
+            if self.is_cut or faults.down_until:
+                self._check_line()
         except (ConnectionLost, asyncio.CancelledError):
             if keep is not None:
                 keep(answer)
@@ -198,7 +200,7 @@ class Wire:
     def _check_line(self) -> None:
         if self.is_cut:
             raise ProcessIsDead(f"{self.name} is dead")
-        if self.faults.down_until and self._loop.time() < self.faults.down_until:
+        if self._loop.time() < self.faults.down_until:
             raise ConnectionLost("the store refuses everything for a while")
 
     async def _strike(self, places: Sequence[Place], moment: Moment, weight: int) -> bool:

@@ -199,6 +199,9 @@ class KafkaWorld(ShardWorld):
     def _fenced_out(self, queue: str, process: str, batch: Sequence[Fetched]) -> list[Fetched]:
         return [fetched for fetched in batch if self.is_fenced_out(queue, process, fetched.shard, fetched.token)]
 
+    def held(self, queue: str) -> int:
+        return sum(len(log.records) for log in self._topic(queue))
+
     def depth(self, queue: str) -> Depth:
         kept = [entry for log in self._topic(queue) for entry in log.records.values()]
         return Depth(

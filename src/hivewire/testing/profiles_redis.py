@@ -182,6 +182,11 @@ class RedisWorld(ShardWorld):
             return scheduled[0][0] if due is None else min(due, scheduled[0][0])
         return due
 
+    def held(self, queue: str) -> int:
+        self._mature(queue)
+        streams = self._queue(queue)
+        return sum(map(len, streams.shards)) + len(streams.scheduled)
+
     def depth(self, queue: str) -> Depth:
         self._mature(queue)
         streams = self._queue(queue)

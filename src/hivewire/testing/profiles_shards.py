@@ -73,6 +73,17 @@ class ShardWorld(World):
         group.members[process] = self.now() + lease_s
         if is_new:
             self._balance(group)
+        if not all(shard.owner for shard in group.shards):
+            self._share_out(group, process)
+        held = {
+            number: (shard.token, shard.saved, shard.watermark)
+            for number, shard in enumerate(group.shards)
+            if shard.owner == process
+        }
+        return Shares(held, [number for number in held if group.shards[number].goes_to])
+
+    def _share_out(self, group: Group, process: str) -> None:
+        """What nobody owns, as much as this member may have."""
         count, quota = self._counts(group)[process], self._quota(group)
         for shard in group.shards:
             if not shard.owner and shard.goes_to in ("", process):
@@ -81,12 +92,6 @@ class ShardWorld(World):
                         continue
                     count += 1
                 shard.owner, shard.token, shard.goes_to = process, self.next_number(), ""
-        held = {
-            number: (shard.token, shard.saved, shard.watermark)
-            for number, shard in enumerate(group.shards)
-            if shard.owner == process
-        }
-        return Shares(held, [number for number in held if group.shards[number].goes_to])
 
     def _quota(self, group: Group) -> int:
         return -(-len(group.shards) // max(1, len(group.members)))

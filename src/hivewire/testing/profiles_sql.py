@@ -291,6 +291,10 @@ class SqlWorld(World):
             due.append(table.scheduled[0][0])
         return min((when for when in due if when > self.now()), default=None)
 
+    def held(self, queue: str) -> int:
+        self._mature(queue)
+        return len(self._table(queue).rows)
+
     def depth(self, queue: str) -> Depth:
         self._mature(queue)
         table, now = self._table(queue), self.now()

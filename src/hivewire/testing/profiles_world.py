@@ -103,6 +103,10 @@ class World(ABC):
     def depth(self, queue: str) -> Depth: ...
 
     @abstractmethod
+    def held(self, queue: str) -> int:
+        """How many messages are there, whatever state they are in: the sum of those of `depth`."""
+
+    @abstractmethod
     def owns(self, process: str, queue: str, key: str) -> bool:
         """True while this process may start handlers for the key."""
 
@@ -154,8 +158,7 @@ class World(ABC):
             first, until = self._idempotent.get(key, ("", 0.0))
             if self.now() < until:
                 return Duplicate(first)
-        depth = self.depth(part.queue)
-        held = depth.ready + depth.in_flight + depth.scheduled + len(part.records)
+        held = self.held(part.queue) + len(part.records)
         reserve = max(100, spec.cap // 10) if part.room is Room.RESERVE else 0
         if part.room is not Room.ALWAYS and held > spec.cap + reserve:
             return QueueFull(f"append to {part.queue}: it holds {spec.cap} messages")

@@ -18,6 +18,7 @@ import msgspec
 
 from hivewire.testing.profiles import PROFILES
 from hivewire.testing.profiles_faults import Point, points
+from hivewire.testing.seeded_book import Book
 from hivewire.testing.seeded_checks import violations
 from hivewire.testing.seeded_driver import Verdict, add_arguments, judge
 from hivewire.testing.seeded_program import FAULTS_TO_STRIKE, Program, draw_program
@@ -27,15 +28,15 @@ from hivewire.testing.virtual_loop import Deadlock, Livelock
 MOST_DRAWS: Final = 20
 
 
-def broken_by(program: Program) -> tuple[list[str], tuple[Point, ...], list[str]]:
-    """The promises that a run of the program breaks, where faults struck, and its log."""
+def broken_by(program: Program) -> tuple[list[str], tuple[Point, ...], Book]:
+    """The promises that a run of the program breaks, where faults struck, and what happened."""
     try:
         result = run_program(program)
     except (Deadlock, Livelock) as error:
-        return [f"{error.code}: {error}"], tuple(fault.point for fault in program.faults), []
+        return [f"{error.code}: {error}"], tuple(fault.point for fault in program.faults), Book()
     except Exception:  # noqa: BLE001 - what the engine lets out breaks a promise, and ends no other seed
-        return [f"raised: {traceback.format_exc()}"], tuple(fault.point for fault in program.faults), []
-    return violations(result), tuple(fault.point for fault in result.struck), result.book.log
+        return [f"raised: {traceback.format_exc()}"], tuple(fault.point for fault in program.faults), Book()
+    return violations(result), tuple(fault.point for fault in result.struck), result.book
 
 
 def _has_struck(program: Program, struck: Sequence[Point]) -> bool:
@@ -46,9 +47,9 @@ def try_seed(profile: str, seed: int, *, with_log: bool = False) -> Verdict:
     """Run one seed. It is drawn again, always in the same way, until enough faults struck, and that which was aimed."""
     for draw in range(MOST_DRAWS):
         program = draw_program(profile, seed, draw)
-        broken, struck, log = broken_by(program)
+        broken, struck, book = broken_by(program)
         if broken or _has_struck(program, struck):
-            kept = tuple(log) if with_log else ()
+            kept = tuple(book.log) if with_log else ()
             return Verdict(profile, seed, draw + 1, len(struck), tuple(broken), kept, struck)
     why = f"in {MOST_DRAWS} draws fewer than {FAULTS_TO_STRIKE} faults struck, or none {' '.join(program.aim)}"
     return Verdict(profile, seed, 0, 0, (why,))
@@ -111,10 +112,10 @@ def report(verdict: Verdict, *, shrinking: bool) -> str:
     lines = [f"BROKEN seed={verdict.seed} profile={verdict.profile}", *(f"  {line}" for line in verdict.broken)]
     if shrinking and verdict.draws:
         program = shrink(program_of(verdict.profile, verdict.seed))
-        broken, _, log = broken_by(program)
+        broken, _, book = broken_by(program)
         lines.append(f"smallest: {len(program.steps)} steps, {len(program.faults)} faults")
         lines += [f"  {step}" for step in program.steps] + [f"  {fault}" for fault in program.faults]
-        lines += [f"  {line}" for line in broken] + ["log:"] + [f"  {line}" for line in log]
+        lines += [f"  {line}" for line in broken] + ["log:"] + [f"  {line}" for line in book.log]
     lines.append(f"again: python -m hivewire.testing.seeded --profile {verdict.profile} --seed {verdict.seed}")
     return "\n".join(lines)
 

@@ -116,8 +116,13 @@ class Book:
         """What went wrong that must not: unexpected exceptions."""
         self.replayed: dict[str, int] = {}
         """How many dead letters of an agent were sent back."""
-        self.log: list[str] = []
-        """Everything in one line each: two runs of one seed have the same."""
+        self._log: list[tuple[float, str, tuple[object, ...]]] = []
 
     def write(self, at: float, what: str, *details: object) -> None:
-        self.log.append(f"{at:.6f} {what} " + " ".join(map(str, details)))
+        """`details`: what never changes; it is made a text when somebody reads it."""
+        self._log.append((at, what, details))
+
+    @property
+    def log(self) -> list[str]:
+        """Everything in one line each: two runs of one seed have the same."""
+        return [f"{at:.6f} {what} " + " ".join(map(str, details)) for at, what, details in self._log]

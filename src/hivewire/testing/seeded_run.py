@@ -144,7 +144,7 @@ class Runner:
         until = self.loop.time() + DRAIN_S
         while True:
             queues = [name for name in self.stage.world.specs if not name.startswith(REPLY_PREFIX)]
-            left = {name: held for name in queues if (held := self._held(name))}
+            left = {name: held for name in queues if (held := self.stage.world.held(name))}
             if not self._has_members():
                 left.pop(GROUP_QUEUE_PREFIX + GROUP, None)  # nobody takes part in a group that is empty
             if not left or self.loop.time() >= until:
@@ -154,10 +154,6 @@ class Runner:
     def _has_members(self) -> bool:
         entry = self.stage.world.get(GROUP_PREFIX + GROUP)
         return bool(entry.value and msgspec.json.decode(entry.value)["members"])
-
-    def _held(self, queue: str) -> int:
-        depth = self.stage.world.depth(queue)
-        return depth.ready + depth.in_flight + depth.scheduled
 
     # The steps
 
