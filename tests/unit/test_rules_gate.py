@@ -92,5 +92,23 @@ def test_what_stands_behind_a_failure_does_not_overtake_it() -> None:
     gate = Gate[int]()
     gate.held += range(5)
     gate.take()
-    assert gate.failed() == [1, 2, 3, 4]
+    gate.stored()
+    gate.take()
+    gate.held += range(5, 9)
+    assert gate.failed() == [5, 6, 7, 8]
+    for _ in range(3):
+        gate.refused()
+    gate.held += range(9, 12)
+    assert gate.take() == [9]  # alone, as at first
+
+
+def test_only_who_asks_for_it_gets_what_is_held_beside_a_few() -> None:
+    gate = Gate[int]()
+    gate.held.append(0)
+    gate.take()
+    gate.stored()
+    gate.held.append(1)
+    gate.take()
+    gate.held.append(2)
     assert gate.take() == []
+    assert gate.take(at_once=True) == [2]
