@@ -95,7 +95,7 @@ class Lanes:
 
     def add(self, batch: Sequence[Fetched]) -> None:
         lanes, competing = self._lanes, self.competing
-        if not competing and len(batch) > 1 and len(set(map(_key, batch))) == 1:
+        if not competing and len(set(map(_key, batch))) == 1:
             self._add_run(batch)
             return
         last: str | None = None
