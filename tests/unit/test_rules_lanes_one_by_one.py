@@ -376,3 +376,12 @@ def test_a_run_of_one_key_is_put_where_each_would_be(before: Callable[[Lanes], N
 def test_in_competing_mode_a_run_of_one_key_is_many_lanes() -> None:
     lanes = holding(record(1), record(2), competing=True)
     assert all_places(lanes) == [[1], [2]]
+
+
+def test_a_blocked_lane_keeps_only_positions_of_a_long_run_among_others() -> None:
+    lanes = holding(record(0))
+    lane = take(lanes)
+    lanes.block(lane)
+    lanes.add([*(record(number) for number in range(1, LONG_LANE + 2)), record(999, "b")])
+    assert (places(lane), list(lane.parked)) == (list(range(LONG_LANE)), [LONG_LANE, LONG_LANE + 1])
+    assert all_places(lanes) == [[999]]
