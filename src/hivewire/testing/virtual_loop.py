@@ -41,16 +41,18 @@ class Livelock(HivewireError):
 
 # Numbers as hashes: sets of tasks and futures are then walked in the same order in each run.
 
+_numbers: Final = [0]
+"""The last one, of the newest loop."""
+
 
 class _Future(asyncio.Future[_T]):
     _number = 0
 
     def __hash__(self) -> int:
-        if not self._number:  # most are never in a set
-            loop = self.get_loop()
-            assert isinstance(loop, VirtualLoop)
-            self._number = loop.next_number()
-        return self._number
+        number = self._number
+        if not number:  # most are never in a set
+            number = self._number = _numbers[0] = _numbers[0] + 1
+        return number
 
 
 class _Task(asyncio.Task[_T]):
@@ -58,11 +60,10 @@ class _Task(asyncio.Task[_T]):
     _number = 0
 
     def __hash__(self) -> int:
-        if not self._number:
-            loop = self.get_loop()
-            assert isinstance(loop, VirtualLoop)
-            self._number = loop.next_number()
-        return self._number
+        number = self._number
+        if not number:
+            number = self._number = _numbers[0] = _numbers[0] + 1
+        return number
 
 
 class VirtualLoop(asyncio.BaseEventLoop):
@@ -73,11 +74,11 @@ class VirtualLoop(asyncio.BaseEventLoop):
 
     def __init__(self, most_steps: int | None = None) -> None:
         super().__init__()
+        _numbers[0] = 0
         self._now = 1000.0
         self._calls: deque[Handle] = deque()
         self._timers: list[tuple[float, int, Handle]] = []
         self._sequence = 0
-        self._numbers = 0
         self._tasks: dict[str | None, list[asyncio.Task[Any]]] = {}
         self._prune_at: dict[str | None, int] = {}
         self._stopped: dict[str, deque[Handle]] = {}
@@ -97,10 +98,6 @@ class VirtualLoop(asyncio.BaseEventLoop):
     def wall_time(self) -> float:
         """Seconds since 1970, on the virtual clock."""
         return EPOCH + self._now
-
-    def next_number(self) -> int:
-        self._numbers += 1
-        return self._numbers
 
     def create_future(self) -> asyncio.Future[Any]:
         return _Future(loop=self)
