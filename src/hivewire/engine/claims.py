@@ -11,7 +11,6 @@ import hashlib
 import logging
 import time
 from collections.abc import Callable, Hashable, Iterable, Sequence, Set
-from operator import attrgetter
 from typing import Final
 from uuid import uuid4
 
@@ -44,7 +43,6 @@ class Claim(msgspec.Struct, array_like=True, frozen=True):
     size: int
 
 
-_body = attrgetter("body")
 _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(Claim)
 
@@ -88,7 +86,7 @@ class Claims:
 
     async def put_away(self, batch: Sequence[Append], timeout_s: float) -> Sequence[Append]:
         """The batch as it is stored: large bodies replaced by references, their content stored before."""
-        if not any(max(map(len, map(_body, entry.records)), default=0) > self._over_bytes for entry in batch):
+        if not any(len(record.body) > self._over_bytes for entry in batch for record in entry.records):
             return batch
         trouble: list[BackendError] = []
         try:

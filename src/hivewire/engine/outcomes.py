@@ -8,7 +8,6 @@ import traceback
 from collections import deque
 from collections.abc import Callable, Sequence, Set
 from itertools import islice
-from operator import attrgetter
 from typing import Final
 
 from hivewire.backend import Again, Back, Dead, Unfinished
@@ -22,7 +21,6 @@ from hivewire.rules.retry import Retry
 
 log = logging.getLogger(__name__)
 
-_seen = attrgetter("seen")
 _QUEUE_FULL_DELAY_S: Final = 0.2
 _REFETCH_RETRY_S: Final = 0.05
 
@@ -259,7 +257,7 @@ class Outcomes(Book):
 
     def stored(self, done: Sequence[Fetched], rest: Sequence[Unfinished], refused: Set[int]) -> None:
         held = self.held
-        held.metrics.acked += len(done) - sum(map(_seen, done))
+        held.metrics.acked += len(done) - sum([fetched.seen for fetched in done])
         if refused:
             held.metrics.acked -= sum(id(fetched) in refused and not fetched.seen for fetched in done)
         for outcome in rest:

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Sequence
-from operator import attrgetter
 from typing import Final
 
 from hivewire.record import Fetched, life, names
 from hivewire.rules.dedup import Keys, Window
 from hivewire.settings import Settings
 
-_id = attrgetter("record.id")
 # Never written to, for the many agents in which nothing of the kind has happened yet.
 _NO_IDS: Final = Window(1, 0.0)
 _NO_KEYS: Final = Keys(1, 0.0)
@@ -86,7 +84,7 @@ class Remembered:
     def look_for_twins(self, batch: Sequence[Fetched], now: float) -> None:
         """A store that leases keys and remembers what was settled knows all but the records that it hands out
         at one time: a lane is handed out again when those before are settled."""
-        ids = list(map(_id, batch))
+        ids = [fetched.record.id for fetched in batch]
         if len(set(ids)) < len(ids):
             before: set[str] = set()
             for id in ids:

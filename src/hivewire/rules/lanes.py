@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from operator import attrgetter
 from typing import Final
 
 import msgspec
@@ -57,7 +56,6 @@ def _priority(lane: Lane) -> int:
     return lane.waiting[0].record.priority
 
 
-_key = attrgetter("record.key")
 _NO_SHARDS: Final[frozenset[int]] = frozenset()
 
 
@@ -93,11 +91,8 @@ class Lanes:
         """Records that could be handled: those of blocked lanes do not count."""
         return sum(len(lane.waiting) for lane in self._lanes.values() if not lane.blocked)
 
-    def add(self, batch: Sequence[Fetched]) -> None:
+    def add(self, batch: Iterable[Fetched]) -> None:
         lanes, competing = self._lanes, self.competing
-        if not competing and len(set(map(_key, batch))) == 1:
-            self._add_run(batch)
-            return
         last: str | None = None
         put: Callable[[Fetched], object]
         for fetched in batch:
@@ -114,21 +109,6 @@ class Lanes:
                     continue
                 put = lane.put_behind if lane.parked or lane.blocked else lane.waiting.append
             put(fetched)
-
-    def _add_run(self, run: Sequence[Fetched]) -> None:
-        """Records of one key."""
-        first = run[0]
-        lane = self._lanes.get(first.record.key)
-        if lane is None:
-            lane = self._lanes[first.record.key] = Lane(first.record.key, first.shard)
-            lane.waiting.extend(run)
-            lane.halted = first.shard in self._resting
-            self._make_ready(lane)
-        elif lane.parked or lane.blocked:
-            for fetched in run:
-                lane.put_behind(fetched)
-        else:
-            lane.waiting.extend(run)
 
     def add_closed(self, fetched: Fetched) -> Lane:
         """The first record of its key, which runs at another member: its lane is blocked."""

@@ -6,7 +6,6 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from heapq import heapify, heappop, heappush
 from itertools import count, islice
-from operator import attrgetter, is_
 from typing import Protocol, TypeVar
 
 import msgspec
@@ -16,8 +15,6 @@ from hivewire.rules.dedup import Window
 from hivewire.rules.priority import Lines
 
 MOMENT = 1_000
-_id = attrgetter("record.id")
-_replay = attrgetter("record.replay")
 _T = TypeVar("_T", bound=tuple[object, ...])
 Heap = list[_T] | tuple[()]
 """The tuple until the first is pushed: of tens of thousands of queues most have nothing that is due later."""
@@ -189,16 +186,20 @@ class Queue:
             lane.token = token = next(self._tokens)
             holder.hold(lane)
             number = min(len(lane.records), run, limit)
-            some = list(lane.records if number == len(lane.records) else islice(lane.records, number))
-            for fetched in some:
+            first = len(taken)
+            if number == len(lane.records):
+                taken.extend(lane.records)
+            else:
+                taken.extend(islice(lane.records, number))
+            new, old = settled.new, settled.old
+            for fetched in taken if first == 0 else taken[first:]:
                 fetched.token = token
-            ids = list(map(_id, some))
-            known = not (settled.new.keys().isdisjoint(ids) and settled.old.keys().isdisjoint(ids))
-            if known or any(map(_replay, some)):
-                self._see(some)
-            taken += some
+                record = fetched.record
+                known = life(record) if record.replay else record.id
+                if known in new or known in old:
+                    fetched.seen = True
             lane.taken = number
-            head = some[0]
+            head = taken[first]
             head.marked = starting > 0 and not head.suspect
             if head.marked:
                 lane.running = head
@@ -208,13 +209,6 @@ class Queue:
             lanes -= 1
         self.in_flight += len(taken)
         return taken
-
-    def _see(self, taken: Sequence[Fetched]) -> None:
-        new, old = self.settled.new, self.settled.old
-        for fetched in taken:
-            known = life(fetched.record)
-            if known in new or known in old:
-                fetched.seen = True
 
     def held(self, holder: Holder, fetched: Fetched) -> Lane | None:
         """The lane, if `fetched` is its first record and still this holder's."""
@@ -231,8 +225,6 @@ class Queue:
     def finish(self, holder: Holder, done: Sequence[Fetched], now: float, refused: list[Fetched]) -> None:
         """Remove records that were handled. Those of one lane come one after another: it is looked up once."""
         self.settled.tidy(now)
-        if len(done) > 1 and self._finish_run(holder, done):
-            return
         settled = self.settled.new
         lane: Lane | None = None
         token, left = -1, 0
@@ -262,26 +254,6 @@ class Queue:
         finished = len(done) - len(refused) + before
         self.in_flight -= finished
         self.size -= finished
-
-    def _finish_run(self, holder: Holder, done: Sequence[Fetched]) -> bool:
-        """`finish` of the first records of one lane, in their order, as it mostly is."""
-        lane, number = self.held(holder, done[0]), len(done)
-        if lane is None or number > lane.taken or not all(map(is_, lane.records, done)):
-            return False
-        records, settled = lane.records, self.settled.new
-        if number == len(records):
-            records.clear()
-        else:
-            for _ in range(number):
-                records.popleft()
-        if any(map(_replay, done)):
-            settled.update((life(fetched.record), None) for fetched in done)
-        else:
-            settled.update(dict.fromkeys(map(_id, done)))
-        self._left(lane, lane.taken - number)
-        self.in_flight -= number
-        self.size -= number
-        return True
 
     def _left(self, lane: Lane, left: int) -> None:
         """So many taken records of the lane are not settled yet."""

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from itertools import repeat
-from operator import attrgetter
 from typing import TYPE_CHECKING
 
 from hivewire.backend import Again, Back, Dead, Fetched, Unfinished
@@ -25,11 +23,6 @@ _COUNT = (
     " suspect_from = max(suspect_from, ?) WHERE queue = ? AND key = ?"
 )
 _NOT_STARTED = "UPDATE lanes SET starts = starts - 1, running = 0 WHERE queue = ? AND key = ?"
-
-_token_of = attrgetter("token")
-_at = attrgetter("at")
-_id = attrgetter("record.id")
-_replay = attrgetter("record.replay")
 
 
 def start(transaction: Transaction, consumer: SQLiteConsumer, batch: Sequence[Fetched]) -> list[Fetched]:
@@ -58,10 +51,21 @@ def settle(
     changes: dict[int, Change] = {}
     transaction.undo.append((_put_in_again, out, changes))
     refused: list[Fetched] = []
-    if set(map(_token_of, done)) - {token}:
-        refused = [fetched for fetched in done if fetched.token != token]
-        done = [fetched for fetched in done if fetched.token == token]
-    lives = _take_out(transaction, out, done, changes)
+    lives: list[Life] = []
+    change: Change | None = None
+    for fetched in done:
+        if fetched.token != token:
+            refused.append(fetched)
+            continue
+        seq: int = fetched.at  # type: ignore[assignment]  # ours are numbers
+        hold = out.pop(seq, None)
+        if hold is None:  # it was settled before
+            continue
+        if change is None or change.hold is not hold:  # runs of one lane mostly come together
+            change = changes.get(hold.lane) or changes.setdefault(hold.lane, Change(transaction, hold))
+        change.gone.append(seq)
+        record = fetched.record
+        lives.append(name_of(record) if record.replay else record.id)
     for outcome in rest:
         fetched = outcome.fetched
         if fetched.token != token:
@@ -88,26 +92,6 @@ def settle(
         queue.settled += lives
         move_heads(transaction, queue.id, out, list(changes.values()))
     return refused
-
-
-def _take_out(
-    transaction: Transaction, out: dict[int, Hold], done: Sequence[Fetched], changes: dict[int, Change]
-) -> list[Life]:
-    """What is done leaves its runs. The lives of those that were not settled before."""
-    seqs: list[int] = list(map(_at, done))
-    holds = list(map(out.pop, seqs, repeat(None)))
-    if None in holds:
-        done = [fetched for fetched, hold in zip(done, holds, strict=True) if hold is not None]
-    change: Change | None = None
-    for seq, hold in zip(seqs, holds, strict=True):
-        if hold is None:
-            continue
-        if change is None or change.hold is not hold:  # runs of one lane mostly come together
-            change = changes.get(hold.lane) or changes.setdefault(hold.lane, Change(transaction, hold))
-        change.gone.append(seq)
-    if any(map(_replay, done)):
-        return [name_of(fetched.record) for fetched in done]
-    return list(map(_id, done))
 
 
 def give_back(transaction: Transaction, consumer: SQLiteConsumer) -> None:

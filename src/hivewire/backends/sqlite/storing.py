@@ -5,7 +5,6 @@ from __future__ import annotations
 import sqlite3
 import sys
 from collections.abc import Container, Mapping, Sequence
-from operator import attrgetter
 
 import msgspec
 
@@ -35,10 +34,6 @@ _DUE = "SELECT id, queue, stored_at, data FROM scheduled WHERE due_at <= ? ORDER
 _UNSCHEDULE = "DELETE FROM scheduled WHERE id = ?"
 _SET_MODE = "UPDATE queues SET mode = ? WHERE id = ?"
 
-_row = attrgetter("id", "key", "body", "type", "sender", "ttl_s", "priority", "replay")
-_kind = attrgetter("ttl_s", "priority")
-_key = attrgetter("key")
-_body = attrgetter("body")
 _Row = tuple[str, str, bytes, str, str, float | None, int, int]
 _Pack = tuple[int, int, int, float, float | None, int, bytes]
 _Lane = tuple[int, str, int, int, int, float, bytes | None]
@@ -49,7 +44,7 @@ _decoder = msgspec.msgpack.Decoder(list[_Row])
 
 
 def pack(records: Sequence[Record]) -> bytes:
-    return _encoder.encode(list(map(_row, records)))
+    return _encoder.encode([(r.id, r.key, r.body, r.type, r.sender, r.ttl_s, r.priority, r.replay) for r in records])
 
 
 def unpack(data: bytes) -> list[Record]:
@@ -248,7 +243,7 @@ def _by_key(pending: list[Run], *, competing: bool) -> dict[str, list[Run]]:
     """The records of each lane, in the order in which they came."""
     first = pending[0][0]
     if len(pending) == 1 and (len(first) == 1 or not competing):
-        keys = {first[0].id} if competing else set(map(_key, first))
+        keys = {record.id if competing else record.key for record in first}
         if len(keys) == 1:
             return {keys.pop(): pending}
     lanes: dict[str, list[Run]] = {}
@@ -324,7 +319,8 @@ def _parts(records: list[Record]) -> list[list[Record]]:
     """As they fit into packs: of one priority and one time to live."""
     if len(records) == 1:
         return [records]
-    if len(set(map(_kind, records))) == 1 and max(map(len, map(_body, records))) <= _SHORT:
+    kinds = {(record.ttl_s, record.priority, len(record.body) <= _SHORT) for record in records}
+    if len(kinds) == 1 and len(records[0].body) <= _SHORT:
         return [records[start : start + _MOST_IN_PACK] for start in range(0, len(records), _MOST_IN_PACK)]
     parts: list[list[Record]] = []
     start, size = 0, 0

@@ -4,21 +4,17 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Iterator, Sequence
-from itertools import accumulate, repeat
-from operator import attrgetter
+from itertools import accumulate
 from typing import Any
 
 from hivewire.backend import Fetched, Record
 from hivewire.backends.sqlite.memory import Packs, Settled
 from hivewire.backends.sqlite.schema import IS_LONE, OWNED, READY
-from hivewire.backends.sqlite.transaction import Life, Queue, Transaction, name_of
+from hivewire.backends.sqlite.transaction import Life, Queue, Transaction
 from hivewire.rules.priority import Shares
 
 _MOST_BYTES = 8 * 1024 * 1024
 _MOST_RANK = 1 << 40
-_id = attrgetter("record.id")
-_replay = attrgetter("record.replay")
-_body = attrgetter("body")
 # Each ready lane with its first pack; there is no statement a lane unless more than that is taken of it.
 _READY = f"""
 SELECT l.id, l.key, l.head, l.counted, l.starts, l.failures, l.crashes, l.died, l.suspect_from, l.suspect_to, l.holes,
@@ -207,13 +203,10 @@ def _in_turn(db: sqlite3.Connection, queue: int, ranks: Sequence[int], limit: in
 
 
 def _see(taken: Sequence[Fetched], committed: set[Life], uncommitted: set[Life]) -> None:
-    if not committed and not uncommitted:
-        return
-    ids = list(map(_id, taken))
-    if any(map(_replay, taken)) or not (committed.isdisjoint(ids) and uncommitted.isdisjoint(ids)):
+    if committed or uncommitted:
         for fetched in taken:
             record = fetched.record
-            life = name_of(record)
+            life = (record.id, record.replay) if record.replay else record.id  # `name_of`, without a call for each
             if life in committed or life in uncommitted:
                 fetched.seen = True
 
@@ -249,17 +242,14 @@ def _take_records(
     hold: Hold, seqs: Sequence[int], first: int, records: Sequence[Record], stored_at: float, wanted: Wanted
 ) -> int:
     """Returns the last that was taken."""
+    token = wanted.token
     seqs = seqs[: wanted.left]
-    if isinstance(seqs, range):
-        wanted_records = records[seqs.start - first : seqs.stop - first]
-    else:
-        wanted_records = [records[seq - first] for seq in seqs]
-    sizes = list(map(len, map(_body, wanted_records)))
+    sizes = [len(records[seq - first].body) for seq in seqs]
     size = sum(sizes)
     if size > wanted.bytes:  # the last one may be too long
         seqs = seqs[: sum(before < wanted.bytes for before in accumulate(sizes, initial=0)) or 1]
         size = wanted.bytes
-    wanted.taken += map(Fetched, repeat(0), seqs, repeat(wanted.token), wanted_records, repeat(stored_at))
+    wanted.taken += [Fetched(0, seq, token, records[seq - first], stored_at) for seq in seqs]
     wanted.bytes -= size
     hold.seqs += seqs
     wanted.left -= len(seqs)
