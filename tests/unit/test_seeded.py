@@ -37,6 +37,13 @@ def test_no_seed_breaks_a_promise(profile: str, first: int) -> None:
         assert turns[seed % len(turns)] in verdict.points
 
 
+@pytest.mark.parametrize(("profile", "seed"), [("sql", 80433), ("sql", 201640)])
+def test_seeds_that_found_something(profile: str, seed: int) -> None:
+    """A fan-out that outages ended; and a false alarm: what was sent again after its death has all attempts anew."""
+    verdict = seeded.try_seed(profile, seed)
+    assert verdict.is_good, seeded.report(verdict, shrinking=False)
+
+
 @pytest.mark.parametrize("profile", PROFILES)
 def test_so_many_seeds_strike_before_and_after_each_write(profile: str) -> None:
     """The seeds take the points in turn, and each is struck by its own: see the test above."""

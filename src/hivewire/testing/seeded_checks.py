@@ -238,14 +238,29 @@ def _bad_reason(result: Result, dead: Happening, starts: list[Started], stored_a
     return "that is no reason"
 
 
+def _sent_again(result: Result) -> Counter[tuple[str, str, int]]:
+    """How often a message was stored once more after it had died: it begins anew, under the same id."""
+    again: Counter[tuple[str, str, int]] = Counter()
+    dead: set[tuple[str, str, int]] = set()
+    for one in result.world.history:
+        name = (one.queue, one.id, one.replay)
+        if one.what == "dead":
+            dead.add(name)
+        elif one.what == "stored" and name in dead:
+            dead.remove(name)
+            again[name] += 1
+    return again
+
+
 def _attempts(result: Result) -> Iterator[str]:
     outages = Counter(outage.process for outage in result.book.outages)
     refused = Counter((one.queue, one.id, one.replay) for one in result.world.history if one.what == "refused")
+    again = _sent_again(result)
     for (agent, id, replay), starts in _starts_by_id(result).items():
         failures = sum(one.outcome in _FAILED for one in starts)
         excuses = sum(outages[process] for process in {one.process for one in starts}) + outages["*"]
         # What failed during an outage may not have been stored, and what failed as its shard was taken away was not.
-        if failures > MAX_ATTEMPTS * (1 + excuses) + refused[agent, id, replay]:
+        if failures > MAX_ATTEMPTS * (1 + excuses + again[agent, id, replay]) + refused[agent, id, replay]:
             yield f"{id} of {agent} (life {replay}) failed {failures} times; {MAX_ATTEMPTS} are allowed"
         if not outages and not any(fault.kind == "lose" and fault.place == "start" for fault in result.struck):
             for number, one in enumerate(starts, 1):
