@@ -217,7 +217,7 @@ class Inbox(Ownership):
         if finished:
             for fetched in finished:
                 held.remembered.add(fetched, held.now)
-            self.core.tasks.start(self._save({fetched.shard for fetched in finished}), f"commit {held.queue}")
+            self.core.tasks.start(self._save({one.shard: one.token for one in finished}), f"commit {held.queue}")
         if not held.core.features.delayed_append:
             if self._later is None:
                 self._later = Later(held.core.backend.now, self._fallen_due)
@@ -226,7 +226,7 @@ class Inbox(Ownership):
             batch = self._away.shut(batch)
         return batch
 
-    async def _save(self, shards: Set[int]) -> None:
+    async def _save(self, shards: Mapping[int, int]) -> None:
         """What was finished before may have moved the watermark."""
         assert self.held.shards is not None
         try:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import groupby
 from operator import attrgetter
 
@@ -169,7 +169,7 @@ class Shards:
         dead = [outcome for outcome in rest if isinstance(outcome, Dead)]
         refused = list(await consumer.settle((), dead)) if dead else []
         gone = {id(fetched) for fetched in refused}
-        touched: set[int] = set()
+        touched: dict[int, int] = {}
         finished = [*done, *(outcome.fetched for outcome in dead if id(outcome.fetched) not in gone)]
         for (number, token), some in groupby(finished, _OWNERSHIP):
             shard = self._shards.get(number)
@@ -177,12 +177,12 @@ class Shards:
                 refused += some
                 continue
             shard.finish(list(some))
-            touched.add(number)
+            touched[number] = token
         for outcome in rest:
             shard = self._shards.get(outcome.fetched.shard)
             if isinstance(outcome, Again) and shard is not None and shard.token == outcome.fetched.token:
                 shard.wait(outcome.fetched, now + outcome.delay_s)
-                touched.add(outcome.fetched.shard)
+                touched[outcome.fetched.shard] = shard.token
         lost = await self.save(consumer, touched)
         if lost:
             refused.extend(fetched for fetched in finished if fetched.shard in lost)
@@ -192,13 +192,14 @@ class Shards:
         """Store running marks; returns those whose shard is lost."""
         if self.acks_each:
             return await consumer.start(batch)
-        lost = await self.save(consumer, {fetched.shard for fetched in batch})
+        lost = await self.save(consumer, {fetched.shard: fetched.token for fetched in batch if self._has(fetched)})
         return [fetched for fetched in batch if fetched.shard in lost or not self._has(fetched)]
 
-    async def save(self, consumer: Consumer, numbers: Iterable[int]) -> set[int]:
-        """Commit, one at a time: an older state must not overtake a newer one. Returns the shards that are
-        somebody else's."""
+    async def save(self, consumer: Consumer, wanted: Mapping[int, int]) -> set[int]:
+        """Commit these shards, by number and token, one at a time: an older state must not overtake a newer one.
+        Returns those that are somebody else's, or went while this waited for its turn."""
         async with self._saving:
-            owned = {number: shard for number in numbers if (shard := self._shards.get(number)) is not None}
+            owned = {number: self._shards[number] for number, token in wanted.items() if self.has(number, token)}
+            lost = set(wanted.keys() - owned.keys())
             states = {n: shard.state(handed_over=False) for n, shard in owned.items() if shard.mark is not None}
-            return set(await consumer.save(states)) if states else set()
+            return lost | set(await consumer.save(states)) if states else lost
