@@ -21,6 +21,10 @@ class Reported(msgspec.Struct):
         return self.at
 
 
+def is_out(item: Item) -> bool:
+    return item.gate is not None and item.gate.out > 0 and item not in item.gate.held
+
+
 async def told(at: int | None, *, is_idempotent: bool) -> dict[int, Exception]:
     sending = Sending({"bootstrap.servers": "127.0.0.1:1", "enable.idempotence": is_idempotent})
     item = Item("topic", "id", 0, 0, b"key", b"value", None)
@@ -55,11 +59,10 @@ async def test_nothing_of_a_batch_overtakes_the_first_one_that_a_partition_does_
     items = [Item("topic", str(n), 0, n // 3, b"key", b"value", None) for n in range(5)]
     try:
         parcel = sending.post(items, 60.0)
-        await asyncio.sleep(0.01)  # the first of each partition is handed over
+        await until(lambda: all(is_out(items[n]) for n in (0, 3)), "the first of each partition is handed over")
         items[0](None, Reported(None))  # type: ignore[arg-type]
         items[3](None, Reported(7))  # type: ignore[arg-type]
-        await until(lambda: items[3].is_done, "it is stored")
-        await asyncio.sleep(0.01)
+        await until(lambda: items[3].is_done and is_out(items[4]), "the next one is handed over")
         items[4](None, Reported(8))  # type: ignore[arg-type]
         await parcel.done
         assert set(parcel.problems) == {0, 1, 2}
@@ -73,7 +76,7 @@ async def test_who_closes_while_something_is_held_says_so() -> None:
         sending = Sending({"bootstrap.servers": "127.0.0.1:1", "enable.idempotence": True})
         items = [Item("topic", str(n), 0, 0, b"key", b"value", None) for n in range(3)]
         parcel = sending.post(items, 60.0)
-        await asyncio.sleep(0.01)
+        await until(lambda: is_out(items[0]), "the first one is handed over")
         await sending.close(0.0)
         await parcel.done
         await asyncio.sleep(0.01)
