@@ -112,10 +112,12 @@ class Admin:
         return await self.partitions(topic)
 
     async def _create(self, wanted: Sequence[NewTopic]) -> Mapping[str, concurrent.futures.Future[None]]:
-        """All are answered when this returns."""
+        """All are answered when this returns. A request that names a topic twice ends the process (a segmentation fault
+        of confluent-kafka 2.16.1); who asked for it first may have been cancelled, and another asks again."""
+        each = list({made.topic: made for made in wanted}.values())
         with self.clients.kept():
             answers: dict[str, concurrent.futures.Future[None]] = self.clients.client.create_topics(
-                list(wanted), operation_timeout=_CREATE_S, request_timeout=_CREATE_S
+                each, operation_timeout=_CREATE_S, request_timeout=_CREATE_S
             )
             await asyncio.gather(*map(asyncio.wrap_future, answers.values()), return_exceptions=True)
         return answers

@@ -1,0 +1,41 @@
+"""What is asked of the brokers, without a broker."""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+from collections.abc import Sequence
+from contextlib import nullcontext
+from typing import Any
+from unittest.mock import Mock
+
+from confluent_kafka.admin import NewTopic  # type: ignore[attr-defined]  # it is public
+
+from hivewire.backends.kafka.admin import Admin
+
+
+async def test_a_topic_whose_first_asker_was_cancelled_is_asked_for_once() -> None:
+    """The real client ends the process when a request names a topic twice."""
+    asked: list[list[str]] = []
+    begun, may_answer = asyncio.Event(), concurrent.futures.Future[None]()
+
+    def create_topics(topics: Sequence[NewTopic], **how: Any) -> dict[str, concurrent.futures.Future[None]]:
+        asked.append([one.topic for one in topics])
+        begun.set()
+        return {one.topic: may_answer for one in topics}
+
+    admin = Admin(Mock(), "any")
+    admin.clients = Mock(client=Mock(create_topics=create_topics), kept=nullcontext)
+
+    def ask(topic: str) -> asyncio.Task[Any]:
+        return asyncio.create_task(admin._creates.ask(NewTopic(topic, num_partitions=1)))
+
+    first = ask("before")
+    await begun.wait()
+    cancelled, other = ask("twice"), ask("other")
+    await asyncio.sleep(0)
+    cancelled.cancel()
+    again = ask("twice")
+    may_answer.set_result(None)
+    await asyncio.gather(first, other, again)
+    assert [sorted(topics) for topics in asked] == [["before"], ["other", "twice"]]
