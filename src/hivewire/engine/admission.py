@@ -59,6 +59,7 @@ class Admission:
         if (
             fetched.suspect
             or fetched.seen
+            or fetched.failures
             or record.replay
             or record.ttl_s is not None
             or record.dedup_key is not None
@@ -77,7 +78,7 @@ class Admission:
         """The message of the lane's first record, if its handler may start. If not, its outcome is noted;
         the caller looks at `lane.waiting` and `lane.lost` again."""
         fetched = lane.waiting[0]
-        if self._is_killer(lane, fetched):
+        if self._is_used_up(lane, fetched):
             return None
         if self._remembered.is_dying(fetched):
             # A second one must not start before it is known whether the first is dead.
@@ -103,15 +104,22 @@ class Admission:
             return None
         return message
 
-    def _is_killer(self, lane: Lane, fetched: Fetched) -> bool:
-        if fetched.suspect or fetched.died:
-            is_internal = self._held.is_internal
-            judge(fetched, is_internal=is_internal)
-            max_attempts = self._outcomes.policy(fetched.record.type).max_attempts
-            if is_killer(fetched, max_attempts, is_internal=is_internal):
-                deaths = fetched.crashes if is_internal else fetched.failures
-                self._refuse(lane, "crashed", f"its handler's process died {deaths} times")
-                return True
+    def _is_used_up(self, lane: Lane, fetched: Fetched) -> bool:
+        """It has had all its attempts, and its last owner did not come to the end of burying it."""
+        has_died = bool(fetched.suspect or fetched.died)
+        if not (has_died or fetched.failures):
+            return False
+        is_internal = self._held.is_internal
+        judge(fetched, is_internal=is_internal)
+        max_attempts = self._outcomes.policy(fetched.record.type).max_attempts
+        if has_died and is_killer(fetched, max_attempts, is_internal=is_internal):
+            deaths = fetched.crashes if is_internal else fetched.failures
+            self._refuse(lane, "crashed", f"its handler's process died {deaths} times")
+            return True
+        if not has_died and fetched.failures >= max_attempts:
+            why = f"{fetched.failures} attempts failed; the last one did so as its shard moved, and its worker has why"
+            self._refuse(lane, "max_attempts", why)
+            return True
         return False
 
     def _is_duplicate(self, lane: Lane, fetched: Fetched) -> bool:
