@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hivewire.rules.moved import Returned, returned_of, taken_over
+from hivewire.record import Fetched, Record
+from hivewire.rules.moved import Returned, before_this_start, returned_of, taken_over
 from hivewire.rules.pool import Kept, Offer, Pool, Take, Word
 from hivewire.rules.progress import History, Progress, decode, encode
 
@@ -55,7 +57,7 @@ def test_what_came_back_brings_the_larger_of_its_counters() -> None:
     pool.apply(Word("m", back=back), 1, 2.0)
     saved = encode(Progress(5, (), [History(6, 1, 1, 2), History(7, 1, 1, 1)], 5))
     state, away = taken_over(pool, SHARD, 5, saved)
-    assert decode(state).history == [History(6, 1, 2, 2), History(7, 1, 1, 1)]
+    assert decode(state).history == [History(6, 3, 2, 2), History(7, 3, 1, 1)]
     assert away == [8]
     assert decode(state).taken_to == 5
     assert returned_of(pool, (SHARD, 6)) == Returned(3, 2, 1, 0, False, 9.5)
@@ -69,7 +71,44 @@ def test_what_its_member_died_with_is_suspect_and_counts_for_it_alone() -> None:
     assert away == []
     assert decode(state).history == [History(6, 1, running=True)]
     assert decode(state).taken_to == 7
-    assert returned_of(pool, (SHARD, 6)) == Returned(0, 0, 0, 1, True, 0.0)
+    assert returned_of(pool, (SHARD, 6)) == Returned(1, 0, 0, 1, True, 0.0)
+
+
+@pytest.mark.parametrize("is_told_first", [False, True], ids=["told to the next owner", "told before there is one"])
+@pytest.mark.parametrize(
+    ("word", "counts"),
+    [
+        (Word("m", back=[Kept(SHARD, 6, 3, 2)]), True),
+        (Word("m", back=[Kept(SHARD, 6, 2, 1)]), False),
+        (Word("m", leaves=True), True),
+        (Word("other", LEASE_S, silent=("m", 0)), True),
+    ],
+    ids=["failed", "not begun", "left", "died"],
+)
+def test_whether_what_ran_on_was_a_start_is_said_by_its_end(word: Word, *, counts: bool, is_told_first: bool) -> None:
+    """A record that was being started for the third time, or about to be, when its shard went."""
+    before = before_this_start(Fetched(SHARD, 6, 1, Record("m", "k", b""), 0.0, starts=3, failures=1))
+    pool = Pool(100, 60.0, 60.0)
+    pool.apply(Word("m", LEASE_S, take=Take(1, 1, [Offer(SHARD, 6, 7, 0, before)])), 0, 1.0)
+    saved = encode(Progress(5, (), [History(6, before, 1)], 5))
+    if is_told_first:
+        pool.apply(word, 1, 1.0 + LEASE_S)
+    starts = decode(taken_over(pool, SHARD, 5, saved)[0]).history[0].starts
+    if not is_told_first:
+        assert starts == before
+        pool.apply(word, 1, 1.0 + LEASE_S)
+        back = returned_of(pool, (SHARD, 6))
+        assert back is not None
+        starts = max(starts, back.starts)
+    assert starts == 2 + counts
+
+
+def test_what_was_told_long_ago_takes_nothing_from_what_is_saved_since() -> None:
+    pool = Pool(100, 60.0, 60.0)
+    pool.apply(Word("m", LEASE_S, take=Take(1, 1, [Offer(SHARD, 6, 7, 0, 2)])), 0, 1.0)
+    pool.apply(Word("m", back=[Kept(SHARD, 6, 2, 1)]), 1, 2.0)
+    saved = encode(Progress(5, (), [History(6, 4, 3)], 5))
+    assert decode(taken_over(pool, SHARD, 5, saved)[0]).history == [History(6, 4, 3)]
 
 
 def test_what_is_finished_brings_nothing_back() -> None:

@@ -31,6 +31,8 @@ class Away(Watcher):
         self.running: dict[int, Lane] = {}
         self.awaited: dict[Place, Lane | None] = {}
         self._early: dict[Place, Returned | None] = {}
+        self._behind: list[Fetched] = []
+        """Delayed ones that may be of a key that is closed: they stand before an awaited record that has not come."""
         outcomes.elsewhere = self.store
         self._held.watchers = (*self._held.watchers, self)
 
@@ -86,22 +88,32 @@ class Away(Watcher):
         for place in [place for place in self.awaited if place[0] in shards]:
             del self.awaited[place]
             self._early.pop(place, None)
+        self._behind = [fetched for fetched in self._behind if fetched.shard not in shards]
 
     def shut(self, batch: Sequence[Fetched]) -> list[Fetched]:
         """Close the lanes of those that run elsewhere; returns the rest of the batch. Each is the first of its key:
-        what is before it is finished."""
+        what is before it is finished, but for delayed ones, which others overtake."""
         rest: list[Fetched] = []
         for fetched in batch:
             place = (fetched.shard, int(fetched.at))
             if place not in self.awaited:
-                rest.append(fetched)
+                (self._behind if self._may_be_behind(fetched) else rest).append(fetched)
                 continue
             lane = self.awaited[place] = self._held.lanes.add_closed(fetched)
             early = self._early.pop(place, _UNKNOWN)
             if early is not _UNKNOWN:
                 del self.awaited[place]
                 self._open(lane, early if isinstance(early, Returned) else None)
+        if self._behind:
+            rest += [fetched for fetched in self._behind if not self._may_be_behind(fetched)]
+            self._behind = [fetched for fetched in self._behind if self._may_be_behind(fetched)]
         return rest
+
+    def _may_be_behind(self, fetched: Fetched) -> bool:
+        return bool(fetched.record.due_at) and any(
+            lane is None and shard == fetched.shard and at > int(fetched.at)
+            for (shard, at), lane in self.awaited.items()
+        )
 
     def returned(self, place: Place, back: Returned | None) -> None:
         """It is finished (None), or to be handled again here."""

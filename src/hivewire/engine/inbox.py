@@ -103,7 +103,7 @@ class Inbox(Ownership):
         if self.held.shards is None:
             return {}
         await self.away.keep(await self._come_to_rest(shards, within_s))
-        states = self.held.shards.states(shards)
+        states = self.held.shards.states(shards, self.away.running)
         self.lost(shards)
         return states
 
@@ -222,9 +222,11 @@ class Inbox(Ownership):
             if self._later is None:
                 self._later = Later(held.core.backend.now, self._fallen_due)
             batch = self._later.keep(batch)
-        if self._away is not None and self._away.awaited:
-            batch = self._away.shut(batch)
-        return batch
+        return self._but_for_closed(batch)
+
+    def _but_for_closed(self, batch: Sequence[Fetched]) -> Sequence[Fetched]:
+        """Without those of keys that are closed because they run elsewhere."""
+        return self._away.shut(batch) if self._away is not None and self._away.awaited else batch
 
     async def _save(self, shards: Mapping[int, int]) -> None:
         """What was finished before may have moved the watermark."""
@@ -236,7 +238,8 @@ class Inbox(Ownership):
 
     def _fallen_due(self, batch: Sequence[Fetched]) -> None:
         shards = self.held.shards
-        self.held.lanes.add([fetched for fetched in batch if shards is not None and shards.owns(fetched)])
+        ours = [fetched for fetched in batch if shards is not None and shards.owns(fetched)]
+        self.held.lanes.add(self._but_for_closed(ours))
         self.held.woken()
 
     def push_volatile(self, id: str, body: bytes, type: str) -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from itertools import groupby
 from operator import attrgetter
 
 from hivewire.backend import Again, Consumer, Dead, Saved, Unfinished
 from hivewire.engine.flag import Flag
 from hivewire.record import Fetched
+from hivewire.rules.moved import before_this_start
 from hivewire.rules.progress import History, Progress, decode, encode
 from hivewire.rules.watermark import Watermark
 
@@ -81,14 +82,22 @@ class Shard:
         """It is tried again then."""
         self._due[int(fetched.at)] = due_at
 
-    def state(self, *, handed_over: bool) -> Saved:
-        """The watermark and what belongs to it. `handed_over`: nothing of this member runs any more."""
+    def state(self, *, handed_over: bool, away: Container[int] = ()) -> Saved:
+        """The watermark and what belongs to it. `handed_over`: nothing of this member runs any more, but for what is
+        `away`, by the identity of what was fetched."""
         assert self.mark is not None
         low = self.mark.at
         # Thousands may be open, and few of them are known for anything: they are sought without a step for each.
         known = {int(f.at): f for has in _COUNTERS for f in filter(has, self._open.values())}
         history = [
-            History(at, f.starts, f.failures, f.crashes, f.marked and not handed_over) for at, f in known.items()
+            History(
+                at,
+                before_this_start(f) if id(f) in away else f.starts,
+                f.failures,
+                f.crashes,
+                f.marked and not handed_over,
+            )
+            for at, f in known.items()
         ]
         running = sum([entry.running for entry in history])
         # What an earlier owner left and nobody has taken yet keeps its history.
@@ -155,10 +164,10 @@ class Shards:
     def _has(self, fetched: Fetched) -> bool:
         return self.has(fetched.shard, fetched.token)
 
-    def states(self, numbers: Iterable[int]) -> dict[int, Saved]:
-        """To hand over. Nothing where the store takes an acknowledgement of each record."""
+    def states(self, numbers: Iterable[int], away: Container[int] = ()) -> dict[int, Saved]:
+        """To hand over. Nothing where the store takes an acknowledgement of each record. `away`: see `Shard.state`."""
         owned = {number: shard for number in numbers if (shard := self._shards.get(number)) is not None}
-        return {n: shard.state(handed_over=True) for n, shard in owned.items() if shard.mark is not None}
+        return {n: shard.state(handed_over=True, away=away) for n, shard in owned.items() if shard.mark is not None}
 
     async def settle(
         self, consumer: Consumer, done: Sequence[Fetched], rest: Sequence[Unfinished], now: float

@@ -1,9 +1,14 @@
-"""A shard that changed its owner while handlers ran: what the new owner must know of what ran on."""
+"""A shard that changed its owner while handlers ran: what the new owner must know of what ran on.
+
+Counters only rise, so the larger of two is the newer. Therefore what is saved of a shard when it is handed over leaves
+out the starts of what runs on: whether they were starts is said by who runs it, or by its death.
+"""
 
 from __future__ import annotations
 
 import msgspec
 
+from hivewire.record import Fetched
 from hivewire.rules.pool import At, Pool
 from hivewire.rules.progress import History, Progress, decode, encode
 
@@ -17,6 +22,12 @@ class Returned(msgspec.Struct, frozen=True):
     died: int
     suspect: bool
     due_at: float
+
+
+def before_this_start(fetched: Fetched) -> int:
+    """How often it was started before, when it is about to run on elsewhere. It may not have begun: then it is said
+    with its outcome."""
+    return max(0, fetched.starts - 1)
 
 
 def taken_over(pool: Pool, shard: int, watermark: int, saved: bytes) -> tuple[bytes, list[int]]:
@@ -39,7 +50,7 @@ def taken_over(pool: Pool, shard: int, watermark: int, saved: bytes) -> tuple[by
         before = history.get(at, History(at))
         history[at] = History(
             at,
-            before.starts,
+            max(before.starts, known.starts),
             max(before.failures, known.failures),
             max(before.crashes, known.crashes),
             before.running or known.died > 0,
@@ -55,6 +66,4 @@ def returned_of(pool: Pool, at: At) -> Returned | None:
     known = pool.known.get(at)
     if known is None:
         return None
-    # `died` is counted by its own member: of the partition's state it is the only one.
-    starts = 0 if known.suspect else known.starts
-    return Returned(starts, known.failures, known.crashes, known.died, known.suspect, known.due_at)
+    return Returned(known.starts, known.failures, known.crashes, known.died, known.suspect, known.due_at)

@@ -22,12 +22,13 @@ _MOST_REMEMBERED: Final = 50_000
 
 class Offer(msgspec.Struct, array_like=True, gc=False):
     """A message that a member would take. `life` and `key` name it to those that are the same message: numbers of
-    64 bits; key 0: it has none."""
+    64 bits; key 0: it has none. `starts`: so many there were before, as far as the pool cannot know."""
 
     shard: int
     offset: int
     life: int = 0
     key: int = 0
+    starts: int = 0
 
 
 class Kept(msgspec.Struct, array_like=True, gc=False):
@@ -274,7 +275,7 @@ class Pool:
             seat.held.add(at)
             known.running = starting > 0 and not known.suspect and not known.seen
             starting -= 1
-            known.starts += known.running
+            known.starts = max(known.starts, offer.starts) + known.running
             granted.append(
                 Grant(
                     at,

@@ -23,7 +23,7 @@ from hivewire.backend import (
 )
 from hivewire.errors import BackendError, ConnectionLost
 from hivewire.record import names
-from hivewire.rules.moved import returned_of, taken_over
+from hivewire.rules.moved import before_this_start, returned_of, taken_over
 from hivewire.rules.pool import At, Heard, Kept, Offer, Pool, Take, Word
 from hivewire.testing.profiles_driver import ProfileBackend
 from hivewire.testing.profiles_faults import Faults
@@ -96,7 +96,7 @@ class KafkaWorld(ShardWorld):
 
     def hold(self, queue: str, process: str, lease_s: float, batch: Sequence[Fetched]) -> bool:
         """The member runs these on. False: somebody else does."""
-        offers = [Offer(*_at(fetched), self.next_number()) for fetched in batch]
+        offers = [Offer(*_at(fetched), self.next_number(), 0, before_this_start(fetched)) for fetched in batch]
         self.say(queue, Word(process, lease_s, take=Take(len(offers), len(offers), offers)))
         return all(self.pool(queue).is_held((offer.shard, offer.offset), process) for offer in offers)
 

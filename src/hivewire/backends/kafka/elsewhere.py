@@ -16,7 +16,7 @@ from hivewire.backends.kafka.claims import pool_of_moved
 from hivewire.backends.kafka.feed import number
 from hivewire.backends.kafka.seat import Seat
 from hivewire.errors import BackendError
-from hivewire.rules.moved import returned_of, taken_over
+from hivewire.rules.moved import before_this_start, returned_of, taken_over
 from hivewire.rules.pool import At, Heard, Kept, Offer, Pool, Take, Word
 
 if TYPE_CHECKING:
@@ -87,7 +87,10 @@ class Elsewhere:
         """Say that these run here. Raises `BackendError` when that cannot be said."""
         await self._join()
         await self._backend.catalogue.note(_EXISTS + self._queue)
-        offers = [Offer(*_at(fetched), number((self._queue, *_at(fetched)))) for fetched in batch]
+        offers = [
+            Offer(*_at(fetched), number((self._queue, *_at(fetched))), 0, before_this_start(fetched))
+            for fetched in batch
+        ]
         name, taken = self._seat.name, {_at(fetched) for fetched in batch}
         self._unsure = [fetched for fetched in self._unsure if _at(fetched) not in taken]
         try:
