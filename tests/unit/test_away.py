@@ -7,6 +7,7 @@ from unittest.mock import MagicMock, create_autospec
 
 import pytest
 
+from hivewire.backend import Again, Consumer
 from hivewire.engine.away import Away
 from hivewire.engine.held import Held
 from hivewire.engine.outcomes import Outcomes
@@ -19,10 +20,12 @@ SHARD = 3
 class Owner:
     """The next owner, which is told that these still run elsewhere."""
 
-    def __init__(self, *running: int) -> None:
+    def __init__(self, *running: int, competing: bool = False) -> None:
         held: MagicMock = create_autospec(Held, instance=True)
         held.watchers = ()
-        self.lanes = held.lanes = Lanes()
+        self.lanes = held.lanes = Lanes(competing=competing)
+        self.consumer = held.consumer = create_autospec(Consumer, instance=True)
+        self.consumer.settle_held.return_value = ()
         outcomes: MagicMock = create_autospec(Outcomes, instance=True)
         outcomes.held = held
         outcomes.again_now.side_effect = self.lanes.unblock
@@ -43,6 +46,31 @@ class Owner:
 
 def record(at: int, key: str, *, due_at: float = 0.0) -> Fetched:
     return Fetched(SHARD, at, 1, Record(str(at), key, b"", due_at=due_at), 0.0)
+
+
+async def test_that_an_earlier_attempt_failed_does_not_pass_for_the_end_of_the_one_that_runs() -> None:
+    """It could not be stored for so long that the next attempt began, and then the shard went."""
+    owner = Owner()
+    owner.lanes.add([record(5, "a")])
+    lane = owner.lanes.next_lane()
+    assert lane is not None
+    runs = lane.waiting[0]
+    await owner.away.keep([lane])
+    assert await owner.away.store((), [Again(runs, 0.1)]) == []
+    owner.consumer.settle_held.assert_not_awaited()
+    owner.lanes.block(lane)
+    its_end = Again(runs, 0.2)
+    await owner.away.store((), [its_end])
+    owner.consumer.settle_held.assert_awaited_once_with([], [its_end])
+
+
+async def test_a_copy_in_competing_mode_waits_for_the_one_that_runs_elsewhere() -> None:
+    """Each message is a lane of its own there, whatever its key."""
+    owner = Owner(9, competing=True)
+    first, copy = record(9, "a"), record(10, "a")
+    copy.record.id = first.record.id
+    owner.take(first, copy, record(11, "a"))
+    assert owner.begins() == [11]
 
 
 def test_a_delayed_one_waits_for_a_later_one_of_its_key_that_runs_elsewhere() -> None:

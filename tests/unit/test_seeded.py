@@ -53,6 +53,10 @@ def test_no_seed_breaks_a_promise(profile: str, first: int) -> None:
         ("kafka", 100254),
         # A delayed one began while a later one of its key ran on at a former owner.
         ("kafka", 202309),
+        # That an earlier attempt had failed passed for the end of the one that ran on, and a second copy was started.
+        ("kafka", 310174),
+        # In competing mode a copy of what ran on at a former owner was started beside it.
+        ("kafka", 310062),
     ],
 )
 def test_seeds_that_found_something(profile: str, seed: int) -> None:

@@ -55,8 +55,11 @@ class Away(Watcher):
             await self._held.consumer.settle_held((), ended)
 
     async def store(self, done: Sequence[Fetched], rest: Sequence[Unfinished]) -> Sequence[Fetched]:
-        """Outcomes of what runs here for others go there, all others the usual way."""
+        """Outcomes of what runs here for others go there, all others the usual way. But for what says that an earlier
+        attempt failed, when the next one has begun and runs: it came too late to be stored here, and is in what was
+        handed over."""
         running = self.running
+        rest = [outcome for outcome in rest if not self._runs(outcome.fetched)]
         mine = [fetched for fetched in done if id(fetched) in running]
         mine_left = [outcome for outcome in rest if id(outcome.fetched) in running]
         others = [fetched for fetched in done if id(fetched) not in running]
@@ -69,6 +72,11 @@ class Away(Watcher):
         if others or others_left:
             refused += await self._outcomes.store_here(others, others_left)
         return refused
+
+    def _runs(self, fetched: Fetched) -> bool:
+        """For others, and it has not come to its end."""
+        lane = self.running.get(id(fetched))
+        return lane is not None and lane.taken and bool(lane.waiting)
 
     def lost_held(self) -> None:
         """The store has given all that ran here to others."""

@@ -112,7 +112,7 @@ class Lanes:
 
     def add_closed(self, fetched: Fetched) -> Lane:
         """The first record of its key, which runs at another member: its lane is blocked."""
-        key = fetched.record.key
+        key = lane_of(fetched.record, competing=self.competing)
         lane = self._lanes[key] = Lane(key, fetched.shard)
         lane.halted = fetched.shard in self._resting
         lane.blocked = True
