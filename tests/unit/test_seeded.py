@@ -57,6 +57,8 @@ def test_no_seed_breaks_a_promise(profile: str, first: int) -> None:
         ("kafka", 310174),
         # In competing mode a copy of what ran on at a former owner was started beside it.
         ("kafka", 310062),
+        # What had been taken was started at a former owner after the shard had gone.
+        ("kafka", 320233),
     ],
 )
 def test_seeds_that_found_something(profile: str, seed: int) -> None:

@@ -25,14 +25,24 @@ class Sent(Book):
         self.settling = Settling("q", self, self.tasks, pace_s=NEVER_S)
         self.problems: list[Exception] = []
         """What goes wrong with the next calls."""
+        self.may_end = asyncio.Semaphore(1_000)
+        """One for each call."""
+        self.called = asyncio.Event()
         if direct:
             self.settling.direct = Direct(self)
 
     async def store(self, done: Sequence[Fetched], rest: Sequence[Unfinished]) -> Sequence[Fetched]:
         self.calls.append([fetched.record.id for fetched in [*done, *(outcome.fetched for outcome in rest)]])
+        self.called.set()
+        await self.may_end.acquire()
         if self.problems:
             raise self.problems.pop()
         return ()
+
+    async def until_called(self, times: int) -> None:
+        while len(self.calls) < times:
+            self.called.clear()
+            await asyncio.wait_for(self.called.wait(), 10)
 
     def stored(self, done: Sequence[Fetched], rest: Sequence[Unfinished], refused: Set[int]) -> None: ...
 
@@ -116,6 +126,39 @@ async def test_what_could_not_be_stored_goes_again_before_what_came_since(sent: 
     await sent.settling.flushed()
     assert sent.calls[0] == ["a"]
     assert [id for call in sent.calls[1:] for id in call] == ["a", "b"]
+
+
+@pytest.mark.parametrize("fails_first", [False, True], ids=["stored", "stored at the second try"])
+@pytest.mark.parametrize("somebody_waits", [True, False], ids=["both awaited", "the second awaited"])
+async def test_who_waits_for_the_second_outcome_of_a_record_is_not_told_of_the_first(
+    sent: Sent, *, fails_first: bool, somebody_waits: bool
+) -> None:
+    """A failed attempt is on its way to the store while the next one is acknowledged."""
+    record = Fetched(0, "a", 1, Record("a", "k", b""), 0.0)
+    sent.may_end = asyncio.Semaphore(0)
+    first = sent.settling.expect(record) if somebody_waits else None
+    sent.settling.add(Again(record, 0.0))
+    await turns(lambda: bool(sent.calls))
+    second = sent.settling.expect(record)
+    sent.settling.done.append(record)
+    if fails_first:
+        sent.problems.append(ConnectionLost("away"))
+    sent.may_end.release()
+    await sent.until_called(2)
+    assert not second.done(), "what it waits for is not stored yet"
+    for _ in range(2):
+        sent.may_end.release()
+    assert await second
+    assert first is None or await first
+
+
+async def test_whoever_waits_is_told_when_it_is_given_up(sent: Sent) -> None:
+    sent.may_end = asyncio.Semaphore(0)
+    waiters = [sent.settling.expect(sent.done("a"))]
+    await turns(lambda: bool(sent.calls))
+    waiters.append(sent.settling.expect(sent.done("b")))
+    sent.settling.give_up()
+    assert [waiter.result() for waiter in waiters] == [False, False]
 
 
 async def test_who_gives_up_while_outcomes_wait_for_more_stores_nothing_afterwards(sent: Sent) -> None:

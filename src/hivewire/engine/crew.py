@@ -227,6 +227,8 @@ class Crew(Taker):
             may_start = await self._may_start(fetched, lane)
             slot.at = self._time()
             return message if may_start else None
+        if lane.away:  # its shard went meanwhile: it is given back, not begun
+            return None
         return message if self._is_ours(slot, lane, fetched, message) else None
 
     async def _admit(self, lane: Lane) -> Message | None:

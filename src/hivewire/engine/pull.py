@@ -166,11 +166,11 @@ class Puller:
         # Marks of later ones were awaited: the lease of the earlier ones may have ended meanwhile.
         kept = []
         for delivery in handed:
-            if self.inbox.held.holds(delivery.lane):
+            if delivery.lane.away:  # its shard went, and its new owner was told that it runs here
+                self.inbox.outcomes.hand_back(delivery.lane)
+            elif self.inbox.held.holds(delivery.lane):
                 self.inbox.handed.hand_out(delivery)
                 kept.append(delivery)
-            elif delivery.lane.away:  # its shard went, and its new owner was told that it runs here
-                self.inbox.outcomes.hand_back(delivery.lane)
         return kept
 
     def _cannot_start(self, lane: Lane, error: BackendError) -> None:

@@ -25,6 +25,8 @@ _NONE: frozenset[int] = frozenset()
 Store = Callable[[Sequence[Fetched], Sequence[Unfinished]], Awaitable[Sequence[Fetched]]]
 """Returns the records that were refused because the lease is lost."""
 
+_Waiter = tuple[Fetched, asyncio.Future[bool]]
+
 
 class Book(ABC):
     """Whose outcomes they are."""
@@ -47,7 +49,7 @@ class Settling:
 
     __slots__ = (
         "_book", "_ended", "_hurried", "_idle", "_loop", "_outage", "_pause", "_queue", "_sent_at", "_storing",
-        "_tasks", "_timer", "_waiting", "direct", "done", "pace_s", "rest",
+        "_tasks", "_timer", "_under_way", "_waiting", "direct", "done", "pace_s", "rest",
     )  # fmt: skip
 
     def __init__(self, queue: str, book: Book, tasks: Tasks, *, pace_s: float = 0.0) -> None:
@@ -73,7 +75,11 @@ class Settling:
         """The inbox is closed, or its tasks were cancelled: nothing is stored any more."""
         self._idle: Flag | None = None
         """For those who wait until all is stored."""
-        self._waiting: dict[int, asyncio.Future[bool]] | None = None
+        self._waiting: list[_Waiter] | tuple[()] = ()
+        """Who waits for the end of an outcome that is in `done` or `rest`."""
+        self._under_way: Sequence[_Waiter] = ()
+        """Those whose outcomes are in the batch that is being stored. One record may have an outcome in each: a failed
+        attempt, and the end of the next one."""
 
     def add(self, outcome: Unfinished) -> None:
         rest = self.rest = self.rest or []
@@ -103,8 +109,7 @@ class Settling:
                 self._timer = self._loop.call_at(self._sent_at + self.pace_s, self._run_now)
                 return
             self._sent_at = now
-        done, self.done = self.done, []
-        rest, self.rest = self.rest, ()
+        done, rest = self._take()
         try:
             if self.direct.instant:
                 refused = self.direct.settle_now(done, rest)
@@ -115,6 +120,13 @@ class Settling:
             self._run_after_all(done, rest)
             return
         self._told(done, rest, refused)
+
+    def _take(self) -> tuple[list[Fetched], Sequence[Unfinished]]:
+        """The next batch, with those who wait for it."""
+        done, self.done = self.done, []
+        rest, self.rest = self.rest, ()
+        self._under_way, self._waiting = self._waiting, ()
+        return done, rest
 
     def _ran(self, done: list[Fetched], rest: Sequence[Unfinished], stored: asyncio.Future[Sequence[Fetched]]) -> None:
         if stored.cancelled() or stored.exception() is not None:
@@ -131,6 +143,7 @@ class Settling:
 
     def _run_after_all(self, done: list[Fetched], rest: Sequence[Unfinished]) -> None:
         self.done, self.rest = done + self.done, [*rest, *self.rest]
+        self._waiting, self._under_way = [*self._under_way, *self._waiting], ()
         if self._tasks.closed or self._ended:
             self._ended = True
         else:
@@ -142,10 +155,11 @@ class Settling:
             self._idle.set()
 
     def expect(self, fetched: Fetched) -> asyncio.Future[bool]:
-        """Done when the outcome of this record is stored (True) or refused (False)."""
-        if self._waiting is None:
-            self._waiting = {}
-        waiter = self._waiting[id(fetched)] = asyncio.get_running_loop().create_future()
+        """Done when the outcome of this record that is noted next, before anything else, is stored (True) or refused
+        (False)."""
+        waiter: asyncio.Future[bool] = self._loop.create_future()
+        waiting = self._waiting = self._waiting or []
+        waiting.append((fetched, waiter))
         self._hasten()
         return waiter
 
@@ -155,8 +169,7 @@ class Settling:
             while self.done or self.rest:
                 if self.pace_s and not (self._waiting or self.rest or self._hurried):
                     await self._for_more()
-                done, self.done = self.done, []
-                rest, self.rest = self.rest, ()
+                done, rest = self._take()
                 refused = await self._keep_storing(done, rest)
                 self._tell(done, rest, {id(fetched) for fetched in refused})
         except BaseException as error:
@@ -220,11 +233,9 @@ class Settling:
 
     def _tell(self, done: Sequence[Fetched], rest: Sequence[Unfinished], lost: Set[int]) -> None:
         self._book.stored(done, rest, lost)
-        if not self._waiting:
-            return
-        for fetched in [*done, *(outcome.fetched for outcome in rest)]:
-            waiter = self._waiting.pop(id(fetched), None)
-            if waiter is not None and not waiter.done():
+        waiters, self._under_way = self._under_way, ()
+        for fetched, waiter in waiters:
+            if not waiter.done():
                 waiter.set_result(id(fetched) not in lost)
 
     async def flushed(self) -> None:
@@ -245,7 +256,7 @@ class Settling:
         self._ended = True
         if self._timer is not None:
             self._timer.cancel()
-        waiting, self._waiting = self._waiting or {}, None
-        for waiter in waiting.values():
+        waiting, self._under_way, self._waiting = [*self._under_way, *self._waiting], (), ()
+        for _, waiter in waiting:
             if not waiter.done():
                 waiter.set_result(False)
