@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+from confluent_kafka.admin import AdminClient
 
 from hivewire.testing.conformance.fabric import Fabric
 from hivewire.testing.conformance.journal import Journal
@@ -124,3 +126,35 @@ async def test_rolling_restarts_repeat_nothing_and_keep_the_order(fabric: KafkaF
     await empty(fabric.protocol, "roll", within_s=90)
     assert set(Counter(entry.id for entry in fabric.journal.starts("roll")).values()) == {1}
     in_order(fabric.journal, "roll", each)
+
+
+async def members(fabric: KafkaFabric) -> list[int]:
+    """Of the group: how many partitions each of them has."""
+    group = fabric.url.rpartition("group_id=")[2]
+    client = AdminClient({"bootstrap.servers": fabric.broker.address})
+    found = await asyncio.wrap_future(client.describe_consumer_groups([group])[group])
+    return sorted(len(member.assignment.topic_partitions) for member in found.members)
+
+
+async def test_who_leaves_is_waited_for_by_nobody(fabric: KafkaFabric) -> None:
+    """One of four has no partition; the group must hear of its end, too, or all wait for its session."""
+    workers = await asyncio.gather(*(fabric.worker("spare", concurrency=2) for _ in range(4)))
+    await eventually(lambda: members(fabric), [0, 1, 1, 1], 30)
+    for worker in workers:
+        worker.terminate()
+    assert [await worker.ended() for worker in workers] == [0] * 4
+    assert await members(fabric) == []
+
+
+@pytest.mark.parametrize("handled", [40, 120])
+async def test_all_stopped_while_the_group_still_shares_out_repeat_nothing(fabric: KafkaFabric, handled: int) -> None:
+    await send_numbered(fabric.protocol, "stop", 60, keys=KEYS, steps=[("sleep", 0.02)])
+    workers = await asyncio.gather(*(fabric.worker("stop", concurrency=6) for _ in range(3)))
+    await until(lambda: len(fabric.journal.ends("stop")) >= handled, "they work", 30)
+    for worker in workers:
+        worker.terminate()
+    assert [await worker.ended() for worker in workers] == [0] * 3
+    await fabric.worker("stop", concurrency=20)
+    await empty(fabric.protocol, "stop", within_s=60)
+    assert set(Counter(entry.id for entry in fabric.journal.starts("stop")).values()) == {1}
+    in_order(fabric.journal, "stop", 60)

@@ -12,6 +12,7 @@ from hivewire.engine.settling import Book, Settling
 from hivewire.engine.tasks import Tasks
 from hivewire.errors import ConnectionLost
 from hivewire.record import Fetched, Record
+from hivewire.testing.conformance.waiting import until
 
 NEVER_S = 3_600.0
 
@@ -171,3 +172,28 @@ async def test_who_gives_up_while_outcomes_wait_for_more_stores_nothing_afterwar
     await sent.tasks.close()
     await asyncio.sleep(0.05)  # what is tested is that nothing happens
     assert sent.calls == [["a"]]
+
+
+async def test_who_waits_for_the_end_is_let_go_when_nothing_more_is_stored() -> None:
+    sent = Sent(direct=False)
+    sent.problems = [ConnectionLost("away") for _ in range(1_000)]
+    sent.done("a")
+    await until(lambda: sent.calls, "it is tried")
+    sent.done("b")
+    sent.settling.give_up()
+    sent.problems.clear()
+    await asyncio.wait_for(sent.settling.flushed(), 10)
+    sent.done("c")  # nobody stores it
+    await asyncio.wait_for(sent.settling.flushed(), 10)
+    assert sent.calls[-1] == ["b"]
+    await sent.tasks.close()
+
+
+async def test_who_waits_for_the_end_is_let_go_when_the_tasks_are_cancelled() -> None:
+    sent = Sent(direct=False)
+    sent.problems = [ConnectionLost("away") for _ in range(1_000)]
+    sent.done("a")
+    waiting = asyncio.ensure_future(sent.settling.flushed())
+    await until(lambda: sent.calls, "it is tried")
+    await sent.tasks.close()
+    await asyncio.wait_for(waiting, 10)

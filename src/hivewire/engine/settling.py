@@ -176,7 +176,7 @@ class Settling:
             self._ended = True
             if not isinstance(error, Closed):
                 raise
-        else:
+        finally:
             self._is_idle()
 
     async def _for_more(self) -> None:
@@ -239,10 +239,10 @@ class Settling:
                 waiter.set_result(id(fetched) not in lost)
 
     async def flushed(self) -> None:
-        """Until everything noted so far is stored."""
+        """Until everything noted so far is stored, or will never be."""
         self._hurried += 1
         try:
-            while self.done or self.rest or self._storing:
+            while self._storing or ((self.done or self.rest) and not self._ended):
                 self.wake()
                 self._hasten()
                 idle = self._idle = self._idle or Flag()

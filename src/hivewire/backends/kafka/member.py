@@ -43,6 +43,7 @@ _TOGETHER: Final = 1_000
 _COMMITTED_S: Final = 5.0
 _PULSE_S: Final = 0.25
 _MARGIN_S: Final = 1.0
+_LEAVE_S: Final = 7.0
 _numbers = count(1)
 _clock = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 
@@ -91,6 +92,7 @@ class Member(Tail):
         self._thaw = False
         self._gone = threading.Event()
         self._pulse: threading.Thread | None = None
+        self._is_counted_by_brokers = options.get("group.protocol") == "consumer"
         super().__init__(options, "member")
 
     # -- on the event loop
@@ -228,9 +230,20 @@ class Member(Tail):
         finally:
             self._forget(list(self.tokens))
             if not self._abandoned:
-                client.close()
+                self._leave(client)
             del client
             self._post(self._saved, self._commits.refuse())
+
+    def _leave(self, client: Consumer) -> None:
+        """`close` alone says nothing to the group for a member without a partition, or for one that is being counted;
+        what is asked of the latter waits until the group has decided. All others would wait for the session of the
+        one who went, and their commits with them."""
+        if self._subscribed and not self._is_counted_by_brokers:
+            client.unsubscribe()
+            until = time.monotonic() + min(self._lease_s + _MARGIN_S, _LEAVE_S)
+            while client.memberid() and time.monotonic() < until:
+                client.poll(_BUSY_POLL_S)
+        client.close()
 
     def _step(self, client: Consumer) -> None:
         if self._thaw:
