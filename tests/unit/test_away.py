@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from unittest.mock import MagicMock, create_autospec
 
 import pytest
 
-from hivewire.backend import Again, Consumer
+from hivewire.backend import Again, Back, Consumer
 from hivewire.engine.away import Away
 from hivewire.engine.held import Held
 from hivewire.engine.outcomes import Outcomes
+from hivewire.engine.settling import Settling
 from hivewire.record import Fetched, Record
 from hivewire.rules.lanes import Lanes
+from hivewire.rules.moved import Returned
 
 SHARD = 3
+FAILED = Returned(1, 1, 0, 0, False, 0.0)
+DIED = Returned(1, 0, 0, 1, True, 0.0)
 
 
 class Owner:
@@ -30,6 +35,9 @@ class Owner:
         outcomes.held = held
         outcomes.again_now.side_effect = self.lanes.unblock
         outcomes.done.side_effect = self.lanes.finished
+        outcomes.settling = self.settling = create_autospec(Settling, instance=True)
+        held.core.backend.now.return_value = 0.0
+        self.outcomes = outcomes
         self.away = Away(outcomes)
         self.away.expect(SHARD, running)
 
@@ -106,3 +114,55 @@ def test_what_waits_is_forgotten_with_its_shard() -> None:
     owner.away.expect(SHARD, [4])
     owner.take(record(4, "b"))
     assert owner.begins() == []
+
+
+FATES = [None, FAILED, DIED]
+
+
+@pytest.mark.parametrize("first_to_come_back", [4, 5])
+@pytest.mark.parametrize("fates", [(one, two) for one in FATES for two in FATES])
+@pytest.mark.parametrize("when", ["before they come", "between", "after they came"])
+async def test_nothing_of_a_key_begins_before_all_of_it_are_back(
+    first_to_come_back: int, fates: tuple[Returned | None, Returned | None], when: str
+) -> None:
+    """The first had ended where it was handled, which was not stored when the shard went; the second ran."""
+    owner = Owner(4, 5)
+    back = dict(zip((4, 5), fates, strict=True))
+    order = [first_to_come_back, 9 - first_to_come_back]
+
+    def come_back(at: int) -> None:
+        owner.away.returned((SHARD, at), back[at])
+
+    if when == "before they come":
+        come_back(order[0])
+    owner.take(record(4, "a"))
+    if when == "between":
+        come_back(order[0])
+    assert owner.begins() == []
+    owner.take(record(5, "a"), record(6, "a"))
+    if when == "after they came":
+        come_back(order[0])
+    assert owner.begins() == [], f"{order[1]} may still run"
+    come_back(order[1])
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    left = [at for at, fate in back.items() if fate is not None]
+    expected = [*left, 6] if not left or left[0] == 5 else [4, 5, 6]  # who ended behind it is passed over in its turn
+    assert owner.begins() == expected
+    assert not owner.away.awaited
+    assert len(owner.settling.add.mock_calls) == bool(left)
+
+
+async def test_what_is_on_its_way_when_its_shard_goes_is_told_to_its_next_owner() -> None:
+    """It has been noted, and nobody knows whether it is stored: who waits for it is told what the next owner was."""
+    owner = Owner()
+    owner.lanes.add([record(5, "a"), record(6, "b"), record(7, "c")])
+    ends = {at: record(at, key) for at, key in ((5, "a"), (6, "b"), (7, "c"))}
+    owner.settling.unsettled.return_value = [ends[5], ends[6]]
+    await owner.away.keep([], [ends[5], ends[6], ends[7]])
+    owner.consumer.hold.assert_awaited_once_with([ends[5], ends[6], ends[7]])
+    owner.consumer.settle_held.assert_awaited_once_with((), [Back(ends[7])])  # that was stored meanwhile
+    owner.consumer.settle_held.return_value = [ends[6]]
+    owner.outcomes.store_here.return_value = [ends[5], ends[6]]
+    assert await owner.away.overtaken([ends[5], ends[6]], (), [ends[5], ends[6]]) == [ends[6]]
+    assert not owner.away.running

@@ -9,45 +9,50 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Collection, Sequence, Set
-from typing import Final
 
 from hivewire.backend import Again, Back, Returned, Unfinished
 from hivewire.engine.held import Watcher
-from hivewire.engine.outcomes import Outcomes
+from hivewire.engine.outcomes import Elsewhere, Outcomes
 from hivewire.record import Fetched
 from hivewire.rules.lanes import Lane
 
 Place = tuple[int, int]
-_UNKNOWN: Final = object()
 
 
-class Away(Watcher):
-    """Of one outcomes. `running` here for others, by the identity of what was fetched; `awaited` from others, by
-    place, with the lane that is closed because of it once its record has come."""
+class Away(Watcher, Elsewhere):
+    """Of one outcomes. `running` here for others, or at its end when its shard went, by the identity of what was
+    fetched; `awaited` from others, by place, with the lane that is closed because of it once its record has come."""
 
     def __init__(self, outcomes: Outcomes) -> None:
         self._outcomes = outcomes
         self._held = outcomes.held
         self.running: dict[int, Lane] = {}
         self.awaited: dict[Place, Lane | None] = {}
-        self._early: dict[Place, Returned | None] = {}
+        self._back: dict[Place, Returned | None] = {}
+        """What has become of those in `awaited` that run no more."""
         self._behind: list[Fetched] = []
         """Delayed ones that may be of a key that is closed: they stand before an awaited record that has not come."""
-        outcomes.elsewhere = self.store
+        outcomes.elsewhere = self
         self._held.watchers = (*self._held.watchers, self)
 
     # -- what runs here
 
-    async def keep(self, lanes: Sequence[Lane]) -> None:
-        """These run on while their shard goes: first the store is told, then the lanes are let go."""
-        held = [(lane, lane.waiting[0]) for lane in lanes if lane.taken and lane.waiting and not lane.lost]
+    async def keep(self, lanes: Sequence[Lane], unsettled: Sequence[Fetched] = ()) -> None:
+        """These run on while their shard goes, and these are at their end, but nobody knows whether it is stored: first
+        the store is told, then the lanes are let go. So the next owner begins none of them, and what is said of them
+        here is true, whichever way it gets there."""
+        held = [(lane.waiting[0], lane) for lane in lanes if lane.taken and lane.waiting and not lane.lost]
+        held += [(fetched, Lane(fetched.record.key, fetched.shard, away=True)) for fetched in unsettled]
         if not held:
             return
-        await self._held.consumer.hold([fetched for _, fetched in held])
+        await self._held.consumer.hold([fetched for fetched, _ in held])
+        on_their_way = {id(fetched) for fetched in self._outcomes.settling.unsettled()}
         ended: list[Unfinished] = []
-        for lane, fetched in held:
+        for fetched, lane in held:
             if lane.taken and not lane.lost and lane.waiting and lane.waiting[0] is fetched:
                 self._held.lanes.detach(lane)
+                self.running[id(fetched)] = lane
+            elif id(fetched) in on_their_way:
                 self.running[id(fetched)] = lane
             else:  # what became of it in the meantime is part of the shard's state
                 ended.append(Back(fetched))
@@ -58,19 +63,42 @@ class Away(Watcher):
         """Outcomes of what runs here for others go there, all others the usual way. But for what says that an earlier
         attempt failed, when the next one has begun and runs: it came too late to be stored here, and is in what was
         handed over."""
+        mine, mine_left, others, others_left = self._parted(done, rest)
+        refused = list(await self._tell(mine, mine_left))
+        if others or others_left:
+            here = await self._outcomes.store_here(others, others_left)
+            refused += await self.overtaken(others, others_left, here)
+        return refused
+
+    async def overtaken(
+        self, done: Sequence[Fetched], rest: Sequence[Unfinished], refused: Sequence[Fetched]
+    ) -> Sequence[Fetched]:
+        mine, mine_left, *_ = self._parted(done, rest)
+        if not (mine or mine_left):
+            return refused
+        there = {id(fetched) for fetched in await self._tell(mine, mine_left)}
+        told = {id(fetched) for fetched in (*mine, *(outcome.fetched for outcome in mine_left))}
+        return [fetched for fetched in refused if id(fetched) not in told or id(fetched) in there]
+
+    def _parted(
+        self, done: Sequence[Fetched], rest: Sequence[Unfinished]
+    ) -> tuple[list[Fetched], list[Unfinished], list[Fetched], list[Unfinished]]:
+        """Those of what is kept here for others, and all others."""
         running = self.running
         rest = [outcome for outcome in rest if not self._runs(outcome.fetched)]
-        mine = [fetched for fetched in done if id(fetched) in running]
-        mine_left = [outcome for outcome in rest if id(outcome.fetched) in running]
-        others = [fetched for fetched in done if id(fetched) not in running]
-        others_left = [outcome for outcome in rest if id(outcome.fetched) not in running]
-        refused: list[Fetched] = []
-        if mine or mine_left:
-            refused += await self._held.consumer.settle_held(mine, mine_left)
-            for fetched in (*mine, *(outcome.fetched for outcome in mine_left)):
-                running.pop(id(fetched), None)
-        if others or others_left:
-            refused += await self._outcomes.store_here(others, others_left)
+        return (
+            [fetched for fetched in done if id(fetched) in running],
+            [outcome for outcome in rest if id(outcome.fetched) in running],
+            [fetched for fetched in done if id(fetched) not in running],
+            [outcome for outcome in rest if id(outcome.fetched) not in running],
+        )
+
+    async def _tell(self, done: Sequence[Fetched], rest: Sequence[Unfinished]) -> Sequence[Fetched]:
+        if not (done or rest):
+            return ()
+        refused = await self._held.consumer.settle_held(done, rest)
+        for fetched in (*done, *(outcome.fetched for outcome in rest)):
+            self.running.pop(id(fetched), None)
         return refused
 
     def _runs(self, fetched: Fetched) -> bool:
@@ -95,26 +123,23 @@ class Away(Watcher):
         """Who has them now waits for what runs elsewhere."""
         for place in [place for place in self.awaited if place[0] in shards]:
             del self.awaited[place]
-            self._early.pop(place, None)
+            self._back.pop(place, None)
         self._behind = [fetched for fetched in self._behind if fetched.shard not in shards]
 
     def shut(self, batch: Sequence[Fetched]) -> list[Fetched]:
-        """Close the lanes of those that run elsewhere; returns the rest of the batch. Each is the first of its key:
-        what is before it is finished, but for delayed ones, which others overtake."""
+        """Close the lanes of those that run elsewhere; returns the rest of the batch. Of each key they are the first:
+        what is before them is finished, but for delayed ones, which others overtake."""
         rest: list[Fetched] = []
         for fetched in batch:
-            place = (fetched.shard, int(fetched.at))
-            if place not in self.awaited:
+            place = _place(fetched)
+            if place in self.awaited:
+                self.awaited[place] = self._held.lanes.add_closed(fetched)
+            else:
                 (self._behind if self._may_be_behind(fetched) else rest).append(fetched)
-                continue
-            lane = self.awaited[place] = self._held.lanes.add_closed(fetched)
-            early = self._early.pop(place, _UNKNOWN)
-            if early is not _UNKNOWN:
-                del self.awaited[place]
-                self._open(lane, early if isinstance(early, Returned) else None)
         if self._behind:
             rest += [fetched for fetched in self._behind if not self._may_be_behind(fetched)]
             self._behind = [fetched for fetched in self._behind if self._may_be_behind(fetched)]
+        self._open_all()
         return rest
 
     def _may_be_behind(self, fetched: Fetched) -> bool:
@@ -125,29 +150,68 @@ class Away(Watcher):
 
     def returned(self, place: Place, back: Returned | None) -> None:
         """It is finished (None), or to be handled again here."""
-        if place not in self.awaited:
-            return
-        lane = self.awaited[place]
-        if lane is None:
-            self._early[place] = back
-            return
-        del self.awaited[place]
-        if not lane.lost:
-            self._open(lane, back)
+        if place in self.awaited:
+            self._back[place] = back
+            self._open_all()
 
-    def _open(self, lane: Lane, back: Returned | None) -> None:
-        outcomes, fetched = self._outcomes, lane.waiting[0]
+    def _open_all(self) -> None:
+        """Go on with each lane as far as what has come back allows."""
+        for place in list(self._back):
+            lane = self.awaited.get(place)
+            if lane is not None and not lane.lost:
+                self._open(lane)
+
+    def _open(self, lane: Lane) -> None:
+        while lane.waiting:
+            fetched = lane.waiting[0]
+            place = _place(fetched)
+            if place not in self.awaited:
+                self._outcomes.again_now(lane)
+                return
+            if place not in self._back:
+                return
+            if self._back[place] is None:
+                self._bring_back(fetched)
+                self._outcomes.done(lane)
+            elif self._runs_behind(place, lane):
+                return
+            else:
+                self._again(lane)
+                return
+
+    def _runs_behind(self, first: Place, lane: Lane) -> bool:
+        """Whether another one of the lane still runs elsewhere, or one may be of it that has not come."""
+        return any(
+            place[0] == first[0] and (other is None or (other is lane and place not in self._back))
+            for place, other in self.awaited.items()
+        )
+
+    def _again(self, lane: Lane) -> None:
+        """All of its lane are back, and its first is to be handled here."""
+        outcomes, first = self._outcomes, lane.waiting[0]
+        due_at = self._bring_back(first)
+        for fetched in lane.waiting:
+            if _place(fetched) in self._back:
+                self._bring_back(fetched)
+        delay_s = max(0.0, due_at - self._held.core.backend.now())
+        outcomes.settling.add(Again(first, delay_s))
+        asyncio.get_running_loop().call_later(delay_s, outcomes.again_now, lane)
+
+    def _bring_back(self, fetched: Fetched) -> float:
+        """Note what it brings; when it may be handled again."""
+        place = _place(fetched)
+        del self.awaited[place]
+        back = self._back.pop(place)
         if back is None:
             fetched.seen = True  # counted where it was handled
             self._held.remembered.add(fetched, self._held.now)
-            outcomes.done(lane)
-            if lane.waiting:
-                outcomes.again_now(lane)
-            return
+            return 0.0
         fetched.starts = max(fetched.starts, back.starts)
         fetched.failures = max(fetched.failures, back.failures)
         fetched.crashes = max(fetched.crashes, back.crashes)
         fetched.died, fetched.suspect = back.died, back.suspect
-        delay_s = max(0.0, back.due_at - self._held.core.backend.now())
-        outcomes.settling.add(Again(fetched, delay_s))
-        asyncio.get_running_loop().call_later(delay_s, outcomes.again_now, lane)
+        return back.due_at
+
+
+def _place(fetched: Fetched) -> Place:
+    return fetched.shard, int(fetched.at)

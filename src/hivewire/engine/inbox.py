@@ -102,7 +102,9 @@ class Inbox(Ownership):
     async def hand_over(self, shards: Set[int], within_s: float) -> Mapping[int, Saved]:
         if self.held.shards is None:
             return {}
-        await self.away.keep(await self._come_to_rest(shards, within_s))
+        taken = await self._come_to_rest(shards, within_s)
+        unsettled = self.outcomes.settling.unsettled()
+        await self.away.keep(taken, [one for one in unsettled if one.shard in shards and self.held.shards.has_it(one)])
         states = self.held.shards.states(shards, self.away.running)
         self.lost(shards)
         return states

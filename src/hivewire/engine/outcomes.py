@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import traceback
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Sequence, Set
 from itertools import islice
@@ -12,7 +13,7 @@ from typing import Final
 
 from hivewire.backend import Again, Back, Dead, Unfinished
 from hivewire.engine.held import Held
-from hivewire.engine.settling import Book, Settling, Store
+from hivewire.engine.settling import Book, Settling
 from hivewire.engine.trail import said
 from hivewire.errors import BackendError, NoHandler, QueueFull, Reject, RetryAfter
 from hivewire.record import VOLATILE_SHARD, Fetched
@@ -23,6 +24,22 @@ log = logging.getLogger(__name__)
 
 _QUEUE_FULL_DELAY_S: Final = 0.2
 _REFETCH_RETRY_S: Final = 0.05
+
+
+class Elsewhere(ABC):
+    """Where outcomes go that may belong to shards which have moved."""
+
+    __slots__ = ()
+
+    @abstractmethod
+    async def store(self, done: Sequence[Fetched], rest: Sequence[Unfinished]) -> Sequence[Fetched]:
+        """As `Book.store`."""
+
+    @abstractmethod
+    async def overtaken(
+        self, done: Sequence[Fetched], rest: Sequence[Unfinished], refused: Sequence[Fetched]
+    ) -> Sequence[Fetched]:
+        """These were on their way to `store_here`, which refused some, perhaps because their shards moved meanwhile."""
 
 
 class Outcomes(Book):
@@ -38,7 +55,7 @@ class Outcomes(Book):
         self.held = held
         self._remembered = held.remembered
         self.retry_of: Callable[[str], Retry | None] | None = None
-        self.elsewhere: Store | None = None
+        self.elsewhere: Elsewhere | None = None
         """Instead of `store_here`, once outcomes may belong to shards that have moved."""
         # Lanes that a store leases are free for others when outcomes are stored; for an owned shard's nobody waits.
         pace_s = 0.0 if held.store_lanes else held.core.backend.features.settle_pace_s
@@ -245,9 +262,11 @@ class Outcomes(Book):
     # -- stored
 
     async def store(self, done: Sequence[Fetched], rest: Sequence[Unfinished]) -> Sequence[Fetched]:
-        if self.elsewhere is not None:
-            return await self.elsewhere(done, rest)
-        return await self.store_here(done, rest)
+        elsewhere = self.elsewhere
+        if elsewhere is not None:
+            return await elsewhere.store(done, rest)
+        refused = await self.store_here(done, rest)
+        return refused if self.elsewhere is None else await self.elsewhere.overtaken(done, rest, refused)
 
     async def store_here(self, done: Sequence[Fetched], rest: Sequence[Unfinished]) -> Sequence[Fetched]:
         held = self.held

@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable, Sequence, Set
 from functools import partial
 from math import inf
 
-from hivewire.backend import Consumer, Unfinished
+from hivewire.backend import Consumer, Dead, Unfinished
 from hivewire.engine.flag import Flag
 from hivewire.engine.outage import Outage
 from hivewire.engine.tasks import Tasks
@@ -26,6 +26,8 @@ Store = Callable[[Sequence[Fetched], Sequence[Unfinished]], Awaitable[Sequence[F
 """Returns the records that were refused because the lease is lost."""
 
 _Waiter = tuple[Fetched, asyncio.Future[bool]]
+_Batch = tuple[Sequence[Fetched], Sequence[Unfinished], Sequence[_Waiter]]
+_NOTHING: _Batch = ((), (), ())
 
 
 class Book(ABC):
@@ -77,9 +79,9 @@ class Settling:
         """For those who wait until all is stored."""
         self._waiting: list[_Waiter] | tuple[()] = ()
         """Who waits for the end of an outcome that is in `done` or `rest`."""
-        self._under_way: Sequence[_Waiter] = ()
-        """Those whose outcomes are in the batch that is being stored. One record may have an outcome in each: a failed
-        attempt, and the end of the next one."""
+        self._under_way: _Batch = _NOTHING
+        """What is being stored, and who waits for it. One record may have an outcome here and in what comes next: a
+        failed attempt, and the end of the next one."""
 
     def add(self, outcome: Unfinished) -> None:
         rest = self.rest = self.rest or []
@@ -125,7 +127,7 @@ class Settling:
         """The next batch, with those who wait for it."""
         done, self.done = self.done, []
         rest, self.rest = self.rest, ()
-        self._under_way, self._waiting = self._waiting, ()
+        self._under_way, self._waiting = (done, rest, self._waiting), ()
         return done, rest
 
     def _ran(self, done: list[Fetched], rest: Sequence[Unfinished], stored: asyncio.Future[Sequence[Fetched]]) -> None:
@@ -143,7 +145,7 @@ class Settling:
 
     def _run_after_all(self, done: list[Fetched], rest: Sequence[Unfinished]) -> None:
         self.done, self.rest = done + self.done, [*rest, *self.rest]
-        self._waiting, self._under_way = [*self._under_way, *self._waiting], ()
+        self._waiting, self._under_way = [*self._under_way[2], *self._waiting], _NOTHING
         if self._tasks.closed or self._ended:
             self._ended = True
         else:
@@ -233,10 +235,15 @@ class Settling:
 
     def _tell(self, done: Sequence[Fetched], rest: Sequence[Unfinished], lost: Set[int]) -> None:
         self._book.stored(done, rest, lost)
-        waiters, self._under_way = self._under_way, ()
+        (_, _, waiters), self._under_way = self._under_way, _NOTHING
         for fetched, waiter in waiters:
             if not waiter.done():
                 waiter.set_result(id(fetched) not in lost)
+
+    def unsettled(self) -> list[Fetched]:
+        """What is at its end, but not known to be stored so."""
+        done, rest, _ = self._under_way
+        return [*done, *self.done, *(one.fetched for one in (*rest, *self.rest) if isinstance(one, Dead))]
 
     async def flushed(self) -> None:
         """Until everything noted so far is stored, or will never be."""
@@ -256,7 +263,7 @@ class Settling:
         self._ended = True
         if self._timer is not None:
             self._timer.cancel()
-        waiting, self._under_way, self._waiting = [*self._under_way, *self._waiting], (), ()
+        waiting, self._under_way, self._waiting = [*self._under_way[2], *self._waiting], _NOTHING, ()
         for _, waiter in waiting:
             if not waiter.done():
                 waiter.set_result(False)

@@ -159,9 +159,10 @@ class Shards:
 
     def owns(self, fetched: Fetched) -> bool:
         """Whether it may be started here."""
-        return self._has(fetched) and not self._shards[fetched.shard].closing
+        return self.has_it(fetched) and not self._shards[fetched.shard].closing
 
-    def _has(self, fetched: Fetched) -> bool:
+    def has_it(self, fetched: Fetched) -> bool:
+        """Whether its shard is owned here as it was when it was taken."""
         return self.has(fetched.shard, fetched.token)
 
     def states(self, numbers: Iterable[int], away: Container[int] = ()) -> dict[int, Saved]:
@@ -201,8 +202,8 @@ class Shards:
         """Store running marks; returns those whose shard is lost."""
         if self.acks_each:
             return await consumer.start(batch)
-        lost = await self.save(consumer, {fetched.shard: fetched.token for fetched in batch if self._has(fetched)})
-        return [fetched for fetched in batch if fetched.shard in lost or not self._has(fetched)]
+        lost = await self.save(consumer, {fetched.shard: fetched.token for fetched in batch if self.has_it(fetched)})
+        return [fetched for fetched in batch if fetched.shard in lost or not self.has_it(fetched)]
 
     async def save(self, consumer: Consumer, wanted: Mapping[int, int]) -> set[int]:
         """Commit these shards, by number and token, one at a time: an older state must not overtake a newer one.

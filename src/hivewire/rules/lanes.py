@@ -111,8 +111,13 @@ class Lanes:
             put(fetched)
 
     def add_closed(self, fetched: Fetched) -> Lane:
-        """The first record of its key, which runs at another member: its lane is blocked."""
+        """The first record of its key, which runs at another member: its lane is blocked. It may be behind another such
+        one, whose handler has ended."""
         key = lane_of(fetched.record, competing=self.competing)
+        lane = self._lanes.get(key)
+        if lane is not None:
+            lane.waiting.append(fetched)
+            return lane
         lane = self._lanes[key] = Lane(key, fetched.shard)
         lane.halted = fetched.shard in self._resting
         lane.blocked = True
