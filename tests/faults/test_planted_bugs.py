@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 from collections.abc import Callable, Hashable, Sequence, Set
 from typing import Any
@@ -21,6 +22,7 @@ from hivewire.engine.outcomes import Outcomes, not_started
 from hivewire.engine.protocol import Engine
 from hivewire.engine.schedules import Schedules
 from hivewire.engine.sender import Sender
+from hivewire.engine.settling import Settling
 from hivewire.engine.shards import Shard
 from hivewire.engine.subscriptions import Subscriptions
 from hivewire.errors import QueueFull
@@ -321,6 +323,20 @@ def reply_given_to_another_request(patch: pytest.MonkeyPatch) -> None:
         return await original(self, message, f"not {content}", **how)
 
     patch.setattr(Engine, "reply", mixed_up)
+
+
+@planted("sql", "redis", "kafka", caught_by="nothing_lost")
+def acknowledgement_refused_that_took_effect(patch: pytest.MonkeyPatch) -> None:
+    original = Settling.expect
+
+    def expect(self: Settling, fetched: Fetched) -> asyncio.Future[bool]:
+        async def refused(stored: asyncio.Future[bool]) -> bool:
+            await stored
+            return False
+
+        return asyncio.ensure_future(refused(original(self, fetched)))
+
+    patch.setattr(Settling, "expect", expect)
 
 
 @planted("sql", "redis", "kafka", caught_by="shouts")

@@ -47,6 +47,8 @@ class Started(msgspec.Struct):
     """The process owned the key in the store at the start."""
     outcome: str = "running"
     ended_at: float | None = None
+    refused_at: float | None = None
+    """When its settlement raised `LeaseLost`: whoever did the work undoes it then."""
 
 
 class Planned(msgspec.Struct):

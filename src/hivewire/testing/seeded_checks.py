@@ -54,7 +54,9 @@ def _all_settled(result: Result) -> Iterator[str]:
 
 
 def _nothing_lost(result: Result) -> Iterator[str]:
-    handled = {(one.agent, one.id) for one in result.book.started if one.outcome == "ok"}
+    handled = {
+        (one.agent, one.id) for one in result.book.started if one.outcome == "ok" and not _is_undone(result, one)
+    }
     dead = _letters(result)
     if result.left:
         return
@@ -66,6 +68,12 @@ def _nothing_lost(result: Result) -> Iterator[str]:
         ids = twins[sent.idempotency_key] if sent.idempotency_key else {sent.id}
         if sent.confirmed_at is not None and not any((sent.agent, id) in handled | dead for id in ids):
             yield f"{sent.id} to {sent.agent} was confirmed, and neither handled nor kept as a dead letter"
+
+
+def _is_undone(result: Result, one: Started) -> bool:
+    """Its acknowledgement was refused, so it had no effect, and the work counts for nothing. Of who was out meanwhile
+    for longer than a lease nobody can say whether the answer that was lost was a yes."""
+    return one.refused_at is not None and not _was_out(result, one.process, one.at, one.refused_at)
 
 
 def _nothing_invented(result: Result) -> Iterator[str]:

@@ -169,7 +169,9 @@ class Seat(SimulatedProcess):
         try:
             async with delivery:
                 await self._handle(wire, agent, delivery, started)
-        except (LeaseLost, Closed, Failure, RetryAfter, Reject):
+        except LeaseLost:
+            started.refused_at = self.stage.loop.time()
+        except (Closed, Failure, RetryAfter, Reject):
             return
         except HivewireError as error:
             self._wrong(wire, f"receive {agent}", error)
