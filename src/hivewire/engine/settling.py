@@ -15,10 +15,12 @@ from hivewire.engine.outage import Outage
 from hivewire.engine.tasks import Tasks
 from hivewire.errors import BackendError, Closed
 from hivewire.record import Fetched
+from hivewire.rules.backoff import Backoff
 
 log = logging.getLogger(__name__)
 
 _RETRY_S = 0.05
+_LONGEST_RETRY_S = 1.0
 
 _NONE: frozenset[int] = frozenset()
 
@@ -204,6 +206,7 @@ class Settling:
             self._pause.set_result(None)
 
     async def _keep_storing(self, done: Sequence[Fetched], rest: Sequence[Unfinished]) -> Sequence[Fetched]:
+        backoff: Backoff | None = None
         while True:
             try:
                 refused = await self._book.store(done, rest)
@@ -214,7 +217,8 @@ class Settling:
                 # Kept until the store is back. Repeating is safe: what got through changes nothing the second time.
                 self._outage = self._outage or Outage(log, "store outcomes", self._queue)
                 self._outage.goes_on(error)
-                await asyncio.sleep(_RETRY_S)
+                backoff = backoff or Backoff(_RETRY_S, _LONGEST_RETRY_S)
+                await asyncio.sleep(backoff.next_s())
             except Closed:
                 raise
             except Exception as error:  # noqa: BLE001  # one outcome that cannot be stored must not stop all others

@@ -25,6 +25,8 @@ _REMEMBERED: Final = 10_000
 _LOCK_LOOK_S: Final = 0.03
 _NONE: Final = Entry(b"", 0)
 _EPOCHAL: Final = ("agent/", "group/")
+DELAYED: Final = "delayed/"
+"""Before the name of a queue for which something was delayed, ever."""
 
 
 class _Change(msgspec.Struct, array_like=True, gc=False):
@@ -134,6 +136,8 @@ class Catalogue:
             self._backend.epoch += 1
         elif change.key.startswith(QUEUE):
             self._backend.topics.routes.clear()
+        elif change.key.startswith(DELAYED):
+            self._backend.delays.begun(change.key.removeprefix(DELAYED))
 
     def _at(self, key: str, now: float) -> Entry:
         entry, until = self._values.get(key, (_NONE, None))

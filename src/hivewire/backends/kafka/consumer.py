@@ -17,6 +17,7 @@ from hivewire.backends.kafka.packing import record_of, stored_at
 from hivewire.backends.kafka.tail import Place
 from hivewire.errors import BackendError
 from hivewire.record import names
+from hivewire.rules.backoff import Backoff
 
 if TYPE_CHECKING:
     from hivewire.backends.kafka.backend import KafkaBackend
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _RETRY_S: Final = 0.2
+_LONGEST_RETRY_S: Final = 1.0
 _MOST_BUFFERED: Final = 4_000
 _CATCH_UP_S: Final = 1.0
 _FOREVER_S: Final = 86_400.0
@@ -111,6 +113,7 @@ class KafkaConsumer(Consumer):
             log.error("cannot take a partition over", extra={"queue": self.queue}, exc_info=task.exception())
 
     async def _gain(self, held: Held, taken: Taken) -> None:
+        backoff = Backoff(_RETRY_S, _LONGEST_RETRY_S)
         while True:
             try:
                 settled = await self._settled_lately(taken) if taken.committed else ()
@@ -118,7 +121,7 @@ class KafkaConsumer(Consumer):
                 break
             except BackendError as error:
                 log.warning("cannot take a partition over yet", extra={"queue": self.queue, "error": str(error)})
-                await asyncio.sleep(_RETRY_S)
+                await asyncio.sleep(backoff.next_s())
         if self.held.get(held.shard) is not held:
             return
         await self._owner.gained(held.shard, held.token, state, settled)

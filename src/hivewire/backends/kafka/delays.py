@@ -11,20 +11,21 @@ from zlib import crc32
 
 import msgspec
 
-from hivewire.backends.kafka.catalogue import Follower
+from hivewire.backends.kafka.catalogue import DELAYED, Follower
 from hivewire.backends.kafka.names import key_bytes, partition_of
 from hivewire.backends.kafka.packing import KafkaMessage, headers_of, letter_key, stored_at
 from hivewire.backends.kafka.sending import Item
 from hivewire.errors import BackendError
 from hivewire.record import Record
+from hivewire.rules.backoff import Backoff
 
 if TYPE_CHECKING:
     from hivewire.backends.kafka.backend import KafkaBackend
 
 log = logging.getLogger(__name__)
 
-_EXISTS = "delayed/"
 _RETRY_S = 0.2
+_LONGEST_RETRY_S = 5.0
 _AT_ONCE = 500
 _OVER_S = 1e-6
 
@@ -85,6 +86,14 @@ class Delays:
         self._topic = backend.names.delayed
         self._waiting: dict[str, Waiting] = {}
         self._logs: dict[int, Follower] = {}
+        self._first: dict[str, asyncio.Event] = {}
+        """For those who wait until anything is delayed for a queue."""
+
+    def begun(self, queue: str) -> None:
+        """The catalogue says that something was delayed for the queue."""
+        first = self._first.get(queue)
+        if first is not None:
+            first.set()
 
     async def _ensure(self) -> int:
         kept = {"cleanup.policy": "compact", "min.cleanable.dirty.ratio": "0.1"}
@@ -110,12 +119,12 @@ class Delays:
             )
             items.append(Item(self._topic, None, 0, place, letter_key(queue, record), _write(later), None))
         await self._backend.store_all(items)
-        if not self._backend.catalogue.known(_EXISTS + queue).version:
-            await self._backend.catalogue.put(_EXISTS + queue, b"1", 0)
+        if not self._backend.catalogue.known(DELAYED + queue).version:
+            await self._backend.catalogue.put(DELAYED + queue, b"1", 0)
 
     def exist(self, queue: str) -> bool:
         """Whether anything was ever delayed for the queue, as far as is known here."""
-        return self._backend.catalogue.known(_EXISTS + queue).version > 0
+        return self._backend.catalogue.known(DELAYED + queue).version > 0
 
     async def waiting(self, queue: str) -> Waiting | None:
         """Up to date as of now; None: nothing was ever delayed."""
@@ -196,18 +205,21 @@ class Delays:
 
     async def keep_moving(self, queue: str, owned: set[int]) -> None:
         """For as long as a consumer of the queue lives; `owned` is its shards, and changes."""
+        backoff = Backoff(_RETRY_S, _LONGEST_RETRY_S)
         while True:
+            while not self.exist(queue):
+                first = self._first.setdefault(queue, asyncio.Event())
+                first.clear()
+                await first.wait()
             try:
-                if not self.exist(queue):
-                    await asyncio.sleep(_RETRY_S)
-                    continue
                 waiting = await self.waiting(queue)
                 assert waiting is not None
                 waiting.changed.clear()
                 at = await self.move(queue, waiting, owned)
+                backoff.is_over()
             except BackendError as error:
                 log.warning("cannot move delayed messages yet", extra={"queue": queue, "error": str(error)})
-                await asyncio.sleep(_RETRY_S)
+                await asyncio.sleep(backoff.next_s())
                 continue
             wait_s = 1.0 if at is None else min(1.0, max(0.0, at - self._backend.now()))
             try:
