@@ -166,3 +166,11 @@ def test_a_closed_lane_keeps_its_key_back_until_it_is_opened() -> None:
     assert lanes.unblock(closed)
     assert lanes.next_lane() is closed
     assert [fetched.at for fetched in closed.waiting] == [1, 2]
+
+
+def test_two_of_a_key_that_are_elsewhere_share_a_lane_in_their_order() -> None:
+    lanes = Lanes()
+    closed = lanes.add_closed(_fetched(1))
+    assert lanes.add_closed(_fetched(2)) is closed
+    assert [fetched.at for fetched in closed.waiting] == [1, 2]
+    assert lanes.next_lane() is None

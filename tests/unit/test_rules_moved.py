@@ -103,6 +103,10 @@ def test_whether_what_ran_on_was_a_start_is_said_by_its_end(word: Word, *, count
     assert starts == 2 + counts
 
 
+def test_what_was_not_begun_was_never_started_before() -> None:
+    assert before_this_start(Fetched(SHARD, 6, 1, Record("m", "k", b""), 0.0)) == 0
+
+
 def test_what_was_told_long_ago_takes_nothing_from_what_is_saved_since() -> None:
     pool = Pool(100, 60.0, 60.0)
     pool.apply(Word("m", LEASE_S, take=Take(1, 1, [Offer(SHARD, 6, 7, 0, 2)])), 0, 1.0)
