@@ -18,6 +18,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
+from pathlib import Path
 from types import CodeType, FrameType, FunctionType, ModuleType
 
 import hypothesis
@@ -28,7 +29,8 @@ from tests.mutants.making import ROOT, Function, Mutant, path_of
 _WALL_S = 120.0
 _CPU_S = 2.0
 """Beyond what the tests need with the module as it is."""
-_MOST_BYTES = 4 << 30
+MOST_BYTES = 4 << 30
+"""Beyond what the process has mapped already: threads of earlier tests alone can have as much."""
 _MOST_TESTS_S = 12.0
 """So much is spent on one mutant that survives."""
 _CANNOT = 99
@@ -264,6 +266,14 @@ def _survives_import(mutant: Mutant, tests: Sequence[str], seconds: float) -> bo
     return _in_fork(notices, seconds + 5.0) == 0
 
 
+def _mapped_bytes() -> int:
+    """Address space of this process; 0 where the system does not tell."""
+    try:
+        return int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0]) * resource.getpagesize()
+    except OSError:
+        return 0
+
+
 def _in_fork(work: Callable[[], int], seconds: float) -> int:
     """What `work` returns in a fork that may use so much time of a processor, and some more; a number below 0 or above
     1 if it ends otherwise."""
@@ -276,7 +286,8 @@ def _in_fork(work: Callable[[], int], seconds: float) -> int:
                 os.dup2(nothing, descriptor)
             limit = int(3 * seconds + _CPU_S)
             resource.setrlimit(resource.RLIMIT_CPU, (limit, limit + 1))
-            resource.setrlimit(resource.RLIMIT_AS, (_MOST_BYTES, _MOST_BYTES))
+            most_bytes = _mapped_bytes() + MOST_BYTES
+            resource.setrlimit(resource.RLIMIT_AS, (most_bytes, most_bytes))
             code = work()
         finally:
             os._exit(code)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 import subprocess
 import sys
 
 import pytest
 
-from tests.mutants.judging import survivors
+from tests.mutants.judging import MOST_BYTES, survivors
 from tests.mutants.listing import read_reasons
 from tests.mutants.making import ROOT, Mutant, modules, mutants, path_of
 
@@ -36,7 +37,8 @@ def test_what_changes_nothing_survives_and_what_breaks_all_does_not() -> None:
         Mutant("retry", line, "", compile(text, str(path_of("retry")), "exec"), function)
         for line, text, function in [(1, source, chosen.function), (2, source, None), (3, broken, None)]
     ]
-    assert [mutant.line for mutant in survivors("retry", made)] == [1, 2]
+    with mmap.mmap(-1, MOST_BYTES, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS):  # as threads of earlier tests have
+        assert [mutant.line for mutant in survivors("retry", made)] == [1, 2]
 
 
 def test_each_reason_is_given_for_a_mutant_that_there_is() -> None:
