@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Callable, Sequence, Set
 
 import pytest
 
-from hivewire.backend import Again, Consumer, Unfinished
+from hivewire.backend import Again, Consumer, Dead, Letter, Unfinished
 from hivewire.engine.settling import Book, Settling
 from hivewire.engine.tasks import Tasks
 from hivewire.errors import ConnectionLost
@@ -24,6 +24,8 @@ class Sent(Book):
         self.calls: list[list[str]] = []
         self.tasks = Tasks()
         self.settling = Settling("q", self, self.tasks, pace_s=NEVER_S)
+        self.left: Sequence[Unfinished] = ()
+        """What the last call said of those that are not done."""
         self.problems: list[Exception] = []
         """What goes wrong with the next calls."""
         self.may_end = asyncio.Semaphore(1_000)
@@ -35,6 +37,7 @@ class Sent(Book):
     async def store(self, done: Sequence[Fetched], rest: Sequence[Unfinished]) -> Sequence[Fetched]:
         self.calls.append([fetched.record.id for fetched in [*done, *(outcome.fetched for outcome in rest)]])
         self.called.set()
+        self.left = rest
         await self.may_end.acquire()
         if self.problems:
             raise self.problems.pop()
@@ -151,6 +154,25 @@ async def test_who_waits_for_the_second_outcome_of_a_record_is_not_told_of_the_f
         sent.may_end.release()
     assert await second
     assert first is None or await first
+
+
+async def test_of_the_outcomes_of_one_record_in_one_batch_the_last_is_stored(sent: Sent) -> None:
+    a, b, c = (Fetched(0, id, 1, Record(id, "k", b""), 0.0) for id in "abc")
+    sent.may_end = asyncio.Semaphore(0)
+    sent.done("first")
+    await turns(lambda: bool(sent.calls))
+    letter = Letter(reason="max_attempts", error="", attempts=2, first_at=0.0, worker="")
+    told = [sent.settling.expect(a)]
+    for outcome in (Again(a, 0.0), Again(b, 0.0), Again(c, 0.0), Again(b, 1.0), Dead(c, letter)):
+        sent.settling.add(outcome)
+    told.append(sent.settling.expect(a))
+    sent.settling.done.append(a)
+    for _ in range(2):
+        sent.may_end.release()
+    await sent.settling.flushed()
+    assert sent.calls[1:] == [["a", "b", "c"]]
+    assert sent.left == [Again(b, 1.0), Dead(c, letter)]
+    assert [await one for one in told] == [True, True]
 
 
 async def test_whoever_waits_is_told_when_it_is_given_up(sent: Sent) -> None:

@@ -129,6 +129,8 @@ class Settling:
         """The next batch, with those who wait for it."""
         done, self.done = self.done, []
         rest, self.rest = self.rest, ()
+        if rest and (done or len(rest) > 1):
+            rest = _last_of_each(done, rest)
         self._under_way, self._waiting = (done, rest, self._waiting), ()
         return done, rest
 
@@ -271,3 +273,13 @@ class Settling:
         for _, waiter in waiting:
             if not waiter.done():
                 waiter.set_result(False)
+
+
+def _last_of_each(done: Sequence[Fetched], rest: list[Unfinished]) -> list[Unfinished]:
+    """Of a record that failed, was tried again and came to its end since the last batch was taken, only the end counts:
+    a failure stored after it would be that of a record which is gone."""
+    ended = {id(fetched) for fetched in done}
+    last = {id(outcome.fetched): outcome for outcome in rest}
+    if not ended.isdisjoint(last) or len(last) < len(rest):
+        rest = [one for one in rest if last[id(one.fetched)] is one and id(one.fetched) not in ended]
+    return rest
