@@ -25,6 +25,13 @@ def work(message: hw.Message, ctx: ProcessContext) -> Any:
             return os.getpid()
         case "die" if ctx.attempt <= content["last"]:
             os.kill(os.getpid(), signal.SIGKILL)
+        case "fork" if ctx.attempt <= content["last"]:
+            dies = os.getpid()
+            if not os.fork():
+                os.kill(dies, signal.SIGKILL)
+                time.sleep(content["s"])
+                os._exit(0)
+            time.sleep(content["s"])
         case "exit" if ctx.attempt <= content["last"]:
             os._exit(7)
         case "end" if ctx.attempt <= content["last"]:

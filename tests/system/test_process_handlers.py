@@ -98,6 +98,26 @@ async def test_a_process_that_dies_is_a_failed_attempt(how: str, says: str) -> N
         assert await _ask(protocol, do="fine") == 1
 
 
+def _is_dead(pid: int) -> bool:
+    """With all its threads, and nobody has asked yet."""
+    tasks = list(Path(f"/proc/{pid}/task").iterdir())
+    return len(tasks) == 1 and "\nState:\tZ" in (tasks[0] / "status").read_text()
+
+
+async def test_the_death_of_an_idle_process_fails_nothing() -> None:
+    async with _served(concurrency=1) as (protocol, _):
+        pid = await _ask(protocol, do="pid")
+        os.kill(pid, signal.SIGKILL)
+        await until(lambda: _is_dead(pid), "it is dead", 10)
+        assert await _ask(protocol, do="fine") == 1
+
+
+async def test_a_death_is_seen_though_what_it_forked_lives_on() -> None:
+    """The child of a process holds its pipes open, too."""
+    async with _served(concurrency=1) as (protocol, _):
+        assert await _ask(protocol, do="fork", s=60, last=1) == 2
+
+
 async def test_a_death_fails_no_other(tmp_path: Path) -> None:
     async with _served(concurrency=3) as (protocol, _):
         calm = [asyncio.create_task(_ask(protocol, do="burn", s=0.5, note=str(tmp_path / "pids"))) for _ in range(2)]
@@ -167,6 +187,9 @@ class Slow:
 
     def send_bytes(self, data: bytes) -> None:
         self.pipe.send_bytes(data)
+
+    def poll(self, timeout_s: float) -> bool:
+        return self.pipe.poll(timeout_s)
 
     def recv_bytes(self) -> bytes:
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta, tzinfo
+from unittest.mock import patch
 from zoneinfo import ZoneInfo
 
 import pytest
@@ -177,6 +178,26 @@ def test_one_of_both_kinds_of_day_is_enough() -> None:
 
 def test_the_29th_of_february_may_be_eight_years_away() -> None:
     assert _after("0 0 29 2 *", "2096-03-01T00:00+00:00", UTC) == ["2104-02-29T00:00+00:00"]
+
+
+def test_the_29th_of_february_on_a_sunday_may_be_forty_years_away() -> None:
+    assert _after("0 0 29 2 */7", "2088-03-01T00:00+00:00", UTC) == ["2128-02-29T00:00+00:00"]
+
+
+@pytest.mark.parametrize("day", ["2026-10-24T12:00+00:00", "2026-10-25T00:30+00:00", "2026-10-25T12:00+00:00"])
+def test_what_is_due_every_minute_is_found_at_once_though_clocks_are_moved(day: str) -> None:
+    """What was missed is found one by one, on the event loop."""
+    cron, looked_at = Cron("* * * * *"), 0
+    instants = cron._instants
+
+    def count(local: datetime, zone: tzinfo) -> list[datetime]:
+        nonlocal looked_at
+        looked_at += 1
+        return instants(local, zone)
+
+    with patch.object(cron, "_instants", count):
+        cron.after(datetime.fromisoformat(day), BERLIN)
+    assert looked_at <= 2 * 60 + 2
 
 
 @pytest.mark.parametrize(

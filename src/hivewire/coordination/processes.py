@@ -29,6 +29,7 @@ from hivewire.errors import HivewireError, Reject, RetryAfter, SettingsError, to
 from hivewire.message import Message
 
 _END_S: Final = 2.0
+_LOOK_S: Final = 1.0
 _spawn = multiprocessing.get_context("spawn")
 
 
@@ -76,7 +77,7 @@ class Pool:
         """What the handler returns or raises; `ProcessDied` when its process did not live to say; `TooLate` when it
         had not begun by then (of `time.monotonic`, which all processes of a machine share)."""
         loop = asyncio.get_running_loop()
-        child = self._idle.pop() if self._idle else _Child(self._name)
+        child = self._free()
         try:
             answer = await loop.run_in_executor(self._threads, child.ask, (handler, message, attempt, start_by))
         except BaseException:
@@ -84,6 +85,15 @@ class Pool:
             raise
         self._idle.append(child)
         return _opened(answer)
+
+    def _free(self) -> _Child:
+        """One that lives: the death of one that was idle is no failed attempt of anybody."""
+        while self._idle:
+            child = self._idle.pop()
+            if child.is_alive():
+                return child
+            child.kill()
+        return _Child(self._name)
 
     def close(self) -> None:
         """End all that is idle; what runs was cancelled before, and ended with that."""
@@ -115,6 +125,9 @@ class _Child:
         assert self._pipe is not None
         try:
             self._pipe.send_bytes(pickle.dumps(call))
+            while not self._pipe.poll(_LOOK_S):  # what the handler has forked holds the pipe open, too
+                if not self._process.is_alive() and not self._pipe.poll():
+                    raise EOFError
             answer: tuple[str, Any] = pickle.loads(self._pipe.recv_bytes())  # of our own child
         except (EOFError, OSError) as error:
             self._process.join(_END_S)
@@ -122,6 +135,9 @@ class _Child:
         finally:
             self._asked(self._pipe)
         return answer
+
+    def is_alive(self) -> bool:
+        return self._process is not None and bool(self._process.is_alive())
 
     def _asked(self, pipe: Connection) -> None:
         with self._lock:

@@ -31,6 +31,7 @@ _RETRY_S = 0.1
 _MOST_TRIES = 50
 _ORPHAN_S = 86_400.0
 """What was put longer ago than this, and is referred to by nothing, has been left behind."""
+_UNDER_WAY_S = 3_600.0
 _PAGE = 500
 _MOST_FIRST = 10_000
 
@@ -199,9 +200,10 @@ class Claims:
             self._deleting = False
 
     async def sweep(self, backend: Backend, older_than_s: float = _ORPHAN_S) -> int:
-        """Delete contents that nothing refers to: put long ago, and found neither in a queue nor in a dead letter when
+        """Delete contents that nothing refers to: put long ago (never within `_UNDER_WAY_S`, as their messages may wait
+        for room in a full queue), and found neither in a queue nor in a dead letter when
         all were looked through twice. In this order, because messages move this way: delayed, waiting, dead."""
-        horizon = time.time() - older_than_s
+        horizon = time.time() - max(older_than_s, _UNDER_WAY_S)
         orphans = {name for name in await self._store.names() if _put_at(name) < horizon}
         for _ in range(2):
             if orphans:

@@ -36,6 +36,7 @@ _LOOK_SELDOM_S = 5.0
 _JITTER_S = 0.05
 _SEND_S = 5.0
 _LEAST_EVERY_S = 0.1
+_MOST_EVERY_S = 100 * 366 * 86_400.0
 _MOST_BYTES = 262_144
 _MOST_NAME_BYTES = 256
 
@@ -98,7 +99,16 @@ class Schedules:
             if present == wanted or await self._backend.put(_PREFIX + name, _encoder.encode(wanted), version):
                 break
         await update(self._backend, _NAMES, lambda value: _with(value, name))
+        if present is not None and present.next_at != wanted.next_at:
+            await self._tell_others()
         self._look_again()
+
+    async def _tell_others(self) -> None:
+        """They look at a schedule again when its time as they know it comes, or when the names have changed."""
+        while True:
+            entry = await self._backend.get(_NAMES)
+            if await self._backend.put(_NAMES, entry.value, entry.version) is not None:
+                return
 
     async def remove(self, name: str) -> bool:
         """Whether there was one."""
@@ -187,7 +197,12 @@ class Schedules:
                 log.error("a schedule cannot be fired here", extra={"schedule": name, "error": str(problem)})
                 self._known.pop(name, None)
             elif problem is not None and not isinstance(problem, BackendError | OSError):
-                raise problem
+                if not isinstance(problem, Exception) or isinstance(problem, Closed):
+                    raise problem
+                # Of a middleware, say. The others go on, and this one is tried again.
+                log.error("a schedule was not fired", extra={"schedule": name}, exc_info=problem)
+                later = msgspec.structs.replace(self._known[name], next_at=self._backend.now() + _LOOK_S)
+                self._known[name] = later
 
     async def _fire(self, name: str) -> None:
         stored, version = await self._fresh(name)
@@ -250,6 +265,8 @@ def _timing(name: str, when: str, timezone: str, anchor: float) -> Timing:
         return Calendar(cron, _zone(name, timezone))
     if every_s < _LEAST_EVERY_S:
         raise MessageError(f"schedule {name}: every {every_s:g} s is too often; the least is {_LEAST_EVERY_S} s")
+    if every_s > _MOST_EVERY_S:
+        raise MessageError(f"schedule {name}: every {every_s:g} s is too seldom; the most is 100 years")
     return Every(every_s, anchor)
 
 

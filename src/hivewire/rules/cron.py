@@ -17,8 +17,8 @@ _NAMED: Final[dict[str, str]] = {
 }
 _MONTHS: Final = ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec")
 _DAYS: Final = ("sun", "mon", "tue", "wed", "thu", "fri", "sat")
-_MOST_DAYS: Final = 9 * 366
-"""The 29th of February comes again after eight years at the latest."""
+_MOST_DAYS: Final = 41 * 366
+"""The 29th of February comes again after eight years at the latest, and on a given weekday after forty."""
 _AROUND: Final = timedelta(hours=26)
 """No zone has ever moved its clock by more than a day."""
 
@@ -56,18 +56,15 @@ class Cron:
     def after(self, moment: datetime, zone: tzinfo) -> datetime:
         """The first time after the moment, in UTC."""
         moment = moment.astimezone(UTC)
-        local = moment.astimezone(zone).replace(tzinfo=None)
-        start = local - _AROUND if _moves(moment, zone) else local
-        best: datetime | None = None
+        start = moment.astimezone(zone).replace(tzinfo=None) - _shift(moment, zone)
+        best = latest = None
         for candidate in self._local(start.replace(second=0, microsecond=0)):
-            if best is not None and candidate > best.astimezone(zone).replace(tzinfo=None) + _AROUND:
-                return best
             for instant in self._instants(candidate, zone):
                 if instant > moment and (best is None or instant < best):
-                    best = instant
-            if best is not None and not _moves(best, zone):
-                return best
-        assert best is not None
+                    best, latest = instant, instant.astimezone(zone).replace(tzinfo=None) + _shift(instant, zone)
+            if latest is not None and candidate >= latest:
+                break
+        assert best is not None  # or there would be no such expression
         return best
 
     def _local(self, start: datetime) -> Iterator[datetime]:
@@ -98,10 +95,18 @@ class Cron:
         return [first, second] if self._every_hour and second != first else [first]
 
 
-def _moves(moment: datetime, zone: tzinfo) -> bool:
-    """Whether the zone's clock is put forward or back around then."""
-    before, after = (moment - _AROUND).astimezone(zone), (moment + _AROUND).astimezone(zone)
-    return before.utcoffset() != after.utcoffset()
+def _shift(moment: datetime, zone: tzinfo) -> timedelta:
+    """By how much the zone's clock is put forward or back, if that is so near that times on the wall then come in
+    another order than they pass. Looked for narrowly: every minute of a day is due in some schedules."""
+    around = _spread(moment, zone, _AROUND)
+    return _spread(moment, zone, around) if around else around
+
+
+def _spread(moment: datetime, zone: tzinfo, around: timedelta) -> timedelta:
+    before, after = (moment - around).astimezone(zone).utcoffset(), (moment + around).astimezone(zone).utcoffset()
+    assert before is not None
+    assert after is not None
+    return abs(after - before)
 
 
 def _field(name: str, text: str, least: int, most: int, names: tuple[str, ...] = ()) -> set[int]:

@@ -226,6 +226,22 @@ async def test_the_sweep_takes_what_nothing_refers_to_and_nothing_else(fabric: F
         assert listed.message == delayed
 
 
+async def test_the_sweep_leaves_a_content_whose_message_is_on_its_way(fabric: Fabric) -> None:
+    """It was put away, and there is no room for the message yet."""
+    blobs = f"folder:///{fabric.folder}/blobs"
+    member = await fabric.member(blobs=blobs, claim_check_bytes=LIMIT, queue_cap=1)
+    await member.send(task("full", 1))
+    message = _large("full", 2)
+    sending = asyncio.create_task(member.send(message))
+    await eventually(lambda: _held(member), 1, 15.0)
+    await member.cleanup(older_than_s=0)
+    await take(member, "full", 1)
+    await sending
+    (delivery,) = await take(member, "full", 1)
+    assert delivery.message == message
+    await _all_gone(member)
+
+
 async def test_the_size_limit_counts_what_is_referred_to(fabric: Fabric, member: Engine) -> None:
     small = await fabric.member(max_message_size_bytes=10_000)
     with pytest.raises(TooLarge):

@@ -182,6 +182,23 @@ async def test_made_again_it_stays_as_it_is(fabric: Fabric) -> None:
 
 
 @pytest.mark.slow
+async def test_who_is_left_fires_at_the_times_that_another_has_set(fabric: Fabric) -> None:
+    """A time that was moved to an earlier one is seen by those who knew of the later."""
+    left = await fabric.member()
+    await left.schedule("beat", "@yearly", _tick())
+    await eventually(lambda: _knows(left, "beat"), True, 15)
+    other = fabric.connect()
+    async with other:
+        await other.schedule("beat", 0.3, _tick())
+    await take(left, "clock", 2)
+
+
+async def _knows(member: Engine, name: str) -> bool:
+    assert member._parts is not None
+    return name in member._parts.schedules._known
+
+
+@pytest.mark.slow
 async def test_unscheduled_it_fires_no_more(fabric: Fabric) -> None:
     protocol = fabric.protocol
     other = await fabric.member()
@@ -229,6 +246,7 @@ async def test_two_schedules_do_not_hold_each_other_up(fabric: Fabric) -> None:
         ({"when": "tomorrow"}, "1 fields"),
         ({"when": 0}, "too often"),
         ({"when": -5.0}, "too often"),
+        ({"when": 1e12}, "too seldom"),
         ({"when": "0 3 * * *", "timezone": "Mars/Base"}, "no time zone 'Mars/Base'"),
         ({"when": "0 3 * * *", "timezone": "../../etc/passwd"}, "time zone"),
         ({"catch_up": "some"}, "catch_up"),
