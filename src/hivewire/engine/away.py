@@ -8,6 +8,7 @@ for nobody.
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Collection, Sequence, Set
 
 from hivewire.backend import Again, Back, Returned, Unfinished
@@ -42,7 +43,8 @@ class Away(Watcher, Elsewhere):
         the store is told, then the lanes are let go. So the next owner begins none of them, and what is said of them
         here is true, whichever way it gets there."""
         held = [(lane.waiting[0], lane) for lane in lanes if lane.taken and lane.waiting and not lane.lost]
-        held += [(fetched, Lane(fetched.record.key, fetched.shard, away=True)) for fetched in unsettled]
+        fresh = [fetched for fetched in unsettled if id(fetched) not in self.running]
+        held += [(one, Lane(one.record.key, one.shard, deque((one,)), away=True)) for one in fresh]
         if not held:
             return
         await self._held.consumer.hold([fetched for fetched, _ in held])
@@ -63,6 +65,8 @@ class Away(Watcher, Elsewhere):
         """Outcomes of what runs here for others go there, all others the usual way. But for what says that an earlier
         attempt failed, when the next one has begun and runs: it came too late to be stored here, and is in what was
         handed over."""
+        if not self.running:
+            return await self.overtaken(done, rest, await self._outcomes.store_here(done, rest))
         mine, mine_left, others, others_left = self._parted(done, rest)
         refused = list(await self._tell(mine, mine_left))
         if others or others_left:
@@ -73,9 +77,9 @@ class Away(Watcher, Elsewhere):
     async def overtaken(
         self, done: Sequence[Fetched], rest: Sequence[Unfinished], refused: Sequence[Fetched]
     ) -> Sequence[Fetched]:
-        mine, mine_left, *_ = self._parted(done, rest)
-        if not (mine or mine_left):
+        if not self.running:
             return refused
+        mine, mine_left, *_ = self._parted(done, rest)
         there = {id(fetched) for fetched in await self._tell(mine, mine_left)}
         told = {id(fetched) for fetched in (*mine, *(outcome.fetched for outcome in mine_left))}
         return [fetched for fetched in refused if id(fetched) not in told or id(fetched) in there]

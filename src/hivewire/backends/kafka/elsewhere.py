@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _TICK_S: Final = 0.2
+_AT_ONCE: Final = 1_000
+"""Of what is held in one word: it must not be larger than a broker takes."""
 _EXISTS: Final = "away/"
 
 
@@ -87,20 +89,22 @@ class Elsewhere:
         """Say that these run here. Raises `BackendError` when that cannot be said."""
         await self._join()
         await self._backend.catalogue.note(_EXISTS + self._queue)
-        offers = [
-            Offer(*_at(fetched), number((self._queue, *_at(fetched))), 0, before_this_start(fetched))
-            for fetched in batch
-        ]
         name, taken = self._seat.name, {_at(fetched) for fetched in batch}
         self._unsure = [fetched for fetched in self._unsure if _at(fetched) not in taken]
         try:
-            await self._seat.say(Word(name, take=Take(len(offers), len(offers), offers)))
+            for start in range(0, len(batch), _AT_ONCE):
+                offers = [self._offer(fetched) for fetched in batch[start : start + _AT_ONCE]]
+                await self._seat.say(Word(name, take=Take(len(offers), len(offers), offers)))
             if not all(self._seat.pool.is_held(at, name) for at in taken):
                 raise BackendError(f"give up a partition of {self._queue}: somebody else holds what runs here")
         except BaseException:
             self._unsure += batch
             raise
         self._is_holding = True
+
+    def _offer(self, fetched: Fetched) -> Offer:
+        at = _at(fetched)
+        return Offer(*at, number((self._queue, *at)), 0, before_this_start(fetched))
 
     async def _take_back(self) -> None:
         """Else the next owner would wait for them for as long as this process lives."""
