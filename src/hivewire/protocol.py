@@ -29,7 +29,7 @@ class Receipt(msgspec.Struct, frozen=True, gc=False):
 
 class DeadLetter(msgspec.Struct, frozen=True, kw_only=True):
     """A message that will not be tried again. `message` is None when `raw` cannot be read.
-    `cursor` continues a listing (`after=`)."""
+    Of an `error` of more than 65,536 characters both ends are kept. `cursor` continues a listing (`after=`)."""
 
     id: str
     agent: str

@@ -18,6 +18,17 @@ class Odd(Exception):
         super().__init__(f"odd {one} {two}")
 
 
+def _fail() -> None:
+    raise EOFError("not to be read")
+
+
+class Unreadable:
+    """Can be pickled, and not be read again."""
+
+    def __reduce__(self) -> Any:
+        return _fail, ()
+
+
 def work(message: hw.Message, ctx: ProcessContext) -> Any:
     content = message.content
     match content["do"]:
@@ -32,6 +43,10 @@ def work(message: hw.Message, ctx: ProcessContext) -> Any:
                 time.sleep(content["s"])
                 os._exit(0)
             time.sleep(content["s"])
+        case "both":
+            return "parent" if os.fork() else "child"
+        case "unreadable":
+            return Unreadable()
         case "exit" if ctx.attempt <= content["last"]:
             os._exit(7)
         case "end" if ctx.attempt <= content["last"]:

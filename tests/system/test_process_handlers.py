@@ -118,6 +118,14 @@ async def test_a_death_is_seen_though_what_it_forked_lives_on() -> None:
         assert await _ask(protocol, do="fork", s=60, last=1) == 2
 
 
+async def test_what_a_handler_forks_gives_no_answer() -> None:
+    """Its answer would be taken for that to the next message."""
+    async with _served(concurrency=1) as (protocol, _):
+        for _ in range(3):
+            assert await _ask(protocol, do="both") == "parent"
+            assert await _ask(protocol, do="large", n=3) == "xxx"
+
+
 async def test_a_death_fails_no_other(tmp_path: Path) -> None:
     async with _served(concurrency=3) as (protocol, _):
         calm = [asyncio.create_task(_ask(protocol, do="burn", s=0.5, note=str(tmp_path / "pids"))) for _ in range(2)]
@@ -135,6 +143,7 @@ async def test_what_it_raises_arrives_with_its_traceback() -> None:
         assert (rejected.reason, rejected.error, rejected.attempts) == ("rejected", "not mine", 1)
         assert await _ask(protocol, do="retry") == 2
         assert "pickle" in (await _dead(protocol, do="unsendable")).error
+        assert "EOFError: not to be read" in (await _dead(protocol, do="unreadable")).error
 
 
 async def test_a_handler_that_takes_too_long_ends_with_its_process(tmp_path: Path) -> None:

@@ -128,12 +128,13 @@ class _Child:
             while not self._pipe.poll(_LOOK_S):  # what the handler has forked holds the pipe open, too
                 if not self._process.is_alive() and not self._pipe.poll():
                     raise EOFError
-            answer: tuple[str, Any] = pickle.loads(self._pipe.recv_bytes())  # of our own child
+            raw = self._pipe.recv_bytes()
         except (EOFError, OSError) as error:
             self._process.join(_END_S)
             raise ProcessDied(f"its process ended with {_ending(self._process.exitcode)}") from error
         finally:
             self._asked(self._pipe)
+        answer: tuple[str, Any] = pickle.loads(raw)  # of our own child
         return answer
 
     def is_alive(self) -> bool:
@@ -197,6 +198,7 @@ def _opened(answer: tuple[str, Any]) -> Any:
 
 
 def _serve(pipe: Connection) -> None:
+    own = os.getpid()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all of a terminal: the parent decides
     threading.Thread(target=_end_with_parent, daemon=True).start()
     while True:
@@ -204,7 +206,10 @@ def _serve(pipe: Connection) -> None:
             raw = pipe.recv_bytes()
         except (EOFError, OSError):
             return
-        pipe.send_bytes(_answer(raw))
+        answer = _answer(raw)
+        if os.getpid() != own:
+            os._exit(0)  # forked by the handler, and back from it: the answer is the other one's to give
+        pipe.send_bytes(answer)
 
 
 def _end_with_parent() -> None:

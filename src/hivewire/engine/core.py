@@ -24,6 +24,8 @@ from hivewire.record import Fetched
 from hivewire.rules.retry import Retry
 from hivewire.settings import Settings
 
+_MOST_ERROR = 65_536
+
 
 def lane_key(message: Message, instance: str | None) -> str:
     """What is handled in order: the instance, else the message's key, else its sender."""
@@ -87,11 +89,20 @@ class Core:
     def letter(self, fetched: Fetched, reason: str, error: str) -> Letter:
         return Letter(
             reason=reason,
-            error=str(error).encode("utf-8", "backslashreplace").decode(),
+            error=_kept(str(error)).encode("utf-8", "backslashreplace").decode(),
             attempts=fetched.starts,
             first_at=fetched.stored_at,
             worker=self.worker,
         )
+
+
+def _kept(error: str) -> str:
+    """Both ends of it: an error may have any length, a record of a store may not."""
+    left_out = len(error) - _MOST_ERROR
+    if left_out <= 0:
+        return error
+    half = _MOST_ERROR // 2
+    return f"{error[:half]}\n... {left_out} characters are left out ...\n{error[-half:]}"
 
 
 class Floor:

@@ -53,6 +53,24 @@ async def test_after_the_last_attempt_everything_is_kept(fabric: Fabric) -> None
     assert began - 1 <= letter.first_at <= letter.dead_at <= fabric.backend.now() + 1
 
 
+async def test_of_an_endless_error_both_ends_are_kept(fabric: Fabric) -> None:
+    """It takes no more room than a store has for one record."""
+
+    async def fail(delivery: Delivery) -> None:
+        raise ValueError("begins " + "x" * 20_000_000 + " ends")
+
+    member = await fabric.member(max_attempts=1)
+    message = task("endless", 1)
+    await member.send(message)
+    async with serving(member, "endless", fail):
+        letter = await one_letter(member, "endless")
+    assert letter.message == message
+    assert "ValueError: begins x" in letter.error
+    assert letter.error.rstrip().endswith("x ends")
+    assert "characters are left out" in letter.error
+    assert len(letter.error) < 70_000
+
+
 async def test_reject_keeps_its_reason(fabric: Fabric) -> None:
     message = await _bury(fabric, "reject", 4)
     letter = await one_letter(fabric.protocol, "reject")
