@@ -15,10 +15,13 @@ from hivewire.backends.kafka import metadata
 from hivewire.backends.kafka.clients import problem
 from hivewire.backends.kafka.tail import Place
 from hivewire.errors import BackendError
+from hivewire.rules.backoff import Backoff
 
 _MOST_A_COMMIT: Final = 200
 _PATIENCE_S: Final = 5.0
 """So long a commit is repeated: during a rebalance it is refused, and a moment later it is good."""
+_AGAIN_S: Final = 0.002
+_LONGEST_AGAIN_S: Final = 0.05
 _LOST: Final = {KafkaError.UNKNOWN_MEMBER_ID, KafkaError.FENCED_INSTANCE_ID}
 States = Mapping[Place, tuple[int, Saved]]
 """With the token by which each partition is held."""
@@ -40,6 +43,8 @@ class Commits:
 
     def __init__(self) -> None:
         self._saves: deque[Save] = deque()
+        self._backoff = Backoff(_AGAIN_S, _LONGEST_AGAIN_S)
+        self._again_at = 0.0
 
     def add(self, save: Save) -> None:
         self._saves.append(save)
@@ -58,7 +63,9 @@ class Commits:
 
     def next(self, client: Consumer, tokens: Mapping[Place, int]) -> list[Save]:
         """Commit some of what waits, in one; returns those who are answered. None though some wait: try again in
-        a moment."""
+        a moment. While it is refused again and again, the brokers are asked ever less often."""
+        if time.monotonic() < self._again_at:
+            return []
         saves: list[Save] = []
         states: dict[Place, Saved] = {}
         while self._saves and len(states) < _MOST_A_COMMIT:
@@ -73,7 +80,9 @@ class Commits:
             lost, error = _commit(client, states)
             if error is not None and error.retryable and time.monotonic() < saves[0].until:
                 self._saves.extendleft(reversed(saves))
+                self._again_at = time.monotonic() + self._backoff.next_s()
                 return []
+            self._backoff.is_over()
             for save in saves:
                 save.lost |= lost & save.states.keys()
                 save.error = error
