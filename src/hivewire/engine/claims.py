@@ -87,7 +87,10 @@ class Claims:
 
     async def put_away(self, batch: Sequence[Append], timeout_s: float) -> Sequence[Append]:
         """The batch as it is stored: large bodies replaced by references, their content stored before."""
-        if not any(len(record.body) > self._over_bytes for entry in batch for record in entry.records):
+        if (
+            max([max([len(record.body) for record in entry.records], default=0) for entry in batch], default=0)
+            <= self._over_bytes
+        ):
             return batch
         trouble: list[BackendError] = []
         try:

@@ -43,10 +43,10 @@ class Change:
 
     __slots__ = ("gone", "hold", "kept")
 
-    def __init__(self, transaction: Transaction, hold: Hold) -> None:
+    def __init__(self, transaction: Transaction, hold: Hold, gone: Sequence[int] = ()) -> None:
         transaction.undo.append(remembered(hold))
         self.hold = hold
-        self.gone: list[int] = []
+        self.gone = list(gone)
         """Records of it that leave the lane."""
         self.kept: list[int] | tuple[()] = ()
         """Records of it that stay, and are not held any more."""

@@ -53,11 +53,20 @@ def settle(
     refused: list[Fetched] = []
     lives: list[Life] = []
     change: Change | None = None
-    for fetched in done:
+    seq: int
+    seqs = _next_of_a_run(out, token, done) if len(done) > 1 else ()
+    if seqs:
+        run = out[seqs[0]]
+        changes[run.lane] = Change(transaction, run, seqs)
+        for seq in seqs:
+            del out[seq]
+        records = [fetched.record for fetched in done]
+        lives += [name_of(record) if record.replay else record.id for record in records]
+    for fetched in () if seqs else done:
         if fetched.token != token:
             refused.append(fetched)
             continue
-        seq: int = fetched.at  # type: ignore[assignment]  # ours are numbers
+        seq = fetched.at  # type: ignore[assignment]  # ours are numbers
         hold = out.pop(seq, None)
         if hold is None:  # it was settled before
             continue
@@ -121,6 +130,16 @@ def _token(transaction: Transaction, consumer: SQLiteConsumer) -> int:
     if not membership.has_lease(transaction):
         membership.lost(transaction)
     return membership.token
+
+
+def _next_of_a_run(out: Mapping[int, Hold], token: int, done: Sequence[Fetched]) -> list[int]:
+    """The places of these records, if they are the next ones of one run, as they mostly are, and all still held.
+    Empty: they are to be looked at one by one."""
+    seqs: list[int] = [fetched.at for fetched in done]  # type: ignore[misc]  # ours are numbers
+    run = out.get(seqs[0])
+    if run is None or run.seqs[run.place : run.place + len(seqs)] != seqs or not out.keys() >= set(seqs):
+        return []
+    return [] if [1 for fetched in done if fetched.token != token] else seqs
 
 
 def _put_in_again(out: dict[int, Hold], changes: Mapping[int, Change]) -> None:

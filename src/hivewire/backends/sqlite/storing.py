@@ -165,9 +165,12 @@ def move_due(transaction: Transaction) -> bool:
 def flush(transaction: Transaction, waited_for: Container[int] = ()) -> None:
     """Write what the operations so far have appended. In queues that somebody waits for, new lanes are kept
     back until he has taken what he wants: so a lane that is taken at once is written once, and never as ready."""
+    rows: list[_Pack] = []
     for queue in transaction.touched():
         if queue.pending:
-            _flush_queue(transaction, queue, queue.id in waited_for)
+            rows += _flush_queue(transaction, queue, queue.id in waited_for)
+    if rows:
+        transaction.db.executemany(_MAKE_PACK, rows)
 
 
 def write_fresh(transaction: Transaction) -> None:
@@ -199,9 +202,10 @@ def _keep_lone_back(transaction: Transaction, queue: Queue) -> bool:
     return True
 
 
-def _flush_queue(transaction: Transaction, queue: Queue, is_waited_for: bool) -> None:
+def _flush_queue(transaction: Transaction, queue: Queue, is_waited_for: bool) -> Sequence[_Pack]:
+    """Returns the packs to be written."""
     if is_waited_for and _keep_lone_back(transaction, queue):
-        return
+        return ()
     pending, queue.pending = queue.pending, []
     lanes = _by_key(pending, competing=queue.mode == "competing")
     seq = queue.seq + 1
@@ -222,9 +226,8 @@ def _flush_queue(transaction: Transaction, queue: Queue, is_waited_for: bool) ->
     else:
         rows = _make_lanes(transaction, made, there)
         transaction.woken.add(queue.id)
-    if rows:
-        transaction.db.executemany(_MAKE_PACK, rows)
     queue.gone.clear()
+    return rows
 
 
 def _there(db: sqlite3.Connection, queue: int, keys: list[str]) -> dict[str, int]:
@@ -319,8 +322,8 @@ def _parts(records: list[Record]) -> list[list[Record]]:
     """As they fit into packs: of one priority and one time to live."""
     if len(records) == 1:
         return [records]
-    kinds = {(record.ttl_s, record.priority, len(record.body) <= _SHORT) for record in records}
-    if len(kinds) == 1 and len(records[0].body) <= _SHORT:
+    ttl_s, priority = records[0].ttl_s, records[0].priority
+    if not [1 for r in records if r.ttl_s != ttl_s or r.priority != priority or len(r.body) > _SHORT]:
         return [records[start : start + _MOST_IN_PACK] for start in range(0, len(records), _MOST_IN_PACK)]
     parts: list[list[Record]] = []
     start, size = 0, 0

@@ -76,6 +76,10 @@ class Queue(msgspec.Struct):
     """The number of the last block of settled ids."""
     recent: bytes
     """The blocks that are not in `settled` yet."""
+    recent_ids: int = 0
+    """How many ids are in them; 0 where that was not read."""
+    recent_at: float = 0.0
+    """The time of the last of them."""
     dirty: bool = False
     pending: list[Run] = []
     settled: list[Life] = []
@@ -98,6 +102,12 @@ class Queue(msgspec.Struct):
             self.pending[-1][0].extend(records)
         else:
             self.pending.append((list(records), stored_at))
+
+    def put_by(self) -> tuple[int | float | bytes, ...]:
+        """The row of their own that its recent blocks become."""
+        row = (self.id, self.blocks, self.recent_at, self.recent_ids, self.recent)
+        self.recent, self.recent_ids = b"", 0
+        return row
 
     def is_written(self) -> None:
         """What was to be written is in the file."""
@@ -249,32 +259,33 @@ class Transaction:
 
     def write_back(self) -> None:
         rows: list[tuple[int | bytes, ...]] = []
+        full: list[tuple[int | float | bytes, ...]] = []
         for queue in self.touched():
             if queue.settled:
-                self._write_settled(queue)
+                self._write_settled(queue, full)
             if queue.dirty:
                 counts = (queue.seq, queue.held, queue.in_flight, queue.scheduled, queue.dead, queue.blocks)
                 rows.append((*counts, queue.recent, queue.id))
+        if full:
+            self.db.executemany(_SETTLED, full)
         if rows:
             self.db.executemany(_SAVE_QUEUE, rows)
 
-    def _write_settled(self, queue: Queue) -> None:
+    def _write_settled(self, queue: Queue, full: list[tuple[int | float | bytes, ...]]) -> None:
+        """`full`: rows of their own, which recent blocks become."""
         block = (queue.blocks + 1, self.now, queue.settled)
         recent = with_block(queue.recent, block)
+        if not queue.recent_ids and queue.recent:
+            blocks = blocks_in(queue.recent)
+            queue.recent_ids, queue.recent_at = sum([len(lives) for _, _, lives in blocks]), blocks[-1][1]
         if len(recent) > _MOST_RECENT_BYTES and queue.recent:
-            self._put_by(queue)
+            full.append(queue.put_by())
             recent = with_block(b"", block)
-        queue.blocks, queue.recent = block[0], recent
+        queue.blocks, queue.recent, queue.recent_at = block[0], recent, self.now
+        queue.recent_ids += len(queue.settled)
         self.settled.append((queue.id, queue.blocks, queue.settled))
         if len(recent) > _MOST_RECENT_BYTES:
-            self._put_by(queue)
-
-    def _put_by(self, queue: Queue) -> None:
-        """Its recent blocks become a row of their own."""
-        blocks = blocks_in(queue.recent)
-        number, at, _ = blocks[-1]
-        self.db.execute(_SETTLED, (queue.id, number, at, sum([len(lives) for _, _, lives in blocks]), queue.recent))
-        queue.recent = b""
+            full.append(queue.put_by())
 
     def is_committed(self) -> None:
         self._known.keep(self.touched(), self.epoch)
