@@ -244,12 +244,16 @@ def _take_records(
     """Returns the last that was taken."""
     token = wanted.token
     seqs = seqs[: wanted.left]
-    sizes = [len(records[seq - first].body) for seq in seqs]
+    if isinstance(seqs, range):
+        records = records[seqs.start - first : seqs.stop - first]
+    else:
+        records = [records[seq - first] for seq in seqs]
+    sizes = [len(record.body) for record in records]
     size = sum(sizes)
     if size > wanted.bytes:  # the last one may be too long
         seqs = seqs[: sum(before < wanted.bytes for before in accumulate(sizes, initial=0)) or 1]
         size = wanted.bytes
-    wanted.taken += [Fetched(0, seq, token, records[seq - first], stored_at) for seq in seqs]
+    wanted.taken += [Fetched(0, seq, token, record, stored_at) for seq, record in zip(seqs, records, strict=False)]
     wanted.bytes -= size
     hold.seqs += seqs
     wanted.left -= len(seqs)
