@@ -103,6 +103,24 @@ async def test_records_settled_out_of_turn_do_not_come_again(path: Path) -> None
     assert everything_left(path) == {"lanes": 0, "packs": 0, "holes": 0}
 
 
+async def test_a_run_with_a_record_that_was_settled_before_or_in_another_life_is_looked_at_one_by_one(
+    path: Path,
+) -> None:
+    async with opened(path) as backend:
+        await put(backend, "q", "k", *range(8))
+        consumer = await backend.consume("q", member(), Owner())
+        taken = await consumer.fetch(8, 0)
+        await consumer.settle([taken[1]])
+        assert not await consumer.settle(taken[:3])
+        assert (await backend.depth("q")).in_flight == 5
+        strange = msgspec.structs.replace(taken[4], token=taken[4].token + 1)
+        assert await consumer.settle([taken[3], strange, taken[5]]) == [strange]
+        assert (await backend.depth("q")).in_flight == 3
+        assert not await consumer.settle(taken[3:])
+        assert await backend.depth("q") == Depth()
+    assert everything_left(path) == {"lanes": 0, "packs": 0, "holes": 0}
+
+
 def everything_left(path: Path) -> dict[str, int]:
     db = sqlite3.connect(path)
     left = {name: db.execute(f"SELECT count(*) FROM {name}").fetchone()[0] for name in ("lanes", "packs", "holes")}

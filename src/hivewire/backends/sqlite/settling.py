@@ -50,31 +50,7 @@ def settle(
     out = consumer.out
     changes: dict[int, Change] = {}
     transaction.undo.append((_put_in_again, out, changes))
-    refused: list[Fetched] = []
-    lives: list[Life] = []
-    change: Change | None = None
-    seq: int
-    seqs = _next_of_a_run(out, token, done) if len(done) > 1 else ()
-    if seqs:
-        run = out[seqs[0]]
-        changes[run.lane] = Change(transaction, run, seqs)
-        for seq in seqs:
-            del out[seq]
-        records = [fetched.record for fetched in done]
-        lives += [name_of(record) if record.replay else record.id for record in records]
-    for fetched in () if seqs else done:
-        if fetched.token != token:
-            refused.append(fetched)
-            continue
-        seq = fetched.at  # type: ignore[assignment]  # ours are numbers
-        hold = out.pop(seq, None)
-        if hold is None:  # it was settled before
-            continue
-        if change is None or change.hold is not hold:  # runs of one lane mostly come together
-            change = changes.get(hold.lane) or changes.setdefault(hold.lane, Change(transaction, hold))
-        change.gone.append(seq)
-        record = fetched.record
-        lives.append(name_of(record) if record.replay else record.id)
+    lives, refused = _finished(transaction, out, token, done, changes)
     for outcome in rest:
         fetched = outcome.fetched
         if fetched.token != token:
@@ -130,6 +106,37 @@ def _token(transaction: Transaction, consumer: SQLiteConsumer) -> int:
     if not membership.has_lease(transaction):
         membership.lost(transaction)
     return membership.token
+
+
+def _finished(
+    transaction: Transaction, out: dict[int, Hold], token: int, done: Sequence[Fetched], changes: dict[int, Change]
+) -> tuple[list[Life], list[Fetched]]:
+    """Take them out of their runs. Returns the lives that have ended, and those refused."""
+    seqs = _next_of_a_run(out, token, done) if len(done) > 1 else ()
+    if seqs:
+        run = out[seqs[0]]
+        changes[run.lane] = Change(transaction, run, seqs)
+        for seq in seqs:
+            del out[seq]
+        records = [fetched.record for fetched in done]
+        return [name_of(record) if record.replay else record.id for record in records], []
+    refused: list[Fetched] = []
+    lives: list[Life] = []
+    change: Change | None = None
+    for fetched in done:
+        if fetched.token != token:
+            refused.append(fetched)
+            continue
+        at: int = fetched.at  # type: ignore[assignment]  # ours are numbers
+        hold = out.pop(at, None)
+        if hold is None:  # it was settled before
+            continue
+        if change is None or change.hold is not hold:  # runs of one lane mostly come together
+            change = changes.get(hold.lane) or changes.setdefault(hold.lane, Change(transaction, hold))
+        change.gone.append(at)
+        record = fetched.record
+        lives.append(name_of(record) if record.replay else record.id)
+    return lives, refused
 
 
 def _next_of_a_run(out: Mapping[int, Hold], token: int, done: Sequence[Fetched]) -> list[int]:
