@@ -308,8 +308,8 @@ def lane_left_early_does_not_let_its_shard_go(patch: pytest.MonkeyPatch) -> None
 def refused_by_a_full_queue_and_called_sent(patch: pytest.MonkeyPatch) -> None:
     original = Sender._try
 
-    async def without_refusals(self: Sender, batch: Sequence[Append]) -> dict[int, Any]:
-        problems = await original(self, batch)
+    async def without_refusals(self: Sender, batch: Sequence[Append], left: Any) -> dict[int, Any]:
+        problems = await original(self, batch, left)
         return {place: problem for place, problem in problems.items() if not isinstance(problem, QueueFull)}
 
     patch.setattr(Sender, "_try", without_refusals)

@@ -19,7 +19,7 @@ import msgspec
 from hivewire.backend import Append, Backend
 from hivewire.blobs import BlobStore
 from hivewire.blobs.opening import open_blobs
-from hivewire.errors import BackendError, HivewireError, TimedOut, Undecodable, Unsupported
+from hivewire.errors import BackendError, Closed, HivewireError, TimedOut, Undecodable, Unsupported
 from hivewire.message import Message
 from hivewire.record import Fetched, Record, life, message_of
 
@@ -180,7 +180,10 @@ class Claims:
         self._done.extend(names)
         if self._done and not self._deleting:
             self._deleting = True
-            self._start(self._delete_all(), "delete contents")
+            try:
+                self._start(self._delete_all(), "delete contents")
+            except Closed:  # `close` deletes them, or the next sweep
+                self._deleting = False
 
     async def _delete_all(self, tries: int = _MOST_TRIES) -> None:
         try:

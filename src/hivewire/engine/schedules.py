@@ -113,13 +113,12 @@ class Schedules:
     async def remove(self, name: str) -> bool:
         """Whether there was one."""
         _check_name(name)
-        names = await self._listed()
         await update(self._backend, _NAMES, lambda value: _without(value, name))
-        while (entry := await self._backend.get(_PREFIX + name)).value:
-            if await self._backend.put(_PREFIX + name, b"", entry.version) is not None:
-                break
+        found = False
+        while not found and (entry := await self._backend.get(_PREFIX + name)).value:
+            found = await self._backend.put(_PREFIX + name, b"", entry.version) is not None
         self._look_again()
-        return name in names
+        return found
 
     async def listed(self) -> list[Schedule]:
         found = []

@@ -8,10 +8,10 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from heapq import heappop, heappush
 from itertools import count
 
-from hivewire.backend import Append, Duplicate, Record, Room
+from hivewire.backend import Append, Backend, Duplicate, Record, Room
 from hivewire.engine.core import Core
 from hivewire.engine.trail import said
-from hivewire.errors import BackendError, ConnectionLost, HivewireError, TimedOut
+from hivewire.errors import BackendError, ConnectionLost, HivewireError, QueueFull, TimedOut
 
 _FIRST_WAIT_S = 0.002
 _MOST_WAIT_S = 0.1
@@ -29,6 +29,22 @@ class _Line:
         while self.waiting and self.waiting[0][1].done():
             heappop(self.waiting)
         return self.waiting[0] if self.waiting else None
+
+
+class _Unstored:
+    """The records of one call that the store has refused, or was never asked to take. None once the outcome of a try
+    is unknown."""
+
+    def __init__(self, batch: Sequence[Append]) -> None:
+        self.records: list[Record] | None = _records(batch)
+
+    async def append(self, backend: Backend, batch: Sequence[Append]) -> Mapping[int, Duplicate | Exception]:
+        known, self.records = self.records is not None, None
+        problems = await backend.append(batch)
+        if known and all(isinstance(problem, QueueFull | Duplicate) for problem in problems.values()):
+            refused = {place for place, problem in problems.items() if isinstance(problem, QueueFull)}
+            self.records = _records(_only(batch, refused))
+        return problems
 
 
 class Sender:
@@ -51,25 +67,31 @@ class Sender:
         size, number = _size(batch), next(self._numbers)
         trail, claims = self._core.trail, self._core.claims
         began = self._core.backend.now() if trail.all else 0.0
+        left: _Unstored | None = None
         try:
             if claims is not None:
                 batch = await claims.put_away(batch, timeout_s)
+                left = _Unstored(batch)
             if self.lines and any((entry.queue, entry.room) in self.lines for entry in batch):
-                problems: Mapping[int, Duplicate | Exception] = await self._in_line(number, batch, None, timeout_s)
+                problems: Mapping[int, Duplicate | Exception] = await self._in_line(
+                    number, batch, None, timeout_s, left
+                )
             else:
                 self._first_tries[number] = None
                 try:
-                    problems = await self._try(batch)
+                    problems = await self._try(batch, left)
                 finally:
                     del self._first_tries[number]
                     if self.lines:
                         self._look_at_lines()
                 if problems and not all(isinstance(problem, Duplicate) for problem in problems.values()):
-                    problems = await self._in_line(number, batch, problems, timeout_s)
+                    problems = await self._in_line(number, batch, problems, timeout_s, left)
         except HivewireError as error:
             self._note_refused(batch, error)
             raise
         finally:
+            if claims is not None and left is not None and left.records:
+                claims.forget(left.records)
             self._under_way -= 1
             if not self._under_way:
                 self._idle.set()
@@ -140,9 +162,10 @@ class Sender:
                     trail.note("sent", entry.queue, record.id, at=began, text=f"by {record.sender}")
                     trail.note("stored", entry.queue, record.id, text=f"due in {due:.1f} s" if due > 0 else "")
 
-    async def _try(self, batch: Sequence[Append]) -> Mapping[int, Duplicate | Exception]:
+    async def _try(self, batch: Sequence[Append], left: _Unstored | None) -> Mapping[int, Duplicate | Exception]:
+        backend = self._core.backend
         try:
-            return await self._core.backend.append(batch)
+            return await (backend.append(batch) if left is None else left.append(backend, batch))
         except ConnectionLost as error:
             return dict.fromkeys(range(_size(batch)), error)
 
@@ -152,6 +175,7 @@ class Sender:
         batch: Sequence[Append],
         problems: Mapping[int, Duplicate | Exception] | None,
         timeout_s: float,
+        left: _Unstored | None = None,
     ) -> Mapping[int, Duplicate | Exception]:
         keys = sorted({(entry.queue, entry.room) for entry in batch})
         last: list[Exception] = []
@@ -159,7 +183,7 @@ class Sender:
             async with asyncio.timeout(timeout_s), AsyncExitStack() as stack:
                 for key in keys:
                     await stack.enter_async_context(self._turn(number, key))
-                return await self._until_stored(batch, problems, last)
+                return await self._until_stored(batch, problems, last, left)
         except TimeoutError:
             if last and isinstance(last[-1], BackendError):
                 raise last[-1] from None
@@ -202,11 +226,12 @@ class Sender:
         batch: Sequence[Append],
         problems: Mapping[int, Duplicate | Exception] | None,
         last: list[Exception],
+        left: _Unstored | None,
     ) -> Mapping[int, Duplicate | Exception]:
         wait_s = _FIRST_WAIT_S
         while True:
             if problems is None:
-                problems = await self._try(batch)
+                problems = await self._try(batch, left)
             errors = {place: problem for place, problem in problems.items() if isinstance(problem, Exception)}
             if not errors:
                 return problems
@@ -234,9 +259,13 @@ def _size(batch: Sequence[Append]) -> int:
     return sum([len(entry.records) for entry in batch])
 
 
+def _records(batch: Sequence[Append]) -> list[Record]:
+    return [record for entry in batch for record in entry.records]
+
+
 def _not_stored(batch: Sequence[Append], problems: Mapping[int, Duplicate | Exception]) -> list[Record]:
     """Those in whose stead an earlier message is there. One that met itself was stored at the first try."""
-    records = [record for entry in batch for record in entry.records]
+    records = _records(batch)
     found = ((records[place], problem) for place, problem in problems.items())
     return [record for record, problem in found if isinstance(problem, Duplicate) and problem.id != record.id]
 
