@@ -86,6 +86,7 @@ class Schedules:
         check_agent(split_address(message.to)[0])
         now = self._backend.now()
         text = when if isinstance(when, str) else f"{when!r}s"
+        _zone(name, timezone)  # also where it decides nothing: it is a slip of the pen
         timing = _timing(name, text, timezone, now)
         template = message.replace(id=name, created_at=datetime.fromtimestamp(0, UTC))
         body = encode(template, min(self._core.settings.max_message_size_bytes, _MOST_BYTES))

@@ -249,6 +249,7 @@ async def test_two_schedules_do_not_hold_each_other_up(fabric: Fabric) -> None:
         ({"when": 1e12}, "too seldom"),
         ({"when": "0 3 * * *", "timezone": "Mars/Base"}, "no time zone 'Mars/Base'"),
         ({"when": "0 3 * * *", "timezone": "../../etc/passwd"}, "time zone"),
+        ({"timezone": "Mars/Base"}, "no time zone 'Mars/Base'"),
         ({"catch_up": "some"}, "catch_up"),
         ({"name": ""}, "a name is"),
         ({"name": "a\nb"}, "a name is"),
