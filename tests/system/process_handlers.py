@@ -43,6 +43,12 @@ def work(message: hw.Message, ctx: ProcessContext) -> Any:
                 time.sleep(content["s"])
                 os._exit(0)
             time.sleep(content["s"])
+        case "fork and wait":
+            os.fork()
+            with open(content["note"], "a") as file:
+                file.write("here\n")
+            time.sleep(content["s"])
+            os._exit(0)
         case "both":
             return "parent" if os.fork() else "child"
         case "unreadable":

@@ -6,6 +6,7 @@ import asyncio
 import os
 import signal
 import threading
+import time
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
@@ -13,10 +14,12 @@ from math import inf
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 
 import hivewire as hw
+from hivewire.coordination import processes
 from hivewire.coordination.processes import _Child
 from hivewire.testing.conformance.waiting import eventually, until
 from tests.system import process_handlers
@@ -116,6 +119,22 @@ async def test_a_death_is_seen_though_what_it_forked_lives_on() -> None:
     """The child of a process holds its pipes open, too."""
     async with _served(concurrency=1) as (protocol, _):
         assert await _ask(protocol, do="fork", s=60, last=1) == 2
+
+
+def test_who_kills_does_not_wait_for_what_was_forked(tmp_path: Path) -> None:
+    """It is the event loop that kills."""
+    child, note = _Child("forking"), tmp_path / "note"
+    message = _task(do="fork and wait", s=40, note=str(note))
+    with ThreadPoolExecutor(1) as threads, patch.object(processes, "_END_S", 60.0):
+        asking = threads.submit(child.ask, (process_handlers.work, message, 1, inf))
+        while not (note.exists() and note.read_text().count("here") == 2):
+            assert not asking.done()
+            time.sleep(0.01)
+        began = time.monotonic()
+        child.kill()
+        assert time.monotonic() - began < 20
+        with pytest.raises(processes.ProcessDied, match="SIGKILL"):
+            asking.result(30)
 
 
 async def test_what_a_handler_forks_gives_no_answer() -> None:

@@ -30,6 +30,7 @@ from hivewire.message import Message
 
 _END_S: Final = 2.0
 _LOOK_S: Final = 1.0
+_STEP_S: Final = 0.001
 _spawn = multiprocessing.get_context("spawn")
 
 
@@ -159,9 +160,16 @@ class _Child:
             self._killed = True
             if self._process is not None and self._process.is_alive():
                 self._process.kill()
-                self._process.join(_END_S)
+                _see_off(self._process)
             if self._pipe is not None and not self._asking:  # a number that is read from may not become another's
                 self._pipe.close()
+
+
+def _see_off(process: Any) -> None:
+    """Until it has ended: at once after a kill. `join` waits for what it has forked, too."""
+    give_up = time.monotonic() + _END_S
+    while process.is_alive() and time.monotonic() < give_up:
+        time.sleep(_STEP_S)
 
 
 def _ending(exitcode: int | None) -> str:
