@@ -13,6 +13,7 @@ from hivewire.engine.away import Away
 from hivewire.engine.held import Held
 from hivewire.engine.outcomes import Outcomes
 from hivewire.engine.settling import Settling
+from hivewire.errors import ConnectionLost
 from hivewire.record import Fetched, Record
 from hivewire.rules.lanes import Lanes
 from hivewire.rules.moved import Returned
@@ -36,6 +37,7 @@ class Owner:
         outcomes.again_now.side_effect = self.lanes.unblock
         outcomes.done.side_effect = self.lanes.finished
         outcomes.settling = self.settling = create_autospec(Settling, instance=True)
+        self.settling.noted.return_value = set()
         held.core.backend.now.return_value = 0.0
         self.outcomes = outcomes
         self.away = Away(outcomes)
@@ -166,3 +168,66 @@ async def test_what_is_on_its_way_when_its_shard_goes_is_told_to_its_next_owner(
     owner.outcomes.store_here.return_value = [ends[5], ends[6]]
     assert await owner.away.overtaken([ends[5], ends[6]], (), [ends[5], ends[6]]) == [ends[6]]
     assert not owner.away.running
+
+
+async def test_that_an_earlier_attempt_failed_does_not_hide_the_end_that_is_noted_behind_it() -> None:
+    """The shard went while the failure was on its way, and the next attempt came to its end before that way did."""
+    owner = Owner()
+    owner.lanes.add([record(5, "a")])
+    lane = owner.lanes.next_lane()
+    assert lane is not None
+    runs = lane.waiting[0]
+    failed = Again(runs, 0.1)
+
+    async def store_here(*_: object) -> Sequence[Fetched]:
+        await owner.away.keep([lane])
+        owner.lanes.finished(lane)
+        owner.settling.noted.return_value = {id(runs)}
+        return ()
+
+    owner.outcomes.store_here.side_effect = store_here
+    assert await owner.away.store((), [failed]) == []
+    owner.consumer.settle_held.assert_not_awaited()
+    owner.settling.noted.return_value = set()
+    assert await owner.away.store([runs], ()) == []
+    owner.consumer.settle_held.assert_awaited_once_with([runs], [])
+
+
+async def test_what_was_told_to_the_next_owner_is_not_refused_when_the_rest_is_tried_again() -> None:
+    owner = Owner()
+    owner.lanes.add([record(5, "a")])
+    lane = owner.lanes.next_lane()
+    assert lane is not None
+    runs, other = lane.waiting[0], record(6, "b")
+    await owner.away.keep([lane])
+    owner.lanes.finished(lane)
+    problems = [ConnectionLost("away")]
+
+    async def store_here(done: Sequence[Fetched], rest: object) -> Sequence[Fetched]:
+        if problems:
+            raise problems.pop()
+        return [fetched for fetched in done if fetched is runs]
+
+    owner.outcomes.store_here.side_effect = store_here
+    with pytest.raises(ConnectionLost):
+        await owner.away.store([runs, other], ())
+    assert await owner.away.store([runs, other], ()) == []
+    owner.consumer.settle_held.assert_awaited_once_with([runs], [])
+
+
+async def test_what_was_given_to_others_while_the_rest_was_stored_is_refused() -> None:
+    owner = Owner()
+    owner.lanes.add([record(5, "a")])
+    lane = owner.lanes.next_lane()
+    assert lane is not None
+    runs = lane.waiting[0]
+    await owner.away.keep([lane])
+    owner.lanes.finished(lane)
+
+    async def store_here(*_: object) -> Sequence[Fetched]:
+        owner.away.lost_held()
+        return ()
+
+    owner.outcomes.store_here.side_effect = store_here
+    assert await owner.away.store([runs, record(6, "b")], ()) == [runs]
+    owner.consumer.settle_held.assert_not_awaited()

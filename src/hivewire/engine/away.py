@@ -62,17 +62,15 @@ class Away(Watcher, Elsewhere):
             await self._held.consumer.settle_held((), ended)
 
     async def store(self, done: Sequence[Fetched], rest: Sequence[Unfinished]) -> Sequence[Fetched]:
-        """Outcomes of what runs here for others go there, all others the usual way. But for what says that an earlier
-        attempt failed, when the next one has begun and runs: it came too late to be stored here, and is in what was
-        handed over."""
+        """Outcomes of what runs here for others go there, all others the usual way, and first: should that fail, all is
+        tried again, and what was told is known here no more."""
         if not self.running:
             return await self.overtaken(done, rest, await self._outcomes.store_here(done, rest))
         mine, mine_left, others, others_left = self._parted(done, rest)
-        refused = list(await self._tell(mine, mine_left))
-        if others or others_left:
-            here = await self._outcomes.store_here(others, others_left)
-            refused += await self.overtaken(others, others_left, here)
-        return refused
+        here = await self._outcomes.store_here(others, others_left) if others or others_left else ()
+        every = [*mine, *(outcome.fetched for outcome in mine_left)]
+        lost = [fetched for fetched in every if id(fetched) not in self.running]
+        return [*lost, *await self.overtaken(done, rest, here)]
 
     async def overtaken(
         self, done: Sequence[Fetched], rest: Sequence[Unfinished], refused: Sequence[Fetched]
@@ -80,16 +78,18 @@ class Away(Watcher, Elsewhere):
         if not self.running:
             return refused
         mine, mine_left, *_ = self._parted(done, rest)
-        there = {id(fetched) for fetched in await self._tell(mine, mine_left)}
         told = {id(fetched) for fetched in (*mine, *(outcome.fetched for outcome in mine_left))}
-        return [fetched for fetched in refused if id(fetched) not in told or id(fetched) in there]
+        there = await self._tell(mine, mine_left)
+        return [*(fetched for fetched in refused if id(fetched) not in told), *there]
 
     def _parted(
         self, done: Sequence[Fetched], rest: Sequence[Unfinished]
     ) -> tuple[list[Fetched], list[Unfinished], list[Fetched], list[Unfinished]]:
-        """Those of what is kept here for others, and all others."""
-        running = self.running
-        rest = [outcome for outcome in rest if not self._runs(outcome.fetched)]
+        """Those of what is kept here for others, and all others. But for what says that an earlier attempt failed, when
+        the next one runs or has come to its end: it came too late to be stored here, and is in what was handed over."""
+        running, noted = self.running, self._outcomes.settling.noted()
+        ended = running.keys() & noted
+        rest = [one for one in rest if id(one.fetched) not in ended and not self._runs(one.fetched)]
         return (
             [fetched for fetched in done if id(fetched) in running],
             [outcome for outcome in rest if id(outcome.fetched) in running],
@@ -108,7 +108,7 @@ class Away(Watcher, Elsewhere):
     def _runs(self, fetched: Fetched) -> bool:
         """For others, and it has not come to its end."""
         lane = self.running.get(id(fetched))
-        return lane is not None and lane.taken and bool(lane.waiting)
+        return lane is not None and lane.taken and bool(lane.waiting) and lane.waiting[0] is fetched
 
     def lost_held(self) -> None:
         """The store has given all that ran here to others."""

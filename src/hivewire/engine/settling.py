@@ -251,6 +251,10 @@ class Settling:
         done, rest, _ = self._under_way
         return [*done, *self.done, *(one.fetched for one in (*rest, *self.rest) if isinstance(one, Dead))]
 
+    def noted(self) -> set[int]:
+        """Of which records there are outcomes that go with the next batch, by the identity of what was fetched."""
+        return {id(fetched) for fetched in (*self.done, *(outcome.fetched for outcome in self.rest))}
+
     async def flushed(self) -> None:
         """Until everything noted so far is stored, or will never be."""
         self._hurried += 1
