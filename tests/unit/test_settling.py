@@ -219,3 +219,23 @@ async def test_who_waits_for_the_end_is_let_go_when_the_tasks_are_cancelled() ->
     await until(lambda: sent.calls, "it is tried")
     await sent.tasks.close()
     await asyncio.wait_for(waiting, 10)
+
+
+async def test_who_waits_for_the_end_is_let_go_without_a_task_too() -> None:
+    """The store's answer comes when all is closed, or is not asked for any more."""
+    sent = Sent(direct=True)
+    sent.may_end = asyncio.Semaphore(0)
+    sent.problems = [ConnectionLost("away")]
+    sent.done("a")
+    await turns(lambda: bool(sent.calls))
+    waiting = asyncio.ensure_future(sent.settling.flushed())
+    await turns()
+    await sent.tasks.close()
+    sent.may_end.release()
+    await asyncio.wait_for(waiting, 10)
+    given_up = Sent(direct=True)
+    given_up.done("b")
+    waiting = asyncio.ensure_future(given_up.settling.flushed())
+    given_up.settling.give_up()
+    await asyncio.wait_for(waiting, 10)
+    assert not given_up.calls

@@ -105,7 +105,7 @@ class Settling:
         assert self.direct is not None
         self._timer = None
         if self._tasks.closed or self._ended:
-            self._ended = True
+            self._end()
             return
         if self.pace_s and not (self._waiting or self.rest or self._hurried):
             now = self._loop.time()
@@ -151,9 +151,13 @@ class Settling:
         self.done, self.rest = done + self.done, [*rest, *self.rest]
         self._waiting, self._under_way = [*self._under_way[2], *self._waiting], _NOTHING
         if self._tasks.closed or self._ended:
-            self._ended = True
+            self._end()
         else:
             self._tasks.start(self._run(), f"settle {self._queue}")
+
+    def _end(self) -> None:
+        self._ended = True
+        self._is_idle()
 
     def _is_idle(self) -> None:
         self._storing = False
