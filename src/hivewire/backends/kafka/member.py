@@ -229,20 +229,27 @@ class Member(Tail):
             log.exception("the Kafka consumer has ended")
         finally:
             self._forget(list(self.tokens))
-            if not self._abandoned:
-                self._leave(client)
-            del client
-            self._post(self._saved, self._commits.refuse())
+            try:
+                if not self._abandoned:
+                    self._leave(client)
+            finally:
+                del client
+                self._post(self._saved, self._commits.refuse())
 
     def _leave(self, client: Consumer) -> None:
         """`close` alone says nothing to the group for a member without a partition, or for one that is being counted;
         what is asked of the latter waits until the group has decided. All others would wait for the session of the
-        one who went, and their commits with them."""
-        if self._subscribed and not self._is_counted_by_brokers:
-            client.unsubscribe()
-            until = time.monotonic() + min(self._lease_s + _MARGIN_S, _LEAVE_S)
-            while client.memberid() and time.monotonic() < until:
-                client.poll(_BUSY_POLL_S)
+        one who went, and their commits with them. So they would for one that has asked before, as its last seat was given
+        up, and has not been heard yet."""
+        try:
+            if not self._is_counted_by_brokers:
+                if self._subscribed:
+                    client.unsubscribe()
+                until = time.monotonic() + min(self._lease_s + _MARGIN_S, _LEAVE_S)
+                while client.memberid() and time.monotonic() < until:
+                    client.poll(_BUSY_POLL_S)
+        except KafkaException as error:
+            log.warning("left without a word to the group: %s", str(error))
         client.close()
 
     def _step(self, client: Consumer) -> None:
