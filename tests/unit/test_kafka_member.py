@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
 from unittest.mock import MagicMock, create_autospec
 
 import pytest
@@ -19,13 +18,13 @@ PLACE = ("topic", 0)
 
 
 @pytest.fixture
-def client(monkeypatch: pytest.MonkeyPatch) -> Iterator[MagicMock]:
+def client(monkeypatch: pytest.MonkeyPatch) -> MagicMock:
     made: MagicMock = MagicMock(spec=Consumer)
     made.poll.return_value = None
     made.assignment.return_value = []
     made.memberid.return_value = ""
     monkeypatch.setattr(members, "Consumer", lambda _: made)
-    yield made
+    return made
 
 
 def names(client: MagicMock) -> list[str]:
@@ -43,8 +42,6 @@ async def test_who_has_given_up_its_last_topic_leaves_before_it_is_closed(client
     client.memberid.side_effect = ["name", "name", ""]
     await member.close()
     assert names(client)[-6:] == ["memberid", "poll", "memberid", "poll", "memberid", "close"]
-
-
 
 
 async def test_nobody_waits_for_a_commit_of_one_that_could_not_leave(client: MagicMock) -> None:

@@ -239,8 +239,7 @@ class Member(Tail):
     def _leave(self, client: Consumer) -> None:
         """`close` alone says nothing to the group for a member without a partition, or for one that is being counted;
         what is asked of the latter waits until the group has decided. All others would wait for the session of the
-        one who went, and their commits with them. So they would for one that has asked before, as its last seat was given
-        up, and has not been heard yet."""
+        one who went, and their commits with them. The same if it has asked already, when its last seat was given up."""
         try:
             if not self._is_counted_by_brokers:
                 if self._subscribed:
