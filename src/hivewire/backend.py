@@ -204,7 +204,8 @@ class Consumer(ABC):
         raise NotImplementedError
 
     async def settle_held(self, done: Sequence[Fetched], rest: Sequence[Unfinished]) -> Sequence[Fetched]:
-        """As `settle`, for what `hold` was told of: to who owns the shards by now."""
+        """As `settle`, for what `hold` was told of: to who owns the shards by now. What is finished by an earlier call
+        whose answer was lost is not refused."""
         raise NotImplementedError
 
     async def save(self, shards: Mapping[int, Saved]) -> Set[int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -23,9 +24,12 @@ class Seat:
         self.pool = Pool(100, 60.0, 60.0)
         self.log = SimpleNamespace(tidy=lambda: None)
         self.pool.apply(Word("me", 6.0), 0, 1.0)
+        self.listener: Callable[[Word, Heard, bool], None] | None = None
 
     async def say(self, word: Word) -> Heard:
         heard = self.pool.apply(word, 1, 2.0)
+        if self.listener is not None:
+            self.listener(word, heard, True)
         if self.is_deaf:
             raise ConnectionLost("the answer was lost")
         return heard
@@ -50,9 +54,11 @@ def made() -> tuple[Elsewhere, Seat]:
         settings=SimpleNamespace(lease_s=6.0),
         names=SimpleNamespace(topic=lambda queue: queue),
         catalogue=Catalogue(),
+        now=lambda: 1.0,
     )
     owner: Any = SimpleNamespace(lost_held=lambda: None)
     elsewhere, seat = Elsewhere(backend, "q", owner), Seat()
+    seat.listener = elsewhere._heard
     elsewhere._seat = seat  # type: ignore[assignment]  # the same, without a broker
     return elsewhere, seat
 
@@ -82,4 +88,18 @@ async def test_what_is_said_again_and_heard_stays() -> None:
     await elsewhere.hold([fetched(4)])
     await asyncio.sleep(0.5)  # what is tested is that time passes
     assert seat.pool.is_held((0, 4), "me")
+    await elsewhere.close()
+
+
+async def test_what_was_finished_by_a_word_without_an_answer_is_not_refused_when_it_is_said_again() -> None:
+    """Its handler's work counts: who is told that the lease was lost undoes it."""
+    elsewhere, seat = made()
+    mine, others = fetched(4), fetched(5)
+    await elsewhere.hold([mine])
+    seat.is_deaf = True
+    with pytest.raises(ConnectionLost):
+        await elsewhere.settle([mine, others], ())
+    seat.is_deaf = False
+    assert await elsewhere.settle([mine, others], ()) == [others]
+    assert await elsewhere.settle([mine], ()) == []
     await elsewhere.close()

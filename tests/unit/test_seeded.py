@@ -61,6 +61,8 @@ def test_no_seed_breaks_a_promise(profile: str, first: int) -> None:
         ("kafka", 320233),
         # What was finished and not stored when its shard went was begun again, beside the next one of its key.
         ("kafka", 323250),
+        ("kafka", 1633),
+        ("kafka", 3417),
     ],
 )
 def test_seeds_that_found_something(profile: str, seed: int) -> None:

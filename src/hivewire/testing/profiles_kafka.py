@@ -23,6 +23,7 @@ from hivewire.backend import (
 )
 from hivewire.errors import BackendError, ConnectionLost
 from hivewire.record import names
+from hivewire.rules.finished import Finished
 from hivewire.rules.moved import before_this_start, returned_of, taken_over
 from hivewire.rules.pool import At, Heard, Kept, Offer, Pool, Take, Word
 from hivewire.testing.profiles_driver import ProfileBackend
@@ -101,8 +102,9 @@ class KafkaWorld(ShardWorld):
         return all(self.pool(queue).is_held((offer.shard, offer.offset), process) for offer in offers)
 
     def settle_held(
-        self, queue: str, process: str, done: Sequence[Fetched], rest: Sequence[Unfinished]
+        self, queue: str, process: str, done: Sequence[Fetched], rest: Sequence[Unfinished], finished: Finished
     ) -> list[Fetched]:
+        """`finished`: what the member knows of its words from the log, whether it had an answer or not."""
         ended = list(done)
         back: list[Kept] = []
         for unfinished in rest:
@@ -114,7 +116,10 @@ class KafkaWorld(ShardWorld):
             else:
                 due_at = self.now() + unfinished.delay_s if isinstance(unfinished, Again) else 0.0
                 back.append(Kept(*_at(fetched), fetched.starts, fetched.failures, fetched.crashes, due_at))
-        refused = set(self.say(queue, Word(process, done=[_at(fetched) for fetched in ended], back=back)).refused)
+        word = Word(process, done=[_at(fetched) for fetched in ended], back=back)
+        heard = self.say(queue, word)
+        finished.heard(word, heard)
+        refused = finished.still(heard.refused)
         return [f for f in (*done, *(unfinished.fetched for unfinished in rest)) if _at(f) in refused]
 
     def _topic(self, queue: str) -> list[Log]:
@@ -228,6 +233,7 @@ class MovingConsumer(ShardConsumer[KafkaWorld]):
 
     def __init__(self, backend: ProfileBackend[KafkaWorld], queue: str, member: Member, owner: Ownership) -> None:
         super().__init__(backend, queue, member, owner)
+        self._finished = Finished()
         self._watched: dict[int, tuple[int, set[int]]] = {}
         """Of each shard, the token, and what runs at others."""
 
@@ -248,7 +254,9 @@ class MovingConsumer(ShardConsumer[KafkaWorld]):
 
     async def settle_held(self, done: Sequence[Fetched], rest: Sequence[Unfinished]) -> Sequence[Fetched]:
         return await self.wire.call(
-            ("save",), lambda: self.world.settle_held(self.queue, self.name, done, rest), weight=len(done) + len(rest)
+            ("save",),
+            lambda: self.world.settle_held(self.queue, self.name, done, rest, self._finished),
+            weight=len(done) + len(rest),
         )
 
     async def _gain(self, number: int, token: int, saved: bytes, watermark: int) -> None:

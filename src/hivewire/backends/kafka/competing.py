@@ -19,6 +19,7 @@ from hivewire.backends.kafka.packing import record_of, stored_at
 from hivewire.backends.kafka.seat import Seat
 from hivewire.backends.kafka.tail import Place
 from hivewire.errors import BackendError
+from hivewire.rules.finished import Finished
 from hivewire.rules.pool import At, Grant, Heard, Kept, Offer, Pool, Take, Word
 
 if TYPE_CHECKING:
@@ -34,7 +35,6 @@ _MORE: Final = 4
 _LEAST_OFFERS: Final = 32
 _MOST_OFFERS: Final = 1_000
 _CATCH_UP_S: Final = 2.0
-_REMEMBERED: Final = 10_000
 
 
 class CompetingConsumer(Consumer):
@@ -51,7 +51,7 @@ class CompetingConsumer(Consumer):
         self._feed: Feed | None = None
         self._news = asyncio.Event()
         self._ready: deque[Fetched] = deque()
-        self._settled: dict[At, None] = {}
+        self._finished = Finished()
         """Finished under the present name: to settle one of them again is no error."""
         self._asking: asyncio.Task[None] | None = None
         self._filling = 0
@@ -93,7 +93,6 @@ class CompetingConsumer(Consumer):
         self._news.set()
 
     async def _join(self) -> None:
-        self._settled.clear()
         await self.seat.join()
         await self.feed.follow()
         self._token = self.seat.token
@@ -143,12 +142,7 @@ class CompetingConsumer(Consumer):
             log.warning("the lease ended", extra={"queue": self.queue})
             self._lose()
         if is_mine:
-            if word.done:
-                self._settled.update(dict.fromkeys(word.done))
-                for at in heard.refused:
-                    self._settled.pop(at, None)
-                while len(self._settled) > _REMEMBERED:
-                    del self._settled[next(iter(self._settled))]
+            self._finished.heard(word, heard)
             if heard.granted and self.seat.is_in:
                 self._granted(heard.granted)
         if heard.freed or word.lease_s:
@@ -328,8 +322,8 @@ class CompetingConsumer(Consumer):
             for outcome in rest
             if not isinstance(outcome, Dead) and outcome.fetched.token == self._token
         ]
-        ats = [at for fetched in finished if fetched.token == self._token and (at := _at(fetched)) not in self._settled]
-        return await self._say([*finished, *(outcome.fetched for outcome in rest)], ats, (), back)
+        ats = self._finished.still(_at(fetched) for fetched in finished if fetched.token == self._token)
+        return await self._say([*finished, *(outcome.fetched for outcome in rest)], sorted(ats), (), back)
 
     async def _say(
         self, about: Sequence[Fetched], done: Sequence[At], started: Sequence[Kept], back: Sequence[Kept]
@@ -339,7 +333,7 @@ class CompetingConsumer(Consumer):
         refused: set[At] = set()
         if done or started or back:
             heard = await self.seat.say(Word(self.seat.name, done=done, started=started, back=back))
-            refused = set(heard.refused)
+            refused = self._finished.still(heard.refused)
         unique = {id(fetched): fetched for fetched in about}
         return [fetched for fetched in unique.values() if fetched.token != token or _at(fetched) in refused]
 

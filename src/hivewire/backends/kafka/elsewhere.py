@@ -16,6 +16,7 @@ from hivewire.backends.kafka.claims import pool_of_moved
 from hivewire.backends.kafka.feed import number
 from hivewire.backends.kafka.seat import Seat
 from hivewire.errors import BackendError
+from hivewire.rules.finished import Finished
 from hivewire.rules.moved import before_this_start, returned_of, taken_over
 from hivewire.rules.pool import At, Heard, Kept, Offer, Pool, Take, Word
 
@@ -51,6 +52,7 @@ class Elsewhere:
         """Of each partition that is owned here: the token, and what others run of it."""
         self._keeper: asyncio.Task[None] | None = None
         self._is_holding = False
+        self._finished = Finished()
         self._unsure: list[Fetched] = []
         """Nobody knows whether the log says that these run here; they do not, beyond their partition."""
 
@@ -129,8 +131,11 @@ class Elsewhere:
             for outcome in rest
             if not isinstance(outcome, Dead)
         ]
-        word = Word(self._seat.name, done=[_at(fetched) for fetched in finished], back=back)
-        refused = set((await self._seat.say(word)).refused)
+        ats = self._finished.still(map(_at, finished))
+        if not (ats or back):
+            return []
+        heard = await self._seat.say(Word(self._seat.name, done=sorted(ats), back=back))
+        refused = self._finished.still(heard.refused)
         every = [*done, *(outcome.fetched for outcome in rest)]
         return [fetched for fetched in every if _at(fetched) in refused]
 
@@ -152,6 +157,8 @@ class Elsewhere:
         self._watched.pop(shard, None)
 
     def _heard(self, word: Word, heard: Heard, is_mine: bool) -> None:
+        if is_mine:
+            self._finished.heard(word, heard)
         if not self._seat.is_in and self._is_holding:
             self._lapsed()
         if not (word.done or heard.freed):
