@@ -11,8 +11,8 @@ import pytest
 
 from hivewire.backend import Fetched, Record
 from hivewire.backends.kafka.elsewhere import Elsewhere
-from hivewire.errors import ConnectionLost
-from hivewire.rules.pool import Heard, Pool, Word
+from hivewire.errors import BackendError, ConnectionLost
+from hivewire.rules.pool import Heard, Kept, Offer, Pool, Take, Word
 from hivewire.testing.conformance.waiting import until
 
 
@@ -102,4 +102,28 @@ async def test_what_was_finished_by_a_word_without_an_answer_is_not_refused_when
     seat.is_deaf = False
     assert await elsewhere.settle([mine, others], ()) == [others]
     assert await elsewhere.settle([mine], ()) == []
+    await elsewhere.close()
+
+
+@pytest.mark.parametrize(
+    "said",
+    [Word("other", back=[Kept(0, 4, 1, 1, 0, due_at=1_000.0)]), Word("other", done=[(0, 4)])],
+    ids=["waits for a retry", "is finished"],
+)
+async def test_what_a_former_owner_said_of_it_keeps_nobody_from_giving_it_up(said: Word) -> None:
+    """It was taken over with its partition since, and is in hand here; or its end is on its way to the store."""
+    elsewhere, seat = made()
+    seat.pool.apply(Word("other", 6.0, take=Take(1, 1, [Offer(0, 4, 7)])), 0, 1.0)
+    seat.pool.apply(said, 0, 1.0)
+    await elsewhere.hold([fetched(4)])
+    assert seat.pool.is_held((0, 4), "me") != bool(said.done)
+    await elsewhere.close()
+
+
+async def test_what_somebody_else_holds_is_not_given_up() -> None:
+    elsewhere, seat = made()
+    seat.pool.apply(Word("other", 6.0, take=Take(1, 1, [Offer(0, 4, 7)])), 0, 1.0)
+    with pytest.raises(BackendError, match="somebody else"):
+        await elsewhere.hold([fetched(4)])
+    assert seat.pool.is_held((0, 4), "other")
     await elsewhere.close()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Iterable, Sequence
+from math import inf
 from typing import Final
 
 import msgspec
@@ -43,11 +44,13 @@ class Kept(msgspec.Struct, array_like=True, gc=False):
 
 
 class Take(msgspec.Struct, array_like=True, gc=False):
-    """The first `most` of the offers that are free; of these the first `starting` are marked as running."""
+    """The first `most` of the offers that are free; of these the first `starting` are marked as running.
+    `runs`: they are in hand there already, so none of them waits to be tried again any more."""
 
     most: int
     starting: int
     offers: Sequence[Offer]
+    runs: bool = False
 
 
 class Word(msgspec.Struct, array_like=True, omit_defaults=True, gc=False):
@@ -170,6 +173,9 @@ class Pool:
             return self.is_fresh(at)
         return known.holder is None and known.due_at <= now
 
+    def is_finished(self, at: At) -> bool:
+        return at not in self.known and not self.is_fresh(at)
+
     def next_due(self, now: float) -> float | None:
         """When the next of those falls due that wait."""
         return min((due for at in self.free if (due := self.known[at].due_at) > now), default=None)
@@ -265,7 +271,7 @@ class Pool:
             if len(granted) >= take.most:
                 break
             at = (offer.shard, offer.offset)
-            if not self.may_be_taken(at, now):
+            if not self.may_be_taken(at, inf if take.runs else now):
                 continue
             known = self.known.get(at)
             if known is None:

@@ -98,8 +98,9 @@ class KafkaWorld(ShardWorld):
     def hold(self, queue: str, process: str, lease_s: float, batch: Sequence[Fetched]) -> bool:
         """The member runs these on. False: somebody else does."""
         offers = [Offer(*_at(fetched), self.next_number(), 0, before_this_start(fetched)) for fetched in batch]
-        self.say(queue, Word(process, lease_s, take=Take(len(offers), len(offers), offers)))
-        return all(self.pool(queue).is_held((offer.shard, offer.offset), process) for offer in offers)
+        self.say(queue, Word(process, lease_s, take=Take(len(offers), len(offers), offers, runs=True)))
+        pool, places = self.pool(queue), [(offer.shard, offer.offset) for offer in offers]
+        return all(pool.is_held(at, process) or pool.is_finished(at) for at in places)
 
     def settle_held(
         self, queue: str, process: str, done: Sequence[Fetched], rest: Sequence[Unfinished], finished: Finished

@@ -96,8 +96,9 @@ class Elsewhere:
         try:
             for start in range(0, len(batch), _AT_ONCE):
                 offers = [self._offer(fetched) for fetched in batch[start : start + _AT_ONCE]]
-                await self._seat.say(Word(name, take=Take(len(offers), len(offers), offers)))
-            if not all(self._seat.pool.is_held(at, name) for at in taken):
+                await self._seat.say(Word(name, take=Take(len(offers), len(offers), offers, runs=True)))
+            pool = self._seat.pool
+            if not all(pool.is_held(at, name) or pool.is_finished(at) for at in taken):
                 raise BackendError(f"give up a partition of {self._queue}: somebody else holds what runs here")
         except BaseException:
             self._unsure += batch
