@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from unittest.mock import MagicMock, create_autospec
+from unittest.mock import MagicMock, call, create_autospec
 
 import pytest
 
@@ -231,3 +231,23 @@ async def test_what_was_given_to_others_while_the_rest_was_stored_is_refused() -
     owner.outcomes.store_here.side_effect = store_here
     assert await owner.away.store([runs, record(6, "b")], ()) == [runs]
     owner.consumer.settle_held.assert_not_awaited()
+
+
+async def test_what_ended_while_it_was_said_to_run_here_is_given_back_even_if_that_fails_at_first() -> None:
+    """Else its next owner would wait for it for as long as this process lives."""
+    owner = Owner()
+    owner.lanes.add([record(5, "a")])
+    lane = owner.lanes.next_lane()
+    assert lane is not None
+    ended = lane.waiting[0]
+
+    async def hold(_: object) -> None:
+        owner.lanes.block(lane)  # it failed, which is part of the shard's state
+
+    owner.consumer.hold.side_effect = hold
+    owner.consumer.settle_held.side_effect = [ConnectionLost("away"), ()]
+    with pytest.raises(ConnectionLost):
+        await owner.away.keep([lane])
+    owner.settling.add.assert_called_once_with(Back(ended))
+    assert await owner.away.store((), [Back(ended)]) == []
+    assert owner.consumer.settle_held.await_args_list == [call((), [Back(ended)]), call([], [Back(ended)])]

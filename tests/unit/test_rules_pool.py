@@ -143,7 +143,7 @@ def content(pool: Pool) -> list[Any]:
 def test_a_word_is_written_as_lists() -> None:
     word = Word("a", 6.0, take=Take(2, 1, [Offer(0, 4), Offer(1, 5, 6, 7, 3)]), back=[Kept(0, 1)])
     written = msgspec.msgpack.decode(msgspec.msgpack.encode(word))
-    back, take = [[0, 1, 0, 0, 0, 0.0]], [2, 1, [[0, 4, 0, 0, 0], [1, 5, 6, 7, 3]]]
+    back, take = [[0, 1, 0, 0, 0, 0.0]], [2, 1, [[0, 4, 0, 0, 0], [1, 5, 6, 7, 3]], False]
     assert written == ["a", 6.0, False, [], [], back, take, [], None, ""]
 
 

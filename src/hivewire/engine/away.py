@@ -49,7 +49,7 @@ class Away(Watcher, Elsewhere):
             return
         await self._held.consumer.hold([fetched for fetched, _ in held])
         on_their_way = {id(fetched) for fetched in self._outcomes.settling.unsettled()}
-        ended: list[Unfinished] = []
+        ended: list[tuple[Fetched, Lane]] = []
         for fetched, lane in held:
             if lane.taken and not lane.lost and lane.waiting and lane.waiting[0] is fetched:
                 self._held.lanes.detach(lane)
@@ -57,9 +57,20 @@ class Away(Watcher, Elsewhere):
             elif id(fetched) in on_their_way:
                 self.running[id(fetched)] = lane
             else:  # what became of it in the meantime is part of the shard's state
-                ended.append(Back(fetched))
+                ended.append((fetched, lane))
         if ended:
-            await self._held.consumer.settle_held((), ended)
+            await self._take_back(ended)
+
+    async def _take_back(self, ended: Sequence[tuple[Fetched, Lane]]) -> None:
+        """They do not run here after all. Else their next owner would wait for them for as long as this process lives:
+        if it cannot be said now, it is tried again as that of an outcome is."""
+        try:
+            await self._held.consumer.settle_held((), [Back(fetched) for fetched, _ in ended])
+        except BaseException:
+            for fetched, lane in ended:
+                self.running[id(fetched)] = lane
+                self._outcomes.settling.add(Back(fetched))
+            raise
 
     async def store(self, done: Sequence[Fetched], rest: Sequence[Unfinished]) -> Sequence[Fetched]:
         """Outcomes of what runs here for others go there, all others the usual way, and first: should that fail, all is
