@@ -99,8 +99,9 @@ class Schedules:
                 )  # nothing that is due is lost
             if present == wanted or await self._backend.put(_PREFIX + name, _encoder.encode(wanted), version):
                 break
+        is_listed = name in await self._listed()
         await update(self._backend, _NAMES, lambda value: _with(value, name))
-        if present is not None and present.next_at != wanted.next_at:
+        if is_listed and (present is None or present.next_at != wanted.next_at):
             await self._tell_others()
         self._look_again()
 
