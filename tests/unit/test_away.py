@@ -17,6 +17,7 @@ from hivewire.errors import ConnectionLost
 from hivewire.record import Fetched, Record
 from hivewire.rules.lanes import Lanes
 from hivewire.rules.moved import Returned
+from hivewire.rules.retry import Retry
 
 SHARD = 3
 FAILED = Returned(1, 1, 0, 0, False, 0.0)
@@ -251,3 +252,20 @@ async def test_what_ended_while_it_was_said_to_run_here_is_given_back_even_if_th
     owner.settling.add.assert_called_once_with(Back(ended))
     assert await owner.away.store((), [Back(ended)]) == []
     assert owner.consumer.settle_held.await_args_list == [call((), [Back(ended)]), call([], [Back(ended)])]
+
+
+async def test_one_that_fails_after_its_shard_went_keeps_its_delay() -> None:
+    """Of a caller of `receive`, who has no more to do with it."""
+    held: MagicMock = create_autospec(Held, instance=True)
+    held.lanes, held.watchers, held.notes, held.store_lanes = Lanes(), (), None, False
+    held.core.backend.features.settle_pace_s = 0.0
+    outcomes = Outcomes(held)
+    outcomes.retry_of = lambda _: Retry(max_attempts=5)
+    held.lanes.add([record(5, "a")])
+    lane = held.lanes.next_lane()
+    assert lane is not None
+    runs = lane.waiting[0]
+    held.lanes.detach(lane)
+    outcomes.failed(lane, None, 60.0)
+    outcomes.let_go(lane)
+    assert outcomes.settling.rest == [Again(runs, 60.0)]

@@ -254,8 +254,8 @@ class Outcomes(Book):
         self.held.lane_left()
 
     def _back_to_its_owner(self, lane: Lane) -> None:
-        """It was taken when its shard went, and not started."""
-        if lane.waiting:
+        """It was taken when its shard went, and not started: what has failed is not taken any more."""
+        if lane.taken and lane.waiting:
             self.settling.add(Back(lane.waiting[0]))
             lane.waiting.clear()
 
