@@ -269,3 +269,24 @@ async def test_one_that_fails_after_its_shard_went_keeps_its_delay() -> None:
     outcomes.failed(lane, None, 60.0)
     outcomes.let_go(lane)
     assert outcomes.settling.rest == [Again(runs, 60.0)]
+
+
+def test_what_is_left_of_an_earlier_ownership_does_not_lose_a_shard_that_has_come_back() -> None:
+    core = MagicMock()
+    core.features.store_lanes = core.features.per_record_ack = False
+    core.features.leases_lanes.return_value = False
+    held = Held(core, "q", competing=False)
+    held.joined = MagicMock()
+    held.joined.holds = lambda fetched: fetched.token == 2
+    assert held.shards is not None
+    held.shards.gained(SHARD, 1, b"")
+    held.lanes.add([record(5, "a")])
+    lane = held.lanes.next_lane()
+    assert lane is not None
+    held.lanes.detach(lane)
+    held.lost({SHARD})
+    held.shards.gained(SHARD, 2, b"")
+    assert not held.holds(lane)
+    held.refused(lane)
+    assert held.shards.has(SHARD, 2)
+    assert not lane.lost, "it is given back by its taker"

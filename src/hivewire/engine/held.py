@@ -104,8 +104,9 @@ class Held:
             self.core.claims.kept(records)
 
     def holds(self, lane: Lane) -> bool:
-        """Whether the lane's first record may be started; if the lease has run out, all is forgotten."""
-        if lane.lost or not lane.waiting:
+        """Whether the lane's first record may be started; if the lease has run out, all is forgotten. Of a lane whose
+        shard has moved it is known, and the shard may have come back since."""
+        if lane.lost or lane.away or not lane.waiting:
             return False
         if lane.shard != VOLATILE_SHARD and (self.joined is None or not self.joined.holds(lane.waiting[0])):
             self.lost({lane.shard})
@@ -115,7 +116,7 @@ class Held:
     def refused(self, lane: Lane) -> None:
         """The store says that the lane is somebody else's. If that is known here already, its shard may have
         come back since, and stays."""
-        if not lane.lost:
+        if not (lane.lost or lane.away):
             self.lost({lane.shard})
 
     def lost(self, shards: Set[int]) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 from hivewire.engine.delivery import EngineDelivery
 from hivewire.engine.inbox import Inbox
+from hivewire.engine.outcomes import not_started
 from hivewire.errors import BackendError, Closed, HivewireError
 from hivewire.message import Message
 from hivewire.record import VOLATILE_SHARD, Fetched
@@ -195,6 +196,8 @@ class Puller:
                 return None
             if not fetched.marked and not await self.inbox.admission.mark(fetched):
                 self.inbox.held.refused(lane)
+                if not lane.lost:
+                    not_started(fetched)
                 return None
             return None if lane.lost else EngineDelivery(self.inbox, lane, fetched, message)
         return None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable, Sequence, Set
+from collections.abc import Sequence, Set
 from functools import partial
 from math import inf
 
@@ -23,9 +23,6 @@ _RETRY_S = 0.05
 _LONGEST_RETRY_S = 1.0
 
 _NONE: frozenset[int] = frozenset()
-
-Store = Callable[[Sequence[Fetched], Sequence[Unfinished]], Awaitable[Sequence[Fetched]]]
-"""Returns the records that were refused because the lease is lost."""
 
 _Waiter = tuple[Fetched, asyncio.Future[bool]]
 _Batch = tuple[Sequence[Fetched], Sequence[Unfinished], Sequence[_Waiter]]
