@@ -410,3 +410,15 @@ def test_the_topic_is_part_of_the_state_that_is_kept() -> None:
     assert kept.topic == "first"
     kept.apply(Word("b", LEASE_S, topic="second"), 9, log.now)
     assert (list(kept.members), kept.known) == (["b"], {})
+
+
+def test_what_runs_at_a_member_already_is_its_own_though_it_was_to_wait_for_a_retry() -> None:
+    log = Log()
+    join(log, "a", "b")
+    assert take(log, "a", [0, 1, 2]) == [0, 1, 2]
+    log.say(Word("a", done=[(0, 2)], back=[Kept(0, 0, 1, 1, 0, log.now + 60)]))
+    assert take(log, "b", [0, 1, 2, 3]) == [3]
+    granted = log.say(Word("b", take=Take(9, 9, offers([0, 1, 2]), runs=True))).granted
+    assert [grant.at[1] for grant in granted] == [0]
+    assert [log.pool.is_finished((0, at)) for at in range(5)] == [False, False, True, False, False]
+    assert log.pool.is_held((0, 1), "a")
