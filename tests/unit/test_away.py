@@ -15,7 +15,7 @@ from hivewire.engine.outcomes import Outcomes
 from hivewire.engine.settling import Settling
 from hivewire.errors import ConnectionLost
 from hivewire.record import Fetched, Record
-from hivewire.rules.lanes import Lanes
+from hivewire.rules.lanes import Lane, Lanes
 from hivewire.rules.moved import Returned
 from hivewire.rules.retry import Retry
 
@@ -44,6 +44,13 @@ class Owner:
         self.away = Away(outcomes)
         self.away.expect(SHARD, running)
 
+    def run(self, fetched: Fetched) -> tuple[Lane, Fetched]:
+        """A handler of it has begun here."""
+        self.lanes.add([fetched])
+        lane = self.lanes.next_lane()
+        assert lane is not None
+        return lane, fetched
+
     def take(self, *batch: Fetched) -> None:
         self.lanes.add(self.away.shut(batch))
 
@@ -62,10 +69,7 @@ def record(at: int, key: str, *, due_at: float = 0.0) -> Fetched:
 async def test_that_an_earlier_attempt_failed_does_not_pass_for_the_end_of_the_one_that_runs() -> None:
     """It could not be stored for so long that the next attempt began, and then the shard went."""
     owner = Owner()
-    owner.lanes.add([record(5, "a")])
-    lane = owner.lanes.next_lane()
-    assert lane is not None
-    runs = lane.waiting[0]
+    lane, runs = owner.run(record(5, "a"))
     await owner.away.keep([lane])
     assert await owner.away.store((), [Again(runs, 0.1)]) == []
     owner.consumer.settle_held.assert_not_awaited()
@@ -174,10 +178,7 @@ async def test_what_is_on_its_way_when_its_shard_goes_is_told_to_its_next_owner(
 async def test_that_an_earlier_attempt_failed_does_not_hide_the_end_that_is_noted_behind_it() -> None:
     """The shard went while the failure was on its way, and the next attempt came to its end before that way did."""
     owner = Owner()
-    owner.lanes.add([record(5, "a")])
-    lane = owner.lanes.next_lane()
-    assert lane is not None
-    runs = lane.waiting[0]
+    lane, runs = owner.run(record(5, "a"))
     failed = Again(runs, 0.1)
 
     async def store_here(*_: object) -> Sequence[Fetched]:
@@ -196,10 +197,8 @@ async def test_that_an_earlier_attempt_failed_does_not_hide_the_end_that_is_note
 
 async def test_what_was_told_to_the_next_owner_is_not_refused_when_the_rest_is_tried_again() -> None:
     owner = Owner()
-    owner.lanes.add([record(5, "a")])
-    lane = owner.lanes.next_lane()
-    assert lane is not None
-    runs, other = lane.waiting[0], record(6, "b")
+    lane, runs = owner.run(record(5, "a"))
+    other = record(6, "b")
     await owner.away.keep([lane])
     owner.lanes.finished(lane)
     problems = [ConnectionLost("away")]
@@ -218,10 +217,7 @@ async def test_what_was_told_to_the_next_owner_is_not_refused_when_the_rest_is_t
 
 async def test_what_was_given_to_others_while_the_rest_was_stored_is_refused() -> None:
     owner = Owner()
-    owner.lanes.add([record(5, "a")])
-    lane = owner.lanes.next_lane()
-    assert lane is not None
-    runs = lane.waiting[0]
+    lane, runs = owner.run(record(5, "a"))
     await owner.away.keep([lane])
     owner.lanes.finished(lane)
 
@@ -237,10 +233,7 @@ async def test_what_was_given_to_others_while_the_rest_was_stored_is_refused() -
 async def test_what_ended_while_it_was_said_to_run_here_is_given_back_even_if_that_fails_at_first() -> None:
     """Else its next owner would wait for it for as long as this process lives."""
     owner = Owner()
-    owner.lanes.add([record(5, "a")])
-    lane = owner.lanes.next_lane()
-    assert lane is not None
-    ended = lane.waiting[0]
+    lane, ended = owner.run(record(5, "a"))
 
     async def hold(_: object) -> None:
         owner.lanes.block(lane)  # it failed, which is part of the shard's state
