@@ -29,7 +29,8 @@ from hivewire.rules.schedule import Calendar, CatchUp, Every, Timing, owed
 
 log = logging.getLogger(__name__)
 
-_NAMES = "schedules"
+NAMES = "schedules"
+"""Where the catalogue lists them: by its version everybody sees that a schedule has changed."""
 _PREFIX = "schedule/"
 _LOOK_S = 2.0
 _LOOK_SELDOM_S = 5.0
@@ -100,7 +101,7 @@ class Schedules:
             if present == wanted or await self._backend.put(_PREFIX + name, _encoder.encode(wanted), version):
                 break
         is_listed = name in await self._listed()
-        await update(self._backend, _NAMES, lambda value: _with(value, name))
+        await update(self._backend, NAMES, lambda value: _with(value, name))
         if is_listed and (present is None or present.next_at != wanted.next_at):
             await self._tell_others()
         self._look_again()
@@ -108,14 +109,14 @@ class Schedules:
     async def _tell_others(self) -> None:
         """They look at a schedule again when its time as they know it comes, or when the names have changed."""
         while True:
-            entry = await self._backend.get(_NAMES)
-            if await self._backend.put(_NAMES, entry.value, entry.version) is not None:
+            entry = await self._backend.get(NAMES)
+            if await self._backend.put(NAMES, entry.value, entry.version) is not None:
                 return
 
     async def remove(self, name: str) -> bool:
         """Whether there was one."""
         _check_name(name)
-        await update(self._backend, _NAMES, lambda value: _without(value, name))
+        await update(self._backend, NAMES, lambda value: _without(value, name))
         found = False
         while not found and (entry := await self._backend.get(_PREFIX + name)).value:
             found = await self._backend.put(_PREFIX + name, b"", entry.version) is not None
@@ -142,7 +143,7 @@ class Schedules:
         return found
 
     async def _listed(self) -> list[str]:
-        return _names.decode((await self._backend.get(_NAMES)).value or b"[]")
+        return _names.decode((await self._backend.get(NAMES)).value or b"[]")
 
     def _look_again(self) -> None:
         self._version = -1
@@ -169,7 +170,7 @@ class Schedules:
 
     async def _look(self) -> None:
         """Learn which schedules there are, if that has changed."""
-        entry = await self._backend.get(_NAMES)
+        entry = await self._backend.get(NAMES)
         if entry.version == self._version:
             return
         names = _names.decode(entry.value or b"[]")
