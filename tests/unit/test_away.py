@@ -99,6 +99,17 @@ def test_a_delayed_one_waits_for_a_later_one_of_its_key_that_runs_elsewhere() ->
     assert sorted(map(int, owner.begins())) == [5, 10]
 
 
+def test_nothing_overtakes_a_delayed_one_that_waits() -> None:
+    """It fell due before they were sent, perhaps."""
+    owner = Owner(9)
+    owner.take(record(4, "d"), record(5, "b", due_at=1.0), record(6, "b"))
+    assert owner.begins() == [4]
+    owner.take(record(7, "b"), record(8, "c", due_at=1.0), record(9, "a"), record(10, "b"), record(11, "c"))
+    begun = owner.begins()
+    assert [at for at in begun if at not in (8, 11)] == [5, 6, 7, 10]
+    assert [at for at in begun if at in (8, 11)] == [8, 11]
+
+
 @pytest.mark.parametrize("at", [2, 9])
 def test_a_delayed_one_waits_for_nothing_that_stands_before_it_or_has_ended(at: int) -> None:
     owner = Owner(at)

@@ -14,7 +14,7 @@ from collections.abc import Collection, Sequence, Set
 from hivewire.backend import Again, Back, Returned, Unfinished
 from hivewire.engine.held import Watcher
 from hivewire.engine.outcomes import Elsewhere, Outcomes
-from hivewire.record import Fetched
+from hivewire.record import Fetched, lane_of
 from hivewire.rules.lanes import Lane
 
 Place = tuple[int, int]
@@ -32,7 +32,8 @@ class Away(Watcher, Elsewhere):
         self._back: dict[Place, Returned | None] = {}
         """What has become of those in `awaited` that run no more."""
         self._behind: list[Fetched] = []
-        """Delayed ones that may be of a key that is closed: they stand before an awaited record that has not come."""
+        """Delayed ones that may be of a key that is closed, as they stand before an awaited record that has not come;
+        and what follows them in their keys."""
         outcomes.elsewhere = self
         self._held.watchers = (*self._held.watchers, self)
 
@@ -144,16 +145,18 @@ class Away(Watcher, Elsewhere):
     def shut(self, batch: Sequence[Fetched]) -> list[Fetched]:
         """Close the lanes of those that run elsewhere; returns the rest of the batch. Of each key they are the first:
         what is before them is finished, but for delayed ones, which others overtake."""
-        rest: list[Fetched] = []
+        lanes, rest, keys = self._held.lanes, [], set[str]()
         for fetched in batch:
-            place = _place(fetched)
-            if place in self.awaited:
-                self.awaited[place] = self._held.lanes.add_closed(fetched)
+            if _place(fetched) in self.awaited:
+                self.awaited[_place(fetched)] = lanes.add_closed(fetched)
+        behind, self._behind = self._behind, []
+        for fetched in (*behind, *(fetched for fetched in batch if _place(fetched) not in self.awaited)):
+            key = lane_of(fetched.record, competing=lanes.competing)
+            if key in keys or self._may_be_behind(fetched):
+                keys.add(key)
+                self._behind.append(fetched)
             else:
-                (self._behind if self._may_be_behind(fetched) else rest).append(fetched)
-        if self._behind:
-            rest += [fetched for fetched in self._behind if not self._may_be_behind(fetched)]
-            self._behind = [fetched for fetched in self._behind if self._may_be_behind(fetched)]
+                rest.append(fetched)
         self._open_all()
         return rest
 
