@@ -9,6 +9,7 @@ import pytest
 from confluent_kafka import Consumer, KafkaError, KafkaException
 
 from hivewire.backend import Saved
+from hivewire.backends.kafka import commits
 from hivewire.backends.kafka import member as members
 from hivewire.backends.kafka.consumer import KafkaConsumer
 from hivewire.backends.kafka.member import Member
@@ -56,3 +57,17 @@ async def test_nobody_waits_for_a_commit_of_one_that_could_not_leave(client: Mag
     await member.close()
     assert await asyncio.wait_for(saving, 10) == {PLACE}
     assert names(client)[-1] == "close"
+
+
+async def test_who_ends_tries_once_more_to_commit_what_was_refused_just_now(
+    client: MagicMock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(commits, "_AGAIN_S", 3_600.0)
+    client.commit.side_effect = [KafkaException(KafkaError(KafkaError.REBALANCE_IN_PROGRESS)), []]
+    member = Member({}, 6.0)
+    member.join("topic", create_autospec(KafkaConsumer, instance=True))
+    member.tokens = {PLACE: 1}
+    saving = asyncio.ensure_future(member.save({PLACE: (1, Saved(0, b""))}))
+    await until(lambda: client.commit.called, "it commits")
+    await member.close()
+    assert await asyncio.wait_for(saving, 10) == set()

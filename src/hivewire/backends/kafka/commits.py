@@ -53,6 +53,10 @@ class Commits:
     def wait(self) -> bool:
         return bool(self._saves)
 
+    def hurry(self) -> None:
+        """There is no later."""
+        self._again_at = 0.0
+
     def refuse(self) -> list[Save]:
         """The end: nobody's partition is ours."""
         refused = list(self._saves)

@@ -224,6 +224,7 @@ class Member(Tail):
                 except KafkaException as error:  # a broker that is away; what was to be done is said again by others
                     log.warning("the consumer goes on after: %s", str(error))
                     time.sleep(_CALM_POLL_S)
+            self._commits.hurry()
             self._commit(client)
         except Exception:
             log.exception("the Kafka consumer has ended")
