@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _RETRY_S = 0.2
-_LONGEST_RETRY_S = 5.0
+_LONGEST_RETRY_S = 2.0
 _AT_ONCE = 500
 _OVER_S = 1e-6
 
