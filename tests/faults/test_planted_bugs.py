@@ -296,7 +296,7 @@ def outcome_of_what_ran_on_is_kept_to_oneself(patch: pytest.MonkeyPatch) -> None
     patch.setattr(MovingConsumer, "settle_held", settle_held)
 
 
-@planted("redis", first=15)
+@planted("redis", first=100)
 def lane_left_early_does_not_let_its_shard_go(patch: pytest.MonkeyPatch) -> None:
     def put_back(self: Outcomes, lane: Lane, *, first: bool = False) -> None:
         self.held.lanes.resume(lane)
