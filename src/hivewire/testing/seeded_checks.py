@@ -247,16 +247,24 @@ def _bad_reason(result: Result, dead: Happening, starts: list[Started], stored_a
 
 
 def _sent_again(result: Result) -> Counter[tuple[str, str, int]]:
-    """How often a message was stored once more after it had died: it begins anew, under the same id."""
+    """How often a message was stored once more after it had died: it begins anew, under the same id. So does one that
+    was sent again before, if the first ran out of time, for that settles nothing; but after any other end of the first
+    it is a duplicate."""
     again: Counter[tuple[str, str, int]] = Counter()
+    copies: Counter[tuple[str, str, int]] = Counter()
     dead: set[tuple[str, str, int]] = set()
     for one in result.world.history:
         name = (one.queue, one.id, one.replay)
         if one.what == "dead":
+            if one.detail == "expired" and copies[name] > 1:
+                again[name] += 1
+            copies[name] = max(0, copies[name] - 1)  # a dead letter may be written twice
             dead.add(name)
-        elif one.what == "stored" and name in dead:
-            dead.remove(name)
-            again[name] += 1
+        elif one.what == "stored":
+            if name in dead and not copies[name]:
+                again[name] += 1
+            dead.discard(name)
+            copies[name] += 1
     return again
 
 
