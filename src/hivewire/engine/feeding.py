@@ -13,7 +13,6 @@ from hivewire.engine.slots import FETCH_LIMIT, Slots
 from hivewire.engine.watching import Watch
 from hivewire.errors import BackendError, Closed
 from hivewire.record import Fetched
-from hivewire.rules.moderation import Moderation
 
 log = logging.getLogger(__name__)
 
@@ -31,8 +30,8 @@ class Feeding:
     """
 
     __slots__ = (
-        "_hungry", "_inbox", "_is_asked", "_is_called", "_is_hungry", "_is_stopped", "_loop", "_moderation", "_outage",
-        "_over", "_slots", "_task", "_watch",
+        "_hungry", "_inbox", "_is_asked", "_is_called", "_is_hungry", "_is_stopped", "_loop", "_outage", "_over",
+        "_slots", "_task", "_watch",
     )  # fmt: skip
 
     def __init__(self, inbox: Inbox, slots: Slots, watch: Watch) -> None:
@@ -43,8 +42,6 @@ class Feeding:
         self._task: asyncio.Task[None] | None = None
         self._over: asyncio.Future[None] | None = None
         self._outage: Outage | None = None
-        self._moderation: Moderation | None = None
-        """Made when the first batch comes."""
         self._is_stopped = False
         self._is_called = False
         """`_feed_now` is about to run."""
@@ -110,13 +107,9 @@ class Feeding:
                 self._ask_for_more(len(batch))
 
     def _ask_for_more(self, came: int) -> None:
-        """At once where much comes, so that the store works while it is handled, or where others want it, too; after a
-        rest where that saves questions. Else what came is handled first, and what is sent because of it leaves."""
-        moderation = self._moderation = self._moderation or Moderation()
-        pause_s = moderation.after(came, self._loop.time())
-        if pause_s:
-            self._loop.call_later(pause_s, self._soon)
-        elif came > _FEW or self._inbox.held.store_lanes:
+        """At once where much comes, so that the store works while it is handled, or where others want it, too. Else
+        what came is handled first, and what is sent because of it leaves."""
+        if came > _FEW or self._inbox.held.store_lanes:
             self._feed_now()
         else:
             self._in_turns(_TURNS_AFTER)
