@@ -176,12 +176,13 @@ class SimulatedProcess:
     async def do(self, work: Callable[[Protocol], Coroutine[Any, Any, _T]], *, within_s: float | None = None) -> _T:
         """Something for the process that sits here. Raises `Died` if it is killed meanwhile, and `TimeoutError` if it
         takes longer than `within_s`, also in a process that stands still."""
-        await self._alive.wait()
+        await self.until_alive()
         assert self._engine is not None
         return await self._in_process(partial(work, self._engine), within_s)
 
     async def until_alive(self) -> None:
-        await self._alive.wait()
+        while not self._alive.is_set():  # who is born may die before those who waited for it go on
+            await self._alive.wait()
 
 
 async def _told(work: Callable[[], Coroutine[Any, Any, _T]], ended: asyncio.Future[_T]) -> None:
