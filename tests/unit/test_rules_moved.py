@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hivewire.record import Fetched, Record
+from hivewire.rules.blame import judge
 from hivewire.rules.moved import Returned, before_this_start, returned_of, taken_over
 from hivewire.rules.pool import Kept, Offer, Pool, Take, Word
 from hivewire.rules.progress import History, Progress, decode, encode
@@ -66,10 +67,10 @@ def test_what_came_back_brings_the_larger_of_its_counters() -> None:
 def test_what_its_member_died_with_is_suspect_and_counts_for_it_alone() -> None:
     pool = pool_of({6})
     pool.apply(Word("other", LEASE_S, silent=("m", 0)), 1, 1.0 + LEASE_S)
-    saved = encode(Progress(5, (), [History(6, 1)], 5))
+    saved = encode(Progress(5, (), [History(6, 0, 1)], 5))  # as it is handed over: without the start that runs on
     state, away = taken_over(pool, SHARD, 5, saved)
     assert away == []
-    assert decode(state).history == [History(6, 1, running=True)]
+    assert decode(state).history == [History(6, 1, 1, running=True)]
     assert decode(state).taken_to == 7
     assert returned_of(pool, (SHARD, 6)) == Returned(1, 0, 0, 1, True, 0.0)
 
@@ -121,3 +122,22 @@ def test_what_is_finished_brings_nothing_back() -> None:
     pool.apply(Word("m", done=[(SHARD, 6)]), 1, 2.0)
     assert not pool.is_taken((SHARD, 6))
     assert returned_of(pool, (SHARD, 6)) is None
+
+
+@given(moves=st.integers(1, 5), failures=st.integers(0, 2), before=st.integers(0, 3))
+def test_a_death_counts_once_however_often_its_shard_moves_before_the_next_start(
+    moves: int, failures: int, before: int
+) -> None:
+    """Each owner judges it, saves what it knows, and is gone before it starts anything."""
+    pool = Pool(100, 60.0, 60.0)
+    pool.apply(Word("m", LEASE_S, take=Take(1, 1, [Offer(SHARD, 6, 7, 0, before)])), 0, 1.0)
+    pool.apply(Word("other", LEASE_S, silent=("m", 0)), 1, 1.0 + LEASE_S)
+    saved = encode(Progress(5, (), [History(6, before, failures)], 5))
+    for _ in range(moves):
+        (known,) = decode(taken_over(pool, SHARD, 5, saved)[0]).history
+        fetched = Fetched(
+            SHARD, 6, 1, Record("m", "k", b""), 0.0, known.starts, known.failures, died=int(known.running)
+        )
+        judge(fetched)
+        saved = encode(Progress(5, (), [History(6, fetched.starts, fetched.failures)], 5))
+    assert (fetched.starts, fetched.failures) == (before + 1, failures + 1)

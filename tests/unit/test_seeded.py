@@ -63,6 +63,7 @@ def test_no_seed_breaks_a_promise(profile: str, first: int) -> None:
         ("kafka", 323250),
         ("kafka", 1633),
         ("kafka", 3417),
+        ("kafka", 30585),
         ("sql", 18148),
     ],
 )

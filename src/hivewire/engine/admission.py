@@ -117,8 +117,8 @@ class Admission:
             self._refuse(lane, "crashed", f"its handler's process died {deaths} times")
             return True
         if not has_died and fetched.failures >= max_attempts:
-            why = f"{fetched.failures} attempts failed; the last one did so as its shard moved, and its worker has why"
-            self._refuse(lane, "max_attempts", why)
+            why = f"{fetched.failures} attempts have failed, and {max_attempts} are allowed"
+            self._refuse(lane, "max_attempts", f"{why}; the log of the last worker says why")
             return True
         return False
 

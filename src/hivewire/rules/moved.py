@@ -1,7 +1,8 @@
 """A shard that changed its owner while handlers ran: what the new owner must know of what ran on.
 
 Counters only rise, so the larger of two is the newer. Therefore what is saved of a shard when it is handed over leaves
-out the starts of what runs on: whether they were starts is said by who runs it, or by its death.
+out the starts of what runs on: whether they were starts is said by who runs it, or by its death. The pool remembers a
+death for good; a state that has the start already was saved by an owner who has counted it.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ def taken_over(pool: Pool, shard: int, watermark: int, saved: bytes) -> tuple[by
             max(before.starts, known.starts),
             max(before.failures, known.failures),
             max(before.crashes, known.crashes),
-            before.running or known.died > 0,
+            before.running or (known.died > 0 and known.starts > before.starts),
         )
         if known.suspect:
             taken_to = max(taken_to, at + 1)
