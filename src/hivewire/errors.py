@@ -158,15 +158,19 @@ class ModelError(HivewireError):
 
 class ModelUnavailable(ModelError):
     """Not now: the provider is overloaded, limits the rate, or could not be reached. `retry_after_s` is what it asks
-    for, in seconds; None when it did not say. `is_rate_limit`: it works, but not for so many requests."""
+    for, in seconds; None when it did not say. `is_rate_limit`: it works, but not for so many requests. `may_cost`: it
+    had the request and may have worked on it, as when no answer came in time."""
 
     code = "model_unavailable"
     retryable = True
 
-    def __init__(self, text: str, *, retry_after_s: float | None = None, is_rate_limit: bool = False) -> None:
+    def __init__(
+        self, text: str, *, retry_after_s: float | None = None, is_rate_limit: bool = False, may_cost: bool = False
+    ) -> None:
         super().__init__(text)
         self.retry_after_s = retry_after_s
         self.is_rate_limit = is_rate_limit
+        self.may_cost = may_cost
 
 
 class ModelRefused(ModelError):

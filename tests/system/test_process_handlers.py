@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import multiprocessing
 import os
 import signal
 import threading
@@ -11,7 +12,6 @@ from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from math import inf
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -20,6 +20,7 @@ import pytest
 
 import hivewire as hw
 from hivewire.coordination import processes
+from hivewire.coordination.pipes import Pipe
 from hivewire.coordination.processes import _Child
 from hivewire.testing.conformance.waiting import eventually, until
 from tests.system import process_handlers
@@ -121,6 +122,26 @@ async def test_a_death_is_seen_though_what_it_forked_lives_on() -> None:
         assert await _ask(protocol, do="fork", s=60, last=1) == 2
 
 
+async def test_a_death_in_the_middle_of_an_answer_is_seen_though_what_it_forked_lives_on() -> None:
+    async with _served(concurrency=1) as (protocol, _):
+        assert await _ask(protocol, do="half", n=3_000_000, s=60, last=1) == 2
+
+
+def test_a_message_to_a_dead_process_does_not_wait_for_ever() -> None:
+    """Somebody else holds the other end open, and reads nothing."""
+    ours, theirs = multiprocessing.Pipe()
+    pipe, lives = Pipe(ours, lambda: False), Pipe(theirs, lambda: True)
+    with ThreadPoolExecutor(1) as threads:
+        with pytest.raises(EOFError):
+            threads.submit(pipe.send, b"x" * 5_000_000).result(30)
+        lives.send(b"last words")
+        assert threads.submit(pipe.receive).result(30) == b"last words"
+        with pytest.raises(EOFError):
+            threads.submit(pipe.receive).result(30)
+    pipe.close()
+    lives.close()
+
+
 def test_who_kills_does_not_wait_for_what_was_forked(tmp_path: Path) -> None:
     """It is the event loop that kills."""
     child, note = _Child("forking"), tmp_path / "note"
@@ -208,20 +229,17 @@ async def test_a_function_without_a_name_is_refused_when_it_is_served() -> None:
 class Slow:
     """A pipe whose reader has read and not yet come back from it."""
 
-    def __init__(self, pipe: Connection) -> None:
+    def __init__(self, pipe: Pipe) -> None:
         self.pipe = pipe
         self.has_read = threading.Event()
         self.may_return = threading.Event()
 
-    def send_bytes(self, data: bytes) -> None:
-        self.pipe.send_bytes(data)
+    def send(self, message: bytes) -> None:
+        self.pipe.send(message)
 
-    def poll(self, timeout_s: float) -> bool:
-        return self.pipe.poll(timeout_s)
-
-    def recv_bytes(self) -> bytes:
+    def receive(self) -> bytes:
         try:
-            return self.pipe.recv_bytes()
+            return self.pipe.receive()
         finally:
             self.has_read.set()
             assert self.may_return.wait(30)
@@ -236,7 +254,7 @@ def test_a_pipe_is_closed_by_whoever_uses_it_last() -> None:
     with ThreadPoolExecutor(1) as threads:
         message = hw.Message(type="task", sender="me", to="busy", content={"do": "pid"})
         assert threads.submit(child.ask, (process_handlers.work, message, 1, inf)).result(60)[0] == "result"
-        assert isinstance(child._pipe, Connection)
+        assert isinstance(child._pipe, Pipe)
         slow = Slow(child._pipe)
         child._pipe = slow  # type: ignore[assignment]  # all that is used of it
         asking = threads.submit(child.ask, (process_handlers.work, message, 1, inf))

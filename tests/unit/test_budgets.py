@@ -11,10 +11,10 @@ import pytest
 import hivewire as hw
 from hivewire.coordination.budgeted import Budgeted, Spending
 from hivewire.coordination.budgets import Budgets, read_prices
-from hivewire.errors import BudgetExceeded, ModelUnavailable
-from hivewire.llm import CompletionRequest, CompletionResponse, Usage
+from hivewire.errors import BadAnswer, BudgetExceeded, ModelUnavailable
+from hivewire.llm import CompletionRequest, CompletionResponse, Resilient, Usage
 from hivewire.rules.budget import Cost, Limit, Price
-from hivewire.testing.scripted_model import ScriptedModel
+from hivewire.testing.scripted_model import Answer, ScriptedModel
 
 ASK = CompletionRequest(user="what?", max_tokens=100)
 AT = 1_795_600_000.0  # 2026-11-25
@@ -145,6 +145,43 @@ async def test_what_was_not_answered_costs_nothing_and_what_was_cancelled_costs_
     assert lines["run/away"] == (0, 0)
     assert lines["run/cancelled"][0] > 100
     assert lines["run/cancelled"][1] == 0
+
+
+async def test_each_attempt_is_paid() -> None:
+    """The provider has worked on an answer that is of no use, and on one that did not come in time."""
+    script: list[Answer] = [
+        BadAnswer("x"),
+        ModelUnavailable("busy"),
+        ModelUnavailable("late", may_cost=True),
+        "well",
+        "never",
+    ]
+    model = ScriptedModel(script)
+    async with hw.connect("memory://") as protocol:
+        budgets = Budgets(protocol, {"run": Limit(calls=3)}, clock=lambda: AT)
+        paid = Budgeted(Resilient(model, retry=hw.Retry(max_attempts=4, first_s=0.0)), budgets, ["run/r"])
+        assert (await paid.complete(ASK)).text == "well"
+        with pytest.raises(BudgetExceeded):
+            await paid.complete(ASK)
+        assert model.left == 1
+        (line,) = await budgets.summary("run/")
+    most = 100 + 2 * 16 + 4
+    assert (line.calls, line.tokens, line.reserved_tokens) == (3, 2 * most + 2, 0)
+
+
+async def test_attempts_of_a_stream_are_paid_each() -> None:
+    async with hw.connect("memory://") as protocol:
+        budgets = Budgets(protocol, {"run": Limit(calls=1)}, clock=lambda: AT)
+        retry = hw.Retry(max_attempts=4, first_s=0.0)
+        for late, ends in ((True, BudgetExceeded), (False, None)):
+            model = ScriptedModel([ModelUnavailable("late", may_cost=late), "well"])
+            paid = Budgeted(Resilient(model, retry=retry), budgets, [f"run/{late}"])
+            if ends is None:
+                assert [piece.text async for piece in paid.stream(ASK)] == ["well", ""]
+            else:
+                with pytest.raises(ends):
+                    await anext(paid.stream(ASK))
+        assert {line.scope: line.calls for line in await budgets.summary("run/")} == {"run/True": 1, "run/False": 1}
 
 
 async def test_a_stream_is_settled_when_it_ends_or_is_left(protocols: list[hw.Protocol]) -> None:

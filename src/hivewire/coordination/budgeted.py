@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
-from typing import Final
+from typing import Final, NamedTuple
 
 import msgspec
 
@@ -62,10 +62,10 @@ class Spending(msgspec.Struct, frozen=True, kw_only=True):
 class Budgeted(LLM):
     """Reserves what a call may cost at most, asks `llm`, and settles what it did cost.
 
-    `max_tokens` bounds the answer; a request that names none is given 4,096. A model without a price costs tokens and
-    calls, and no money. At the limit it raises `BudgetExceeded`, or asks for `cheaper` (a model's name) as long as that
-    can be paid. A call that was cancelled, or whose process died, counts with all that was reserved: the provider may
-    have answered.
+    A model that asks its provider again by itself (`Resilient`) pays for each attempt. `max_tokens` bounds the answer;
+    a request that names none is given 4,096. A model without a price costs tokens and calls, and no money. At the limit
+    it raises `BudgetExceeded`, or asks for `cheaper` (a model's name) as long as that can be paid. A call that was
+    cancelled, whose process died, or whose provider had it and did not answer, counts with all that was reserved.
     """
 
     def __init__(
@@ -78,22 +78,41 @@ class Budgeted(LLM):
         prices: Mapping[str, Price] | None = None,
         cheaper: str | None = None,
     ) -> None:
+        terms = _Terms(budgets, tuple(scopes), model, dict(prices or {}), cheaper)
+        self._llm = llm.each_attempt(lambda one: _Paid(one, terms))
+
+    async def complete(self, request: CompletionRequest) -> CompletionResponse:
+        return await self._llm.complete(request)
+
+    def stream(self, request: CompletionRequest) -> AsyncGenerator[Piece]:
+        return self._llm.stream(request)
+
+    async def close(self) -> None:
+        await self._llm.close()
+
+
+class _Terms(NamedTuple):
+    budgets: Budgets
+    scopes: tuple[str, ...]
+    model: str
+    prices: Mapping[str, Price]
+    cheaper: str | None
+
+
+class _Paid(LLM):
+    """A model whose every call is one attempt."""
+
+    def __init__(self, llm: LLM, terms: _Terms) -> None:
         self._llm = llm
-        self._budgets = budgets
-        self._scopes = tuple(scopes)
-        self._model = model
-        self._prices = dict(prices or {})
-        self._cheaper = cheaper
+        self._terms = terms
+        self._budgets = terms.budgets
 
     async def complete(self, request: CompletionRequest) -> CompletionResponse:
         request, reservation = await self._reserved(request)
         try:
             response = await self._llm.complete(request)
-        except (ModelUnavailable, ModelRefused):
-            await self._budgets.release(reservation)
-            raise
-        except BaseException:
-            await asyncio.shield(self._budgets.settle(reservation, reservation.cost))
+        except BaseException as error:
+            await asyncio.shield(self._failed(reservation, error))
             raise
         await asyncio.shield(self._budgets.settle(reservation, self._cost(request, response)))
         return response
@@ -109,8 +128,8 @@ class Budgeted(LLM):
                     if piece.response is not None:
                         cost = self._cost(request, piece.response)
                     yield piece
-        except (ModelUnavailable, ModelRefused):
-            cost = reservation.cost if has_begun else None
+        except (ModelUnavailable, ModelRefused) as error:
+            cost = reservation.cost if has_begun or _may_cost(error) else None
             raise
         finally:
             done = self._budgets.release(reservation) if cost is None else self._budgets.settle(reservation, cost)
@@ -119,18 +138,24 @@ class Budgeted(LLM):
     async def close(self) -> None:
         await self._llm.close()
 
+    async def _failed(self, reservation: Reservation, error: BaseException) -> None:
+        if _may_cost(error):
+            await self._budgets.settle(reservation, reservation.cost)
+        else:
+            await self._budgets.release(reservation)
+
     async def _reserved(self, request: CompletionRequest) -> tuple[CompletionRequest, Reservation]:
         request = msgspec.structs.replace(request, max_tokens=request.max_tokens or _MAX_TOKENS)
         try:
-            return request, await self._budgets.reserve(self._scopes, self._most(request))
+            return request, await self._budgets.reserve(self._terms.scopes, self._most(request))
         except BudgetExceeded:
-            if self._cheaper is None or request.model == self._cheaper:
+            if self._terms.cheaper is None or request.model == self._terms.cheaper:
                 raise
-        request = msgspec.structs.replace(request, model=self._cheaper)
-        return request, await self._budgets.reserve(self._scopes, self._most(request))
+        request = msgspec.structs.replace(request, model=self._terms.cheaper)
+        return request, await self._budgets.reserve(self._terms.scopes, self._most(request))
 
     def _price(self, request: CompletionRequest) -> Price:
-        return self._prices.get(request.model or self._model, FREE)
+        return self._terms.prices.get(request.model or self._terms.model, FREE)
 
     def _most(self, request: CompletionRequest) -> Cost:
         """What the call may cost at most, by the length of what is sent."""
@@ -145,3 +170,8 @@ class Budgeted(LLM):
         if not usage.total_tokens:  # the server does not count
             return self._most(request)
         return self._price(request).cost(usage.input_tokens, usage.output_tokens)
+
+
+def _may_cost(error: BaseException) -> bool:
+    """Whether the provider may have worked on a call that ended so."""
+    return not isinstance(error, ModelRefused) and not (isinstance(error, ModelUnavailable) and not error.may_cost)

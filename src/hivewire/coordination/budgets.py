@@ -80,10 +80,10 @@ class Budgets:
         held: list[str] = []
         try:
             for scope in every:
+                held.append(scope)  # a cancel may come when it is stored already
                 refusal = await self._hold(scope, reservation, now)
                 if refusal is not None:
                     raise BudgetExceeded(_told(scope, refusal), scope=scope, what=refusal.what)
-                held.append(scope)
         except BaseException:
             for scope in held:
                 await asyncio.shield(self._change(scope, lambda account: account.release(reservation.id)))

@@ -24,12 +24,12 @@ from typing import Any, Final
 import msgspec
 
 from hivewire.coordination.calling import THREADS
+from hivewire.coordination.pipes import Pipe
 from hivewire.coordination.stopping import TooLate
 from hivewire.errors import HivewireError, Reject, RetryAfter, SettingsError, told
 from hivewire.message import Message
 
 _END_S: Final = 2.0
-_LOOK_S: Final = 1.0
 _STEP_S: Final = 0.001
 _spawn = multiprocessing.get_context("spawn")
 
@@ -111,7 +111,7 @@ class _Child:
         self._name = name
         self._lock = threading.Lock()
         self._process: Any = None
-        self._pipe: Connection | None = None
+        self._pipe: Pipe | None = None
         self._killed = False
         self._asking = False
 
@@ -125,11 +125,8 @@ class _Child:
             self._asking = True
         assert self._pipe is not None
         try:
-            self._pipe.send_bytes(pickle.dumps(call))
-            while not self._pipe.poll(_LOOK_S):  # what the handler has forked holds the pipe open, too
-                if not self._process.is_alive() and not self._pipe.poll():
-                    raise EOFError
-            raw = self._pipe.recv_bytes()
+            self._pipe.send(pickle.dumps(call))
+            raw = self._pipe.receive()
         except (EOFError, OSError) as error:
             self._process.join(_END_S)
             raise ProcessDied(f"its process ended with {_ending(self._process.exitcode)}") from error
@@ -141,7 +138,7 @@ class _Child:
     def is_alive(self) -> bool:
         return self._process is not None and bool(self._process.is_alive())
 
-    def _asked(self, pipe: Connection) -> None:
+    def _asked(self, pipe: Pipe) -> None:
         with self._lock:
             self._asking = False
             if self._killed:
@@ -152,7 +149,7 @@ class _Child:
         self._process = _spawn.Process(target=_serve, args=(theirs,), name=f"hivewire-{self._name}", daemon=True)
         self._process.start()
         theirs.close()
-        self._pipe = ours
+        self._pipe = Pipe(ours, self.is_alive)
 
     def kill(self) -> None:
         """At once, whatever it does; a thread that waits for it is told by the end of the pipe."""
@@ -205,19 +202,19 @@ def _opened(answer: tuple[str, Any]) -> Any:
 # -- in the child
 
 
-def _serve(pipe: Connection) -> None:
-    own = os.getpid()
+def _serve(connection: Connection) -> None:
+    own, pipe = os.getpid(), Pipe(connection, lambda: True)  # a parent's death ends this process
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all of a terminal: the parent decides
     threading.Thread(target=_end_with_parent, daemon=True).start()
     while True:
         try:
-            raw = pipe.recv_bytes()
+            raw = pipe.receive()
         except (EOFError, OSError):
             return
         answer = _answer(raw)
         if os.getpid() != own:
             os._exit(0)  # forked by the handler, and back from it: the answer is the other one's to give
-        pipe.send_bytes(answer)
+        pipe.send(answer)
 
 
 def _end_with_parent() -> None:

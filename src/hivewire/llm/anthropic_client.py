@@ -124,7 +124,7 @@ class Anthropic(LLM):
                 if text:
                     yield Piece(text=text)
         if not heard.ended:
-            raise ModelUnavailable(f"{doing}: the stream ended in the middle")
+            raise ModelUnavailable(f"{doing}: the stream ended in the middle", may_cost=True)
         found = [block for _, block in sorted(heard.blocks.items())]
         yield Piece(response=_response(request, found, heard.reason, heard.usage, heard.model))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from types import TracebackType
 from typing import Any, Literal, Self
 
@@ -119,6 +119,10 @@ class LLM(ABC):
     @abstractmethod
     def stream(self, request: CompletionRequest) -> AsyncGenerator[Piece]:
         """The answer in pieces as they come. Closing the generator ends the request to the provider."""
+
+    def each_attempt(self, wrap: Callable[[LLM], LLM]) -> LLM:
+        """This model with `wrap` around it: where it asks again by itself, around each time that it asks."""
+        return wrap(self)
 
     async def close(self) -> None:
         """Give back connections. Idempotent."""

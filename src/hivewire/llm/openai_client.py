@@ -144,7 +144,8 @@ class OpenAI(LLM):
                         texts.append(text)
                         yield Piece(text=text)
         if reason is None:
-            raise ModelUnavailable(f"{doing}: the stream ended in the middle, after {sum(map(len, texts))} characters")
+            got = sum(map(len, texts))
+            raise ModelUnavailable(f"{doing}: the stream ended in the middle, after {got} characters", may_cost=True)
         asked = tuple(call for _, call in sorted(calls.items()))
         yield Piece(response=_response("".join(texts), asked, reason, usage, model))
 

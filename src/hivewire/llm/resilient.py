@@ -7,6 +7,7 @@ import math
 import random
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
+from copy import copy
 from typing import Final
 
 import msgspec
@@ -81,6 +82,12 @@ class Resilient(LLM):
             else:
                 self._breaker.succeeded()
                 return
+
+    def each_attempt(self, wrap: Callable[[LLM], LLM]) -> LLM:
+        """The breaker is shared: the provider is one."""
+        other = copy(self)
+        other._llm = self._llm.each_attempt(wrap)
+        return other
 
     async def close(self) -> None:
         await self._llm.close()

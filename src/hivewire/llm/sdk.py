@@ -77,20 +77,28 @@ def translated(sdk: Any, doing: str, limit_s: float) -> Generator[None]:
     except sdk.APIStatusError as error:
         raise failure(doing, error.status_code, error.message, error.response.headers) from error
     except (sdk.APITimeoutError, TimeoutError) as error:
-        raise ModelUnavailable(f"{doing}: no answer within {limit_s:g} s") from error
+        raise ModelUnavailable(f"{doing}: no answer within {limit_s:g} s", may_cost=_was_sent(error)) from error
     except sdk.APIConnectionError as error:
         where = error.request.url
         raise ModelUnavailable(
-            f"{doing}: the connection to {where.host}:{where.port or where.scheme} failed: {error.__cause__ or error}"
+            f"{doing}: the connection to {where.host}:{where.port or where.scheme} failed: {error.__cause__ or error}",
+            may_cost=_was_sent(error),
         ) from error
     except sdk.APIResponseValidationError as error:
         raise BadAnswer(f"{doing}: the answer is not of the API's form: {error.message}") from error
     except sdk.APIError as error:  # told inside a stream
-        raise ModelUnavailable(f"{doing}: {error.message}") from error
+        raise ModelUnavailable(f"{doing}: {error.message}", may_cost=True) from error
     except _transport_errors() as error:  # a stream that breaks off
-        raise ModelUnavailable(f"{doing}: the connection broke: {str(error) or type(error).__name__}") from error
+        raise ModelUnavailable(
+            f"{doing}: the connection broke: {str(error) or type(error).__name__}", may_cost=True
+        ) from error
     except ValueError as error:  # a body that is not JSON
         raise BadAnswer(f"{doing}: the answer could not be read: {error}") from error
+
+
+def _was_sent(error: BaseException) -> bool:
+    """False: there was no connection that the request could have gone out by."""
+    return type(error.__cause__).__name__ not in ("ConnectError", "ConnectTimeout", "PoolTimeout")
 
 
 def _transport_errors() -> tuple[type[Exception], ...]:

@@ -70,15 +70,15 @@ class Cron:
     def _local(self, start: datetime) -> Iterator[datetime]:
         """Times on the wall that match, from this minute on."""
         day = start.date()
-        earliest = start.time()
+        first_hour, first_minute = start.hour, start.minute
         for _ in range(_MOST_DAYS):
             if day.month in self._months and self._is_day(day.day, day.isoweekday() % 7):
                 for hour in self._hours:
-                    for minute in self._minutes:
-                        at = time(hour, minute)
-                        if at >= earliest:
-                            yield datetime.combine(day, at)
-            earliest = time.min
+                    if hour >= first_hour:
+                        for minute in self._minutes:
+                            if minute >= first_minute or hour > first_hour:
+                                yield datetime.combine(day, time(hour, minute))
+            first_hour = first_minute = 0
             day += timedelta(days=1)
 
     def _is_day(self, day: int, weekday: int) -> bool:
