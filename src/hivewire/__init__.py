@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from hivewire.backend import Depth as Depth
+    from hivewire.coordination.context import Context as Context
     from hivewire.coordination.coordinator import Coordinator as Coordinator
     from hivewire.coordination.effects import LedgerEffects as LedgerEffects
     from hivewire.coordination.ledger import Guard as Guard
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
     from hivewire.coordination.outbox.relay import Relay as Relay
     from hivewire.coordination.tasks import TaskRequest as TaskRequest
     from hivewire.coordination.tasks import TaskResult as TaskResult
-    from hivewire.coordination.worker import Context as Context
     from hivewire.coordination.worker import Worker as Worker
     from hivewire.coordination.worker import run as run
     from hivewire.delivery import Delivery as Delivery
@@ -96,7 +96,8 @@ _HOMES = {
     ],
     "coordination.outbox.boxes": ["Inbox", "Outbox"],
     "coordination.outbox.relay": ["Relay"],
-    "coordination.worker": ["Context", "Worker", "run"],
+    "coordination.context": ["Context"],
+    "coordination.worker": ["Worker", "run"],
     "delivery": ["Delivery"],
     "errors": [
         "AlreadySettled",

@@ -96,7 +96,7 @@ def _supervise(args: argparse.Namespace) -> int:
 
 def load_workers(references: Sequence[str]) -> list[Worker]:
     """The workers that `module:name` references name; modules of the current folder can be named, too."""
-    from hivewire.coordination.worker import Worker
+    from hivewire.coordination.worker import Worker, check_together
 
     found: list[Worker] = []
     for reference in references:
@@ -109,6 +109,7 @@ def load_workers(references: Sequence[str]) -> list[Worker]:
                 raise UsageError(f"{reference} is of type {type(worker).__name__}, not a Worker or a list of Workers")
             worker.check()
             found.append(worker)
+    check_together(found)
     return found
 
 

@@ -20,8 +20,8 @@ from hivewire.protocol import Protocol
 from hivewire.rules.retry import Retry
 
 if TYPE_CHECKING:
+    from hivewire.coordination.context import Context
     from hivewire.coordination.processes import Pool
-    from hivewire.coordination.worker import Context
 
 Handler = Callable[[Message, Any], Any]
 """Called with a message and its `Context`; in a process of its own with a `ProcessContext`."""

@@ -5,23 +5,21 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
-from collections.abc import Awaitable, Callable, Coroutine, Generator, Sequence
+from collections.abc import Awaitable, Callable, Generator, Sequence, Set
 from contextlib import contextmanager
 from contextvars import ContextVar
-from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
-import msgspec
-
 from hivewire.backend import Mode
-from hivewire.codec import check_agent
+from hivewire.codec import check_agent, check_group, check_type
 from hivewire.coordination.calling import Calls, Entry, Handler
+from hivewire.coordination.context import Context as Context
+from hivewire.coordination.context import PlainContext
 from hivewire.coordination.stopping import Stopped
 from hivewire.delivery import Delivery
-from hivewire.errors import NoHandler, SettingsError
-from hivewire.ids import derived_id
-from hivewire.message import BEGUN, EFFECTS, PROGRESS, Message
-from hivewire.protocol import Protocol, Receipt
+from hivewire.errors import HivewireError, NoHandler, SettingsError, duration_s
+from hivewire.message import Message
+from hivewire.protocol import Protocol
 from hivewire.rules.retry import Retry
 
 if TYPE_CHECKING:
@@ -31,169 +29,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 HandlerT = TypeVar("HandlerT", bound=Handler)
-T = TypeVar("T")
-
 ANY = "*"
 """A handler for every type that has none of its own."""
-
-
-class Context(msgspec.Struct, eq=False):
-    """What a handler knows beside the message, and what it can do.
-
-    The id of everything it sends follows from the message it handles, the recipient, the type and a
-    running number (or `name`). So when the message is delivered again, receivers recognise what they have
-    had already. A handler that sends to one recipient in changing order gives each a `name`.
-    """
-
-    worker: Worker
-    protocol: Protocol
-    message: Message
-    _delivery: Delivery
-
-    @property
-    def attempt(self) -> int:
-        """1 at the first start of a handler for this message; crashes count."""
-        return self._delivery.attempt
-
-    @property
-    def blocking(self) -> BlockingContext:
-        """The same for a plain function, which runs in a thread."""
-        return BlockingContext(self, self.worker.loop)
-
-    def _output_id(self, to: str, type: str, name: str | None) -> str:
-        cause = name if name is not None else self._delivery.next_output(to, type)
-        return derived_id(self.message.id, self._delivery.replay, to, type, cause)
-
-    async def send(
-        self,
-        type: str,
-        to: str,
-        content: Any = None,
-        *,
-        name: str | None = None,
-        delay_s: float = 0,
-        idempotency_key: str | None = None,
-        **fields: Any,
-    ) -> Receipt:
-        """Send as this worker. `fields` are those of `Message`."""
-        fields.setdefault("id", self._output_id(to, type, name))
-        message = Message(type=type, sender=self.worker.name, to=to, content=content, **fields)
-        return await self.protocol.send(message, delay_s=delay_s, idempotency_key=idempotency_key)
-
-    async def reply(self, content: Any, *, type: str = "response", name: str | None = None) -> Receipt:
-        """Answer where the message asks for it (`metadata["reply_to"]`), else its sender."""
-        to = self.message.metadata.get("reply_to") or self.message.sender
-        answer = Message(
-            type=type,
-            sender=self.worker.name,
-            to=to,
-            content=content,
-            in_reply_to=self.message.id,
-            id=self._output_id(to, type, name),
-        )
-        return await self.protocol.deliver_reply(answer)
-
-    async def progress(self, **content: Any) -> None:
-        """Tell whoever follows the work (`metadata["progress_to"]`), if anybody does."""
-        to = self.message.metadata.get("progress_to")
-        if to:
-            await self._tell(to, content)
-
-    async def begun(self) -> None:
-        """Tell whoever asked for it (`metadata["start_to"]`) that a handler starts now."""
-        await self._tell(self.message.metadata["start_to"], {"state": BEGUN, "message": self.message.id})
-
-    async def _tell(self, to: str, content: dict[str, Any]) -> None:
-        event = Message(
-            type="event",
-            sender=self.worker.name,
-            to=to,
-            content=content,
-            metadata={PROGRESS: True},
-            in_reply_to=self.message.id,
-            id=self._output_id(to, "event", None)
-            if self.attempt == 1
-            else derived_id(
-                self.message.id,
-                self._delivery.replay,
-                to,
-                "event",
-                self.attempt,
-                self._delivery.next_output(to, "event"),
-            ),
-        )
-        await self.protocol.deliver_reply(event)
-
-    def effect_key(self, name: str) -> str:
-        """A key for an effect outside: the same at every attempt of this message, over restarts and takeovers; in a
-        plan's subtask also over send-backs and new plans, as long as the subtask keeps its name."""
-        return derived_id(*self._effects, "effect", name)
-
-    @property
-    def _effects(self) -> tuple[str, int, str]:
-        """What this message's effects belong to."""
-        subtask = self.message.metadata.get(EFFECTS)
-        if isinstance(subtask, str):
-            return (subtask, 0, "plan")  # whoever of the team does it
-        return (self.message.id, self._delivery.replay, self.worker.name)
-
-    async def once(self, name: str, fn: Callable[[], Any], *, find: Callable[[], Any] | None = None) -> Any:
-        """The stored result of `fn` (plain or async) for this message and name; computed only if there is none.
-
-        The result (any JSON value) is stored before it is returned and kept for 24 times the idempotency
-        window, a day by default; in a ledger (`Worker(effects=…)`) until it is purged. Attempts at the same time
-        compute it once; the others wait for it. An `fn` that raises stores nothing: the next attempt computes.
-
-        A crash between the effect of `fn` and the storing of its result is a window: the next attempt computes it
-        again. `find` closes it. After an attempt that ended without a result, `find` is asked first: it looks
-        outside whether the effect has happened (by `effect_key(name)`, which `fn` gave to it), and returns its
-        result, or None when it has not.
-        """
-        cause, replay, owner = self._effects
-        scope = f"{owner}/{cause}/{replay}"
-        compute, look = _awaited(fn), None if find is None else _awaited(find)
-        if self.worker.effects is not None:
-            return await self.worker.effects.once(f"{scope}/{name}", compute, look)
-        return await self.protocol.once(scope, name, compute, look)
-
-
-def _awaited(fn: Callable[[], Any]) -> Callable[[], Awaitable[Any]]:
-    async def call() -> Any:
-        value = fn()
-        return await value if inspect.isawaitable(value) else value
-
-    return call
-
-
-class BlockingContext:
-    """`Context` for a handler that runs in a thread: each call waits for its end."""
-
-    __slots__ = ("_context", "_loop")
-
-    def __init__(self, context: Context, loop: asyncio.AbstractEventLoop) -> None:
-        self._context = context
-        self._loop = loop
-
-    def _wait(self, coroutine: Coroutine[Any, Any, T]) -> T:
-        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()
-
-    def send(self, type: str, to: str, content: Any = None, **fields: Any) -> Receipt:
-        return self._wait(self._context.send(type, to, content, **fields))
-
-    def reply(self, content: Any, *, type: str = "response", name: str | None = None) -> Receipt:
-        return self._wait(self._context.reply(content, type=type, name=name))
-
-    def progress(self, **content: Any) -> None:
-        self._wait(self._context.progress(**content))
-
-    def effect_key(self, name: str) -> str:
-        return self._context.effect_key(name)
-
-    def once(self, name: str, fn: Callable[[], T], *, find: Callable[[], T | None] | None = None) -> T:
-        """`fn` and `find` run in a thread of the pool of `asyncio.to_thread`."""
-        looking = None if find is None else partial(asyncio.to_thread, find)
-        result: T = self._wait(self._context.once(name, partial(asyncio.to_thread, fn), find=looking))
-        return result
 
 
 class Worker:
@@ -218,10 +55,14 @@ class Worker:
     ) -> None:
         check_agent(name)
         for what, names in (("capabilities", capabilities), ("groups", groups)):
-            if isinstance(names, str):
-                raise SettingsError(f"worker {name}: {what} are a list of names, not one str")
-        if concurrency < 1:
-            raise SettingsError(f"worker {name}: concurrency must be at least 1, not {concurrency}")
+            if not _are_names(names):
+                raise SettingsError(f"worker {name}: {what} are a list of names, not {names!r}")
+        for group in groups:
+            check_group(group)
+        if type(concurrency) is not int or concurrency < 1:
+            raise SettingsError(f"worker {name}: concurrency is a whole number, at least 1, not {concurrency!r}")
+        if mode not in ("ordered", "competing"):
+            raise SettingsError(f"worker {name}: mode is 'ordered' or 'competing', not {mode!r}")
         self.name = name
         self.capabilities = tuple(capabilities)
         self.concurrency = concurrency
@@ -254,7 +95,8 @@ class Worker:
     ) -> Callable[[HandlerT], HandlerT]:
         """Handle messages of this type (`"*"`: of every type without a handler of its own).
 
-        An `async def` runs on the event loop, a plain `def` in a thread. `retry` and `timeout_s` replace
+        An `async def` runs on the event loop, a plain `def` in a thread, where each call of its context waits
+        for its end (`ctx.send(…)` or, for a type checker, `ctx.blocking.send(…)`). `retry` and `timeout_s` replace
         the protocol's defaults; after `timeout_s` the handler is cancelled, which is a failed attempt. A
         thread cannot be cancelled: its late result is dropped.
 
@@ -263,9 +105,13 @@ class Worker:
         handler that is cancelled ends with its process.
         """
 
+        self._check_handling(type, retry, timeout_s)
+
         def register(handler: HandlerT) -> HandlerT:
             if type in self._entries:
                 raise SettingsError(f"worker {self.name} has two handlers for {type!r}")
+            if inspect.isgeneratorfunction(handler) or inspect.isasyncgenfunction(handler):
+                raise SettingsError(f"worker {self.name}: the handler for {type!r} has a `yield`: nobody would run it")
             is_async = inspect.iscoroutinefunction(handler)
             if process and is_async:
                 raise SettingsError(f"worker {self.name}: process=True is for a plain function, not for an async one")
@@ -273,6 +119,19 @@ class Worker:
             return handler
 
         return register
+
+    def _check_handling(self, type: object, retry: object, timeout_s: object) -> None:
+        """What is wrong here would be told to every message, and not to who wrote it."""
+        if not isinstance(type, str):
+            raise SettingsError(f'worker {self.name}: a handler is registered with `.on("TYPE")` or `.on()`')
+        try:
+            check_type(type)
+            if timeout_s is not None and duration_s(timeout_s, "timeout_s") == 0:
+                raise SettingsError("timeout_s is above 0, or None for the setting handler_timeout_s")
+        except HivewireError as error:
+            raise SettingsError(f"worker {self.name}, handler for {type!r}: {error}") from None
+        if not isinstance(retry, Retry | None):
+            raise SettingsError(f"worker {self.name}, handler for {type!r}: retry is a hivewire.Retry, not {retry!r}")
 
     def _entry(self, type: str) -> Entry | None:
         return self._entries.get(type) or self._entries.get(ANY)
@@ -318,6 +177,10 @@ class Worker:
         return None if entry is None else entry.timeout_s
 
 
+def _are_names(names: object) -> bool:
+    return isinstance(names, Sequence | Set) and not isinstance(names, str) and all(isinstance(n, str) for n in names)
+
+
 class _Handling:
     """What `Worker.serve` does with a delivery. An object and no closures: there are as many as agents."""
 
@@ -353,6 +216,8 @@ class _Handling:
             await context.begun()
         if self._calls is None:
             self._calls = Calls(self._worker.name, self._worker.concurrency, self._protocol, self._pool)
+        if not entry.is_async:
+            context = PlainContext(self._worker, self._protocol, message, context._delivery)
         self._worker.running += 1
         try:
             result = await self._calls.call(entry, message, context)
@@ -363,6 +228,15 @@ class _Handling:
             self._worker.running -= 1
         if "reply_to" in message.metadata:
             await context.reply(result, type="result", name="result")
+
+
+def check_together(workers: Sequence[Worker]) -> None:
+    """Raise `SettingsError` where one process cannot serve them all: what is for the one of two with one name would
+    come to the other, too, which has no handler for it."""
+    names = [worker.name for worker in workers]
+    for name in names:
+        if names.count(name) > 1:
+            raise SettingsError(f"two workers are named {name}: give all handlers to one, and raise its concurrency")
 
 
 _imported = ContextVar("imported", default=False)
@@ -388,4 +262,5 @@ def run(*workers: Worker, target: Any = None, grace_s: float = 10.0, **settings:
     from hivewire.coordination.serving import run_until_signal
     from hivewire.factory import connect
 
+    check_together(workers)
     run_until_signal(workers, lambda: connect(target, **settings), grace_s)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -15,7 +16,7 @@ from hivewire.message import Message
 from hivewire.protocol import Receipt
 from hivewire.rules.retry import Retry
 from hivewire.testing.conformance.fabric import Fabric
-from hivewire.testing.conformance.scenario import empty, number, one_letter, serving, take, take_one, task
+from hivewire.testing.conformance.scenario import empty, nothing_for, number, one_letter, serving, take, take_one, task
 from hivewire.testing.conformance.waiting import until
 
 _QUICK = Retry(max_attempts=3, first_s=0.01, most_s=0.05)
@@ -102,6 +103,44 @@ async def test_what_consume_has_taken_ahead_keeps_its_lease_and_does_not_count(f
     assert sorted(attempt for _, attempt in seen) == [1, 1, 1]
     [last] = await take(member, "ahead", 1)
     assert last.attempt == 1
+
+
+async def test_what_a_plain_function_does_by_its_context_is_done_without_await(fabric: Fabric) -> None:
+    worker = Worker("plain")
+    computed: list[int] = []
+
+    def compute() -> int:
+        computed.append(threading.get_ident())
+        return 7
+
+    async def look_up() -> int:
+        return 8
+
+    @worker.on("task", retry=_QUICK)
+    def handle(message: Message, ctx: Context) -> None:
+        results: list[Any] = [ctx.once("sum", compute), ctx.once("looked up", look_up)]
+        receipt: Any = ctx.send("task", "out", {"n": results})
+        assert isinstance(receipt, Receipt)
+        ctx.progress(done=0.5)  # type: ignore[unused-coroutine]  # in a thread it is none
+        ctx.reply({"n": ctx.attempt})  # type: ignore[unused-coroutine]  # nor is this
+        if ctx.attempt == 1:
+            raise ValueError("once more")
+
+    asked = task("plain").replace(metadata={"progress_to": "watcher"}, sender="asker")
+    stop = asyncio.Event()
+    serve = asyncio.ensure_future(worker.serve(fabric.protocol, stop.wait()))
+    await fabric.protocol.send(asked)
+    [out] = await take(fabric.protocol, "out", 1)
+    [answer] = await take(fabric.protocol, "asker", 1)
+    await take(fabric.protocol, "watcher", 2)
+    await empty(fabric.protocol, "plain")
+    stop.set()
+    await serve
+    assert out.message.content == {"n": [7, 8]}
+    assert (answer.message.type, answer.message.in_reply_to) == ("response", asked.id)
+    await nothing_for(fabric.protocol, "out", 0.3)  # the second attempt has sent the same once more
+    assert len(computed) == 1
+    assert threading.get_ident() not in computed
 
 
 async def test_a_str_is_no_list_of_types_or_groups(fabric: Fabric) -> None:

@@ -1,0 +1,76 @@
+"""What is wrong with a worker is said to who wrote it, and not to every message that it gets."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
+
+import pytest
+
+import hivewire as hw
+from hivewire.coordination.worker import check_together
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"concurrency": 0},
+        {"concurrency": 2.5},
+        {"concurrency": "8"},
+        {"concurrency": True},
+        {"mode": "compete"},
+        {"capabilities": "coding"},
+        {"capabilities": [5]},
+        {"capabilities": None},
+        {"groups": "all"},
+    ],
+    ids=str,
+)
+def test_a_worker_that_could_not_work_is_not_made(wrong: dict[str, Any]) -> None:
+    with pytest.raises(hw.SettingsError, match="worker coder: "):
+        hw.Worker("coder", **wrong)
+
+
+def test_capabilities_may_be_a_set() -> None:
+    assert hw.Worker("coder", capabilities={"coding"}).capabilities == ("coding",)  # type: ignore[arg-type]  # it works
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"type": ""}, {"type": "\n"}, {"type": 5}, {"retry": 3}, {"timeout_s": -1}, {"timeout_s": 0}, {"timeout_s": "9s"}],
+    ids=str,
+)
+def test_a_handler_is_registered_with_what_it_can_have(wrong: dict[str, Any]) -> None:
+    with pytest.raises(hw.SettingsError, match="worker coder"):
+        hw.Worker("coder").on(**wrong)
+
+
+def test_a_handler_is_never_registered_by_a_decorator_without_parentheses() -> None:
+    coder = hw.Worker("coder")
+    with pytest.raises(hw.SettingsError, match=r"\.on\(\"TYPE\"\)"):
+
+        @coder.on  # type: ignore[arg-type]  # on purpose
+        async def write(task: hw.Message, ctx: hw.Context) -> None: ...
+
+
+def test_a_function_that_yields_would_never_run_and_is_no_handler() -> None:
+    coder = hw.Worker("coder")
+
+    def plain(task: hw.Message, ctx: hw.Context) -> Iterator[int]:
+        yield 1
+
+    async def on_the_loop(task: hw.Message, ctx: hw.Context) -> AsyncIterator[int]:
+        yield 1
+
+    for number, handler in enumerate((plain, on_the_loop)):
+        with pytest.raises(hw.SettingsError, match="yield"):
+            coder.on(f"task-{number}")(handler)
+    assert coder.types == ()
+
+
+def test_one_process_serves_no_two_workers_of_one_name() -> None:
+    coder, other, second = hw.Worker("coder"), hw.Worker("other"), hw.Worker("coder")
+    check_together([coder, other])
+    for together in ([coder, other, second], [coder, coder]):
+        with pytest.raises(hw.SettingsError, match="two workers are named coder"):
+            check_together(together)
