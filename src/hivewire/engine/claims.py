@@ -42,6 +42,8 @@ class Claim(msgspec.Struct, array_like=True, frozen=True):
     name: str
     sha256: bytes
     size: int
+    may_be_second: bool = False
+    """An append whose outcome is unknown was repeated: there may be another record with this content."""
 
 
 _encoder = msgspec.msgpack.Encoder()
@@ -95,7 +97,7 @@ class Claims:
             async with asyncio.timeout(timeout_s):
                 return [
                     msgspec.structs.replace(
-                        entry, records=[await self._stored(record, trouble) for record in entry.records]
+                        entry, records=[await self._stored(record, trouble, timeout_s) for record in entry.records]
                     )
                     for entry in batch
                 ]
@@ -103,11 +105,12 @@ class Claims:
             why = f": {trouble[-1]}" if trouble else ""
             raise TimedOut(f"send to {batch[0].queue}: its content was not stored within {timeout_s} s{why}") from None
 
-    async def _stored(self, record: Record, trouble: list[BackendError]) -> Record:
+    async def _stored(self, record: Record, trouble: list[BackendError], timeout_s: float) -> Record:
         body = record.body
         if len(body) <= self._over_bytes:
             return record
-        name = f"{int(time.time()):011d}-{uuid4().hex}"
+        under_way_s = max(0.0, timeout_s - _UNDER_WAY_S)
+        name = f"{int(time.time() + under_way_s):011d}-{uuid4().hex}"
         while True:
             try:
                 await self._store.put(name, body)
@@ -117,12 +120,33 @@ class Claims:
                     raise
                 trouble[:] = [error]
                 await asyncio.sleep(_RETRY_S)
-        claim = Claim(name, hashlib.sha256(body).digest(), len(body))
-        return msgspec.structs.replace(record, body=MARK + _encoder.encode(claim))
+        return _with(record, Claim(name, hashlib.sha256(body).digest(), len(body)))
+
+    def repeated(self, batch: Sequence[Append]) -> list[Append]:
+        """For another append, after one of which nobody knows whether it was stored."""
+        return [
+            msgspec.structs.replace(entry, records=[_second(record) for record in entry.records]) for entry in batch
+        ]
 
     def forget(self, records: Iterable[Record]) -> None:
         """These were surely not stored."""
         self._delete([claim.name for record in records if (claim := claim_of(record)) is not None])
+
+    def cancelled(self, records: Iterable[Record]) -> None:
+        """They were taken out of the store. What another record may refer to is left to `sweep`."""
+        claims = [claim for record in records if (claim := claim_of(record)) is not None]
+        self._delete([claim.name for claim in claims if not claim.may_be_second])
+
+    async def of_queue(self, backend: Backend, queue: str) -> set[str]:
+        """The contents that its messages and dead letters refer to; none where the store cannot be looked through."""
+        try:
+            return await _referred(backend, queue)
+        except Unsupported:
+            return set()
+
+    def dropped(self, names: Iterable[str]) -> None:
+        """All that referred to them is gone."""
+        self._delete(list(names))
 
     # -- reading
 
@@ -204,8 +228,8 @@ class Claims:
             self._deleting = False
 
     async def sweep(self, backend: Backend, older_than_s: float = _ORPHAN_S) -> int:
-        """Delete contents that nothing refers to: put long ago (never within `_UNDER_WAY_S`, as their messages may wait
-        for room in a full queue), and found neither in a queue nor in a dead letter when
+        """Delete contents that nothing refers to: put long ago (never while their messages may wait for room in a full
+        queue: their names tell, with `_UNDER_WAY_S` to spare), and found neither in a queue nor in a dead letter when
         all were looked through twice. In this order, because messages move this way: delayed, waiting, dead."""
         horizon = time.time() - max(older_than_s, _UNDER_WAY_S)
         orphans = {name for name in await self._store.names() if _put_at(name) < horizon}
@@ -224,14 +248,25 @@ class Claims:
         await self._store.close()
 
 
+def _with(record: Record, claim: Claim) -> Record:
+    return msgspec.structs.replace(record, body=MARK + _encoder.encode(claim))
+
+
+def _second(record: Record) -> Record:
+    claim = claim_of(record)
+    if claim is None or claim.may_be_second:
+        return record
+    return _with(record, msgspec.structs.replace(claim, may_be_second=True))
+
+
 def _put_at(name: str) -> float:
     digits = name.partition("-")[0]
     return float(digits) if digits.isdecimal() else float("inf")
 
 
-async def _referred(backend: Backend) -> set[str]:
+async def _referred(backend: Backend, only: str | None = None) -> set[str]:
     found: set[str] = set()
-    queues = [spec.name for spec in await backend.queues()]
+    queues = [spec.name for spec in await backend.queues() if only in (None, spec.name)]
     for delayed_only in (True, False):
         for queue in queues:
             after: str | None = None
@@ -239,7 +274,7 @@ async def _referred(backend: Backend) -> set[str]:
                 found.update(claim.name for each in page if (claim := claim_of(each.record)) is not None)
                 after = page[-1].cursor
     after = None
-    while letters := await backend.dead(None, _PAGE, after):
+    while letters := await backend.dead(only, _PAGE, after):
         found.update(claim.name for each in letters if (claim := claim_of(each.record)) is not None)
         after = letters[-1].cursor
     return found

@@ -97,7 +97,11 @@ class Consumers:
         for group in (await self._subscriptions.fresh(agent)).groups:
             await self.groups.announce(group, agent, joined=False)
         await self._subscriptions.forget(agent)
-        await self._core.backend.drop_queue(agent)
+        backend, claims = self._core.backend, self._core.claims
+        contents = set() if claims is None else await claims.of_queue(backend, agent)
+        await backend.drop_queue(agent)
+        if claims is not None:
+            claims.dropped(contents)
 
     async def recheck(self, agent: str, inbox: Inbox, type: str) -> bool:
         """As the store says now."""

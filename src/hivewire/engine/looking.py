@@ -14,7 +14,6 @@ from hivewire.codec import check_agent, encode
 from hivewire.codec.values import shown
 from hivewire.engine.core import Core
 from hivewire.engine.explain import note_letters
-from hivewire.engine.trail import Trail
 from hivewire.errors import HivewireError, MessageError, Undecodable
 from hivewire.message import Message
 from hivewire.protocol import DeadLetter, Delayed, Health
@@ -111,14 +110,16 @@ async def delayed(core: Core, agent: str, limit: int, after: str | None) -> list
     ]
 
 
-async def cancel_delayed(backend: Backend, trail: Trail, ids: Sequence[str], agent: str | None) -> int:
-    wanted = set(ids)
+async def cancel_delayed(core: Core, ids: Sequence[str], agent: str | None) -> int:
+    backend, trail, wanted = core.backend, core.trail, set(ids)
     queues = [spec.name for spec in await backend.queues() if agent is None or spec.name == agent]
     cancelled = 0
     for queue in queues:
         found = [waiting async for waiting in _every_delayed(backend, queue) if waiting.record.id in wanted]
         gone = set(await backend.withdraw(queue, [waiting.cursor for waiting in found])) if found else set()
         cancelled += len(gone)
+        if core.claims is not None:
+            core.claims.cancelled([waiting.record for waiting in found if waiting.cursor in gone])
         if trail.on:
             for waiting in found:
                 if waiting.cursor in gone:

@@ -317,7 +317,7 @@ class Engine(Protocol):
         if isinstance(ids, str):
             raise MessageError(f"cancel {ids!r}: ids are a list, not one str")
         check_texts((*ids, agent or ""), "an id of a message")
-        return await looking.cancel_delayed(self.backend, parts.core.trail, ids, agent)
+        return await looking.cancel_delayed(parts.core, ids, agent)
 
     async def schedule(
         self, name: str, when: str | float, message: Message, *, timezone: str = "UTC", catch_up: CatchUp = "one"

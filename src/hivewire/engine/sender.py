@@ -70,8 +70,10 @@ class Sender:
         left: _Unstored | None = None
         try:
             if claims is not None:
+                loop = asyncio.get_running_loop()
+                ends_at = loop.time() + timeout_s
                 batch = await claims.put_away(batch, timeout_s)
-                left = _Unstored(batch)
+                left, timeout_s = _Unstored(batch), max(ends_at - loop.time(), 0.0)
             if self.lines and any((entry.queue, entry.room) in self.lines for entry in batch):
                 problems: Mapping[int, Duplicate | Exception] = await self._in_line(
                     number, batch, None, timeout_s, left
@@ -240,6 +242,9 @@ class Sender:
                     raise error
             last.append(next(iter(errors.values())))
             batch = _only(batch, set(errors))
+            claims = self._core.claims
+            if claims is not None and not all(isinstance(error, QueueFull) for error in errors.values()):
+                batch = claims.repeated(batch)
             await asyncio.sleep(wait_s * (0.5 + self._core.rng.random()))
             wait_s = min(wait_s * 2, _MOST_WAIT_S)
             problems = None

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Mapping, Sequence
+from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
 
+import msgspec
 import pytest
 
 from hivewire.backend import Append, Duplicate
 from hivewire.blobs import BlobStore
 from hivewire.delivery import Delivery
+from hivewire.engine import claims
 from hivewire.engine.claims import MARK
 from hivewire.engine.protocol import Engine
-from hivewire.errors import BackendError, SettingsError, TooLarge
+from hivewire.errors import BackendError, ConnectionLost, DeliveryError, SettingsError, TooLarge, Unsupported
 from hivewire.message import Message
 from hivewire.testing.conformance.fabric import Fabric
 from hivewire.testing.conformance.scenario import empty, one_letter, serving, take, take_one, task
@@ -240,6 +244,82 @@ async def test_the_sweep_leaves_a_content_whose_message_is_on_its_way(fabric: Fa
     (delivery,) = await take(member, "full", 1)
     assert delivery.message == message
     await _all_gone(member)
+
+
+async def test_the_sweep_leaves_a_content_as_long_as_its_message_may_wait(fabric: Fabric) -> None:
+    """Its sender has two hours, and one has passed."""
+    blobs = f"folder:///{fabric.folder}/blobs"
+    member = await fabric.member(blobs=blobs, claim_check_bytes=LIMIT, queue_cap=1)
+    await member.send(task("full", 1))
+    sendings = [asyncio.create_task(member.send(_large("full", n), timeout_s=s)) for n, s in ((2, 7_200), (3, 30))]
+    try:
+        await eventually(lambda: _held(member), 2, 15.0)
+        later = SimpleNamespace(time=lambda: time.time() + 3_700)
+        with patch.object(claims, "time", later):
+            await member.cleanup(older_than_s=0)
+        assert await _held(member) == (1 if fabric.can_look else 2)
+    finally:
+        for sending in sendings:
+            sending.cancel()
+        await asyncio.wait(sendings)
+
+
+async def test_what_is_cancelled_leaves_no_content(fabric: Fabric, member: Engine) -> None:
+    message = _large("later", 1)
+    await member.send(message, delay_s=3_600)
+    if not fabric.can_look:
+        with pytest.raises(Unsupported):
+            await member.cancel_delayed([message.id])
+        assert await _held(member) == 1
+        return
+    assert await member.cancel_delayed([message.id]) == 1
+    await _all_gone(member)
+
+
+async def test_a_cancel_leaves_the_content_that_another_record_may_refer_to(fabric: Fabric, member: Engine) -> None:
+    """The answer to an append was lost and it was repeated: of its two records one has fallen due."""
+    if not fabric.can_look:
+        return  # nothing can be cancelled there, as above
+    message = _large("later", 1)
+    append, calls = member.backend.append, 0
+
+    async def twice(batch: Sequence[Append]) -> Mapping[int, Duplicate | Exception]:
+        nonlocal calls
+        calls += 1
+        if calls == 1:
+            await append([msgspec.structs.replace(entry, delay_s=0.0) for entry in batch])
+            raise ConnectionLost("the answer is lost")
+        return await append(batch)
+
+    with patch.object(member.backend, "append", twice):
+        await member.send(message, delay_s=3_600)
+    assert calls == 2
+    assert await member.cancel_delayed([message.id]) == 1
+    await asyncio.sleep(0.1)  # what is deleted is gone by then
+    (delivery,) = await take(member, "later", 1)
+    assert delivery.message == message
+    await _all_gone(member)
+
+
+async def test_an_agent_that_is_forgotten_leaves_no_content(fabric: Fabric, member: Engine) -> None:
+    await member.send(_large("gone", 1))
+    await (await take_one(member, "gone")).reject("no")
+    await member.send(_large("gone", 2))
+    await member.send(_large("gone", 3), delay_s=3_600)
+    kept = _large("stays", 4)
+    await member.send(kept)
+    await eventually(lambda: _forgotten(member, "gone"), True, 20.0)
+    await _all_gone_but(member, 1 if fabric.can_look else 4)
+    (delivery,) = await take(member, "stays", 1)
+    assert delivery.message == kept
+
+
+async def _forgotten(member: Engine, agent: str) -> bool:
+    try:
+        await member.forget(agent)
+    except DeliveryError:  # what received for it has not ended yet
+        return False
+    return True
 
 
 async def test_the_size_limit_counts_what_is_referred_to(fabric: Fabric, member: Engine) -> None:
