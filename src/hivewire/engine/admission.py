@@ -113,8 +113,11 @@ class Admission:
         judge(fetched, is_internal=is_internal)
         max_attempts = self._outcomes.policy(fetched.record.type).max_attempts
         if has_died and is_killer(fetched, max_attempts, is_internal=is_internal):
-            deaths = fetched.crashes if is_internal else fetched.failures
-            self._refuse(lane, "crashed", f"its handler's process died {deaths} times")
+            if is_internal:
+                why = f"its process died {fetched.crashes} times"
+            else:
+                why = f"its handler's process died; {fetched.failures} attempts have failed, {max_attempts} are allowed"
+            self._refuse(lane, "crashed", why)
             return True
         if not has_died and fetched.failures >= max_attempts:
             why = f"{fetched.failures} attempts have failed, and {max_attempts} are allowed"
