@@ -285,6 +285,10 @@ class KafkaBackend(Backend):
         self.check_usable()
         return await looking.peek(self, queue, limit, after, delayed_only)
 
+    async def withdraw(self, queue: str, cursors: Sequence[str]) -> Sequence[str]:
+        self.check_usable()
+        return await looking.withdraw(self, queue, cursors)
+
     # -- consuming
 
     async def consume(self, queue: str, member: Member, owner: Ownership) -> Consumer:

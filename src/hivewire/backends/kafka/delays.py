@@ -1,36 +1,58 @@
-"""Messages for later: a compacted topic, from which the owner of a shard moves what is due for it."""
+"""Messages for later: a compacted topic, from which the owner of a shard moves what is due for it.
+
+Who moves a message says so in the topic first, and who cancels one says that there: the first of them has it
+(`rules/later.py`, ADR 24).
+"""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 from collections.abc import Sequence
-from heapq import heappop, heappush
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final, NamedTuple
+from uuid import uuid4
 from zlib import crc32
 
 import msgspec
 
 from hivewire.backends.kafka.catalogue import DELAYED, Follower
-from hivewire.backends.kafka.names import key_bytes, partition_of
-from hivewire.backends.kafka.packing import KafkaMessage, headers_of, letter_key, stored_at
+from hivewire.backends.kafka.names import key_bytes
+from hivewire.backends.kafka.packing import KafkaMessage, headers_of, stored_at
 from hivewire.backends.kafka.sending import Item
 from hivewire.errors import BackendError
 from hivewire.record import Record
 from hivewire.rules.backoff import Backoff
+from hivewire.rules.later import Agenda, Later
 
 if TYPE_CHECKING:
     from hivewire.backends.kafka.backend import KafkaBackend
 
 log = logging.getLogger(__name__)
 
-_RETRY_S = 0.2
-_LONGEST_RETRY_S = 2.0
-_AT_ONCE = 500
-_OVER_S = 1e-6
+_RETRY_S: Final = 0.2
+_LONGEST_RETRY_S: Final = 2.0
+_AT_ONCE: Final = 500
+_MOST_CANCELLED: Final = 5_000
+"""In one record."""
+_OVER_S: Final = 1e-6
+_STALE_S: Final = 30.0
+"""Who has decided something and not cleared it away by then is dead."""
+_CLAIM: Final = "~claim/"
+_CANCEL: Final = "~cancel/"
+"""Before the name of a queue in what is decided. Versions before this one take it for a queue that nobody has."""
+_KEPT: Final = {
+    "cleanup.policy": "compact",
+    "min.cleanable.dirty.ratio": "0.1",
+    "min.compaction.lag.ms": "600000",
+    "segment.ms": "3600000",
+    "segment.bytes": "67108864",
+}
+"""What was moved or cancelled is gone some hours later, and not before who stood still for a while has read it."""
 
 
 class _Later(msgspec.Struct, array_like=True, gc=False):
+    """A message, or with one of the above before the queue what is decided: its body is offsets of messages."""
+
     due_at: float
     queue: str
     id: str
@@ -44,38 +66,24 @@ class _Later(msgspec.Struct, array_like=True, gc=False):
     body: bytes
 
 
-class _Known(msgspec.Struct, gc=False):
-    due_at: float
-    offset: int
-    shard: int
+class _Decided(NamedTuple):
+    """`won`: the messages that it took, if it cancels."""
+
+    name: bytes
+    won: Sequence[int]
 
 
 _read = msgspec.msgpack.Decoder(_Later).decode
+_read_ats = msgspec.msgpack.Decoder(list[int]).decode
 _write = msgspec.msgpack.Encoder().encode
 
 
 class Waiting:
-    """What waits for one queue: when it is due, and where its body is."""
+    """What waits for one queue."""
 
     def __init__(self) -> None:
-        self.known: dict[bytes, _Known] = {}
-        self.heap: list[tuple[float, int, bytes]] = []
+        self.agenda = Agenda()
         self.changed = asyncio.Event()
-
-    def put(self, key: bytes, known: _Known) -> None:
-        self.known[key] = known
-        heappush(self.heap, (known.due_at, known.offset, key))
-        self.changed.set()
-
-    def first(self) -> tuple[bytes, _Known] | None:
-        """The next one to fall due."""
-        while self.heap:
-            _, offset, key = self.heap[0]
-            known = self.known.get(key)
-            if known is not None and known.offset == offset:
-                return key, known
-            heappop(self.heap)
-        return None
 
 
 class Delays:
@@ -88,6 +96,8 @@ class Delays:
         self._logs: dict[int, Follower] = {}
         self._first: dict[str, asyncio.Event] = {}
         """For those who wait until anything is delayed for a queue."""
+        self._asked: dict[bytes, Sequence[int]] = {}
+        """What this process is about to decide, and what has come of it."""
 
     def begun(self, queue: str) -> None:
         """The catalogue says that something was delayed for the queue."""
@@ -95,13 +105,14 @@ class Delays:
         if first is not None:
             first.set()
 
-    async def _ensure(self) -> int:
-        kept = {"cleanup.policy": "compact", "min.cleanable.dirty.ratio": "0.1"}
-        return await self._backend.topics.ensure_own(self._topic, self._backend.settings.kafka.num_partitions, kept)
+    async def _place(self, queue: str) -> int:
+        """The partition in which all is said of the queue."""
+        partitions = self._backend.settings.kafka.num_partitions
+        return crc32(queue.encode()) % await self._backend.topics.ensure_own(self._topic, partitions, _KEPT)
 
     async def store(self, queue: str, records: Sequence[Record], due_at: float) -> None:
         """Returns when they are stored. One that is sent again takes the place of the first."""
-        place = crc32(queue.encode()) % await self._ensure()
+        place = await self._place(queue)
         items = []
         for record in records:
             later = _Later(
@@ -117,10 +128,17 @@ class Delays:
                 record.dedup_key,
                 record.body,
             )
-            items.append(Item(self._topic, None, 0, place, letter_key(queue, record), _write(later), None))
+            items.append(self._item(place, _name(queue), later))
         await self._backend.store_all(items)
         if not self._backend.catalogue.known(DELAYED + queue).version:
             await self._backend.catalogue.put(DELAYED + queue, b"1", 0)
+
+    def _item(self, place: int, name: bytes, later: _Later | None) -> Item:
+        return Item(self._topic, None, 0, place, name, None if later is None else _write(later), None)
+
+    async def _remove(self, place: int, names: Sequence[bytes]) -> None:
+        """In this order: see `rules/later.py`."""
+        await self._backend.store_all([self._item(place, name, None) for name in names])
 
     def exist(self, queue: str) -> bool:
         """Whether anything was ever delayed for the queue, as far as is known here."""
@@ -131,7 +149,7 @@ class Delays:
         if not self.exist(queue):
             return None
         waiting = self._waiting.setdefault(queue, Waiting())
-        partition = crc32(queue.encode()) % await self._ensure()
+        partition = await self._place(queue)
         log = self._logs.get(partition)
         if log is None:
             log = self._logs[partition] = Follower(self._backend, self._topic, partition, self._take)
@@ -139,69 +157,106 @@ class Delays:
         return waiting
 
     def _take(self, message: KafkaMessage) -> None:
-        key = message.key() or b""
+        name = message.key() or b""
         value = message.value()
         if value is None:
             for waiting in self._waiting.values():
-                waiting.known.pop(key, None)
+                waiting.agenda.removed(name)
             return
-        later = _read(value)
-        waiting = self._waiting.setdefault(later.queue, Waiting())
-        shards = self._backend.topics.partitions.get(self._backend.names.topic(later.queue), 1)
-        shard = partition_of(key_bytes(later.key), shards)
-        waiting.put(key, _Known(later.due_at, message.offset(), shard))
+        later, at = _read(value), message.offset()
+        kind, _, queue = later.queue.partition("/")
+        if kind + "/" not in (_CLAIM, _CANCEL):
+            waiting = self._waiting.setdefault(later.queue, Waiting())
+            life, spread = (later.id, later.replay), crc32(key_bytes(later.key))
+            waiting.agenda.stored(Later(at, name, life, later.due_at, spread))
+            waiting.changed.set()
+            return
+        agenda = self._waiting.setdefault(queue, Waiting()).agenda
+        if kind + "/" == _CLAIM:
+            agenda.claimed(name, _read_ats(later.body), stored_at(message))
+            return
+        won = agenda.cancelled(name, _read_ats(later.body), stored_at(message))
+        if name in self._asked:
+            self._asked[name] = won
 
-    async def move(self, queue: str, waiting: Waiting, owned: set[int]) -> float | None:
-        """Move what is due for the owned shards into the queue; when to come again, if that is known."""
-        due: list[tuple[bytes, _Known]] = []
-        aside: list[tuple[bytes, _Known]] = []
-        now = self._backend.now()
-        while (first := waiting.first()) is not None and first[1].due_at <= now and len(due) < _AT_ONCE:
-            heappop(waiting.heap)
-            (due if first[1].shard in owned else aside).append(first)
-        for key, known in aside:
-            heappush(waiting.heap, (known.due_at, known.offset, key))
+    # -- deciding
+
+    async def _decide(self, kind: str, queue: str, place: int, ats: Sequence[int]) -> _Decided:
+        """Returns when it has its place in the log and was read there."""
+        name = _name(kind + queue)
+        decision = _Later(0.0, kind + queue, "", "", "", "", None, 0, 0, None, _write(ats))
+        item = self._item(place, name, decision)
+        self._asked[name] = ()
         try:
-            if due:
-                await self._move(queue, due)
-        except BackendError:
-            for key, known in due:
-                if waiting.known.get(key) is known:
-                    heappush(waiting.heap, (known.due_at, known.offset, key))
-            raise
-        if len(due) == _AT_ONCE:
-            return now
-        return min((at for at, _, key in waiting.heap if at > now and key in waiting.known), default=None)
+            await self._logs[place].until(await self._backend.store_one(item) + 1)
+        finally:
+            won = self._asked.pop(name)
+        return _Decided(name, won)
+
+    async def withdraw(self, queue: str, ats: Sequence[int]) -> set[int]:
+        """Cancel what waits at these offsets; returns those that were there."""
+        waiting = await self.waiting(queue)
+        if waiting is None:
+            return set()
+        place = await self._place(queue)
+        gone: set[int] = set()
+        wanted = [at for at in ats if waiting.agenda.is_to_come(at, self._backend.now())]
+        for first in range(0, len(wanted), _MOST_CANCELLED):
+            decided = await self._decide(_CANCEL, queue, place, wanted[first : first + _MOST_CANCELLED])
+            gone.update(decided.won)
+            try:
+                await self._remove(place, waiting.agenda.names_by(decided.name))
+            except BackendError as error:
+                log.info("what was cancelled is cleared away later", extra={"queue": queue, "error": str(error)})
+        return gone
 
     async def read(self, queue: str, offsets: Sequence[int]) -> dict[int, tuple[Record, float]]:
         """Those of these that are still there, with the time of their storing."""
         if not offsets:
             return {}
-        partition = crc32(queue.encode()) % await self._ensure()
+        partition = await self._place(queue)
         messages = await self._backend.reader.read(
             self._topic, partition, min(offsets), max(offsets), frozenset(offsets)
         )
         return {message.offset(): (_record(message), stored_at(message)) for message in messages if message.value()}
 
-    async def _move(self, queue: str, due: Sequence[tuple[bytes, _Known]]) -> None:
-        """In the order they fall due. Stored in the queue first: a crash in between stores one twice, and it is
+    # -- moving
+
+    async def move(self, queue: str, waiting: Waiting, owned: set[int]) -> float | None:
+        """Move what is due for the owned shards into the queue; when to come again, if that is known."""
+        agenda, place = waiting.agenda, await self._place(queue)
+        stale = agenda.stale(self._backend.now() - _STALE_S)
+        if stale:
+            await self._remove(place, stale)
+        shards = await self._backend.topics.ensure(queue)
+        due, at = agenda.due(self._backend.now(), owned, shards, _AT_ONCE)
+        free = [later.at for later in due if later.claim is None]
+        if free:
+            await self._decide(_CLAIM, queue, place, free)
+        # What was claimed by somebody who is dead by now is moved, too.
+        claimed = [later for later in due if later.claim is not None and later.at in agenda.known]
+        if claimed:
+            await self._move(queue, claimed, shards)
+            await self._remove(place, agenda.names_of(claimed))
+        return at
+
+    async def _move(self, queue: str, due: Sequence[Later], shards: int) -> None:
+        """In the order they fall due. They are removed after that: a crash in between stores one twice, and it is
         recognised by its id."""
-        found = await self.read(queue, [known.offset for _, known in due])
+        found = await self.read(queue, [later.at for later in due])
         now = self._backend.now()
         topic = self._backend.names.topic(queue)
         items = []
-        for _, known in due:
-            if known.offset not in found:
-                continue
-            record, at = found[known.offset]
+        for later in due:
+            if later.at not in found:
+                continue  # another owner was faster
+            record, at = found[later.at]
             if record.ttl_s is not None:
                 # Its time runs from when it was sent; what is over by now expires with its first reader.
                 record.ttl_s = max(_OVER_S, record.ttl_s - (now - at))
             key, headers = key_bytes(record.key), headers_of(queue, record)
-            items.append(Item(topic, record.id, record.replay, known.shard, key, record.body, headers))
+            items.append(Item(topic, record.id, record.replay, later.spread % shards, key, record.body, headers))
         await self._backend.store_all(items)
-        partition = crc32(queue.encode()) % await self._ensure()
-        await self._backend.store_all([Item(self._topic, None, 0, partition, key, None, None) for key, _ in due])
 
     async def keep_moving(self, queue: str, owned: set[int]) -> None:
         """For as long as a consumer of the queue lives; `owned` is its shards, and changes."""
@@ -227,6 +282,11 @@ class Delays:
                     await waiting.changed.wait()
             except TimeoutError:
                 continue
+
+
+def _name(queue: str) -> bytes:
+    """Of one record, ever."""
+    return _write((queue, uuid4().bytes))
 
 
 def _record(message: KafkaMessage) -> Record:

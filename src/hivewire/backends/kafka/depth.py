@@ -100,8 +100,9 @@ async def depth(backend: KafkaBackend, queue: str) -> Depth:
     waiting = await backend.delays.waiting(queue)
     later = ready = 0
     if waiting is not None:
-        later = sum(known.due_at > now for known in waiting.known.values())
-        ready = len(waiting.known) - later
+        agenda = waiting.agenda
+        later = sum(agenda.is_to_come(at, now) for at in agenda.known)
+        ready = len(agenda.known) - later
     in_flight = min(running, held)
     scheduled = min(scheduled, held - in_flight)
     return Depth(

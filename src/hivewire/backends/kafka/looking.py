@@ -31,7 +31,7 @@ async def peek(backend: KafkaBackend, queue: str, limit: int, after: str | None,
             if len(found) < limit:
                 found += await _of_partition(backend, topic, number, end, at, limit - len(found), start)
     if len(found) < limit:
-        found += await _delayed(backend, queue, limit - len(found), start)
+        found += await _delayed(backend, queue, limit - len(found), start, to_come=delayed_only)
     return found
 
 
@@ -78,22 +78,29 @@ def _status(entry: History, later: Sequence[float]) -> tuple[Literal["ready", "i
     return "ready", 0.0
 
 
-async def _delayed(backend: KafkaBackend, queue: str, limit: int, start: str) -> list[Waiting]:
+async def _delayed(backend: KafkaBackend, queue: str, limit: int, start: str, *, to_come: bool) -> list[Waiting]:
     waiting = await backend.delays.waiting(queue)
     if waiting is None:
         return []
-    rows = sorted((f"b{int(known.due_at * 1000):015}{known.offset:020}", known) for known in waiting.known.values())
-    chosen = [(cursor, known) for cursor, known in rows if cursor > start][:limit]
-    bodies = await backend.delays.read(queue, [known.offset for _, known in chosen])
-    now = backend.now()
+    agenda, now = waiting.agenda, backend.now()
+    rows = sorted((f"b{int(known.due_at * 1000):015}{at:020}", known) for at, known in agenda.known.items())
+    after = [row for row in rows if row[0] > start and (not to_come or agenda.is_to_come(row[1].at, now))]
+    chosen = after[:limit]
+    bodies = await backend.delays.read(queue, [known.at for _, known in chosen])
     return [
         Waiting(
             cursor=cursor,
-            record=bodies[known.offset][0],
-            state="scheduled" if known.due_at > now else "ready",
-            stored_at=bodies[known.offset][1],
+            record=bodies[known.at][0],
+            state="scheduled" if agenda.is_to_come(known.at, now) else "ready",
+            stored_at=bodies[known.at][1],
             due_at=known.due_at,
         )
         for cursor, known in chosen
-        if known.offset in bodies
+        if known.at in bodies
     ]
+
+
+async def withdraw(backend: KafkaBackend, queue: str, cursors: Sequence[str]) -> list[str]:
+    places = {int(cursor[-20:]): cursor for cursor in cursors}
+    gone = await backend.delays.withdraw(queue, list(places))
+    return [cursor for at, cursor in places.items() if at in gone]

@@ -340,3 +340,26 @@ async def test_of_those_who_cancel_at_once_one_has_done_it(fabric: Fabric) -> No
     left = await fabric.protocol.delayed("later", limit=1_000)
     assert sorted(each.id for each in left) == sorted(ids[:10])
     assert counts(await fabric.protocol.depth("later")) == (0, 0, 10, 0)
+
+
+@pytest.mark.slow
+async def test_beside_its_time_a_message_is_cancelled_or_handled_and_never_both(fabric: Fabric) -> None:
+    """Also when one of those who handle is killed meanwhile."""
+    if not fabric.can_withdraw:
+        return
+    protocol = fabric.protocol
+    first = await fabric.worker("later", concurrency=8)
+    await fabric.worker("later", concurrency=8)
+    batch = [task("later", n, key=f"k{n % 9}") for n in range(60)]
+    await asyncio.gather(*(protocol.send(message, delay_s=1.0 + 0.05 * n) for n, message in enumerate(batch)))
+    cancelled = set()
+    for n, each in enumerate(await protocol.delayed("later", limit=len(batch))):
+        if n == 30:
+            first.kill()
+        await asyncio.sleep(max(0.0, each.due_at - 0.015 * (n % 6) - fabric.backend.now()))
+        if await protocol.cancel_delayed([each.id], agent="later"):
+            cancelled.add(each.id)
+    await empty(protocol, "later", within_s=40)
+    handled = {entry.id for entry in fabric.journal.starts("later")}
+    assert not handled & cancelled
+    assert handled | cancelled == {message.id for message in batch}
