@@ -83,6 +83,31 @@ async def test_messages_of_the_reference_are_handled_all_of_them(fabric: KafkaFa
     await empty(fabric.protocol, "worker", dead=1)
 
 
+async def test_what_others_write_into_the_topics_of_an_installation_is_left_out(fabric: KafkaFabric) -> None:
+    """A record that cannot be read stands between two that count, and one stands last."""
+    await fabric.protocol.subscribe("before", ["task"])
+    await fabric.protocol.send(task("before", 1).replace(type="strange"))
+    assert await fabric.protocol.receive("before", wait_s=1.0) == []
+    await one_letter(fabric.protocol, "before")
+    names = backend_of(fabric).names
+    producer = Producer({"bootstrap.servers": fabric.broker.address})
+
+    async def spoil() -> None:
+        for topic in (names.catalogue, names.dead):
+            for value in (b"not ours", None):
+                producer.produce(topic, value, key=b"who knows")
+        await asyncio.to_thread(producer.flush)
+
+    await spoil()
+    await fabric.protocol.subscribe("after", ["task"])
+    await spoil()
+    for member in (fabric.protocol, await fabric.member()):
+        assert list((await member.subscription("after")).types or ()) == ["task"]
+        assert [letter.agent for letter in await member.dead_letters()] == ["before"]
+        await member.send(task("after", 2))
+        assert len(await take(member, "after", 1)) == 1
+
+
 async def test_programs_of_the_reference_can_read_ours(fabric: KafkaFabric) -> None:
     sent = Message(type="result", sender="coder", to="reviewer", content={"ok": True}, in_reply_to="before")
     await fabric.protocol.send(sent)

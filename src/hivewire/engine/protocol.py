@@ -11,10 +11,11 @@ from typing import Any, Self
 import msgspec
 
 from hivewire.backend import Append, Backend, Depth, Mode, Room
-from hivewire.codec import check_agent, check_group, check_type
+from hivewire.codec import check_agent
 from hivewire.codec.names import check_texts
 from hivewire.delivery import Delivery
 from hivewire.engine import looking
+from hivewire.engine.asked import check_ids, check_message, check_subscription, check_value, letters_of
 from hivewire.engine.claims import blob_store
 from hivewire.engine.core import handling
 from hivewire.engine.crew import Crew
@@ -24,7 +25,6 @@ from hivewire.engine.middleware import Middleware
 from hivewire.engine.once import Once
 from hivewire.engine.opened import Opened, check_durable
 from hivewire.engine.outgoing import Outgoing
-from hivewire.engine.subscriptions import ANY_TYPE
 from hivewire.errors import Closed, MessageError, SettingsError, Unsupported, duration_s
 from hivewire.message import Message
 from hivewire.protocol import (
@@ -115,6 +115,7 @@ class Engine(Protocol):
     async def close(self, drain_s: float = 10) -> None:
         if self._loop is not None and self._loop is not asyncio.get_running_loop():
             raise Unsupported(_STRANGE_LOOP)
+        drain_s = duration_s(drain_s, "drain_s")
         if self._closing is None:
             self._closed, self._plain = True, None
             self._closing = asyncio.ensure_future(self._shut(drain_s))
@@ -167,6 +168,7 @@ class Engine(Protocol):
 
     async def request(self, message: Message, *, timeout_s: float = 30.0) -> Message:
         replies = (await self._ready()).replies
+        check_message(message)
         timeout_s = duration_s(timeout_s, "timeout_s")
         await replies.open()
         waiter = replies.expect(message.id)
@@ -182,6 +184,7 @@ class Engine(Protocol):
 
     async def reply(self, message: Message, content: Any, *, type: str = "response") -> Receipt:
         parts = await self._ready()
+        check_message(message)
         return await parts.outgoing.reply(message, content, type)
 
     async def deliver_reply(self, answer: Message) -> Receipt:
@@ -191,6 +194,7 @@ class Engine(Protocol):
 
     async def broadcast(self, message: Message, group: str, *, durable: bool = True) -> Receipt:
         parts = await self._ready()
+        check_message(message)
         return await parts.outgoing.broadcast(message, group, durable=durable)
 
     # -- receiving
@@ -250,14 +254,14 @@ class Engine(Protocol):
         self, agent: str, types: Sequence[str] = (), *, groups: Sequence[str] = (), mode: Mode = "ordered"
     ) -> None:
         parts = await self._ready()
-        _check_subscription(agent, types, groups)
+        check_subscription(agent, types, groups)
         if mode not in ("ordered", "competing"):
             raise MessageError(f"subscribe {agent}: mode is 'ordered' or 'competing', not {mode!r}")
         await parts.consumers.subscribe(agent, types, groups, mode)
 
     async def unsubscribe(self, agent: str, types: Sequence[str] = (), *, groups: Sequence[str] = ()) -> None:
         parts = await self._ready()
-        _check_subscription(agent, types, groups)
+        check_subscription(agent, types, groups)
         await parts.consumers.unsubscribe(agent, types, groups)
 
     async def subscription(self, agent: str) -> Subscription:
@@ -292,14 +296,14 @@ class Engine(Protocol):
 
     async def replay(self, what: str | Sequence[str]) -> int:
         parts = await self._ready()
-        queue, ids = _letters(what)
+        queue, ids = letters_of(what)
         if parts.core.trail.on:
             await note_letters(self.backend, parts.core.trail, "replayed", queue, ids)
         return await self.backend.revive(queue, ids)
 
     async def purge_dead(self, what: str | Sequence[str] | None = None, *, older_than_s: float | None = None) -> int:
         parts = await self._ready()
-        queue, ids = (None, None) if what is None else _letters(what)
+        queue, ids = (None, None) if what is None else letters_of(what)
         if older_than_s is not None:
             older_than_s = duration_s(older_than_s, "older_than_s")
         if parts.core.trail.on:
@@ -314,9 +318,7 @@ class Engine(Protocol):
 
     async def cancel_delayed(self, ids: Sequence[str], *, agent: str | None = None) -> int:
         parts = await self._ready()
-        if isinstance(ids, str):
-            raise MessageError(f"cancel {ids!r}: ids are a list, not one str")
-        check_texts((*ids, agent or ""), "an id of a message")
+        check_ids(ids, agent)
         return await looking.cancel_delayed(parts.core, ids, agent)
 
     async def schedule(
@@ -357,7 +359,7 @@ class Engine(Protocol):
 
     async def set_value(self, name: str, data: bytes, version: int, *, ttl_s: float | None = None) -> Value | None:
         await self._ready()
-        check_texts((name,), "the name of a value")
+        check_value(name, data, version, ttl_s)
         entry = await self.backend.put(_VALUE_PREFIX + name, data, version, ttl_s=ttl_s)
         return None if entry is None else Value(entry.value, entry.version)
 
@@ -380,23 +382,3 @@ class Engine(Protocol):
             keep_s=settings.idempotency_window_s * _ONCE_WINDOWS,
         )
         return await effect.result(fn, find)
-
-
-def _letters(what: str | Sequence[str]) -> tuple[str | None, list[str] | None]:
-    """Dead letters: those of an agent, or these ids."""
-    if what is None:
-        raise MessageError("replay takes the name of an agent or a list of ids, not None")
-    queue, ids = (what, None) if isinstance(what, str) else (None, list(what))
-    check_texts(ids or (queue or "",), "an agent or an id of a dead letter")
-    return queue, ids
-
-
-def _check_subscription(agent: str, types: Sequence[str], groups: Sequence[str]) -> None:
-    check_agent(agent)
-    if isinstance(types, str) or isinstance(groups, str):
-        raise MessageError(f"subscribe {agent}: types and groups are lists of names, not one str")
-    for type in types:
-        if type != ANY_TYPE:
-            check_type(type)
-    for group in groups:
-        check_group(group)

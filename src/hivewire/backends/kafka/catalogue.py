@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Final
@@ -14,10 +15,12 @@ from hivewire.backend import Entry
 from hivewire.backends.kafka.packing import KafkaMessage, stored_at
 from hivewire.backends.kafka.sending import Item
 from hivewire.backends.kafka.topics import QUEUE
-from hivewire.errors import Closed, ConnectionLost
+from hivewire.errors import Closed, ConnectionLost, told
 
 if TYPE_CHECKING:
     from hivewire.backends.kafka.backend import KafkaBackend
+
+log = logging.getLogger(__name__)
 
 _CATCH_UP_S: Final = 30.0
 _LOCK_S: Final = 30.0
@@ -76,7 +79,11 @@ class Follower:
 
     def _arrived(self, messages: Sequence[KafkaMessage], reached: int) -> None:
         for message in messages:
-            self._take(message)
+            try:
+                self._take(message)
+            except Exception as error:  # noqa: BLE001  # of another program, or of a newer version: the rest is read on
+                place = {"topic": self.topic, "partition": self.partition, "offset": message.offset()}
+                log.warning("a record that is none of ours is left out: %s", told(error), extra=place)
         self.reached = max(self.reached, reached)
         self._news.set()
 

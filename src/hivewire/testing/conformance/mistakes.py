@@ -150,6 +150,17 @@ async def test_a_str_is_no_list_of_types_or_groups(fabric: Fabric) -> None:
         lambda: protocol.subscribe("letters", groups="team"),
         lambda: protocol.subscribe("letters", mode="competeing"),  # type: ignore[arg-type]  # on purpose
         lambda: protocol.subscribe("letters", ["\x00"]),
+        lambda: protocol.subscribe("letters", None),  # type: ignore[arg-type]  # on purpose, as those below
+        lambda: protocol.subscribe("letters", groups=5),  # type: ignore[arg-type]
+        lambda: protocol.request("letters"),  # type: ignore[arg-type]
+        lambda: protocol.reply(None, "answer"),  # type: ignore[arg-type]
+        lambda: protocol.broadcast({}, "team"),  # type: ignore[arg-type]
+        lambda: protocol.replay(5),  # type: ignore[arg-type]
+        lambda: protocol.cancel_delayed(None),  # type: ignore[arg-type]
+        lambda: protocol.set_value("name", "a str", 0),  # type: ignore[arg-type]
+        lambda: protocol.set_value("name", b"", None),  # type: ignore[arg-type]
+        lambda: protocol.set_value("name", b"", 0, ttl_s=float("nan")),
+        lambda: protocol.close("soon"),  # type: ignore[arg-type]
         lambda: protocol.receive("letters", limit=0),
         lambda: protocol.receive("letters", wait_s=float("nan")),
         lambda: protocol.send(task("letters"), delay_s=float("nan")),
@@ -159,6 +170,7 @@ async def test_a_str_is_no_list_of_types_or_groups(fabric: Fabric) -> None:
             await call()
     with pytest.raises(SettingsError):
         await protocol.serve("letters", lambda _delivery: asyncio.sleep(0), concurrency=0)
+    assert (await protocol.value("name")).version == 0
 
 
 async def test_unsubscribing_a_type_that_was_never_named_leaves_all(fabric: Fabric) -> None:
