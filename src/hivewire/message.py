@@ -12,6 +12,8 @@ import msgspec
 from hivewire.ids import new_id
 
 BROADCAST_PREFIX: Final = "broadcast-"
+REPLY_PREFIX: Final = "~reply/"
+"""How the addresses of those begin who wait for the reply to a request."""
 
 
 class MessageType(StrEnum):

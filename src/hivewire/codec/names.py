@@ -8,7 +8,7 @@ from typing import Final
 
 from hivewire.codec.values import shown
 from hivewire.errors import MessageError, Undecodable
-from hivewire.message import BROADCAST_PREFIX, UNORDERED
+from hivewire.message import BROADCAST_PREFIX, REPLY_PREFIX, UNORDERED
 
 MAX_ID_BYTES: Final = 256
 SHORT: Final = MAX_ID_BYTES // 4
@@ -53,6 +53,12 @@ def split_address(to: str) -> tuple[str, str | None]:
         ADDRESSES.clear()
     split = ADDRESSES[str(to)] = (agent, instance if slash else None)
     return split
+
+
+def check_answerable(to: object) -> None:
+    """Raise `MessageError` unless a reply can be sent there: to an agent, or to the mailbox of a request."""
+    if not (isinstance(to, str) and to.startswith(REPLY_PREFIX)):
+        split_address(to)  # type: ignore[arg-type]  # says so of what is no str
 
 
 def _check_name(name: str, what: str) -> None:

@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from hivewire.backend import Mode
 from hivewire.codec import check_agent, check_group, check_type
+from hivewire.codec.names import check_answerable
 from hivewire.coordination.calling import Calls, Entry, Handler
 from hivewire.coordination.context import Context as Context
 from hivewire.coordination.context import PlainContext
 from hivewire.coordination.stopping import Stopped
 from hivewire.delivery import Delivery
-from hivewire.errors import HivewireError, NoHandler, SettingsError, duration_s
+from hivewire.errors import HivewireError, MessageError, NoHandler, Reject, SettingsError, duration_s
 from hivewire.message import Message
 from hivewire.protocol import Protocol
 from hivewire.rules.retry import Retry
@@ -177,6 +178,16 @@ class Worker:
         return None if entry is None else entry.timeout_s
 
 
+def _check_answers(message: Message) -> None:
+    """Where what is asked for could never be sent, the work is not done: it would be done at each attempt."""
+    for name in ("reply_to", "start_to"):
+        if name in message.metadata:
+            try:
+                check_answerable(message.metadata[name] or message.sender)
+            except MessageError as error:
+                raise Reject(f"its metadata asks for an answer that cannot be sent ({name}): {error}") from None
+
+
 def _are_names(names: object) -> bool:
     return isinstance(names, Sequence | Set) and not isinstance(names, str) and all(isinstance(n, str) for n in names)
 
@@ -212,6 +223,7 @@ class _Handling:
     async def _answer(self, entry: Entry | None, message: Message, context: Context) -> None:
         if entry is None:
             raise NoHandler(f"worker {self._worker.name} has no handler for type {message.type!r} in this process")
+        _check_answers(message)
         if "start_to" in message.metadata:
             await context.begun()
         if self._calls is None:

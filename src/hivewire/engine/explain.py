@@ -6,9 +6,9 @@ from collections.abc import AsyncIterator, Sequence
 from typing import Literal
 
 from hivewire.backend import Backend, DeadRecord, Waiting
-from hivewire.engine.replies import REPLY_PREFIX
 from hivewire.engine.trail import Trail, last_line
 from hivewire.errors import Unsupported
+from hivewire.message import REPLY_PREFIX
 from hivewire.rules.trail import Explanation, Place
 
 _PAGE = 2_000

@@ -13,11 +13,11 @@ from hivewire.engine.consumers import Consumers
 from hivewire.engine.core import Core, handling
 from hivewire.engine.groups import GROUP_QUEUE_PREFIX, JOIN, LEAVE
 from hivewire.engine.middleware import Middleware, chain
-from hivewire.engine.replies import REPLY_PREFIX, Replies
+from hivewire.engine.replies import Replies
 from hivewire.engine.sender import Sender
 from hivewire.errors import MessageError, QueueMissing
 from hivewire.ids import derived_id, new_id
-from hivewire.message import UNORDERED, Message
+from hivewire.message import REPLY_PREFIX, UNORDERED, Message
 from hivewire.protocol import Receipt
 
 _MOST_BROADCAST_ID: Final = 120

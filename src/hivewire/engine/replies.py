@@ -13,9 +13,7 @@ from hivewire.engine.crew import Crew
 from hivewire.engine.inbox import Inbox
 from hivewire.errors import BackendError, Closed, MessageError, TimedOut
 from hivewire.ids import new_id
-from hivewire.message import PROGRESS, Message
-
-REPLY_PREFIX = "~reply/"
+from hivewire.message import PROGRESS, REPLY_PREFIX, Message
 
 _SETTLE_PACE_S = 0.1
 """Where outcomes wait for more at all, those of a mailbox may wait long: it ends with its process."""

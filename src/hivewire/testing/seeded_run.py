@@ -14,10 +14,9 @@ import msgspec
 from hivewire.backend import Mode, QueueSpec
 from hivewire.engine import outcomes
 from hivewire.engine.groups import GROUP_QUEUE_PREFIX
-from hivewire.engine.replies import REPLY_PREFIX
 from hivewire.engine.subscriptions import GROUP_PREFIX
 from hivewire.errors import BackendError, Closed, HivewireError
-from hivewire.message import Message
+from hivewire.message import REPLY_PREFIX, Message
 from hivewire.protocol import Protocol, ProtocolMetrics
 from hivewire.rules import lanes
 from hivewire.testing.profiles import make_world

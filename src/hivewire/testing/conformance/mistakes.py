@@ -143,6 +143,28 @@ async def test_what_a_plain_function_does_by_its_context_is_done_without_await(f
     assert threading.get_ident() not in computed
 
 
+@pytest.mark.parametrize("place", ["not a name", 5, "~group/team", "coder/" + "x" * 300], ids=repr)
+async def test_the_work_is_not_done_for_who_cannot_be_answered(fabric: Fabric, place: object) -> None:
+    """It would be done, and paid for, at each attempt, and end as a failure of the handler all the same."""
+    worker = Worker("asked")
+    begun: list[str] = []
+
+    @worker.on("task", retry=_QUICK)
+    async def handle(message: Message, ctx: Context) -> int:
+        begun.append(message.id)
+        return 1
+
+    asked = task("asked").replace(metadata={"reply_to": place})
+    stop = asyncio.Event()
+    serve = asyncio.ensure_future(worker.serve(fabric.protocol, stop.wait()))
+    await fabric.protocol.send(asked)
+    letter = await one_letter(fabric.protocol, "asked")
+    stop.set()
+    await serve
+    assert (letter.id, letter.reason, begun) == (asked.id, "rejected", [])
+    assert "reply_to" in letter.error
+
+
 async def test_a_str_is_no_list_of_types_or_groups(fabric: Fabric) -> None:
     protocol = fabric.protocol
     bad: list[Callable[[], Awaitable[Any]]] = [
