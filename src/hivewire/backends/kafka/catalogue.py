@@ -64,6 +64,7 @@ class Follower:
         self.partition = partition
         self._take = take
         self.reached = -1
+        self._has_warned = False
         self._news = asyncio.Event()
         self._opening = asyncio.Lock()
         self._is_open = False
@@ -82,8 +83,10 @@ class Follower:
             try:
                 self._take(message)
             except Exception as error:  # noqa: BLE001  # of another program, or of a newer version: the rest is read on
-                place = {"topic": self.topic, "partition": self.partition, "offset": message.offset()}
-                log.warning("a record that is none of ours is left out: %s", told(error), extra=place)
+                level = logging.DEBUG if self._has_warned else logging.WARNING
+                self._has_warned = True
+                text = "%s, offset %d: a record that is none of ours is left out, and so will be any other: %s"
+                log.log(level, text, self.topic, message.offset(), told(error))
         self.reached = max(self.reached, reached)
         self._news.set()
 
