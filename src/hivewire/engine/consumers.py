@@ -40,6 +40,8 @@ class Consumers:
         # In the order they were made, as dicts are: runs of a seed must not differ.
         self._inboxes: dict[Inbox, None] = {}
         self._stops: dict[asyncio.Future[None], None] = {}
+        self._leaving: set[asyncio.Task[None]] = set()
+        """Ends of `serve`."""
         self._none_serves = asyncio.Event()
         self._none_serves.set()
         self._closed = False
@@ -125,7 +127,6 @@ class Consumers:
 
     async def serve(self, crew: Crew, stop: Awaitable[object] | None, drain_s: float) -> None:
         """Run the crew until `stop`, `close` or a cancel; then its inbox is closed."""
-        inbox = crew.inbox
         ending: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._stops[ending] = None
         self._none_serves.clear()
@@ -142,21 +143,37 @@ class Consumers:
             drain_s = 0.0
             raise
         finally:
-            await crew.drain(drain_s)
             if asked is not None and asked is not stop:
                 asked.cancel()  # made here of a coroutine; a future of the caller's is left alone
-            try:
-                await inbox.close()
-            except BackendError as error:
-                log.warning(
-                    "left without the store; the lease runs out", extra={"queue": inbox.queue, "error": str(error)}
-                )
-            finally:
-                self.volatile.leave(inbox)
-                self._inboxes.pop(inbox, None)
-                self._stops.pop(ending, None)
-                if not self._stops:
-                    self._none_serves.set()
+            await self._until_left(crew, ending, drain_s)
+
+    async def _until_left(self, crew: Crew, ending: asyncio.Future[None], drain_s: float) -> None:
+        """Leaving is a task of its own: cancelled in the middle of it, `serve` would keep what it holds from others
+        until the protocol is closed."""
+        leaving = asyncio.create_task(self._leave_off(crew, ending, drain_s), name=f"leave {crew.inbox.queue}")
+        self._leaving.add(leaving)
+        leaving.add_done_callback(self._leaving.discard)
+        try:
+            await asyncio.shield(leaving)
+        except asyncio.CancelledError:
+            if not leaving.done():
+                await crew.drain(0.0)
+                await asyncio.shield(leaving)
+            raise
+
+    async def _leave_off(self, crew: Crew, ending: asyncio.Future[None], drain_s: float) -> None:
+        inbox = crew.inbox
+        try:
+            await crew.drain(drain_s)
+            await inbox.close()
+        except BackendError as error:
+            log.warning("left without the store; the lease runs out", extra={"queue": inbox.queue, "error": str(error)})
+        finally:
+            self.volatile.leave(inbox)
+            self._inboxes.pop(inbox, None)
+            self._stops.pop(ending, None)
+            if not self._stops:
+                self._none_serves.set()
 
     async def close(self, drain_s: float) -> None:
         """Stop all; each `serve` drains by its own time or this one, whichever is shorter."""

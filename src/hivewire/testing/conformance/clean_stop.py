@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 
+import pytest
+
 from hivewire.delivery import Delivery
 from hivewire.errors import Closed
 from hivewire.testing.conformance.fabric import Fabric
@@ -200,6 +202,28 @@ async def test_serve_stops_between_messages_when_told(fabric: Fabric) -> None:
     assert left == (50 - len(seen), 0, 0, 0)
     rest = [number(delivery) for delivery in await take(fabric.protocol, "stop", left[0])]
     assert seen + rest == list(range(50))
+
+
+async def test_a_serve_that_is_cancelled_while_it_drains_gives_all_back(fabric: Fabric) -> None:
+    """As if it had been cancelled before it was told to stop."""
+    member, other = await fabric.member(lease_s=30.0), await fabric.member(lease_s=30.0)
+    started, stop = asyncio.Event(), asyncio.Event()
+
+    async def handle(_: Delivery) -> None:
+        started.set()
+        await asyncio.Event().wait()
+
+    await send_numbered(fabric.protocol, "drains", 3)
+    serving = asyncio.create_task(member.serve("drains", handle, stop=stop.wait(), drain_s=60.0))
+    await started.wait()
+    stop.set()
+    await asyncio.sleep(0.1)  # it waits for the handler
+    serving.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await serving
+    async with asyncio.timeout(20.0):
+        assert [number(delivery) for delivery in await take(other, "drains", 3)] == [0, 1, 2]
+        await member.close()
 
 
 async def test_the_same_object_serves_again_after_a_stop(fabric: Fabric) -> None:
