@@ -112,7 +112,7 @@ def result_of(test: LoadTest, plan: Plan) -> dict[str, Any]:
         "latency_ms": dict(summary_ms(tally.latency_us)),
         "cpu_s": counts.cpu_s,
         "rss_mb": counts.rss_mb,
-        "ok": counts.lost == 0 and tally.out_of_order == 0 and counts.unfinished == 0,
+        "ok": tally.confirmed > 0 and counts.lost == 0 and tally.out_of_order == 0 and counts.unfinished == 0,
         "planned": plan.total,
         "failed": counts.failed,
         "first_error": counts.first_error or None,
@@ -152,5 +152,16 @@ def in_words(result: dict[str, Any], plan: Plan) -> str:
         lines.append(f"{result['failed']} sends failed; the first: {result['first_error']}")
     if result["unfinished"]:
         lines.append(f"{result['unfinished']} were still in the queue after {plan.drain_s:g} s without progress")
-    lines.append("the promise held" if result["ok"] else "THE PROMISE BROKE")
+    held, about = verdict(result)
+    lines.append(f"{held if result['ok'] else held.upper()}{about}")
     return "\n".join(lines)
+
+
+def verdict(result: dict[str, Any]) -> tuple[str, str]:
+    """What can be said of the promise, and of how many messages where that is not all of them."""
+    if not result["confirmed"]:
+        return "nothing was tested", ": no message was confirmed"
+    held = "the promise held" if result["ok"] else "the promise broke"
+    if result["confirmed"] == result["planned"]:
+        return held, ""
+    return held, f" for the {result['confirmed']:,} messages that were confirmed, of {result['planned']:,}"

@@ -7,6 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from typing import TYPE_CHECKING, Any, Final
 
+from hivewire.cli.loadtest import verdict
+
 if TYPE_CHECKING:
     from hivewire.cli.loadtest_run import Plan
     from hivewire.cli.loadtest_tally import Tally
@@ -41,9 +43,9 @@ Points = Sequence[tuple[float, float]]
 Ticks = Sequence[tuple[float, str]]
 
 
-def html(result: Mapping[str, Any], tally: Tally, plan: Plan) -> str:
+def html(result: dict[str, Any], tally: Tally, plan: Plan) -> str:
     """The whole page."""
-    verdict = "The promise held" if result["ok"] else "The promise broke"
+    said = "".join(verdict(result))
     facts = "; ".join(
         [
             f"{result['backend']}, durability {result['durability']}",
@@ -55,7 +57,7 @@ def html(result: Mapping[str, Any], tally: Tally, plan: Plan) -> str:
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
 <title>Hivewire load test</title><style>{_STYLE}</style></head><body>
-<h1>Load test: <span class="{"good" if result["ok"] else "bad"}">{verdict}</span></h1>
+<h1>Load test: <span class="{"good" if result["ok"] else "bad"}">{said[0].upper()}{said[1:]}</span></h1>
 <p class="soft">{escape(facts)}</p>
 {_table(result)}
 <h2>Latency by percentile</h2>

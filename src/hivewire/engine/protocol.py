@@ -144,7 +144,7 @@ class Engine(Protocol):
         if timeout_s != _SEND_S:
             timeout_s = duration_s(timeout_s, "timeout_s")
         plain = self._plain
-        if plain is not None and not delay_s and idempotency_key is None and not plain.sender.lines:
+        if plain is not None and delay_s == 0 and idempotency_key is None and not plain.sender.lines:
             if self._loop is not asyncio.get_running_loop():
                 raise Unsupported(_STRANGE_LOOP)
             queue, record = plain.record(message)
@@ -180,7 +180,7 @@ class Engine(Protocol):
         except BaseException:
             replies.forget(message.id)
             raise
-        return await replies.wait(message.id, waiter, max(0.0, deadline - loop.time()))
+        return await replies.wait(message.id, waiter, max(0.0, deadline - loop.time()), timeout_s)
 
     async def reply(self, message: Message, content: Any, *, type: str = "response") -> Receipt:
         parts = await self._ready()

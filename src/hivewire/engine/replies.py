@@ -50,12 +50,14 @@ class Replies:
         self._waiting[message_id] = waiter
         return waiter
 
-    async def wait(self, message_id: str, waiter: asyncio.Future[Message], timeout_s: float) -> Message:
+    async def wait(self, message_id: str, waiter: asyncio.Future[Message], left_s: float, timeout_s: float) -> Message:
+        """`left_s` is what sending has left of `timeout_s`."""
+
         def too_late() -> None:
             if not waiter.done():
-                waiter.set_exception(TimedOut(f"request {message_id}: no reply within {timeout_s} s"))
+                waiter.set_exception(TimedOut(f"request {message_id}: no reply within {timeout_s:g} s"))
 
-        timer = asyncio.get_running_loop().call_later(timeout_s, too_late)
+        timer = asyncio.get_running_loop().call_later(left_s, too_late)
         try:
             return await waiter
         finally:

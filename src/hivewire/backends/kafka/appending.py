@@ -137,7 +137,10 @@ class Appending:
             fill.held = held.ready + held.in_flight + held.scheduled
             fill.looked_at = asyncio.get_running_loop().time()
         if fill.held + len(part.records) > fill.cap + reserve:
-            return QueueFull(f"append to {part.queue}: it holds {fill.held} messages, {fill.cap} are allowed")
+            text = (
+                f"send to {part.queue}: it holds {fill.held} messages and its cap is {fill.cap}; wait for its workers"
+            )
+            return QueueFull(f"{text}, or raise queue_cap")
         return None
 
     def _send(

@@ -186,6 +186,7 @@ async def test_a_str_is_no_list_of_types_or_groups(fabric: Fabric) -> None:
         lambda: protocol.receive("letters", limit=0),
         lambda: protocol.receive("letters", wait_s=float("nan")),
         lambda: protocol.send(task("letters"), delay_s=float("nan")),
+        lambda: protocol.send(task("letters"), delay_s=None),  # type: ignore[arg-type]
     ]
     for call in bad:
         with pytest.raises(MessageError):
@@ -243,7 +244,7 @@ async def test_an_event_can_be_a_reply_and_one_request_is_asked_once_at_a_time(f
     await until(lambda: "same" in replies._waiting, "the request waits")
     with pytest.raises(MessageError):
         await fabric.protocol.request(task("nobody").replace(id="same"), timeout_s=0.5)
-    with pytest.raises(TimedOut):
+    with pytest.raises(TimedOut, match=r"no reply within 0\.5 s"):
         await waiting
 
 
