@@ -7,14 +7,17 @@ from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
 from hivewire.coordination.ledger import Guard, Lease, Ledger, Task, TaskChange, TaskStatus
-from hivewire.errors import BackendError, LeaseLost, TaskExists, TaskMissing
+from hivewire.errors import BackendError, HivewireError, InvalidTransition, LeaseLost, TaskExists, TaskMissing
 from hivewire.ids import derived_id, new_id
+from hivewire.rules.backoff import Backoff
 
 TYPE: Final = "effect"
 """The type of the tasks that remember effects."""
 
 _FIRST_PAUSE_S: Final = 0.005
 _MOST_PAUSE_S: Final = 0.25
+_STORE_S: Final = 30.0
+"""What has happened is to be remembered: for so long the ledger is waited for."""
 
 Fn = Callable[[], Awaitable[Any]]
 
@@ -29,6 +32,8 @@ class LedgerEffects:
     def __init__(self, ledger: Ledger, *, lease_s: float = 10.0) -> None:
         self._ledger = ledger
         self._lease_s = lease_s
+        self._endings: set[asyncio.Task[tuple[Any, HivewireError | None]]] = set()
+        """Results on their way to the ledger."""
 
     async def once(self, name: str, fn: Fn, find: Fn | None = None) -> Any:
         """The stored result; else, after an attempt that ended without one, what `find` finds; else that of `fn`.
@@ -60,6 +65,7 @@ class LedgerEffects:
         try:
             task = await self._ledger.get_task(id)  # it may have ended before it was ours
             if task.status is TaskStatus.COMPLETED:
+                await asyncio.shield(self._leave(keeping, renewing))
                 return task.output
             value = None
             if task.status is TaskStatus.PENDING:
@@ -69,9 +75,43 @@ class LedgerEffects:
                 value = await find()
             if value is None:
                 value = await fn()
-            return await self._stored(id, value, keeping)
-        finally:
+        except BaseException:
             await asyncio.shield(self._leave(keeping, renewing))
+            raise
+        # Stored also when the caller is cancelled: it would happen again.
+        ending = asyncio.create_task(self._outcome(id, value, keeping, renewing), name=f"store effect {id}")
+        self._endings.add(ending)
+        ending.add_done_callback(self._endings.discard)
+        outcome, error = await asyncio.shield(ending)
+        if error is not None:
+            raise error
+        return outcome
+
+    async def _outcome(
+        self, id: str, value: Any, keeping: _Keeping, renewing: asyncio.Task[None]
+    ) -> tuple[Any, HivewireError | None]:
+        try:
+            return await self._stored_in_time(id, value, keeping), None
+        except HivewireError as error:
+            return None, error
+        finally:
+            await self._leave(keeping, renewing)
+
+    async def _stored_in_time(self, id: str, value: Any, keeping: _Keeping) -> Any:
+        loop = asyncio.get_running_loop()
+        give_up_at, backoff = loop.time() + _STORE_S, Backoff(_FIRST_PAUSE_S, _MOST_PAUSE_S)
+        while True:
+            try:
+                return await self._stored(id, value, keeping)
+            except BackendError as error:
+                if not error.retryable or loop.time() > give_up_at:
+                    raise
+            except InvalidTransition:  # by an attempt whose answer was lost
+                task = await self._ledger.get_task(id)
+                if task.status is TaskStatus.COMPLETED:
+                    return task.output
+                raise
+            await asyncio.sleep(backoff.next_s())
 
     async def _stored(self, id: str, value: Any, keeping: _Keeping) -> Any:
         try:

@@ -5,18 +5,22 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 
 from hivewire.backend import Backend, Entry
-from hivewire.errors import BackendError, LeaseLost
+from hivewire.engine.tasks import Tasks
+from hivewire.errors import BackendError, HivewireError, LeaseLost
 from hivewire.ids import new_id
+from hivewire.rules.backoff import Backoff
 from hivewire.rules.effect import Noted, follows
 
 _PREFIX = "once/"
 _FIRST_PAUSE_S = 0.005
 _MOST_PAUSE_S = 0.25
+_STORE_S: Final = 30.0
+"""What has happened is to be remembered: for so long the store is waited for."""
 _encode = msgspec.json.encode
 
 Fn = Callable[[], Awaitable[Any]]
@@ -27,8 +31,9 @@ class Once:
     that is not renewed for `lease_s` is somebody else's. What is known of it is kept for `keep_s` after it changed.
     """
 
-    def __init__(self, backend: Backend, name: str, *, lease_s: float, keep_s: float) -> None:
+    def __init__(self, backend: Backend, tasks: Tasks, name: str, *, lease_s: float, keep_s: float) -> None:
         self._backend = backend
+        self._tasks = tasks
         self._key = _PREFIX + name
         self._name = name
         self._lease_s = lease_s
@@ -57,7 +62,11 @@ class Once:
 
     async def _claim(self, seen: Entry) -> bool:
         self._version = seen.version
-        return await self._note(self._claimed())
+        try:
+            return await self._note(self._claimed())
+        except asyncio.CancelledError:  # it may be claimed all the same
+            self._tasks.start(self._note_left(), f"leave {self._name}")
+            raise
 
     def _claimed(self) -> Noted:
         return Noted("claimed", self._owner, self._backend.now() + self._lease_s)
@@ -74,23 +83,45 @@ class Once:
             await asyncio.shield(self._leave(ended, renewing))
             raise
         ended.set()
+        # Stored also when the caller is cancelled: it would happen again.
+        outcome = await asyncio.shield(self._tasks.start(self._outcome(done, renewing), f"store {self._name}"))
+        if isinstance(outcome, HivewireError):
+            raise outcome
+        return msgspec.json.decode(outcome)
+
+    async def _outcome(self, done: Noted, renewing: asyncio.Task[None]) -> msgspec.Raw | HivewireError:
         await renewing  # a change under way is not broken off: its version would be unknown
-        if not await self._note(done):
-            return await self._taken_over()
-        return msgspec.json.decode(done.value)
+        try:
+            return await self._stored(done)
+        except HivewireError as error:
+            return error
+
+    async def _stored(self, done: Noted) -> msgspec.Raw:
+        loop = asyncio.get_running_loop()
+        give_up_at, backoff = loop.time() + _STORE_S, Backoff(_FIRST_PAUSE_S, _MOST_PAUSE_S)
+        while True:
+            try:
+                return done.value if await self._note(done) else await self._of_another()
+            except BackendError as error:
+                if not error.retryable or loop.time() > give_up_at:
+                    raise
+            await asyncio.sleep(backoff.next_s())
 
     async def _leave(self, ended: asyncio.Event, renewing: asyncio.Task[None]) -> None:
         """The attempt ends without a result: the next one need not wait for the claim to run out."""
         ended.set()
         await renewing
+        await self._note_left()
+
+    async def _note_left(self) -> None:
         with suppress(BackendError):
             await self._note(Noted("left", self._owner))
 
-    async def _taken_over(self) -> Any:
+    async def _of_another(self) -> msgspec.Raw:
         """This process was silent for too long. Who has a result by now, stored it first."""
         noted = _noted(await self._backend.get(self._key))
         if noted is not None and noted.state == "done":
-            return msgspec.json.decode(noted.value)
+            return noted.value
         raise LeaseLost(f"once {self._name}: this process was silent for {self._lease_s:g} s; somebody else is at it")
 
     async def _renew(self, ended: asyncio.Event) -> None:

@@ -372,11 +372,12 @@ class Engine(Protocol):
     async def once(
         self, scope: str, name: str, fn: Callable[[], Awaitable[Any]], find: Callable[[], Awaitable[Any]] | None = None
     ) -> Any:
-        await self._ready()
+        parts = await self._ready()
         check_texts((scope, name), "the name of an effect")
         settings = self.settings
         effect = Once(
             self.backend,
+            parts.core.tasks,
             f"{scope}/{name}",
             lease_s=settings.lease_s,
             keep_s=settings.idempotency_window_s * _ONCE_WINDOWS,

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from collections.abc import Awaitable, Callable
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 
+from hivewire.backend import Entry
+from hivewire.errors import ConnectionLost
 from hivewire.testing.conformance.fabric import Fabric
 from hivewire.testing.conformance.scenario import empty, task
 from hivewire.testing.conformance.waiting import count, until
@@ -65,6 +69,52 @@ async def test_a_cancelled_attempt_leaves_the_effect_to_the_next(fabric: Fabric)
         return "fine"
 
     assert await fabric.protocol.once("s", "n", work) == "fine"
+
+
+async def test_what_has_happened_is_stored_though_the_caller_is_cancelled(fabric: Fabric) -> None:
+    """As when its worker is stopped, at whatever point: nobody does it again."""
+    for turns in range(12):
+        happened: list[int] = []
+        has_happened = asyncio.Event()
+        calling = asyncio.create_task(fabric.protocol.once("s", f"n{turns}", _noted_in(happened, has_happened)))
+        await has_happened.wait()
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        calling.cancel()
+        await asyncio.wait([calling])
+        assert await fabric.protocol.once("s", f"n{turns}", _noted_in(happened)) == 1
+        assert happened == [1]
+
+
+async def test_what_has_happened_is_stored_when_the_store_is_back(fabric: Fabric) -> None:
+    member = await fabric.member()
+    happened: list[int] = []
+    put, failing = member.backend.put, 0
+
+    async def away(key: str, value: bytes, version: int, **options: Any) -> Entry | None:
+        nonlocal failing
+        if happened and failing < 4:
+            failing += 1
+            if failing == 2:  # it was stored, and the answer is lost
+                await put(key, value, version, **options)
+            raise ConnectionLost("the store is away")
+        return await put(key, value, version, **options)
+
+    with patch.object(member.backend, "put", away):
+        assert await member.once("s", "n", _noted_in(happened)) == 1
+    assert failing == 4
+    assert await fabric.protocol.once("s", "n", _noted_in(happened)) == 1
+    assert happened == [1]
+
+
+def _noted_in(happened: list[int], event: asyncio.Event | None = None) -> Callable[[], Awaitable[int]]:
+    async def happen() -> int:
+        happened.append(1)
+        if event is not None:
+            event.set()
+        return len(happened)
+
+    return happen
 
 
 async def test_an_effect_longer_than_the_lease_stays_with_who_began_it(fabric: Fabric) -> None:

@@ -8,13 +8,15 @@ from asyncio.subprocess import PIPE
 from collections import Counter
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import msgspec
 import pytest
 
 from hivewire.coordination.effects import TYPE, LedgerEffects
-from hivewire.coordination.ledger import TaskFilter, TaskStatus
-from hivewire.errors import LeaseLost
+from hivewire.coordination.ledger import Guard, Task, TaskFilter, TaskStatus
+from hivewire.coordination.ledger.contract import UNGUARDED
+from hivewire.errors import ConnectionLost, LeaseLost
 from hivewire.testing.conformance.waiting import count
 from hivewire.testing.ledgers.fabric import LedgerFabric
 
@@ -63,6 +65,45 @@ async def test_after_a_failure_it_is_looked_for_and_then_done(ledgers: LedgerFab
         assert len(looked) == tries
     assert await effects.once("pay", fail, look) == "found"
     assert await effects.once("pay", nothing()) == "found"
+
+
+async def test_what_has_happened_is_stored_though_the_caller_is_cancelled(ledgers: LedgerFabric) -> None:
+    effects = LedgerEffects(await ledgers.open(), lease_s=LEASE_S)
+    for turns in range(6):
+        calling = asyncio.create_task(effects.once(f"pay {turns}", _happening(has_happened := asyncio.Event())))
+        await has_happened.wait()
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        calling.cancel()
+        await asyncio.wait([calling])
+        assert await effects.once(f"pay {turns}", nothing()) == "paid"
+
+
+async def test_what_has_happened_is_stored_when_the_ledger_is_back(ledgers: LedgerFabric) -> None:
+    ledger = await ledgers.open()
+    effects, complete, failing = LedgerEffects(ledger, lease_s=LEASE_S), ledger.complete_task, 0
+
+    async def away(task_id: str, output: Any = None, guard: Guard = UNGUARDED) -> Task:
+        nonlocal failing
+        failing += 1
+        if failing == 3:  # it was stored, and the answer is lost
+            await complete(task_id, output, guard)
+        if failing < 4:
+            raise ConnectionLost("the ledger is away")
+        return await complete(task_id, output, guard)
+
+    with patch.object(ledger, "complete_task", away):
+        assert await effects.once("pay", _happening(asyncio.Event())) == "paid"
+    assert failing == 4
+    assert await effects.once("pay", nothing()) == "paid"
+
+
+def _happening(event: asyncio.Event) -> Any:
+    async def happen() -> str:
+        event.set()
+        return "paid"
+
+    return happen
 
 
 async def test_an_effect_longer_than_the_lease_stays_with_who_began_it(ledgers: LedgerFabric) -> None:
