@@ -15,21 +15,34 @@ KEYS = [f"k{n}" for n in range(8)]
 
 
 class Load:
-    """Sends numbered messages of several keys, one after another each, until it is stopped."""
+    """Sends numbered messages of several keys until it is stopped. Of each key so many are under way `at_once`; with
+    more than one, some of them by the ways that a plain message does not take."""
 
-    def __init__(self, protocol: Engine, agent: str) -> None:
+    def __init__(self, protocol: Engine, agent: str, at_once: int = 1) -> None:
         self._protocol = protocol
+        self._at_once = at_once
         self._agent = agent
         self._stopping = False
         self.confirmed: dict[str, list[int]] = {key: [] for key in KEYS}
 
     async def _send(self, key: str) -> None:
-        n = 0
-        while not self._stopping:
-            await self._protocol.send(task(self._agent, n, key=key), timeout_s=20)
-            self.confirmed[key].append(n)
-            n += 1
-            await asyncio.sleep(0.001)
+        free, n = asyncio.Semaphore(self._at_once), 0
+        async with asyncio.TaskGroup() as group:
+            while not self._stopping:
+                await free.acquire()
+                sending = group.create_task(self._send_one(key, n))
+                sending.add_done_callback(lambda _: free.release())
+                n += 1
+                await asyncio.sleep(0.001)
+
+    async def _send_one(self, key: str, n: int) -> None:
+        message, once = task(self._agent, n, key=key), None
+        if self._at_once > 1 and n % 5 == 0:
+            message = message.replace(ttl_s=3600)
+        elif self._at_once > 1 and n % 7 == 0:
+            once = f"{key}-{n}"
+        await self._protocol.send(message, idempotency_key=once, timeout_s=20)
+        self.confirmed[key].append(n)
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:

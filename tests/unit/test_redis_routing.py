@@ -13,7 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hivewire.backends.redis import scripts, slots
-from hivewire.backends.redis.keys import base, bell
+from hivewire.backends.redis.address import pack
+from hivewire.backends.redis.keys import EPOCH, base, bell
 from hivewire.backends.redis.link import Link, good
 from hivewire.backends.redis.opening import new_link
 from hivewire.errors import BackendError, ConnectionLost
@@ -71,11 +72,11 @@ def test_views_are_read_and_the_majority_counts() -> None:
 
 @given(st.text())
 def test_any_text_is_no_redirection_or_one(text: str) -> None:
-    found = slots.moved_to(text, ("asked", 9))
+    found = slots.redirected("MOVED", text, ("asked", 9))
     assert found is None or (0 <= found[0] < slots.COUNT and isinstance(found[1][1], int))
-    assert slots.moved_to("MOVED 3999 h:7", ("asked", 9)) == (3999, ("h", 7))
-    assert slots.moved_to("MOVED 3999 :7", ("asked", 9)) == (3999, ("asked", 7))
-    assert slots.moved_to("MOVED 3999 [::1]:7", ("asked", 9)) == (3999, ("::1", 7))
+    assert slots.redirected("MOVED", "MOVED 3999 h:7", ("asked", 9)) == (3999, ("h", 7))
+    assert slots.redirected("MOVED", "MOVED 3999 :7", ("asked", 9)) == (3999, ("asked", 7))
+    assert slots.redirected("MOVED", "MOVED 3999 [::1]:7", ("asked", 9)) == (3999, ("::1", 7))
 
 
 class Scripted:
@@ -86,17 +87,24 @@ class Scripted:
         self.owner = 0
         self.heard: list[list[list[bytes]]] = [[], []]
         self.may_answer = [asyncio.Semaphore(1000), asyncio.Semaphore(1000)]
-        self.asks: set[bytes] = set()
+        self.gone: set[bytes] | None = None
+        """Keys that the owner has no more, while the slot is on its way to the other one."""
+        self.left = 1
+        """How many keys it still has."""
+        self.imports = True
+        """The other one takes what comes with `ASKING`."""
 
     def _talk(self, number: int) -> Any:
         async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            asking = False
             while True:
                 command = await read_command(reader)
-                if command[0] != b"CLUSTER":
+                if command[:2] != [b"CLUSTER", b"SLOTS"]:
                     self.heard[number].append(command)
                     owner = self.owner
                     await self.may_answer[number].acquire()
-                    writer.write(self._answer(number, owner, command))
+                    writer.write(b"+OK\r\n" if asking and self.imports else self._answer(number, owner, command))
+                    asking = command[0] == b"ASKING"
                     continue
                 port = self.nodes[self.owner].port
                 writer.write(b"*1\r\n*3\r\n:0\r\n:16383\r\n*2\r\n$9\r\n127.0.0.1\r\n:%d\r\n" % port)
@@ -104,12 +112,18 @@ class Scripted:
         return talk
 
     def _answer(self, number: int, owner: int, command: list[bytes]) -> bytes:
-        if command[0] in self.asks:
-            return b"-ASK 1 127.0.0.1:%d\r\n" % self.nodes[1 - number].port
-        if command[0] != b"PING" and number != owner:
-            slot = slots.slot_of(command[1])
+        if command[0] in (b"PING", b"ASKING"):
+            return b"+OK\r\n"
+        if command[0] == b"CLUSTER":
+            return b":%d\r\n" % self.left
+        keys = keys_of(command)
+        slot = slots.slot_of(keys[0])
+        if number != owner:
             return b"-MOVED %d 127.0.0.1:%d\r\n" % (slot, self.nodes[owner].port)
-        return b"+OK\r\n"
+        away = [key in self.gone for key in keys] if self.gone is not None else [False]
+        if all(away):
+            return b"-ASK %d 127.0.0.1:%d\r\n" % (slot, self.nodes[1 - number].port)
+        return b"-TRYAGAIN Multiple keys request during rehashing of slot\r\n" if any(away) else b"+OK\r\n"
 
     @asynccontextmanager
     async def linked(self, **settings: Any) -> AsyncIterator[Link]:
@@ -123,6 +137,15 @@ class Scripted:
 
     def numbers(self, node: int) -> list[int]:
         return [int(command[-1]) for command in self.heard[node] if command[0] == b"XADD"]
+
+
+def keys_of(command: list[bytes]) -> list[bytes]:
+    if command[0] == b"EVALSHA":
+        return [command[3]]
+    if command[0] == b"XREAD":
+        streams = command[command.index(b"STREAMS") + 1 :]
+        return streams[: len(streams) // 2]
+    return command[1:2]
 
 
 def xadd(number: int) -> list[Any]:
@@ -172,19 +195,141 @@ async def test_readers_begin_anew_when_their_slots_went_elsewhere() -> None:
         assert returned[0] == 0  # before anything is asked there
 
 
-async def test_a_slot_on_its_way_is_not_followed() -> None:
-    """A script that ran on the new node would find a part of its keys."""
+STREAM = b"hivewire:{q}:s0"
+WHOLE = base("q").encode()
+
+
+def script(number: int) -> list[Any]:
+    return [scripts.run(scripts.ROOM, base("q"), number)]
+
+
+async def test_what_the_old_node_has_no_more_is_asked_of_the_new_one_in_order() -> None:
+    """Sent together, and the key goes in between."""
     cluster = Scripted()
-    cluster.asks.add(b"XADD")
+    cluster.gone = set()
+    async with cluster.linked() as link:
+        await link.post(xadd(0))
+        cluster.may_answer[0] = asyncio.Semaphore(0)
+        posted = [link.post(xadd(n)) for n in range(1, 5)]
+        stored = [link.store(STREAM.decode(), pack(xadd(n)[0])) for n in range(5, 8)]
+        for _ in range(3):
+            cluster.may_answer[0].release()
+        assert [await each for each in posted[:3]] == [[b"OK"]] * 3
+        cluster.gone = {STREAM}
+        for _ in range(10):
+            cluster.may_answer[0].release()
+        assert await posted[3] == [b"OK"]
+        assert [await each for each in stored if each is not None] == [None] * 3
+        assert cluster.numbers(1) == [4, 5, 6, 7]
+        assert await link.post([*xadd(8), ("HGET", EPOCH, "epoch")]) == [b"OK", b"OK"]
+        assert cluster.numbers(1)[-1] == 8
+
+
+async def test_a_script_on_a_queue_runs_where_all_of_it_is() -> None:
+    """It would begin the queue anew where it found a part of its keys."""
+    cluster = Scripted()
+    cluster.gone = {WHOLE}
     async with cluster.linked() as link:
         for _ in range(2):
-            (said,) = await link.post(xadd(1))
+            (said,) = await link.post(script(1))
             with pytest.raises(ConnectionLost, match="its slot moves"):
                 good(said, "send")
-        assert cluster.numbers(1) == []
-        cluster.asks.clear()
-        await until(lambda: not link._shut, "nothing is shut")  # type: ignore[attr-defined]
+        assert cluster.heard[1] == []
+        assert await link.post(xadd(1)) == [b"OK"]  # one key, and it is here
+        cluster.left = 0
+        assert await link.post([*script(1), *script(2)]) == [b"OK", b"OK"]
+        assert [command[-1] for command in cluster.heard[1] if command[0] == b"EVALSHA"] == [b"1", b"2"]
+
+
+async def test_nothing_passes_a_script_that_was_refused() -> None:
+    cluster = Scripted()
+    cluster.gone = {WHOLE}
+    async with cluster.linked() as link:
+        await link.post([("GET", "x")])
+        cluster.may_answer[0] = asyncio.Semaphore(0)
+        first = link.post(script(1), firm=True)
+        cluster.may_answer[0].release()
+        await until(lambda: cluster.heard[0][-1][0] == b"CLUSTER", "it is asked what is left")
+        second = link.post(script(2), firm=True)
+        cluster.may_answer[0].release()
+        assert str((await first)[0]).startswith("ASK")
+        cluster.left = 0
+        (third,) = await link.post(script(3), firm=True)
+        with pytest.raises(ConnectionLost, match="on the way to another node"):
+            good(third, "send")
+        for _ in range(10):
+            cluster.may_answer[0].release()
+        assert str((await second)[0]).startswith("ASK")
+        assert cluster.heard[1] == []
+
+
+async def test_what_the_new_node_refuses_is_passed_by_nothing() -> None:
+    cluster = Scripted()
+    cluster.gone = {STREAM}
+    cluster.imports = False
+    async with cluster.linked() as link:
+        await link.post([("GET", "x")])
+        cluster.may_answer[1] = asyncio.Semaphore(0)
+        first, second = link.post(xadd(1), firm=True), link.post(xadd(2), firm=True)
+        await until(lambda: len(cluster.heard[1]) > 0, "the first one is sent on")
+        for _ in range(2):
+            cluster.may_answer[1].release()
+        assert str((await first)[0]).startswith("MOVED")
+        cluster.imports = True
+        (third,) = await link.post(xadd(3), firm=True)
+        with pytest.raises(ConnectionLost, match="on the way to another node"):
+            good(third, "send")
+        for _ in range(10):
+            cluster.may_answer[1].release()
+        await second
+        await until(lambda: not link._held, "it takes messages again")  # type: ignore[attr-defined]
         assert await link.post(xadd(1)) == [b"OK"]
+
+
+@pytest.mark.parametrize("gone", [{STREAM}, {STREAM, b"hivewire:{q}:s1"}])
+async def test_several_keys_are_read_each_where_it_is(gone: set[bytes]) -> None:
+    cluster = Scripted()
+    cluster.gone = gone
+    read = ("XREAD", "COUNT", 5, "STREAMS", "hivewire:{q}:s0", "hivewire:{q}:s1", "3-0", "4-0")
+    async with cluster.linked() as link:
+        await link.post([read, *xadd(7)])
+        assert [command for command in cluster.heard[1] if command[0] == b"XREAD"] == [
+            [b"XREAD", b"COUNT", b"5", b"STREAMS", stream, cursor]
+            for stream, cursor in ((STREAM, b"3-0"), (b"hivewire:{q}:s1", b"4-0"))
+            if stream in gone
+        ]
+
+
+async def test_replicas_have_what_is_sent_on() -> None:
+    cluster = Scripted()
+    cluster.gone = {STREAM}
+    async with cluster.linked(wait_replicas=1) as link:
+        (said,) = await link.post(xadd(1), firm=True)
+        assert str(said).startswith("NOREPLICAS")  # `OK` is no number of them
+        assert [command[0] for command in cluster.heard[1]][:3] == [b"ASKING", b"XADD", b"WAIT"]
+
+
+@pytest.mark.parametrize(
+    ("command", "answers", "whole"),
+    [
+        (("MGET", "a", "b"), [[b"1"], [None]], [b"1", None]),
+        (("XREAD", "STREAMS", "a", "b", "0", "0"), [[[b"a", []]], None], [[b"a", []]]),
+        (("XREAD", "STREAMS", "a", "b", "0", "0"), [None, None], None),
+    ],
+)
+def test_answers_of_parts_make_one(command: Any, answers: list[Any], whole: Any) -> None:
+    assert len(slots.parts_of(command)) == 2
+    assert slots.merged(command, answers) == whole
+    error = ValueError("x")
+    assert slots.merged(command, [answers[0], error]) is error
+
+
+@pytest.mark.parametrize(
+    "command",
+    [("MGET", "a"), ("XREAD", "STREAMS", "a", "0"), ("XREAD", "BLOCK", 1, "STREAMS", "a", "b", "0", "0"), ("GET", "a")],
+)
+def test_what_has_no_parts(command: Any) -> None:
+    assert not slots.parts_of(command)
 
 
 async def test_a_node_that_dies_is_left_when_another_has_its_slots() -> None:

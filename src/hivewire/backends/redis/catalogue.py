@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from hivewire.backend import Entry
 from hivewire.backends.redis import scripts
-from hivewire.backends.redis.keys import CATALOGUE, EPOCH, NOTE, NOTES
+from hivewire.backends.redis.keys import CATALOGUE, IN_CATALOGUE, NOTE, NOTES
 from hivewire.backends.redis.link import Link, good
 
 _COUNTED = ("agent/", "group/")
@@ -29,7 +29,7 @@ async def get(link: Link, key: str) -> Entry:
 async def put(link: Link, key: str, value: bytes, version: int, ttl_s: float | None) -> Entry | None:
     ttl_ms = 0 if ttl_s is None else max(1, round(ttl_s * 1000))
     counted = int(key.startswith(_COUNTED))
-    command = scripts.run_on(scripts.PUT, (CATALOGUE, EPOCH, NOTE + key, NOTES), key, value, version, ttl_ms, counted)
+    command = scripts.run(scripts.PUT, IN_CATALOGUE, key, value, version, ttl_ms, counted)
     (answer,) = await link.ask([command])
     stored = good(answer, f"store {key}")
     return Entry(value, stored) if stored else None

@@ -13,16 +13,18 @@ from hivewire.backends.redis import membership, reading, scripts, settlement
 from hivewire.backends.redis.address import Command, Reply
 from hivewire.backends.redis.keeper import Seat, lease_clock
 from hivewire.backends.redis.keys import INLET_BELL
-from hivewire.backends.redis.link import good
+from hivewire.backends.redis.link import ON_THE_WAY, good, is_on_its_way
 from hivewire.backends.redis.member import RedisMember
 from hivewire.backends.redis.packing import pack_state
 from hivewire.backends.redis.reading import Held
 from hivewire.backends.redis.taking import Taking
 from hivewire.backends.redis.tenure import Tenure
-from hivewire.errors import Closed
+from hivewire.errors import Closed, ConnectionLost
 
 if TYPE_CHECKING:
     from hivewire.backends.redis.backend import RedisBackend
+
+_REST_S = 1.5
 
 
 class RedisConsumer(RedisMember):
@@ -38,6 +40,8 @@ class RedisConsumer(RedisMember):
         self.held = self.tenure.held
         self.taking = Taking(backend, spec.name, self.names, self.tenure, owner)
         self.tenure.on_late = self._late.due_in
+        self._rests_until = 0.0
+        """Nothing is read before: outcomes cannot be stored, as the slot is on its way to another node."""
 
     async def begin(self) -> None:
         await self.backend.ears.subscribe(self.names.news, self._heard)
@@ -76,16 +80,21 @@ class RedisConsumer(RedisMember):
 
     # -- taking
 
+    def _check_may_read(self) -> None:
+        self.backend.check_usable()
+        if self._rests_until and self._rests_until > lease_clock():
+            raise ConnectionLost(f"receive from {self.queue}: {ON_THE_WAY}")
+
     async def fetch(
         self, limit: int, wait_s: float, *, lanes: int = 1_000, run: int = 1_000, starting: int = 0
     ) -> Sequence[Fetched]:
-        self.backend.check_usable()
+        self._check_may_read()
         if self._closed or limit <= 0 or lanes <= 0 or run <= 0:
             return ()
         return await self.taking.fetch(limit, wait_s, lanes, run)
 
     def fetch_now(self, limit: int, *, lanes: int, run: int, starting: int) -> tuple[Sequence[Fetched], bool]:
-        self.backend.check_usable()
+        self._check_may_read()
         if self._closed:
             raise Closed(f"receive from {self.queue}: it was left")
         return self.taking.take_now(limit, lanes, run)
@@ -190,7 +199,9 @@ class RedisConsumer(RedisMember):
         posted: asyncio.Future[list[Reply]],
     ) -> None:
         try:
-            for shard in good(posted.result()[0], f"settle messages of {self.queue}"):
+            (answer,) = posted.result()
+            self._rests_until = lease_clock() + _REST_S if is_on_its_way(answer) else 0.0
+            for shard in good(answer, f"settle messages of {self.queue}"):
                 self._refused(asked[shard])
                 refused += asked[shard]
         except Exception as error:  # noqa: BLE001  # told to whoever waits

@@ -15,7 +15,7 @@ from hivewire.backend import QueueSpec
 from hivewire.backends.redis import membership, scripts
 from hivewire.backends.redis.address import Command, Reply
 from hivewire.backends.redis.keys import Names
-from hivewire.backends.redis.link import Link, good
+from hivewire.backends.redis.link import Link, good, is_on_its_way
 from hivewire.backends.redis.opening import lean_link
 from hivewire.errors import BackendError
 from hivewire.settings import RedisSettings
@@ -88,6 +88,21 @@ class Seat:
             self.shards,
             self.cap,
         )
+
+    def is_due(self, now: float) -> bool:
+        """Its lease has not been renewed for the time of a tick."""
+        return now >= self.until - self.lease_s * (1 - 1 / _TICKS_A_LEASE)
+
+    def renewal(self) -> Command:
+        """Of one key, while the queue's other keys are on their way to another node."""
+        return scripts.run_on(membership.RENEW, (f"{self.names.base}m",), self.name, int(self.lease_s * 1000))
+
+    def renewed(self, answer: Reply, sent_at: float) -> None:
+        now = lease_clock()
+        if good(answer, f"renew the lease of {self.name}") and now < min(self.until, sent_at + self.lease_s):
+            self.until = sent_at + self.lease_s
+        else:
+            self.lapse()
 
     def lapse(self) -> None:
         """The lease ran out by our clock: what was held counts no more, whatever the server says."""
@@ -220,18 +235,24 @@ class Keeper:
             return False
         return True
 
+    def _limit_s(self, seats: Sequence[Seat]) -> float:
+        return min(self._settings.read_timeout_s, max(min(seat.lease_s for seat in seats) / 2, 0.5))
+
     async def _beat(self, link: Link, due: Sequence[Seat]) -> None:
         sent_at, asked_at = lease_clock(), time.time()
         for seat in due:
             seat.poked = False
             if seat.doubted or (not seat.begins and sent_at >= seat.until):
                 seat.lapse()
-        limit_s = min(self._settings.read_timeout_s, max(min(seat.lease_s for seat in due) / 2, 0.5))
-        async with asyncio.timeout(limit_s):
+        async with asyncio.timeout(self._limit_s(due)):
             answers = await link.post([seat.question() for seat in due])
         told: list[tuple[Seat, Shares]] = []
+        moving: list[Seat] = []
         trouble: BackendError | None = None
         for seat, answer in zip(due, answers, strict=True):
+            if is_on_its_way(answer):
+                moving.append(seat)
+                continue
             try:
                 shares = seat.answered(answer, sent_at, asked_at)
             except BackendError as error:
@@ -242,8 +263,22 @@ class Keeper:
                 told.append((seat, shares))
         if told:
             _call_on(self._loop, self._tell, told)
+        if moving:
+            await self._renew(link, moving)
         if trouble is not None:
             raise trouble
+
+    async def _renew(self, link: Link, moving: Sequence[Seat]) -> None:
+        """Who owns what cannot be said just now; leases go on."""
+        now = lease_clock()
+        for seat in moving:
+            seat.due_at = now + _AGAIN_S
+        ends = [seat for seat in moving if not seat.begins and not seat.doubted and seat.is_due(now)]
+        if ends:
+            async with asyncio.timeout(self._limit_s(ends)):
+                answers = await link.post([seat.renewal() for seat in ends])
+            for seat, answer in zip(ends, answers, strict=True):
+                seat.renewed(answer, now)
 
 
 def _call_on(loop: asyncio.AbstractEventLoop, call: Callable[..., object], *arguments: object) -> None:

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 
 from hivewire.backends.redis.address import Address, Command, Reply
+from hivewire.backends.redis.awaited import Redirect
 from hivewire.backends.redis.link import Link
 from hivewire.backends.redis.wire import Wire, open_wire
 from hivewire.errors import BackendError, Closed, ConnectionLost, HivewireError
@@ -28,6 +29,7 @@ class Line(Link):
         retries: int = 0,
         stays: bool = False,
         on_trouble: Callable[[Line, str], None] | None = None,
+        redirect: Redirect | None = None,
     ) -> None:
         self._where = where
         self.name = name
@@ -35,6 +37,7 @@ class Line(Link):
         self.retries = retries
         self._stays = stays
         self._on_trouble = on_trouble
+        self._redirect = redirect
         """Told of each error that the server answers, and, without a text, of a connection that is not there."""
         self._wire: Wire | None = None
         self._backlog: list[tuple[Sequence[Command], asyncio.Future[list[Reply]], bool, float]] = []
@@ -120,7 +123,7 @@ class Line(Link):
     async def _dial(self) -> HivewireError | None:
         try:
             address = await self._where()
-            self._wire = await open_wire(address, self._prepare, self._ended, self._errored)
+            self._wire = await open_wire(address, self._prepare, self._ended, self._errored, self._redirect)
         except HivewireError as error:
             return error
         return None

@@ -110,6 +110,15 @@ _WAIT_AND_SEE = (
     "NOREPLICAS",
 )
 
+ON_THE_WAY = "its slot of the cluster is on the way to another node"
+
+
+def is_on_its_way(answer: Reply) -> bool:
+    """It was refused because its slot moves to another node of the cluster."""
+    return isinstance(answer, Exception) and (
+        str(answer).startswith(("ASK ", "TRYAGAIN", "MOVED ")) or str(answer) == ON_THE_WAY
+    )
+
 
 def is_passing(error: Exception) -> bool:
     """It was not carried out, and may be when it is repeated."""

@@ -99,6 +99,18 @@ return {string.format('%.0f', us), shards, surplus, tonumber(ends[2]) - now,
 """
 )
 
+# KEYS: the members. ARGV: me, lease ms. A heartbeat of one key, for a queue whose other keys are on their way to
+# another node of a cluster: 0 where the lease has ended.
+RENEW: Final = """
+redis.call('ZREM', KEYS[1], '')
+local time = redis.call('TIME')
+local now = math.floor((time[1] * 1000000 + time[2]) / 1000)
+local ends = redis.call('ZSCORE', KEYS[1], ARGV[1])
+if not ends or tonumber(ends) <= now then return 0 end
+redis.call('ZADD', KEYS[1], now + ARGV[2], ARGV[1])
+return 1
+"""
+
 # ARGV: me, then shard and token of each. Given up in peace.
 RELEASE: Final = (
     CLOCK

@@ -10,8 +10,9 @@ from functools import partial
 
 from hivewire.backends.redis import slots
 from hivewire.backends.redis.address import Address, Command, Reply
+from hivewire.backends.redis.crossing import Crossing
 from hivewire.backends.redis.line import Line, Where
-from hivewire.backends.redis.link import Link
+from hivewire.backends.redis.link import ON_THE_WAY, Link
 from hivewire.backends.redis.slots import Place, View
 from hivewire.backends.redis.wire import ask_once
 from hivewire.errors import BackendError, Closed, ConnectionLost, HivewireError
@@ -19,6 +20,8 @@ from hivewire.settings import RedisSettings
 
 _MOST_ASKED = 6
 _LEAST_APART_S = 0.1
+_TURNS = 8
+"""Of the loop, within which all have heard of an outcome who waited for it."""
 
 
 class Node:
@@ -27,12 +30,14 @@ class Node:
     def __init__(self, place: Place, lines: Sequence[Line]) -> None:
         self.place = place
         self.lines = lines
+        self.guests = 0
+        """How many commands are under way to it because of slots that another node still has."""
 
 
 class Router(Link):
     """Without `fixed` the servers are nodes of a cluster, and the cluster says which has what. When a slot goes to
     another node, what is under way has its outcome before anything else of that slot is sent: a later message
-    never overtakes an earlier one that was refused."""
+    never overtakes an earlier one that was refused. While its keys go there one by one: see `Crossing`."""
 
     def __init__(
         self, settings: RedisSettings, prepare: Sequence[Command] = (), *, fixed: Where | None = None, lanes: int = 1
@@ -51,6 +56,9 @@ class Router(Link):
         self._owners: list[Node | None] = []
         self._shut: dict[int, int] = {}
         """Slots that are on their way to another node, with the number of the ways that they are on."""
+        self._held: dict[int, int] = {}
+        """Those that take no messages for a moment, in the same way."""
+        self._crossing = Crossing(self)
         self._backlog: list[tuple[Sequence[Command], asyncio.Future[list[Reply]], bool, float]] = []
         self._refreshing: asyncio.Task[None] | None = None
         self._wants_refresh = False
@@ -72,7 +80,7 @@ class Router(Link):
             self._backlog.append((commands, future, firm, beyond_s))
             self._plan_refresh()
             return future
-        parts = self._parts(commands)
+        parts = self._parts(commands, firm=firm)
         if len(parts) == 1:
             (line,) = parts
             if line is not None:
@@ -80,22 +88,22 @@ class Router(Link):
         _Parts(future, len(commands)).post(parts, commands, firm=firm, beyond_s=beyond_s)
         return future
 
-    def _parts(self, commands: Sequence[Command]) -> dict[Line | None, list[int]]:
+    def _parts(self, commands: Sequence[Command], *, firm: bool = False) -> dict[Line | None, list[int]]:
         parts: dict[Line | None, list[int]] = {}
         for number, command in enumerate(commands):
-            parts.setdefault(self._line(command), []).append(number)
+            parts.setdefault(self._line(command, firm=firm), []).append(number)
         return parts
 
     def apart(self, commands: Sequence[Command]) -> Sequence[Sequence[int]]:
         return list(self._parts(commands).values()) if self._owners else super().apart(commands)
 
-    def _line(self, command: Command) -> Line | None:
+    def _line(self, command: Command, *, firm: bool) -> Line | None:
         """None: its slot cannot be reached at this moment."""
         key = slots.key_of(command)
-        return self._line_of(0 if key is None else slots.slot_of(key))
+        return self._line_of(0 if key is None else slots.slot_of(key), firm=firm)
 
-    def _line_of(self, slot: int) -> Line | None:
-        if self._shut and slot in self._shut:
+    def _line_of(self, slot: int, *, firm: bool = False) -> Line | None:
+        if (self._shut and slot in self._shut) or (firm and self._held and slot in self._held):
             return None
         node = self._owners[slot]
         if node is None:
@@ -106,7 +114,7 @@ class Router(Link):
     def store(
         self, key: str, packed: bytes, channel: str = "", what: int = 0
     ) -> asyncio.Future[BackendError | None] | None:
-        line = self._line_of(slots.slot_of(key)) if self._owners and not self._closed else None
+        line = self._line_of(slots.slot_of(key), firm=True) if self._owners and not self._closed else None
         return None if line is None else line.store(key, packed, channel, what)
 
     def ring(self, channel: str, what: int | str) -> None:
@@ -140,8 +148,18 @@ class Router(Link):
         async def where() -> Address:
             return address
 
-        trouble = self._trouble if self._fixed is None else None
-        line = Line(self._fixed or where, str(address), self._prepare, stays=stays, on_trouble=trouble)
+        def redirect(text: str, command: Command, firm: bool) -> asyncio.Future[Reply] | None:
+            return self._crossing.redirect(line, (address.host, address.port), text, command, firm)
+
+        is_cluster = self._fixed is None
+        line = Line(
+            self._fixed or where,
+            str(address),
+            self._prepare,
+            stays=stays,
+            on_trouble=self._trouble if is_cluster else None,
+            redirect=redirect if is_cluster else None,
+        )
         line.on_return = self._returned
         if stays:
             line.connect()
@@ -155,7 +173,7 @@ class Router(Link):
         """A server refused something; without a text its connection is not there."""
         if text.startswith("MOVED"):
             node = next((node for node in self._nodes.values() if line in node.lines), None)
-            moved = slots.moved_to(text, node.place) if node is not None else None
+            moved = slots.redirected("MOVED", text, node.place) if node is not None else None
             if node is not None and moved is not None:
                 slot, place = moved
                 if self._owners[slot] is node:
@@ -229,20 +247,34 @@ class Router(Link):
             if node not in remain:
                 for line in node.lines:
                     line.cut("its slots are with another node")
-            for slot in gone:
-                self._shut[slot] = self._shut.get(slot, 0) + 1
+            _add(self._shut, gone)
             _when_done([line.fence() for line in node.lines], partial(self._open, gone))
         for place, node in list(self._nodes.items()):
-            if node not in remain:
+            if node not in remain and not node.guests:
                 del self._nodes[place]
                 self._retired += [line for line in node.lines if line.retire()]
 
     def _open(self, gone: Sequence[int]) -> None:
-        for slot in gone:
-            self._shut[slot] -= 1
-            if not self._shut[slot]:
-                del self._shut[slot]
+        _remove(self._shut, gone)
         self._returned()
+
+    # -- slots whose keys go to another node
+
+    def open_line(self, slot: int, *, firm: bool) -> Line | None:
+        return self._line_of(slot, firm=firm)
+
+    def visit(self, place: Place, slot: int) -> tuple[Line, Callable[[], None]]:
+        node = self._node(place)
+        node.guests += 1
+
+        def leave() -> None:
+            node.guests -= 1
+
+        return node.lines[slot % self._lanes], leave
+
+    def hold(self, slot: int, lines: Sequence[Line]) -> None:
+        _add(self._held, (slot,))
+        _when_done([line.fence() for line in lines], partial(_in_turns, _TURNS, partial(_remove, self._held, (slot,))))
 
     def _go_on(self, error: HivewireError | None) -> None:
         """What waited for the first look at the cluster."""
@@ -284,7 +316,7 @@ class _Parts:
     ) -> None:
         for line, numbers in parts.items():
             if line is None:
-                self._fail(numbers, ConnectionLost("its slot of the cluster is on the way to another node"))
+                self._fail(numbers, ConnectionLost(ON_THE_WAY))
                 continue
             self._left += 1
             posted = line.post([commands[number] for number in numbers], firm=firm, beyond_s=beyond_s)
@@ -318,6 +350,26 @@ def _hand_on(future: asyncio.Future[list[Reply]], done: asyncio.Future[list[Repl
         future.set_exception(error)
     else:
         future.set_result(done.result())
+
+
+def _add(counts: dict[int, int], slots: Sequence[int]) -> None:
+    for slot in slots:
+        counts[slot] = counts.get(slot, 0) + 1
+
+
+def _remove(counts: dict[int, int], slots: Sequence[int]) -> None:
+    for slot in slots:
+        counts[slot] -= 1
+        if not counts[slot]:
+            del counts[slot]
+
+
+def _in_turns(turns: int, then: Callable[[], None]) -> None:
+    """After so many turns of the loop."""
+    if turns:
+        asyncio.get_running_loop().call_soon(_in_turns, turns - 1, then)
+    else:
+        then()
 
 
 def _when_done(fences: Sequence[asyncio.Future[list[Reply]] | None], then: Callable[[], None]) -> None:

@@ -1,5 +1,5 @@
 """What the server does in one step. Each script's only key is the base name of a queue; all it touches is under
-that queue's hash tag.
+that queue's hash tag. One that touches a single key names that.
 
 Of one queue: `spec` its declaration; `s0`, `s1` … a stream for each shard; `st0` … the counters of those
 records that have any, as `starts,failures,crashes,running,died,due`; `done0` … lives settled lately, in
@@ -22,7 +22,7 @@ from hivewire.backends.redis.intake import INLET_BEGIN as INLET_BEGIN
 from hivewire.backends.redis.intake import INLET_READ as INLET_READ
 from hivewire.backends.redis.intake import INLET_SEAT as INLET_SEAT
 from hivewire.backends.redis.intake import INLET_STORE as INLET_STORE
-from hivewire.backends.redis.membership import BEAT, LEAVE, RELEASE
+from hivewire.backends.redis.membership import BEAT, LEAVE, RELEASE, RENEW
 from hivewire.backends.redis.settlement import SETTLE as SETTLE
 
 DECLARE: Final = (
@@ -251,21 +251,22 @@ return 1
 """
 )
 
-# KEYS: values, epoch, note, all notes by their end. ARGV: key, value, version, ttl ms or 0, counts for the epoch.
+# Of the catalogue. ARGV: key, value, version, ttl ms or 0, counts for the epoch.
 PUT: Final = (
     CLOCK
     + """
-local kept = ARGV[4] ~= '0' and redis.call('GET', KEYS[3]) or redis.call('HGET', KEYS[1], ARGV[1])
+local values, epoch, note, notes = base .. 'values', base .. 'epoch', base .. 'note:' .. ARGV[1], base .. 'notes'
+local kept = ARGV[4] ~= '0' and redis.call('GET', note) or redis.call('HGET', values, ARGV[1])
 local version = kept and string.match(kept, '^(%d+) ') or '0'
 if version ~= ARGV[3] then return 0 end
-local next = redis.call('HINCRBY', KEYS[2], 'versions', 1)
+local next = redis.call('HINCRBY', epoch, 'versions', 1)
 local entry = next .. ' ' .. ARGV[2]
 if ARGV[4] ~= '0' then
-  redis.call('SET', KEYS[3], entry, 'PX', ARGV[4])
-  redis.call('ZREMRANGEBYSCORE', KEYS[4], '-inf', now)
-  redis.call('ZADD', KEYS[4], now + ARGV[4], ARGV[1])
-else redis.call('HSET', KEYS[1], ARGV[1], entry) end
-if ARGV[5] == '1' then redis.call('HSET', KEYS[2], 'epoch', next) end
+  redis.call('SET', note, entry, 'PX', ARGV[4])
+  redis.call('ZREMRANGEBYSCORE', notes, '-inf', now)
+  redis.call('ZADD', notes, now + ARGV[4], ARGV[1])
+else redis.call('HSET', values, ARGV[1], entry) end
+if ARGV[5] == '1' then redis.call('HSET', epoch, 'epoch', next) end
 return next
 """
 )
@@ -313,7 +314,25 @@ return buried
 )
 
 ALL: Final = (
-    *(BURY, DECLARE, APPEND, ROOM, MOVE, BEAT, RELEASE, LEAVE, START, SETTLE, DEPTH, GAPS, REVIVE, PURGE, DROP, PUT),
+    *(
+        BURY,
+        DECLARE,
+        APPEND,
+        ROOM,
+        MOVE,
+        BEAT,
+        RENEW,
+        RELEASE,
+        LEAVE,
+        START,
+        SETTLE,
+        DEPTH,
+        GAPS,
+        REVIVE,
+        PURGE,
+        DROP,
+        PUT,
+    ),
     *(
         competing.BEAT,
         competing.LEAVE,

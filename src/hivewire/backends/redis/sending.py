@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
 import time
 from collections import deque
 from collections.abc import Callable, Container, Mapping, Sequence
-
-import msgspec
 
 from hivewire.backend import Append, Duplicate, QueueSpec, Record
 from hivewire.backends.redis import scripts
@@ -26,48 +23,14 @@ from hivewire.backends.redis.keys import (
     REPLY_PREFIX,
     Names,
 )
-from hivewire.backends.redis.link import Link, good
+from hivewire.backends.redis.link import Link, good, is_on_its_way
 from hivewire.backends.redis.packing import hashed, level, pack_head, ttl_ms
+from hivewire.backends.redis.room import Known, Rooms, grant
 from hivewire.errors import BackendError, ConnectionLost, QueueFull, QueueMissing
 
 log = logging.getLogger(__name__)
 
-_TRUST_S = 1.0
-"""For how long a queue is known to have room, when it has much."""
-_RENEW_S = 0.5
-_MOST_TRUST = 5_000
-_MUCH = 4
-_MOST_KEYS = 10_000
 _MOST_MAILBOXES = 1_000
-
-
-class Known(msgspec.Struct):
-    """What this process knows of a queue. `room`: how many records may be stored before the cap is asked for."""
-
-    names: Names
-    shards: int = 0
-    competing: bool = False
-    room: int = 0
-    until: float = 0.0
-    renew_at: float = 0.0
-    """From then on, or with less room than `renew_below`, the store is asked anew while there is room left."""
-    renew_below: int = 0
-    is_mailbox: bool = False
-    """Of replies: never refused for want of room (it counts none), and not made anew when it is gone."""
-    by_key: dict[str, int] = {}
-    """Shards of keys that were seen lately, where a key has one."""
-
-    def shard(self, record: Record) -> int:
-        """Those of a competing queue are levels of urgency."""
-        if self.competing:
-            return level(record) * self.shards // 10
-        by_key, key = self.by_key, record.key
-        shard = by_key.get(key)
-        if shard is None:
-            if len(by_key) >= _MOST_KEYS:
-                by_key.clear()
-            shard = by_key[key] = hashed(key) % self.shards
-        return shard
 
 
 class Sending:
@@ -95,6 +58,11 @@ class Sending:
         self._known: dict[str, Known] = {}
         self._mailboxes: deque[str] = deque()
         """Those that are known, oldest first."""
+        self._scripted: dict[str, int] = {}
+        """Queues to which something is under way by a script, how often. Behind it nothing goes plainly: the server may
+        refuse the one and take the other."""
+
+        self._rooms = Rooms(link, shards)
 
     def defaults(self, queue: str) -> QueueSpec:
         shards = 1 if queue.startswith(INTERNAL_PREFIX) else self._shards
@@ -134,6 +102,8 @@ class Sending:
         rung: dict[tuple[Names, int], None] = {}
         expiring: list[str] = []
         foreign: list[Names] = []
+        ordered: list[str] = []
+        """Queues that get something by a script which is not delayed."""
         number = 0
         for entry in batch:
             known = self._known.get(entry.queue) or self._new(entry.queue)
@@ -148,6 +118,7 @@ class Sending:
                 number += len(entry.records)
             else:
                 scripted.append((len(commands), number, entry))
+                ordered += [entry.queue] if entry.delay_s <= 0 else []
                 commands.append(self._script(entry, known.names))
                 if any(record.ttl_s is not None for record in entry.records):
                     expiring.append(entry.queue)
@@ -164,7 +135,7 @@ class Sending:
             self._ring(names, shard)
         for names in foreign:
             self._link.ring(names.news, INLET_BELL.decode())
-        answers = await stored
+        answers = await (stored if not ordered else self._behind(ordered, stored))
         problems: dict[int, Duplicate | Exception] = {}
         for place, first, entry in plain:
             for at in range(len(entry.records)):
@@ -173,6 +144,18 @@ class Sending:
         for place, first, entry in scripted:
             self._answered(problems, first, entry, answers[place])
         return problems
+
+    async def _behind(self, queues: Sequence[str], stored: asyncio.Future[list[Reply]]) -> list[Reply]:
+        """The answers; until they are here nothing goes plainly to these queues."""
+        for queue in queues:
+            self._scripted[queue] = self._scripted.get(queue, 0) + 1
+        try:
+            return await stored
+        finally:
+            for queue in queues:
+                self._scripted[queue] -= 1
+                if not self._scripted[queue]:
+                    del self._scripted[queue]
 
     @staticmethod
     def _plainly(entry: Append, known: Known, commands: list[Command], rung: dict[tuple[Names, int], None]) -> None:
@@ -197,6 +180,7 @@ class Sending:
             or record.ttl_s is not None
             or known.until < (now := time.monotonic())
             or self._interop
+            or (self._scripted and queue in self._scripted)
         ):
             return None
         names, shard = known.names, known.by_key.get(record.key)
@@ -213,7 +197,7 @@ class Sending:
         if stored is not None and not is_mailbox:
             known.room -= 1
             if now > known.renew_at or known.room < known.renew_below:
-                self._renew(known)
+                self._rooms.renew(known)
         return stored
 
     def _ring(self, names: Names, shard: int) -> None:
@@ -232,7 +216,7 @@ class Sending:
         return known
 
     def _is_plain(self, entry: Append, known: Known) -> bool:
-        if entry.delay_s > 0 or entry.idempotency_key is not None:
+        if entry.delay_s > 0 or entry.idempotency_key is not None or entry.queue in self._scripted:
             return False
         now = time.monotonic()
         if known.shards == 0 or known.until < now or (known.room < len(entry.records) and not known.is_mailbox):
@@ -243,26 +227,8 @@ class Sending:
         if not known.is_mailbox:  # of which the script says once a second whether somebody still waits there
             known.room -= len(entry.records)
             if now > known.renew_at or known.room < known.renew_below:
-                self._renew(known)
+                self._rooms.renew(known)
         return True
-
-    def _renew(self, known: Known) -> None:
-        """Ask how much room there is before what is known of it is used up: nobody waits for the answer."""
-        known.renew_at, known.renew_below = math.inf, 0
-        room_before = known.room
-
-        def told(answered: asyncio.Future[list[Reply]]) -> None:
-            if answered.cancelled() or answered.exception() is not None:
-                return
-            (found,) = answered.result()
-            if isinstance(found, list) and found:
-                sent = room_before - known.room
-                _grant(known, *found)
-                known.room -= sent
-            else:
-                known.room = 0  # there is no such queue any more: the next send declares it
-
-        self._link.post((scripts.run(scripts.ROOM, known.names.base),)).add_done_callback(told)
 
     def _script(self, entry: Append, names: Names) -> Command:
         records = entry.records
@@ -294,6 +260,9 @@ class Sending:
 
     def _answered(self, problems: dict[int, Duplicate | Exception], first: int, entry: Append, answer: Reply) -> None:
         places = range(first, first + len(entry.records))
+        known = self._known.get(entry.queue)
+        if known is not None and is_on_its_way(answer):
+            self._rooms.renew_by_parts(known)  # so that what can go plainly does, when it is tried again
         try:
             what, *more = good(answer, f"store a message for {entry.queue}")
         except BackendError as error:
@@ -301,9 +270,8 @@ class Sending:
             return
         if what == b"stored":
             shards, cap, mode, held, stored = more
-            known = self._known.get(entry.queue)
             if known is not None:
-                _grant(known, shards, cap, mode, held)
+                grant(known, shards, cap, mode, held)
             if stored < len(entry.records):
                 text = f"send to {entry.queue}: it holds {held} messages and its cap is {cap}; wait for its workers"
                 problems.update(dict.fromkeys(places[stored:], QueueFull(f"{text}, or raise queue_cap")))
@@ -313,18 +281,6 @@ class Sending:
             self.forget(entry.queue)
             missing = QueueMissing(f"send to {entry.queue}: nobody waits for replies there any more")
             problems.update(dict.fromkeys(places, missing))
-
-
-def _grant(known: Known, shards: int, cap: int, mode: bytes, held: int) -> None:
-    """What the store has said of a queue."""
-    if (known.shards, known.competing) != (shards, mode == b"competing"):
-        known.shards, known.competing = shards, mode == b"competing"
-        known.by_key.clear()
-    now = time.monotonic()
-    has_room = cap - held > _MOST_TRUST and not known.is_mailbox
-    known.room = min((cap - held) // _MUCH, _MOST_TRUST) if has_room else 0
-    known.renew_below = known.room // _MUCH
-    known.renew_at, known.until = now + _RENEW_S, now + _TRUST_S
 
 
 def _is_for_all(entry: Append) -> bool:

@@ -71,12 +71,39 @@ def chosen(views: Sequence[View]) -> View:
     return max(views, key=lambda view: (views.count(view), sum(last - first + 1 for first, last, _ in view)))
 
 
-def moved_to(text: str, asked: Place) -> tuple[int, Place] | None:
-    """What `MOVED 3999 host:port` says."""
+def redirected(word: str, text: str, asked: Place) -> tuple[int, Place] | None:
+    """What `MOVED 3999 host:port` says, or `ASK`."""
     parts = text.split()
-    if len(parts) != 3 or parts[0] != "MOVED" or not parts[1].isdigit():
+    if len(parts) != 3 or parts[0] != word or not parts[1].isdigit():
         return None
     host, _, port = parts[2].rpartition(":")
     if not port.isdigit() or int(parts[1]) >= COUNT:
         return None
     return int(parts[1]), (host.strip("[]") or asked[0], int(port))
+
+
+def is_of_whole_queue(command: Command) -> bool:
+    """A script that may touch whatever stands under the hash tag: its key is what all of these begin with."""
+    return command[0] == "EVALSHA" and str(command[3]).endswith("}:")
+
+
+def parts_of(command: Command) -> Sequence[Command]:
+    """The same of each key by itself, where a command reads several; else nothing."""
+    if command[0] == "MGET":
+        return [("MGET", key) for key in command[1:]] if len(command) > 2 else ()
+    if command[0] != "XREAD" or "BLOCK" in command:
+        return ()
+    at = command.index("STREAMS") + 1
+    count = (len(command) - at) // 2
+    if count < 2:
+        return ()
+    return [(*command[:at], command[place], command[place + count]) for place in range(at, at + count)]
+
+
+def merged(command: Command, answers: Sequence[Reply]) -> Reply:
+    """What the whole command would have answered, from the answers of its parts; the first error, if there is one."""
+    for answer in answers:
+        if isinstance(answer, Exception):
+            return answer
+    found = [each for answer in answers for each in answer or ()]
+    return found if found or command[0] == "MGET" else None

@@ -13,7 +13,7 @@ from typing import Final
 import hiredis
 
 from hivewire.backends.redis.address import Address, Command, Reply, pack
-from hivewire.backends.redis.awaited import Batch, Stored, fail, problem_of
+from hivewire.backends.redis.awaited import Batch, Redirect, Stored, fail, problem_of
 from hivewire.backends.redis.link import good
 from hivewire.errors import BackendError, ConnectionLost
 
@@ -33,6 +33,7 @@ class Wire(asyncio.Protocol):
         address: Address,
         on_end: Callable[[Wire], None],
         on_error: Callable[[str], None] | None = None,
+        redirect: Redirect | None = None,
     ) -> None:
         self.loop = asyncio.get_running_loop()
         self._name = str(address)
@@ -41,6 +42,7 @@ class Wire(asyncio.Protocol):
         self._window = settings.pipeline_size
         self._on_end = on_end
         self._on_error = on_error
+        self._redirect = redirect
         self._reader = hiredis.Reader(notEnoughData=_NOTHING)
         self._transport: asyncio.Transport | None = None
         self._unsent: list[bytes] = []
@@ -83,10 +85,10 @@ class Wire(asyncio.Protocol):
             self._asked_at = self.loop.time()
         self._unsent.extend([pack(command) for command in commands])
         if firm and future is not None and self._settings.wait_replicas:
-            batch = Batch(None, len(commands), self._asked_at, beyond_s)
+            batch = Batch(None, commands, self._asked_at, beyond_s, firm=True)
             self._firm.append((batch, future))
         else:
-            batch = Batch(future, len(commands), self._asked_at, beyond_s, told)
+            batch = Batch(future, commands, self._asked_at, beyond_s, told, firm=firm)
         self._waiting.append(batch)
         if self._flush is None:
             self._plan_flush()
@@ -98,7 +100,7 @@ class Wire(asyncio.Protocol):
             self._asked_at = self.loop.time()
         future: asyncio.Future[BackendError | None] = self.loop.create_future()
         self._unsent.append(packed)
-        self._waiting.append(Stored(future, self._asked_at))
+        self._waiting.append(Stored(future, packed, self._asked_at))
         if channel:
             bells = self._bells.get(channel)
             if bells is None:
@@ -148,9 +150,9 @@ class Wire(asyncio.Protocol):
 
     def _say_bells(self) -> None:
         bells, self._bells = self._bells, {}
-        for channel, what in bells.items():
-            self._unsent.append(pack(("PUBLISH", channel, ",".join(map(str, what)))))
-        self._waiting.append(Batch(None, len(bells), self.loop.time()))
+        commands: list[Command] = [("PUBLISH", channel, ",".join(map(str, what))) for channel, what in bells.items()]
+        self._unsent.extend([pack(command) for command in commands])
+        self._waiting.append(Batch(None, commands, self.loop.time()))
 
     # -- replicas
 
@@ -160,26 +162,32 @@ class Wire(asyncio.Protocol):
         firm, self._firm = self._firm, []
         answered: asyncio.Future[list[Reply]] = self.loop.create_future()
         answered.add_done_callback(lambda done: self._replicated(done, firm))
-        self._unsent.append(pack(("WAIT", settings.wait_replicas, max(1, round(settings.wait_timeout_s * 1000)))))
-        self._waiting.append(Batch(answered, 1, self.loop.time(), settings.wait_timeout_s))
+        wait: Command = ("WAIT", settings.wait_replicas, max(1, round(settings.wait_timeout_s * 1000)))
+        self._unsent.append(pack(wait))
+        self._waiting.append(Batch(answered, (wait,), self.loop.time(), settings.wait_timeout_s))
 
     def _replicated(
         self, answered: asyncio.Future[list[Reply]], firm: Sequence[tuple[Batch, asyncio.Future[list[Reply]]]]
     ) -> None:
-        error = answered.exception()
-        have = answered.result()[0] if error is None else 0
-        wanted = self._settings.wait_replicas
         for batch, future in firm:
-            if future.done():
-                continue
-            if error is not None:
-                future.set_exception(error)
-            elif isinstance(have, int) and have >= wanted:
-                future.set_result(batch.answers)
-            else:
-                told = have if isinstance(have, Exception) else f"{have} of {wanted} replicas have it"
-                doubt = hiredis.ReplyError(f"NOREPLICAS within {self._settings.wait_timeout_s} s: {told}")
-                future.set_result([each if isinstance(each, Exception) else doubt for each in batch.answers])
+            batch.when_whole = partial(self._judge, answered, batch, future)
+            if not batch.elsewhere:
+                batch.when_whole()
+
+    def _judge(self, answered: asyncio.Future[list[Reply]], batch: Batch, future: asyncio.Future[list[Reply]]) -> None:
+        if future.done():
+            return
+        error, wanted = answered.exception(), self._settings.wait_replicas
+        if error is not None:
+            future.set_exception(error)
+            return
+        have = answered.result()[0]
+        if isinstance(have, int) and have >= wanted:
+            future.set_result(batch.answers)
+        else:
+            told = have if isinstance(have, Exception) else f"{have} of {wanted} replicas have it"
+            doubt = hiredis.ReplyError(f"NOREPLICAS within {self._settings.wait_timeout_s} s: {told}")
+            future.set_result([each if isinstance(each, Exception) else doubt for each in batch.answers])
 
     # -- answers
 
@@ -197,19 +205,23 @@ class Wire(asyncio.Protocol):
                     if kind is hiredis.PushNotification:
                         continue  # not an answer: the server says something of its own accord
                     self._refused(str(answer))
+                    if self._redirect is not None:
+                        waiting[0].sent_on(self._redirect, str(answer))
                 batch = waiting[0]
                 answered += 1
                 if isinstance(batch, Stored):
                     waiting.popleft()
                     stored = batch.future
-                    if not stored.done():
+                    if not stored.done() and not batch.elsewhere:
                         stored.set_result(None if kind is bytes else problem_of(answer))
                     continue
                 answers = batch.answers
                 answers.append(answer)
                 if len(answers) == batch.wanted:
                     waiting.popleft()
-                    if batch.future is not None and not batch.future.done():
+                    if batch.elsewhere:
+                        batch.await_the_rest()
+                    elif batch.future is not None and not batch.future.done():
                         batch.future.set_result(answers)
                         if batch.told is not None:
                             calls = (*calls, partial(batch.told, batch.future))
@@ -295,6 +307,7 @@ async def open_wire(
     prepare: Sequence[Command],
     on_end: Callable[[Wire], None],
     on_error: Callable[[str], None] | None = None,
+    redirect: Redirect | None = None,
 ) -> Wire:
     """A connection that has been let in."""
     settings = address.settings
@@ -303,7 +316,7 @@ async def open_wire(
     try:
         async with asyncio.timeout(settings.dial_timeout_s):
             _, wire = await loop.create_connection(
-                lambda: Wire(address, on_end, on_error),
+                lambda: Wire(address, on_end, on_error, redirect),
                 address.host,
                 address.port,
                 ssl=address.tls(),
