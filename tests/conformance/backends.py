@@ -99,7 +99,9 @@ class ClusterFabric(Fabric):
         made = ClusterFabric.shared
         if made is None:
             where = Path(mkdtemp(prefix="hivewire-cluster-"))
-            made = RedisCluster(where, "--user", *least_rights("sesame"), "+cluster|slots", "+cluster|countkeysinslot", "+asking")
+            made = RedisCluster(
+                where, "--user", *least_rights("sesame"), "+cluster|slots", "+cluster|countkeysinslot", "+asking"
+            )
             atexit.register(shutil.rmtree, where, ignore_errors=True)
             atexit.register(made.kill)
             start(made)
