@@ -766,6 +766,40 @@ async def test_workers_are_known_by_their_heartbeats_and_leave_when_they_die() -
 
 
 @virtual
+async def test_a_heartbeat_that_fails_does_not_end_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker that is at work would count as dead, for ever."""
+    async with stage() as on:
+        worker = on.worker("w", "work")
+        coordinator = await on.coordinator(team=())
+        broadcast, refused = on.protocol.broadcast, 0
+
+        async def refuse(message: hw.Message, group: str, *, durable: bool = True) -> hw.Receipt:
+            nonlocal refused
+            refused += 1
+            if refused == 2:
+                raise PermissionError("a middleware says no")
+            return await broadcast(message, group, durable=durable)
+
+        monkeypatch.setattr(on.protocol, "broadcast", refuse)
+        async with announced(on.protocol, [worker], every_s=1):
+            await asyncio.sleep(7.5)
+            assert refused == 8
+            assert len(coordinator.workers()) == 1
+
+
+@virtual
+async def test_opened_twice_at_once_it_works_once() -> None:
+    async with stage() as on:
+        on.worker("w", "work")
+        coordinator = Coordinator(None, on.protocol, team=on.workers, name="twice")
+        await asyncio.gather(*(coordinator.open() for _ in range(3)))
+        assert sum(task.get_name() == "hivewire-twice" for task in asyncio.all_tasks()) == 2
+        result = await coordinator.execute(TaskRequest(name="t"), plan=plan(sub("a")))
+        assert result.status == "completed"
+        await coordinator.close()
+
+
+@virtual
 async def test_work_for_which_nobody_is_there_waits_for_somebody() -> None:
     async with stage() as on:
         worker = on.worker("w", "work", "more")

@@ -94,6 +94,7 @@ class Coordinator:
         self._trouble: dict[Callable[[], Awaitable[None]], Exception] = {}
         self._ended_by: BaseException | None = None
         self._is_open = False
+        self._opening = asyncio.Lock()
 
     # -- from opening to closing
 
@@ -108,15 +109,21 @@ class Coordinator:
 
     async def open(self) -> None:
         """Begin to work on the runs of the ledger, those of others included. Idempotent."""
-        if self._is_open:
-            return
         from hivewire.coordination.team import GROUP
 
-        await self.ledger.open()
-        await self.protocol.subscribe(self.name, groups=[GROUP] if self._discovers else [], mode="competing")
-        self._is_open = True
-        for loop in (self._errands.listen, self._errands.look_around):
-            self._tasks.append(asyncio.create_task(self._repeat(loop), name=f"hivewire-{self.name}"))
+        async with self._opening:
+            if self._is_open:
+                return
+            try:
+                await self.ledger.open()
+                await self.protocol.subscribe(self.name, groups=[GROUP] if self._discovers else [], mode="competing")
+            except BaseException:
+                if self._owns_ledger:
+                    await self.ledger.close()
+                raise
+            self._is_open = True
+            for loop in (self._errands.listen, self._errands.look_around):
+                self._tasks.append(asyncio.create_task(self._repeat(loop), name=f"hivewire-{self.name}"))
 
     async def close(self) -> None:
         """Stop working; runs go on with other coordinators, or when one is opened again. Idempotent."""

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 
 from hivewire.coordination.roster import Roster
-from hivewire.errors import BackendError
+from hivewire.errors import BackendError, Closed
 from hivewire.ids import new_id
 from hivewire.message import UNORDERED, Message
 
@@ -68,6 +68,8 @@ async def announced(protocol: Protocol, workers: Sequence[Worker], every_s: floa
     finally:
         beating.cancel()
         await asyncio.wait([beating])
+        if not beating.cancelled():
+            beating.exception()  # the protocol was closed
         await tell(False)
 
 
@@ -91,6 +93,10 @@ async def _tell(protocol: Protocol, worker: Worker, member: Member) -> None:
         await protocol.broadcast(message, GROUP, durable=False)
     except BackendError as error:  # the next one may come through
         log.info("heartbeat not sent", extra={"worker": worker.name, "error": str(error)})
+    except Closed:
+        raise
+    except Exception:  # of a middleware, say: without the next beats it would count as dead while it works
+        log.exception("heartbeat not sent", extra={"worker": worker.name})
 
 
 class Team:
