@@ -25,7 +25,7 @@ Where each promise is tested:
     7 dead letters                dead_letters
 
 and beside them `delivery`, `filters`, `competing`, `priority`, `schedules`, `claims` (large contents), `retention`,
-`explain`, `values`, `effects`, `corners`, `mistakes` and `bad_input`. A feature that the store lacks (`Features`) turns
+`explain`, `values`, `effects`, `cancels`, `corners`, `mistakes` and `bad_input`. A feature that the store lacks turns
 its case into one of the documented lesser promise; none is skipped. Counts are sampled unless
 HIVEWIRE_SOAK=1. The cases need pytest and pytest-asyncio with `asyncio_mode = auto`.
 """
