@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence, Set
 
 from hivewire.backend import TRAIL_PREFIX, Backend, Dead, Unfinished
@@ -30,6 +31,7 @@ class Trail:
         self._most_bytes = settings.trail_bytes
         self._unwritten: list[Event] = []
         self._written_bytes = 0
+        self._writing = asyncio.Lock()
         self.dropped = 0
 
     def note(
@@ -44,13 +46,16 @@ class Trail:
         self._unwritten.append(Event(at or self._backend.now(), id, replay, what, queue, attempt, text))
 
     async def flush(self) -> None:
-        """Store what was noted. Raises `BackendError` and keeps the rest for the next time."""
-        while self._unwritten:
-            events = self._unwritten[:_CHUNK]
-            chunk = pack(self._worker, events)
-            await self._backend.add_to_trail(chunk, self._keep_s)
-            del self._unwritten[: len(events)]
-            self._written_bytes += len(chunk)
+        """Store what was noted up to now. Raises `BackendError` and keeps the rest for the next time."""
+        async with self._writing:  # who asks for a life comes beside the maintenance
+            left = len(self._unwritten)  # what comes meanwhile goes next time: else there may be no end
+            while left > 0:
+                events = self._unwritten[: min(left, _CHUNK)]
+                chunk = pack(self._worker, events)
+                await self._backend.add_to_trail(chunk, self._keep_s)
+                del self._unwritten[: len(events)]
+                left -= len(events)
+                self._written_bytes += len(chunk)
         if self._written_bytes > self._most_bytes // 8:
             await self.trim()
 

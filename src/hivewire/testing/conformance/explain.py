@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Awaitable, Callable
+from unittest.mock import patch
 
 import pytest
 
@@ -371,6 +372,27 @@ async def test_a_message_is_found_among_many(fabric: Fabric) -> None:
         assert await _story(protocol, message.id) == ["now waits in the queue of crowd"]
     assert await _story(protocol, late.id) == ["now waits in the queue of crowd for its time"]
     assert await _story(protocol, "nobody") == []
+
+
+async def test_who_asks_at_the_same_time_as_others_takes_no_note_from_them(fabric: Fabric) -> None:
+    """Two who write the notes at once would each drop what the other has written, and then what came meanwhile."""
+    protocol = await _narrator(fabric)
+    add = protocol.backend.add_to_trail
+
+    async def slowly(chunk: bytes, keep_s: float) -> None:
+        await add(chunk, keep_s)
+        await asyncio.sleep(0.02)
+
+    sent: list[Message] = []
+    with patch.object(protocol.backend, "add_to_trail", slowly):
+        await protocol.send(task("many", 0))
+        asking = asyncio.gather(*(protocol.explain("none") for _ in range(4)))
+        while not asking.done():
+            sent.append(task("many", len(sent)))
+            await protocol.send(sent[-1])
+            await asyncio.sleep(0.001)
+    for message in sent:
+        assert (await _story(protocol, message.id))[:2] == ["sent by tester to many", "stored"]
 
 
 async def test_the_trail_is_capped(fabric: Fabric) -> None:
