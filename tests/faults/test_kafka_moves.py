@@ -10,10 +10,13 @@ from pathlib import Path
 import pytest
 from confluent_kafka.admin import AdminClient
 
+from hivewire.backends.kafka.backend import KafkaBackend
+from hivewire.backends.kafka.elsewhere import moved
+from hivewire.delivery import Delivery
 from hivewire.testing.conformance.fabric import Fabric
 from hivewire.testing.conformance.journal import Journal
-from hivewire.testing.conformance.scenario import empty, send_numbered, task
-from hivewire.testing.conformance.waiting import count, eventually, until
+from hivewire.testing.conformance.scenario import empty, number, send_numbered, serving, task
+from hivewire.testing.conformance.waiting import count, eventually, until, until_true
 from hivewire.testing.leaks import nothing_left_behind
 from tests.conformance.kafka_fabric import KafkaFabric
 
@@ -90,6 +93,49 @@ async def test_what_was_finished_elsewhere_is_not_handled_again_when_it_is_sent_
     await fabric.protocol.send_many(messages)
     await empty(fabric.protocol, "twin", within_s=60)
     assert set(Counter(entry.id for entry in fabric.journal.starts("twin")).values()) == {1}
+
+
+async def test_what_moved_is_remembered_until_its_space_is_given_back(fabric: KafkaFabric) -> None:
+    """Not for ever: a pool that only grows is read by everybody who takes a partition over."""
+    members = [await fabric.member(dedup_window_s=0.2, idempotency_window_s=0.2) for _ in range(2)]
+    begun, go_on = Counter[str](), asyncio.Event()
+
+    async def handle(delivery: Delivery) -> None:
+        if number(delivery):  # the first of each key are finished before: what moves is not all that there ever was
+            begun[delivery.message.id] += 1
+            await go_on.wait()
+
+    await send_numbered(fabric.protocol, "past", 2, keys=KEYS)
+    async with serving(members[0], "past", handle, concurrency=len(KEYS)):
+        kafka = members[1].backend
+        assert isinstance(kafka, KafkaBackend)
+        await until(lambda: len(begun) == len(KEYS), "all of them run", 30)
+        async with serving(members[1], "past", handle, concurrency=len(KEYS)):
+
+            async def held() -> int:
+                pool = await moved(kafka, "past")
+                return 0 if pool is None else sum(known.holder is not None for known in pool.known.values())
+
+            await until_true(held, "handlers outlive their partition", 30)
+            go_on.set()
+            await empty(fabric.protocol, "past", within_s=30)
+            assert set(begun.values()) == {1}
+
+            async def remembered() -> int:
+                pool = await moved(kafka, "past")
+                assert pool is not None
+                return sum(len(pool.ahead(shard)) for shard in range(3)) + len(pool.known)
+
+            assert await remembered()
+
+            async def forgotten() -> bool:
+                for member in members:
+                    await member.cleanup(0.2)
+                return not await remembered()
+
+            await send_numbered(fabric.protocol, "past", 1, keys=KEYS)
+            await empty(fabric.protocol, "past", within_s=30)
+            await until_true(forgotten, "it is forgotten", 30)
 
 
 async def test_a_handler_that_moved_house_and_dies_is_done_again_in_order(fabric: KafkaFabric) -> None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from hivewire.backends.kafka.depth import with_moved
 from hivewire.backends.kafka.metadata import Committed
-from hivewire.rules.pool import Kept, Offer, Pool, Take, Word
+from hivewire.rules.pool import Pool
 from hivewire.rules.progress import History, Progress, decode, encode
+from hivewire.rules.words import Kept, Offer, Take, Word
 
 SHARD = 1
 

@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 
 from hivewire.backend import Fetched, Record
-from hivewire.backends.kafka.elsewhere import Elsewhere
+from hivewire.backends.kafka.elsewhere import MovedWork
 from hivewire.errors import BackendError, ConnectionLost
-from hivewire.rules.pool import Heard, Kept, Offer, Pool, Take, Word
+from hivewire.rules.pool import Pool
+from hivewire.rules.words import Heard, Kept, Offer, Take, Word
 from hivewire.testing.conformance.waiting import until
 
 
@@ -24,13 +25,18 @@ class Seat:
         self.pool = Pool(100, 60.0, 60.0)
         self.log = SimpleNamespace(tidy=lambda: None)
         self.pool.apply(Word("me", 6.0), 0, 1.0)
+        self.takes_back, self.goes_on = asyncio.Event(), asyncio.Event()
+        self.goes_on.set()
         self.listener: Callable[[Word, Heard, bool], None] | None = None
 
     async def say(self, word: Word) -> Heard:
-        heard = self.pool.apply(word, 1, 2.0)
+        is_deaf, heard = self.is_deaf, self.pool.apply(word, 1, 2.0)
         if self.listener is not None:
             self.listener(word, heard, True)
-        if self.is_deaf:
+        if word.back:
+            self.takes_back.set()
+            await self.goes_on.wait()
+        if is_deaf:
             raise ConnectionLost("the answer was lost")
         return heard
 
@@ -49,7 +55,7 @@ class Catalogue:
         return None
 
 
-def made() -> tuple[Elsewhere, Seat]:
+def made() -> tuple[MovedWork, Seat]:
     backend: Any = SimpleNamespace(
         settings=SimpleNamespace(lease_s=6.0),
         names=SimpleNamespace(topic=lambda queue: queue),
@@ -57,7 +63,7 @@ def made() -> tuple[Elsewhere, Seat]:
         now=lambda: 1.0,
     )
     owner: Any = SimpleNamespace(lost_held=lambda: None)
-    elsewhere, seat = Elsewhere(backend, "q", owner), Seat()
+    elsewhere, seat = MovedWork(backend, "q", owner), Seat()
     seat.listener = elsewhere._heard
     elsewhere._seat = seat  # type: ignore[assignment]  # the same, without a broker
     return elsewhere, seat
@@ -88,6 +94,38 @@ async def test_what_is_said_again_and_heard_stays() -> None:
     await elsewhere.hold([fetched(4)])
     await asyncio.sleep(0.5)  # what is tested is that time passes
     assert seat.pool.is_held((0, 4), "me")
+    await elsewhere.close()
+
+
+async def test_what_is_said_again_while_it_is_taken_back_is_taken_back_again() -> None:
+    """The answer to the second word was lost, too."""
+    elsewhere, seat = made()
+    seat.is_deaf = True
+    with pytest.raises(ConnectionLost):
+        await elsewhere.hold([fetched(4)])
+    seat.is_deaf = False
+    seat.goes_on.clear()
+    await seat.takes_back.wait()
+    seat.is_deaf = True
+    again = asyncio.create_task(elsewhere.hold([fetched(4)]))
+    await asyncio.sleep(0.05)  # it is said now, or waits until the other is answered
+    seat.goes_on.set()
+    with pytest.raises(ConnectionLost):
+        await again
+    assert seat.pool.is_held((0, 4), "me")
+    seat.is_deaf = False
+    await until(lambda: not seat.pool.is_taken((0, 4)), "it is taken back")
+    await elsewhere.close()
+
+
+async def test_what_is_deleted_is_forgotten_and_said_once() -> None:
+    elsewhere, seat = made()
+    await elsewhere.hold([fetched(4), fetched(6)])
+    await elsewhere.settle([fetched(4), fetched(6)], ())
+    await elsewhere.deleted({0: 5, 1: 9})
+    assert seat.pool.ahead(0) == [6]
+    seat.is_deaf = True  # whoever says something now is told that the answer was lost
+    await elsewhere.deleted({0: 5})
     await elsewhere.close()
 
 

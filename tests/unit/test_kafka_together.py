@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from hivewire.backends.kafka.together import Together
+from hivewire.backends.kafka.together import Together, all_of
 
 
 class Asked:
@@ -66,3 +66,19 @@ async def test_an_error_is_for_who_put_the_question() -> None:
     with pytest.raises(ValueError, match="no answer"):
         await before
     assert await asyncio.gather(*tasks) == [[-2, -3]] * 2
+
+
+async def test_all_end_at_once_and_the_first_problem_is_told_when_all_have_ended() -> None:
+    barrier, ended = asyncio.Barrier(3), []
+
+    async def end(number: int) -> None:
+        await barrier.wait()  # whoever goes on before all have begun would wait for ever
+        await asyncio.sleep(0.01 * number)
+        ended.append(number)
+        if number < 2:
+            raise ValueError(f"problem {number}")
+
+    async with asyncio.timeout(10):
+        with pytest.raises(ValueError, match="problem 0"):
+            await all_of([end(number) for number in range(3)])
+    assert ended == [0, 1, 2]

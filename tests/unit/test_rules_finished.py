@@ -6,7 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hivewire.rules.finished import MOST, Finished
-from hivewire.rules.pool import Heard, Offer, Pool, Take, Word
+from hivewire.rules.pool import Pool
+from hivewire.rules.words import Heard, Offer, Take, Word
 
 ATS = st.tuples(st.integers(0, 1), st.integers(0, 3))
 

@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 from hivewire.record import Fetched, Record
 from hivewire.rules.blame import judge
 from hivewire.rules.moved import Returned, before_this_start, returned_of, taken_over
-from hivewire.rules.pool import Kept, Offer, Pool, Take, Word
+from hivewire.rules.pool import Pool
 from hivewire.rules.progress import History, Progress, decode, encode
+from hivewire.rules.words import Kept, Offer, Take, Word
 
 SHARD, OTHER = 2, 3
 LEASE_S = 6.0

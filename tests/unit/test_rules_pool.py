@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hivewire.rules import pool as rules
-from hivewire.rules.pool import At, Grant, Heard, Kept, Offer, Pool, Take, Word
+from hivewire.rules.pool import Pool
+from hivewire.rules.words import At, Grant, Heard, Kept, Offer, Take, Word
 
 LEASE_S = 6.0
 MEMBERS = ("a", "b", "c")
@@ -144,7 +145,35 @@ def test_a_word_is_written_as_lists() -> None:
     word = Word("a", 6.0, take=Take(2, 1, [Offer(0, 4), Offer(1, 5, 6, 7, 3)]), back=[Kept(0, 1)])
     written = msgspec.msgpack.decode(msgspec.msgpack.encode(word))
     back, take = [[0, 1, 0, 0, 0, 0.0]], [2, 1, [[0, 4, 0, 0, 0], [1, 5, 6, 7, 3]], False]
-    assert written == ["a", 6.0, False, [], [], back, take, [], None, ""]
+    assert written == ["a", 6.0, False, [], [], back, take, [], None, "", []]
+    for other in ([*written, "what a later version adds"], written[:-1]):
+        read = msgspec.msgpack.decode(msgspec.msgpack.encode(other), type=Word)
+        assert msgspec.msgpack.encode(read) == msgspec.msgpack.encode(word)
+
+
+@given(st.sets(st.integers(0, 40)), st.sets(st.integers(0, 40)), st.integers(0, 40), st.booleans())
+def test_what_is_gone_is_forgotten_and_nothing_else(
+    done: set[int], back: set[int], before: int, is_restored: bool
+) -> None:
+    """Handlers that outlived their partition have finished these, and given those back; one still runs."""
+    log = Log()
+    join(log, "a")
+    held = sorted((done | back) | {7})
+    take(log, "a", held)
+    log.say(Word("a", done=[(0, at) for at in sorted(done - {7})]))
+    log.say(Word("a", back=[Kept(0, at, 2, 1) for at in sorted(back - done - {7})]))
+    known = {at: msgspec.structs.astuple(entry) for at, entry in log.pool.known.items()}
+    ahead, low = log.pool.ahead(0), log.pool.low(0)
+    may_forget = log.pool.remembers(0, before)
+    log.say(Word("a", gone=[(0, before), (1, 5)]))
+    pool = log.again() if is_restored else log.pool
+    assert (pool.ahead(0), pool.low(0)) == ([at for at in ahead if at >= before], low)
+    kept = {at: entry for at, entry in known.items() if at[1] >= before or at == (0, 7)}
+    assert {at: msgspec.structs.astuple(entry) for at, entry in pool.known.items()} == kept
+    assert set(pool.free) == set(kept) - {(0, 7)}
+    assert may_forget == (len(kept) < len(known) or any(at < before for at in ahead))
+    assert not pool.remembers(0, before)
+    assert pool.is_held((0, 7), "a")
 
 
 def test_what_a_word_does_not_say_changes_nothing() -> None:

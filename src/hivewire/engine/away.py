@@ -174,12 +174,18 @@ class Away(Watcher, Elsewhere):
 
     def _open_all(self) -> None:
         """Go on with each lane as far as what has come back allows."""
+        if not self._back:
+            return
+        still = [(place, lane) for place, lane in self.awaited.items() if place not in self._back or lane is None]
+        unknown = {place[0] for place, lane in still if lane is None}
+        running = {id(lane) for _, lane in still if lane is not None}
         for place in list(self._back):
             lane = self.awaited.get(place)
             if lane is not None and not lane.lost:
-                self._open(lane)
+                self._open(lane, lane.shard in unknown or id(lane) in running)
 
-    def _open(self, lane: Lane) -> None:
+    def _open(self, lane: Lane, is_followed: bool) -> None:
+        """`is_followed`: another one of the lane still runs elsewhere, or one may be of it that has not come."""
         while lane.waiting:
             fetched = lane.waiting[0]
             place = _place(fetched)
@@ -191,18 +197,11 @@ class Away(Watcher, Elsewhere):
             if self._back[place] is None:
                 self._bring_back(fetched)
                 self._outcomes.done(lane)
-            elif self._runs_behind(place, lane):
+            elif is_followed:
                 return
             else:
                 self._again(lane)
                 return
-
-    def _runs_behind(self, first: Place, lane: Lane) -> bool:
-        """Whether another one of the lane still runs elsewhere, or one may be of it that has not come."""
-        return any(
-            place[0] == first[0] and (other is None or (other is lane and place not in self._back))
-            for place, other in self.awaited.items()
-        )
 
     def _again(self, lane: Lane) -> None:
         """All of its lane are back, and its first is to be handled here."""

@@ -188,12 +188,12 @@ class Consumers:
         self._core.takes_no_more = True
         for puller in self._pullers.values():
             puller.stop()
-        for inbox in tuple(self._inboxes):
-            try:
-                await inbox.close()
-            except BackendError as error:  # the others must be given back all the same
-                log.warning("left without the store", extra={"queue": inbox.queue, "error": str(error)})
+        # At the same time: while a store is away each of them takes some seconds.
+        left = await asyncio.gather(*(_leave(inbox) for inbox in self._inboxes), return_exceptions=True)
         self._inboxes.clear()
+        for problem in left:
+            if problem is not None:
+                raise problem
 
     async def retire(self, puller: Puller) -> None:
         """Nobody has received from it for long: its shards go to others."""
@@ -252,6 +252,13 @@ class _Ending:
 
     def __call__(self, _: object) -> None:
         _resolve(self._future)
+
+
+async def _leave(inbox: Inbox) -> None:
+    try:
+        await inbox.close()
+    except BackendError as error:  # the others must be given back all the same
+        log.warning("left without the store", extra={"queue": inbox.queue, "error": str(error)})
 
 
 def _resolve(future: asyncio.Future[None]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Final
 
-from hivewire.rules.pool import At, Heard, Word
+from hivewire.rules.words import At, Heard, Word
 
 MOST: Final = 10_000
 """Of the newest."""

@@ -10,8 +10,9 @@ from __future__ import annotations
 import msgspec
 
 from hivewire.record import Fetched
-from hivewire.rules.pool import At, Pool
+from hivewire.rules.pool import Pool
 from hivewire.rules.progress import History, Progress, decode, encode
+from hivewire.rules.words import At
 
 
 class Returned(msgspec.Struct, frozen=True):

@@ -14,87 +14,10 @@ from typing import Final
 import msgspec
 
 from hivewire.rules.dedup import Window
+from hivewire.rules.words import At, Grant, Heard, Take, Word
 
-At = tuple[int, int]
-"""A shard and a position in it."""
 _VERSION: Final = 1
 _MOST_REMEMBERED: Final = 50_000
-
-
-class Offer(msgspec.Struct, array_like=True, gc=False):
-    """A message that a member would take. `life` and `key` name it to those that are the same message: numbers of
-    64 bits; key 0: it has none. `starts`: so many there were before, as far as the pool cannot know."""
-
-    shard: int
-    offset: int
-    life: int = 0
-    key: int = 0
-    starts: int = 0
-
-
-class Kept(msgspec.Struct, array_like=True, gc=False):
-    """The counters of a message that is not finished."""
-
-    shard: int
-    offset: int
-    starts: int = 0
-    failures: int = 0
-    crashes: int = 0
-    due_at: float = 0.0
-
-
-class Take(msgspec.Struct, array_like=True, gc=False):
-    """The first `most` of the offers that are free; of these the first `starting` are marked as running.
-    `runs`: they are in hand there already, so none of them waits to be tried again any more."""
-
-    most: int
-    starting: int
-    offers: Sequence[Offer]
-    runs: bool = False
-
-
-class Word(msgspec.Struct, array_like=True, omit_defaults=True, gc=False):
-    """What a member says at one time. Each word, an empty one too, says that it lives."""
-
-    member: str
-    lease_s: float = 0.0
-    """Not 0: it joins, and may be silent for so long."""
-    leaves: bool = False
-    done: Sequence[At] = ()
-    started: Sequence[Kept] = ()
-    back: Sequence[Kept] = ()
-    """Free again from `due_at` on."""
-    take: Take | None = None
-    gaps: Sequence[tuple[int, int, int]] = ()
-    """Shard, first position and the one after the last: there is nothing to be read."""
-    silent: tuple[str, int] | None = None
-    """This member has said nothing since its word at that place in the log."""
-    topic: str = ""
-    """What the messages lie in, each time that it is made under another name: of one that is gone nothing counts."""
-
-
-class Grant(msgspec.Struct, gc=False):
-    """A message that a member was given, with what is known of it."""
-
-    at: At
-    starts: int
-    failures: int
-    crashes: int
-    died: int
-    suspect: bool
-    marked: bool
-    seen: bool
-
-
-class Heard(msgspec.Struct, gc=False):
-    """What came of one word."""
-
-    is_member: bool = True
-    refused: Sequence[At] = ()
-    granted: Sequence[Grant] = ()
-    freed: bool = False
-    """Something may be taken that could not be before."""
-    buried: str = ""
 
 
 class _Seat(msgspec.Struct):
@@ -189,6 +112,13 @@ class Pool:
         known = self.known.get(at)
         return known is not None and known.holder == member
 
+    def remembers(self, shard: int, before: int) -> bool:
+        """Whether it could forget anything if that is gone."""
+        known = self._shards.get(shard)
+        return (known is not None and any(at < before for at in known.ahead)) or any(
+            number == shard and at < before for number, at in self.free
+        )
+
     # -- applying
 
     def apply(self, word: Word, place: int, now: float) -> Heard:
@@ -203,6 +133,8 @@ class Pool:
             for offset in range(first, end):
                 if (shard, offset) not in self.known:
                     self._shards.setdefault(shard, _Shard()).finish(offset)
+        for shard, before in word.gone:
+            self._forget(shard, before)
         if word.silent is not None:
             self._bury(word.silent, now, heard)
         seat = self.members.get(word.member)
@@ -221,6 +153,15 @@ class Pool:
             self._let_go(word.member, died=False)
             heard.freed = True
         return heard
+
+    def _forget(self, shard: int, before: int) -> None:
+        """But for what somebody holds: that ends when he says so."""
+        known = self._shards.get(shard)
+        if known is not None:
+            known.ahead = {at for at in known.ahead if at >= before}
+        for at in [at for at in self.free if at[0] == shard and at[1] < before]:
+            del self.free[at]
+            self._forget_live(self.known.pop(at), at)
 
     def _begin_anew(self) -> None:
         """Positions are other messages' by now. What was settled lately is a duplicate all the same."""

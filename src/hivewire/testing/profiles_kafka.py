@@ -25,7 +25,8 @@ from hivewire.errors import BackendError, ConnectionLost
 from hivewire.record import names
 from hivewire.rules.finished import Finished
 from hivewire.rules.moved import before_this_start, returned_of, taken_over
-from hivewire.rules.pool import At, Heard, Kept, Offer, Pool, Take, Word
+from hivewire.rules.pool import Pool
+from hivewire.rules.words import At, Heard, Kept, Offer, Take, Word
 from hivewire.testing.profiles_driver import ProfileBackend
 from hivewire.testing.profiles_faults import Faults
 from hivewire.testing.profiles_shards import HANDOVER_S, ShardConsumer, ShardWorld, Shares

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import time
 from collections.abc import Mapping, Sequence
 from typing import Final
@@ -39,6 +38,7 @@ from hivewire.backends.kafka.competing import CompetingConsumer
 from hivewire.backends.kafka.consumer import KafkaConsumer
 from hivewire.backends.kafka.delays import Delays
 from hivewire.backends.kafka.feed import Feed
+from hivewire.backends.kafka.forks import forks
 from hivewire.backends.kafka.lent import GivenUp, LentConsumer, is_lent
 from hivewire.backends.kafka.letters import Letters
 from hivewire.backends.kafka.mailbox import Mailbox, Shared
@@ -49,6 +49,7 @@ from hivewire.backends.kafka.reader import Reader
 from hivewire.backends.kafka.sending import Item, Sending
 from hivewire.backends.kafka.space import Space
 from hivewire.backends.kafka.tail import Tail
+from hivewire.backends.kafka.together import all_of
 from hivewire.backends.kafka.topics import Topics
 from hivewire.errors import BackendError, Closed
 from hivewire.record import Record
@@ -66,19 +67,6 @@ _JOIN_S: Final = 8.0
 _OPEN_S: Final = 10.0
 _CONSUMER_SESSION_S: Final = 45.0
 """Of `group.protocol=consumer`, as brokers have it unless told otherwise, and never less unless they allow it."""
-
-
-class _Forks:
-    """How often this process was forked off: to ask for its id each time is dear."""
-
-    count = 0
-
-    def forked(self) -> None:
-        self.count += 1
-
-
-_forks = _Forks()
-os.register_at_fork(after_in_child=_forks.forked)
 
 
 class KafkaBackend(Backend):
@@ -111,7 +99,7 @@ class KafkaBackend(Backend):
         self.feeds: dict[str, Feed] = {}
         self.pulse = Pulse()
         self.appending = Appending(self)
-        self._forks = _forks.count
+        self._forks = forks.count
         self._tail: GroupMember | None = None
         self._apart: Tail | None = None
         self.reader = Reader(self.options.reader(_READ_WAIT_S))
@@ -134,7 +122,7 @@ class KafkaBackend(Backend):
     async def open(self) -> None:
         if self._sending is not None:
             return
-        self._forks = _forks.count
+        self._forks = forks.count
         self._is_ending = False
         try:
             self.admin.clients.is_open = self.reader.clients.is_open = True
@@ -149,7 +137,7 @@ class KafkaBackend(Backend):
             raise
 
     def check_usable(self) -> None:
-        if self._forks != _forks.count:
+        if self._forks != forks.count:
             raise BackendError("use Kafka: it was opened before a fork; connect anew in the child process")
         if self._sending is None or self._abandoned or self._is_ending:
             raise Closed("use Kafka: it is not open")
@@ -211,20 +199,20 @@ class KafkaBackend(Backend):
             member.abandon()
 
     async def close(self) -> None:
-        if self._forks != _forks.count:
+        if self._forks != forks.count:
             return
         async with self._closing:
             if self._sending is None:
                 return
-            for consumer in tuple(self.consumers):
-                await (consumer.stop() if self._abandoned else consumer.close())
+            # At the same time: while a broker is away each of them takes some seconds.
+            ends = [consumer.stop() if self._abandoned else consumer.close() for consumer in self.consumers]
+            await all_of(ends)
             self.consumers.clear()
             await self._let_go()
 
     async def _let_go(self) -> None:
         self._is_ending = True
-        for member in reversed(self._members):
-            await member.close()
+        await all_of([member.close() for member in self._members])
         self._members.clear()
         await asyncio.to_thread(self.pulse.end)
         await self.claims.close()

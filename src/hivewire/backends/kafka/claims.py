@@ -13,7 +13,8 @@ import msgspec
 from hivewire.backends.kafka.catalogue import Follower
 from hivewire.backends.kafka.packing import KafkaMessage, stored_at
 from hivewire.backends.kafka.sending import Item
-from hivewire.rules.pool import Heard, Pool, Word
+from hivewire.rules.pool import Pool
+from hivewire.rules.words import Heard, Word
 
 if TYPE_CHECKING:
     from hivewire.backends.kafka.backend import KafkaBackend

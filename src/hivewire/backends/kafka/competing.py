@@ -20,7 +20,8 @@ from hivewire.backends.kafka.seat import Seat
 from hivewire.backends.kafka.tail import Place
 from hivewire.errors import BackendError
 from hivewire.rules.finished import Finished
-from hivewire.rules.pool import At, Grant, Heard, Kept, Offer, Pool, Take, Word
+from hivewire.rules.pool import Pool
+from hivewire.rules.words import At, Grant, Heard, Kept, Offer, Take, Word
 
 if TYPE_CHECKING:
     from hivewire.backends.kafka.backend import KafkaBackend

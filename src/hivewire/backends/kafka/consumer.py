@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import deque
 from collections.abc import Hashable, Mapping, Sequence, Set
 from typing import TYPE_CHECKING, Final
 
 from hivewire.backend import Consumer, Dead, Fetched, Ownership, Saved, Unfinished
-from hivewire.backends.kafka.elsewhere import Elsewhere
-from hivewire.backends.kafka.member import Member, Run, Taken
+from hivewire.backends.kafka.elsewhere import MovedWork
+from hivewire.backends.kafka.member import Member, Taken
 from hivewire.backends.kafka.metadata import FULL_BYTES
 from hivewire.backends.kafka.news import News
 from hivewire.backends.kafka.packing import record_of, stored_at
+from hivewire.backends.kafka.partition import Held, hand_out
+from hivewire.backends.kafka.runs import Run
 from hivewire.backends.kafka.tail import Place
 from hivewire.errors import BackendError
 from hivewire.record import names
@@ -32,25 +33,6 @@ _FOREVER_S: Final = 86_400.0
 _GRACE_S: Final = 1.0
 """So long a partition that must move waits for handlers; those that last longer run on."""
 _CLOSE_S: Final = 5.0
-
-
-class Held:
-    """A partition that is owned here. `buffer`: what was read and the engine has not asked for."""
-
-    __slots__ = ("buffer", "is_leaving", "is_ready", "reached", "shard", "state_bytes", "token", "watermark")
-
-    def __init__(self, shard: int, token: int, watermark: int) -> None:
-        self.shard = shard
-        self.watermark = watermark
-        """As it is committed."""
-        self.token = token
-        self.buffer: deque[Fetched] = deque()
-        self.state_bytes = 0
-        self.reached = -1
-        """All below this offset was read; -1: nothing was read yet."""
-        self.is_ready = False
-        """The engine has taken it over."""
-        self.is_leaving = False
 
 
 class KafkaConsumer(Consumer):
@@ -73,7 +55,7 @@ class KafkaConsumer(Consumer):
         self._is_full = False
         self._closed = False
         self._gaining: dict[asyncio.Task[None], int] = {}
-        self._elsewhere = Elsewhere(backend, queue, owner)
+        self._elsewhere = MovedWork(backend, queue, owner)
         self._mover = asyncio.get_running_loop().create_task(
             backend.delays.keep_moving(queue, self.owned), name=f"delayed messages of {queue}"
         )
@@ -249,6 +231,10 @@ class KafkaConsumer(Consumer):
         """Below these offsets all is finished, and committed so."""
         return {(self.topic, held.shard): held.watermark for held in self.held.values() if held.is_ready}
 
+    async def deleted(self, before: Mapping[int, int]) -> None:
+        """Of these partitions all is gone that lay before these offsets."""
+        await self._elsewhere.deleted(before)
+
     def paused(self) -> int:
         """Partitions that are not read on: their state is near what a commit can carry."""
         return sum(held.state_bytes > FULL_BYTES for held in self.held.values())
@@ -267,7 +253,8 @@ class KafkaConsumer(Consumer):
             await self._catch_up()
         while not self._closed:
             self._news.clear()
-            taken = self._hand_out(limit, lanes, run) if self._buffered else ()
+            taken = hand_out(self.held.values(), limit, lanes, run) if self._buffered else ()
+            self._buffered -= len(taken)
             left = until - loop.time()
             if taken or left <= 0:
                 self._press()
@@ -288,33 +275,6 @@ class KafkaConsumer(Consumer):
                     await self._news.wait(_CATCH_UP_S)
         except TimeoutError:
             return
-
-    def _hand_out(self, limit: int, lanes: int, run: int) -> list[Fetched]:
-        """Each partition's in its order: a log cannot be taken from its middle."""
-        taken: list[Fetched] = []
-        keys: dict[str, int] = {}
-        anything_goes = run >= limit and lanes >= limit
-        for held in self.held.values():
-            buffer = held.buffer
-            if held.state_bytes > FULL_BYTES:
-                continue
-            if anything_goes:
-                left = limit - len(taken)
-                if len(buffer) <= left:
-                    taken += buffer
-                    buffer.clear()
-                else:
-                    taken += [buffer.popleft() for _ in range(left)]
-                continue
-            while buffer and len(taken) < limit:
-                key = buffer[0].record.key
-                so_far = keys.get(key, 0)
-                if so_far >= run or (not so_far and len(keys) >= lanes):
-                    break
-                keys[key] = so_far + 1
-                taken.append(buffer.popleft())
-        self._buffered -= len(taken)
-        return taken
 
     async def refetch(self, shard: int, at: Sequence[int | str]) -> Sequence[Fetched]:
         held = self.held.get(shard)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence, Set
 from typing import TYPE_CHECKING, Final
 
 from hivewire.backend import Again, Dead, Fetched, Ownership, Unfinished
@@ -18,7 +18,8 @@ from hivewire.backends.kafka.seat import Seat
 from hivewire.errors import BackendError
 from hivewire.rules.finished import Finished
 from hivewire.rules.moved import before_this_start, returned_of, taken_over
-from hivewire.rules.pool import At, Heard, Kept, Offer, Pool, Take, Word
+from hivewire.rules.pool import Pool
+from hivewire.rules.words import At, Heard, Kept, Offer, Take, Word
 
 if TYPE_CHECKING:
     from hivewire.backends.kafka.backend import KafkaBackend
@@ -39,7 +40,7 @@ async def moved(backend: KafkaBackend, queue: str) -> Pool | None:
     return (await backend.claims.log_of(name)).pool(name)
 
 
-class Elsewhere:
+class MovedWork:
     """Of one consumer. Costs nothing until a handler outlives its partition for the first time."""
 
     def __init__(self, backend: KafkaBackend, queue: str, owner: Ownership) -> None:
@@ -55,6 +56,9 @@ class Elsewhere:
         self._finished = Finished()
         self._unsure: list[Fetched] = []
         """Nobody knows whether the log says that these run here; they do not, beyond their partition."""
+        self._saying = asyncio.Lock()
+        """What is held and what is taken back is said one after the other: of a record that is in both the last one
+        counts, and what is not known of it stands in `_unsure`."""
 
     async def _join(self) -> Pool:
         async with self._joining:
@@ -91,19 +95,24 @@ class Elsewhere:
         """Say that these run here. Raises `BackendError` when that cannot be said."""
         await self._join()
         await self._backend.catalogue.note(_EXISTS + self._queue)
-        name, taken = self._seat.name, {_at(fetched) for fetched in batch}
-        self._unsure = [fetched for fetched in self._unsure if _at(fetched) not in taken]
-        try:
-            for start in range(0, len(batch), _AT_ONCE):
-                offers = [self._offer(fetched) for fetched in batch[start : start + _AT_ONCE]]
-                await self._seat.say(Word(name, take=Take(len(offers), len(offers), offers, runs=True)))
-            pool = self._seat.pool
-            if not all(pool.is_held(at, name) or pool.is_finished(at) for at in taken):
-                raise BackendError(f"give up a partition of {self._queue}: somebody else holds what runs here")
-        except BaseException:
-            self._unsure += batch
-            raise
+        async with self._saying:
+            taken = {_at(fetched) for fetched in batch}
+            self._unsure = [fetched for fetched in self._unsure if _at(fetched) not in taken]
+            try:
+                await self._say_held(batch, taken)
+            except BaseException:
+                self._unsure += batch
+                raise
         self._is_holding = True
+
+    async def _say_held(self, batch: Sequence[Fetched], taken: Set[At]) -> None:
+        name = self._seat.name
+        for start in range(0, len(batch), _AT_ONCE):
+            offers = [self._offer(fetched) for fetched in batch[start : start + _AT_ONCE]]
+            await self._seat.say(Word(name, take=Take(len(offers), len(offers), offers, runs=True)))
+        pool = self._seat.pool
+        if not all(pool.is_held(at, name) or pool.is_finished(at) for at in taken):
+            raise BackendError(f"give up a partition of {self._queue}: somebody else holds what runs here")
 
     def _offer(self, fetched: Fetched) -> Offer:
         at = _at(fetched)
@@ -111,10 +120,11 @@ class Elsewhere:
 
     async def _take_back(self) -> None:
         """Else the next owner would wait for them for as long as this process lives."""
-        unsure = self._unsure[:]
-        if unsure:
-            await self._seat.say(Word(self._seat.name, back=[_kept(fetched, 0.0) for fetched in unsure]))
-            self._unsure = [fetched for fetched in self._unsure if fetched not in unsure]
+        async with self._saying:
+            if self._unsure:
+                back = [_kept(fetched, 0.0) for fetched in self._unsure]
+                await self._seat.say(Word(self._seat.name, back=back))
+                self._unsure = []
 
     async def settle(self, done: Sequence[Fetched], rest: Sequence[Unfinished]) -> Sequence[Fetched]:
         """Tell what became of them; returns those that are somebody else's by now."""
@@ -156,6 +166,15 @@ class Elsewhere:
 
     def forget(self, shard: int) -> None:
         self._watched.pop(shard, None)
+
+    async def deleted(self, before: Mapping[int, int]) -> None:
+        """What lies before these positions is gone from partitions that are owned here: what is remembered of it would
+        grow for ever."""
+        if not self._seat.is_in:
+            return
+        gone = [(shard, at) for shard, at in before.items() if self._seat.pool.remembers(shard, at)]
+        if gone:
+            await self._seat.say(Word(self._seat.name, gone=gone))
 
     def _heard(self, word: Word, heard: Heard, is_mine: bool) -> None:
         if is_mine:

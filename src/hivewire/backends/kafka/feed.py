@@ -12,8 +12,9 @@ import msgspec
 
 from hivewire.backends.kafka.packing import KafkaMessage, record_of, stored_at
 from hivewire.record import Record, life
-from hivewire.rules.pool import At, Offer, Pool
+from hivewire.rules.pool import Pool
 from hivewire.rules.priority import Shares
+from hivewire.rules.words import At, Offer
 
 if TYPE_CHECKING:
     from hivewire.backends.kafka.backend import KafkaBackend

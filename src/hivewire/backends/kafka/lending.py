@@ -19,7 +19,7 @@ from confluent_kafka import AcknowledgeType, KafkaException, ShareConsumer
 
 from hivewire.backends.kafka.packing import KafkaMessage
 from hivewire.backends.kafka.seat import lease_clock
-from hivewire.rules.pool import At
+from hivewire.rules.words import At
 
 log = logging.getLogger(__name__)
 

@@ -20,7 +20,8 @@ from hivewire.backends.kafka.packing import KafkaMessage, record_of, stored_at
 from hivewire.backends.kafka.seat import Seat, lease_clock
 from hivewire.backends.kafka.tail import Place
 from hivewire.errors import BackendError
-from hivewire.rules.pool import At, Heard, Pool, Word
+from hivewire.rules.pool import Pool
+from hivewire.rules.words import At, Heard, Word
 
 if TYPE_CHECKING:
     from hivewire.backends.kafka.backend import KafkaBackend

@@ -23,12 +23,13 @@ from itertools import count
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
-from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
+from confluent_kafka import Consumer, KafkaException, TopicPartition
 
-from hivewire.backend import Fetched, Saved
+from hivewire.backend import Saved
 from hivewire.backends.kafka import metadata
 from hivewire.backends.kafka.commits import Commits, Save
-from hivewire.backends.kafka.packing import KafkaMessage, record_of, stored_at
+from hivewire.backends.kafka.packing import KafkaMessage
+from hivewire.backends.kafka.runs import Run, parted
 from hivewire.backends.kafka.tail import Place, Tail
 
 if TYPE_CHECKING:
@@ -56,16 +57,6 @@ class Taken(msgspec.Struct, frozen=True):
     watermark: int
     state: bytes
     committed: bool
-
-
-class Run(msgspec.Struct):
-    """What was read of one partition, in rising order: of a topic that was made anew, a run of its own."""
-
-    place: Place
-    token: int
-    batch: list[Fetched]
-    reached: int = -1
-    """All below this offset was read; -1: nothing was learned."""
 
 
 class Member(Tail):
@@ -402,37 +393,7 @@ class Member(Tail):
         return True
 
     def _hand_over(self, messages: list[KafkaMessage]) -> None:
-        """Each is let go of at once: a thousand with their headers would be thousands of objects for the collector of
-        garbage to look through."""
-        runs: list[Run] = []
-        others: list[KafkaMessage] = []
-        tokens, reading = self.tokens, self._reading
-        topic, number, expected = "", -1, 0  # runs of one partition are common
-        token: int | None = None
-        messages.reverse()
-        while messages:
-            message = messages.pop()
-            offset = message.offset()
-            if message.partition() != number or message.topic() != topic or (offset is not None and offset < expected):
-                topic, number = message.topic(), message.partition()
-                token = tokens.get((topic, number))
-                if token is not None:
-                    run = Run((topic, number), token, [])
-                    append = run.batch.append
-                    runs.append(run)
-            error = message.error()
-            if token is None:
-                if (topic, number) in reading:
-                    others.append(message)
-                elif error is not None and error.code() != KafkaError._PARTITION_EOF:
-                    log.warning("reading failed: %s", str(error))
-            elif error is None:
-                append(Fetched(number, offset, token, record_of(message), stored_at(message)))
-                run.reached = expected = offset + 1
-            elif error.code() == KafkaError._PARTITION_EOF:
-                run.reached = expected = offset
-            else:
-                log.warning("reading failed: %s", str(error))
+        runs, others = parted(messages, self.tokens, self._reading)
         if runs:
             self._post(self._fetched, runs)
         if others:

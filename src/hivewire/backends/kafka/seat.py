@@ -14,7 +14,8 @@ from uuid import uuid4
 
 from hivewire.backends.kafka.claims import ClaimsLog, pack_word
 from hivewire.errors import BackendError
-from hivewire.rules.pool import Heard, Pool, Word
+from hivewire.rules.pool import Pool
+from hivewire.rules.words import Heard, Word
 
 if TYPE_CHECKING:
     from hivewire.backends.kafka.backend import KafkaBackend

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from hivewire.backends.kafka.consumer import KafkaConsumer
 from hivewire.backends.kafka.tail import Place
 
 if TYPE_CHECKING:
@@ -29,3 +30,8 @@ class Space:
         if before:
             await backend.admin.delete_before(before)
             self._deleted.update(before)
+            for consumer in tuple(backend.consumers):
+                if isinstance(consumer, KafkaConsumer):
+                    await consumer.deleted(
+                        {place[1]: before[place] for place in consumer.watermarks().keys() & before.keys()}
+                    )

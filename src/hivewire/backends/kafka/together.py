@@ -1,4 +1,5 @@
-"""One question for many who ask: a connection is answered one question at a time, and a hundred would stand in line."""
+"""What is done together: many ends at once, and one question for many who ask. A connection is answered one question at
+a time, and a hundred would stand in line."""
 
 from __future__ import annotations
 
@@ -35,3 +36,10 @@ class Together(Generic[_Asked, _Answer]):
                     self._next = _Round()
                 round.answers.append(await self._put(round.asked))
         return round.answers[0]
+
+
+async def all_of(ends: Sequence[Awaitable[None]]) -> None:
+    """Each to its end, then the first problem."""
+    for problem in await asyncio.gather(*ends, return_exceptions=True):
+        if problem is not None:
+            raise problem
