@@ -243,3 +243,30 @@ def test_a_claim_stays_until_all_that_it_took_is_moved() -> None:
     agenda.removed(b"0")
     assert agenda.stale(100.0) == []
     assert agenda.names_of([agenda.known[1]]) == [b"1", b"c"]
+
+
+def test_only_what_is_to_come_is_cancelled() -> None:
+    agenda = Agenda()
+    for at in range(3):
+        agenda.stored(Later(at, b"%d" % at, (str(at), 0), 5.0 + at, spread=at))
+    assert [agenda.is_to_come(0, now) for now in (4.9, 5.0, 5.1)] == [True, False, False]
+    assert agenda.is_to_come(9, 0.0) is False
+    assert agenda.cancelled(b"x", [0, 1, 2, 9], made_at=6.0) == [2]
+    assert list(agenda.known) == [0, 1]
+    assert agenda.names_by(b"x") == [b"2", b"x"]
+    assert (agenda.stale(6.0), agenda.stale(6.1)) == ([], [b"2", b"x"])
+    agenda.removed(b"x")
+    assert (agenda.names_by(b"x"), agenda.stale(100.0)) == ([], [])
+
+
+def test_a_send_that_is_repeated_while_the_first_is_moved_is_one_of_its_own() -> None:
+    agenda = Agenda()
+    agenda.stored(Later(0, b"0", ("id", 0), 1.0, spread=0))
+    agenda.claimed(b"c", [0], 1.0)
+    agenda.stored(Later(1, b"1", ("id", 0), 2.0, spread=0))
+    assert list(agenda.known) == [0, 1]
+    agenda.removed(b"0")
+    agenda.stored(Later(2, b"2", ("id", 0), 3.0, spread=0))
+    assert list(agenda.known) == [2]
+    assert agenda.names_by(b"1") == []
+    assert agenda.names_of([agenda.known[2]]) == [b"1", b"2"]
