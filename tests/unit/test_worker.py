@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -66,6 +67,28 @@ def test_a_function_that_yields_would_never_run_and_is_no_handler() -> None:
         with pytest.raises(hw.SettingsError, match="yield"):
             coder.on(f"task-{number}")(handler)
     assert coder.types == ()
+
+
+@pytest.mark.parametrize("workers", [(), (5,), ([hw.Worker("coder")],), (hw.Worker("coder"),)], ids=str)
+def test_what_cannot_be_run_is_said_at_once(workers: tuple[Any, ...]) -> None:
+    with pytest.raises(hw.SettingsError):
+        hw.run(*workers)
+
+
+@pytest.mark.parametrize("grace_s", ["10s", -1, None], ids=str)
+def test_a_grace_time_that_is_none_is_no_surprise_for_a_signal(grace_s: Any) -> None:
+    """The process could not be stopped by it."""
+    coder = hw.Worker("coder")
+    coder.on("task")(lambda task, ctx: None)
+    with pytest.raises(hw.SettingsError, match="grace_s"):
+        hw.run(coder, grace_s=grace_s)
+
+
+def test_workers_run_in_the_main_thread() -> None:
+    coder = hw.Worker("coder")
+    coder.on("task")(lambda task, ctx: None)
+    with ThreadPoolExecutor(1) as pool, pytest.raises(hw.SettingsError, match="main thread"):
+        pool.submit(hw.run, coder).result()
 
 
 def test_one_process_serves_no_two_workers_of_one_name() -> None:

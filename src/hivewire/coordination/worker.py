@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
+import threading
 from collections.abc import Awaitable, Callable, Generator, Sequence, Set
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -251,6 +252,22 @@ def check_together(workers: Sequence[Worker]) -> None:
             raise SettingsError(f"two workers are named {name}: give all handlers to one, and raise its concurrency")
 
 
+def _check_run(workers: Sequence[object], grace_s: object) -> None:
+    """What is wrong would be noticed with the first signal, when nothing may go wrong any more."""
+    if threading.current_thread() is not threading.main_thread():
+        raise SettingsError("hivewire.run waits for signals, so it runs in the main thread; elsewhere: Worker.serve")
+    found = [worker for worker in workers if isinstance(worker, Worker)]
+    if not workers or len(found) < len(workers):
+        raise SettingsError(f"hivewire.run serves Workers: hivewire.run(coder, writer), not {workers!r:.80}")
+    for worker in found:
+        worker.check()
+    check_together(found)
+    try:
+        duration_s(grace_s, "grace_s")
+    except MessageError as error:
+        raise SettingsError(f"hivewire.run: {error}") from None
+
+
 _imported = ContextVar("imported", default=False)
 
 
@@ -274,5 +291,5 @@ def run(*workers: Worker, target: Any = None, grace_s: float = 10.0, **settings:
     from hivewire.coordination.serving import run_until_signal
     from hivewire.factory import connect
 
-    check_together(workers)
+    _check_run(workers, grace_s)
     run_until_signal(workers, lambda: connect(target, **settings), grace_s)

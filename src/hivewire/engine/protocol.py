@@ -240,8 +240,11 @@ class Engine(Protocol):
     ) -> None:
         parts = await self._ready()
         check_agent(agent)
-        if concurrency < 1:
-            raise SettingsError(f"serve {agent}: concurrency must be at least 1, not {concurrency}")
+        if type(concurrency) is not int or concurrency < 1:
+            raise SettingsError(f"serve {agent}: concurrency is a whole number, at least 1, not {concurrency!r}")
+        drain_s = duration_s(drain_s, "drain_s")
+        if timeout_s is not None:
+            timeout_s = duration_s(timeout_s, "timeout_s")
         inbox = await parts.consumers.inbox(agent)
         inbox.outcomes.retry_of = retry
         limit_s = self.settings.handler_timeout_s if timeout_s is None else timeout_s

@@ -193,6 +193,8 @@ async def test_a_str_is_no_list_of_types_or_groups(fabric: Fabric) -> None:
             await call()
     with pytest.raises(SettingsError):
         await protocol.serve("letters", lambda _delivery: asyncio.sleep(0), concurrency=0)
+    with pytest.raises(MessageError):
+        await protocol.serve("letters", lambda _delivery: asyncio.sleep(0), drain_s=-1)
     assert (await protocol.value("name")).version == 0
 
 
