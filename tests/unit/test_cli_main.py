@@ -51,6 +51,22 @@ def test_each_command_explains_itself_and_refuses_a_wrong_option_in_one_line(
     assert err.count("\n") == 1
 
 
+@pytest.mark.parametrize("name", COMMANDS)
+def test_each_command_takes_a_store(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Scripts give it to all of them."""
+    assert main([name, "--help"]) == 0
+    assert "--protocol TYPE|URL" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("argv", [["ledger", "status"], ["outbox", "sql"]], ids=" ".join)
+def test_a_store_that_is_not_needed_is_looked_at_all_the_same(
+    argv: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    for words in ([*argv, "--protocol", "nowhere"], [argv[0], "--protocol", "nowhere", *argv[1:]]):
+        assert main(words) == 2
+        assert "'nowhere'" in capsys.readouterr().err
+
+
 def test_a_content_without_its_option_is_told_where_to_go(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["send", "coder", "--type", "task", '{"n": 1}']) == 2
     assert "--content JSON" in capsys.readouterr().err

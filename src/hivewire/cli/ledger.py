@@ -8,7 +8,17 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from hivewire.cli.options import UsageError, add_json_option, confirm, duration_s, print_table, run_async, to_json
+from hivewire.cli.options import (
+    UsageError,
+    add_json_option,
+    add_unneeded_protocol,
+    confirm,
+    duration_s,
+    print_table,
+    run_async,
+    settings_from,
+    to_json,
+)
 
 if TYPE_CHECKING:
     from hivewire.coordination.ledger.stored import StoredLedger
@@ -42,6 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             help="sqlite:///FILE or postgresql://…; without it: the environment and hivewire.toml decide",
         )
         add_json_option(action)
+    add_unneeded_protocol(parser, (status, upgrade, downgrade, purge))
 
 
 def _number(text: str) -> int:
@@ -53,6 +64,8 @@ def _number(text: str) -> int:
 def run(args: argparse.Namespace) -> int:
     from hivewire.coordination.ledger.opening import ledger_settings
 
+    if args.protocol is not None:
+        settings_from(args)  # a mistake in it is told
     settings = ledger_settings(args.ledger)
     if settings.ledger.type == "inmemory":
         raise UsageError(

@@ -76,6 +76,14 @@ def add_store_options(parser: argparse.ArgumentParser, actions: Iterable[argpars
         add_json_option(action, argparse.SUPPRESS)
 
 
+def add_unneeded_protocol(parser: argparse.ArgumentParser, actions: Iterable[argparse.ArgumentParser]) -> None:
+    """`--protocol` of a command that needs no messages: scripts give it to all of them. It is checked, no more."""
+    for each, default in ((parser, None), *((action, argparse.SUPPRESS) for action in actions)):
+        each.add_argument(
+            "--protocol", metavar="TYPE|URL", default=default, help="taken as by every command; not needed here"
+        )
+
+
 def target_of(protocol: str | None) -> tuple[str | None, dict[str, Any]]:
     """The arguments of `connect` for a value of `--protocol`: a URL is the target, a type is a setting."""
     if protocol is None:

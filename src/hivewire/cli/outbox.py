@@ -6,7 +6,16 @@ import argparse
 import asyncio
 from typing import TYPE_CHECKING
 
-from hivewire.cli.options import add_json_option, add_protocol_option, connect_from, print_table, run_async, to_json
+from hivewire.cli.options import (
+    add_json_option,
+    add_protocol_option,
+    add_unneeded_protocol,
+    connect_from,
+    print_table,
+    run_async,
+    settings_from,
+    to_json,
+)
 
 if TYPE_CHECKING:
     from hivewire.coordination.outbox.relay import OutboxDatabase
@@ -24,10 +33,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action.add_argument("database", metavar="URL", help="your database: postgresql://… or sqlite:///FILE")
     for action in (status, retry):
         add_json_option(action)
-    add_protocol_option(relay)
+    add_unneeded_protocol(parser, (sql, create, status, retry))
+    add_protocol_option(relay, argparse.SUPPRESS)
 
 
 def run(args: argparse.Namespace) -> int:
+    if args.protocol is not None:
+        settings_from(args)  # a mistake in it is told
     if args.action == "sql":
         from hivewire.coordination.outbox.tables import tables
 
