@@ -6,6 +6,7 @@ import asyncio
 import sqlite3
 from collections.abc import Sequence, Set
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 
@@ -13,7 +14,8 @@ from hivewire.backend import Fetched
 from hivewire.backends.sqlite import SQLiteBackend
 from hivewire.backends.sqlite.consumer import SQLiteConsumer
 from hivewire.backends.sqlite.schema import lease_clock
-from hivewire.errors import Closed
+from hivewire.backends.sqlite.transaction import Transaction
+from hivewire.errors import BackendError, Closed
 from tests.unit.sqlite_driver import Owner, member, opened, put, texts
 
 
@@ -81,6 +83,47 @@ async def test_a_life_that_ended_for_its_process_does_not_go_on_by_a_renewal_sto
         consumer.membership.until = lease_clock() + 60.0  # the keeper notes a renewal that it stored before
         assert not consumer.holds(taken)
         assert texts(await consumer.fetch(10, 5)) == ["one", "two"]
+
+
+async def test_a_new_life_that_is_rolled_back_lends_the_old_one_no_time(path: Path) -> None:
+    """As on a full disk: what is taken in the name of a life that is over would be nobody's, for ever."""
+    write_back, failures = Transaction.write_back, 0
+
+    def fails_once(transaction: Transaction) -> None:
+        nonlocal failures
+        failures += 1
+        if failures == 1:
+            raise sqlite3.OperationalError("database or disk is full")
+        write_back(transaction)
+
+    async with opened(path) as backend:
+        consumer, owner = await waiting(backend)
+        end_lives(path, consumer)
+        with patch.object(Transaction, "write_back", fails_once):
+            with pytest.raises(BackendError, match="full"):
+                await put(backend, "q", "k", "one")
+            await put(backend, "q", "k", "two")
+        await asyncio.wait_for(owner.arrived.wait(), 10)
+        assert owner.events == ["lost", ["two"]]
+        with sqlite3.connect(path) as db:
+            assert db.execute("SELECT l.key FROM lanes l JOIN members m ON m.id = l.owner").fetchall() == [("k",)]
+        db.close()
+
+
+async def test_what_is_held_in_the_name_of_nobody_is_freed_when_a_lease_ends(path: Path) -> None:
+    async with opened(path) as backend:
+        consumer, owner = await waiting(backend)
+        await put(backend, "q", "k", "one")
+        await asyncio.wait_for(owner.arrived.wait(), 10)
+        with sqlite3.connect(path) as db:
+            db.execute("UPDATE lanes SET owner = 9999")
+            db.execute("INSERT INTO members(name, pid, boot, lease_until, lease_s) VALUES ('dead', 1, '', 0, 1)")
+        db.close()
+        consumer.ask_no_more()
+        other = await backend.consume("q", member("other"), Owner())
+        (taken,) = await other.fetch(10, 10)
+        assert (texts([taken]), taken.suspect) == (["one"], True)
+        assert (await backend.depth("q")).in_flight == 1
 
 
 async def test_what_was_taken_for_who_asks_no_more_still_comes(path: Path) -> None:

@@ -15,8 +15,8 @@ _RENEW = "UPDATE members SET lease_until = ? WHERE id = ? AND lease_until > ?"
 _LEAVE = "DELETE FROM members WHERE id = ?"
 _EXPIRED = "SELECT id FROM members WHERE boot <> ? OR lease_until <= ?"
 _HELD = (
-    "SELECT queue, sum(taken), sum(running AND counted >= head) FROM lanes"
-    f" WHERE owner = ? AND state = {OWNED} GROUP BY queue"
+    "SELECT owner, queue, sum(taken), sum(running AND counted >= head) FROM lanes"
+    f" WHERE state = {OWNED} AND (owner = ? OR owner NOT IN (SELECT id FROM members)) GROUP BY owner, queue"
 )
 _FREE = f"""
 UPDATE lanes SET state = CASE WHEN due_at > :now THEN {BLOCKED} ELSE {READY} END,
@@ -64,6 +64,7 @@ class Membership:
         until = transaction.boot + self.member.lease_s
         row = (self.member.name, os.getpid(), boot_id(), until, self.member.lease_s)
         self._set(transaction, transaction.db.execute(_JOIN, row).lastrowid or 0)
+        transaction.undo.append((setattr, self, "until", self.until))  # else it would be that of a life that is over
         self.until = until
         if token:
             transaction.db.execute(_HEIR, (self.token, token))
@@ -105,13 +106,14 @@ def renew(db: sqlite3.Connection, token: int, lease_s: float) -> float:
 
 
 def expire(transaction: Transaction, token: int) -> None:
-    """Free what a dead member held; its lanes say beside how many running records it died."""
+    """Free what a dead member held; its lanes say beside how many running records it died. While all lanes are looked
+    through, also what is held in the name of who is not there at all: nobody else would ever free it."""
     db = transaction.db
     held = db.execute(_HELD, (token,)).fetchall()
-    if held:
-        running = sum(row[2] for row in held)
-        db.execute(_FREE, {"now": transaction.now, "died": running, "member": token})
-    for queue_id, taken, _ in held:
+    for member in {row[0] for row in held}:
+        running = sum(row[3] for row in held if row[0] == member)
+        db.execute(_FREE, {"now": transaction.now, "died": running, "member": member})
+    for _, queue_id, taken, _ in held:
         transaction.woken.add(queue_id)
         queue = transaction.queue(queue_id)
         if queue is not None:
