@@ -38,7 +38,6 @@ from hivewire.backends.kafka.competing import CompetingConsumer
 from hivewire.backends.kafka.consumer import KafkaConsumer
 from hivewire.backends.kafka.delays import Delays
 from hivewire.backends.kafka.feed import Feed
-from hivewire.backends.kafka.forks import forks
 from hivewire.backends.kafka.lent import GivenUp, LentConsumer, is_lent
 from hivewire.backends.kafka.letters import Letters
 from hivewire.backends.kafka.mailbox import Mailbox, Shared
@@ -52,6 +51,7 @@ from hivewire.backends.kafka.tail import Tail
 from hivewire.backends.kafka.together import all_of
 from hivewire.backends.kafka.topics import Topics
 from hivewire.errors import BackendError, Closed
+from hivewire.forks import forks
 from hivewire.record import Record
 from hivewire.rules.pool import Pool
 from hivewire.rules.store_clock import StoreClock

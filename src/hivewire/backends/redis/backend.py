@@ -33,7 +33,6 @@ from hivewire.backends.redis.blobs import RedisBlobs
 from hivewire.backends.redis.channels import Channels
 from hivewire.backends.redis.consumer import RedisConsumer
 from hivewire.backends.redis.ears import Ears, Heard
-from hivewire.backends.redis.forks import forks
 from hivewire.backends.redis.inlet import Inlet
 from hivewire.backends.redis.keeper import Keeper, Seat
 from hivewire.backends.redis.keys import (
@@ -50,6 +49,7 @@ from hivewire.backends.redis.pool import PoolConsumer
 from hivewire.backends.redis.sending import Sending
 from hivewire.blobs import BlobStore
 from hivewire.errors import BackendError, Closed
+from hivewire.forks import forks
 from hivewire.rules.store_clock import StoreClock
 from hivewire.settings import Settings
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
@@ -39,6 +38,7 @@ from hivewire.backends.sqlite.writer import Writer
 from hivewire.blobs import BlobStore
 from hivewire.blobs.local import SQLiteBlobs
 from hivewire.errors import BackendError, Closed
+from hivewire.forks import forks
 from hivewire.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -65,7 +65,7 @@ class SQLiteBackend(Backend):
         self._window = (settings.dedup_window_ids, settings.dedup_window_s)
         self._full = settings.sqlite_synchronous == "full"
         self.features = Features(durability="disk" if self._full else "process", store_lanes=True)
-        self._pid = os.getpid()
+        self._forks = forks.count
         self._writer: Writer | None = None
         self._keeper: Keeper | None = None
         self._reader: Reader | None = None
@@ -80,7 +80,7 @@ class SQLiteBackend(Backend):
     async def open(self) -> None:
         if self._writer is not None:
             return
-        self._pid = os.getpid()
+        self._forks = forks.count
         writer = Writer(self.path, self._full)
         try:
             await writer.submit(_nothing)
@@ -94,14 +94,14 @@ class SQLiteBackend(Backend):
         )
 
     def check_usable(self) -> None:
-        if os.getpid() != self._pid:
+        if self._forks != forks.count:
             raise BackendError(f"use {self.path}: it was opened before a fork; connect anew in the child process")
         if self._writer is None:
             raise Closed(f"use {self.path}: it is not open")
 
     @property
     def writer(self) -> Writer:
-        if self._writer is None or os.getpid() != self._pid:
+        if self._writer is None or self._forks != forks.count:
             self.check_usable()
         assert self._writer is not None
         return self._writer
@@ -126,7 +126,7 @@ class SQLiteBackend(Backend):
         return BackendHealth(ok=True, durability=durability, detail=str(self.path), warnings=warnings)
 
     async def close(self) -> None:
-        if os.getpid() != self._pid:
+        if self._forks != forks.count:
             return
         async with self._closing:
             if self._writer is None:
@@ -161,7 +161,7 @@ class SQLiteBackend(Backend):
         return problems
 
     def append_soon(self, queue: str, record: Record, room: Room) -> asyncio.Future[BackendError | None] | None:
-        if self._writer is None or os.getpid() != self._pid:
+        if self._writer is None or self._forks != forks.count:
             return None  # `append` says what is wrong
         return self._writer.submit(storing.append_plain, queue, record, room, self.cap)
 

@@ -116,8 +116,8 @@ class SQLiteConsumer(Consumer):
 
     tells = True
     __slots__ = (
-        "_asked", "_claims", "_closed", "_kept", "_out_token", "_settled", "_shares", "backend", "membership", "out",
-        "owner", "queue", "queue_name",
+        "_asked", "_claims", "_closed", "_is_mailbox", "_kept", "_out_token", "_settled", "_shares", "backend",
+        "membership", "out", "owner", "queue", "queue_name",
     )  # fmt: skip
 
     def __init__(self, backend: SQLiteBackend, queue: QueueSpec, membership: Membership, owner: Ownership) -> None:
@@ -126,6 +126,7 @@ class SQLiteConsumer(Consumer):
         self.owner = owner
         self.queue = 0
         self.queue_name = queue.name
+        self._is_mailbox = queue.name.startswith(REPLY_PREFIX)
         self.out: dict[int, Hold] = {}
         self._out_token = 0
         self._settled: Settled | None = None
@@ -245,7 +246,7 @@ class SQLiteConsumer(Consumer):
             self._set_queue(transaction, queue.id)
         before = self.membership.token
         token = self.membership.join(transaction)
-        if self.queue_name.startswith(REPLY_PREFIX) and (before != token or queue.seq == 0):
+        if self._is_mailbox and (before != token or queue.seq == 0):
             self.membership.adopt(transaction, queue.id)
         return queue
 

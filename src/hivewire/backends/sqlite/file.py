@@ -25,6 +25,7 @@ _LONG_LOG_BYTES = 64 * 1024 * 1024
 class File:
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._name = str(path)
         self._db: sqlite3.Connection | None = None
         self._turn: Turn | None = None
         self._opened: tuple[int, int] | None = None
@@ -32,7 +33,7 @@ class File:
     def _identity(self) -> tuple[int, int] | None:
         """Which file has the name. What is stored in one that has it no more is lost, whatever SQLite says."""
         try:
-            found = os.stat(self.path)
+            found = os.stat(self._name)
         except FileNotFoundError:
             return None
         return found.st_dev, found.st_ino
@@ -75,10 +76,11 @@ class File:
         db.execute("COMMIT")
 
     def begin(self, patience_s: float) -> None:
-        """Begin a write transaction."""
-        db = self.connection()
-        if self._turn is not None:  # both are there or neither
-            self._turn.begin(db, patience_s)
+        """Begin a write transaction, on what `connection` gave last."""
+        db, turn = self._db, self._turn
+        assert db is not None
+        assert turn is not None
+        turn.begin(db, patience_s)
 
     def give_turn(self) -> None:
         """After a commit: let other processes in."""

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from hivewire.backends.sqlite.schema import BLOCKED, RANK, READY
 from hivewire.backends.sqlite.taking import NOTHING_KEPT, Hold
-from hivewire.backends.sqlite.transaction import Transaction, Undo
+from hivewire.backends.sqlite.transaction import Queue, Transaction, Undo
 
 _HEAD = (
     "UPDATE lanes SET data = iif(head = ?, data, NULL), head = ?, taken = ?, taken_to = ?, due_at = max(due_at, ?)"
@@ -99,6 +99,23 @@ def move_heads(transaction: Transaction, queue: int, out: dict[int, Hold], chang
         transaction.woken.add(queue)
 
 
+def end_run(transaction: Transaction, queue: Queue, out: dict[int, Hold], run: Hold) -> None:
+    """`move_heads` where all that is left of a run is settled, in its order: nothing of it is looked at again."""
+    seqs, lasts = run.seqs[run.place :], run.lasts
+    for seq in seqs:
+        del out[seq]
+    transaction.undo.append((out.update, dict.fromkeys(seqs, run)))
+    end = seqs[-1] + 1
+    if lasts:
+        if [1 for last in lasts if seqs[0] <= last < end]:
+            transaction.db.execute(_DROP_PACKS, (run.lane, end, end))
+        if lasts[-1] >= end:
+            _free(transaction, queue.id, run.key, end)
+    if not lasts or lasts[-1] < end:
+        _end_lanes(transaction, queue.id, [run])
+    transaction.woken.add(queue.id)
+
+
 def _advance(hold: Hold, out: dict[int, Hold], gone: list[int]) -> int | None:
     """The first record of the run that stays in the lane, after `gone`; None if all are settled."""
     seqs, place, kept = hold.seqs, hold.place, hold.kept
@@ -121,7 +138,6 @@ def _dig(transaction: Transaction, queue: int, hold: Hold, seqs: Sequence[int]) 
 
 def _free_all(transaction: Transaction, queue: int, holds: Sequence[Hold]) -> None:
     """Runs of which nothing is held any more: the lane goes to whoever comes, or is empty and ends."""
-    db = transaction.db
     empty: list[Hold] = []
     for hold in holds:
         end = hold.seqs[-1] + 1
@@ -133,8 +149,13 @@ def _free_all(transaction: Transaction, queue: int, holds: Sequence[Hold]) -> No
             _free(transaction, queue, hold.key, end)
         else:
             empty.append(hold)
-    if not empty:
-        return
+    if empty:
+        _end_lanes(transaction, queue, empty)
+
+
+def _end_lanes(transaction: Transaction, queue: int, empty: Sequence[Hold]) -> None:
+    """All of these runs is settled; packs that came since keep their lanes."""
+    db = transaction.db
     gone = db.executemany(_DROP_LANE, [(queue, hold.key) for hold in empty]).rowcount
     if gone == len(empty):
         transaction.lanes_gone(queue, [hold.key for hold in empty])

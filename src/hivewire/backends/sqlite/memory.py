@@ -26,7 +26,8 @@ class Settled:
         self._window_s = window_s
         self._read_to = 0
         self._lives: set[Life] = _NO_LIVES
-        self._blocks: deque[tuple[float, list[Life]]] | tuple[()] = ()
+        self._blocks: deque[tuple[float, tuple[Life, ...]]] | tuple[()] = ()
+        """Tuples of texts, which the garbage collector looks at once and never again."""
 
     def refresh(self, transaction: Transaction, queue: Queue) -> set[Life]:
         """All lives that ended in committed transactions."""
@@ -51,7 +52,7 @@ class Settled:
         if isinstance(self._blocks, tuple):  # most of many queues have settled nothing
             self._lives, self._blocks = set(), deque()
         self._lives.update(lives)
-        self._blocks.append((at, lives))
+        self._blocks.append((at, tuple(lives)))
         self._read_to = block
 
     def _forget(self, horizon: float) -> None:

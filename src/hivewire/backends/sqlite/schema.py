@@ -16,7 +16,8 @@ from __future__ import annotations
 
 import sqlite3
 import time
-from functools import cache
+from collections.abc import Callable
+from functools import cache, partial
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -33,7 +34,7 @@ VERSION = 2
 
 _BOOTTIME: int | None = getattr(time, "CLOCK_BOOTTIME", None)  # Linux only
 
-_CHECKPOINT_PAGES = 2_000
+_CHECKPOINT_PAGES = 1_000
 _MOST_WAL_BYTES = 32 * 1024 * 1024
 
 READY, OWNED, BLOCKED = 1, 2, 3
@@ -110,9 +111,8 @@ def path_of(url: str | None) -> Path:
     return Path(rest or "hivewire.db").absolute()
 
 
-def lease_clock() -> float:
-    """Seconds that nobody can set, that go on in suspend and are the same in all processes of the host."""
-    return time.time() if _BOOTTIME is None else time.clock_gettime(_BOOTTIME)
+lease_clock: Callable[[], float] = time.time if _BOOTTIME is None else partial(time.clock_gettime, _BOOTTIME)
+"""Seconds that nobody can set, that go on in suspend and are the same in all processes of the host."""
 
 
 @cache

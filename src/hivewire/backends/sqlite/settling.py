@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from hivewire.backend import Again, Back, Dead, Fetched, Unfinished
 from hivewire.backends.sqlite import letters
-from hivewire.backends.sqlite.freeing import Change, move_heads, remembered
+from hivewire.backends.sqlite.freeing import Change, end_run, move_heads, remembered
 from hivewire.backends.sqlite.taking import Hold
 from hivewire.backends.sqlite.transaction import Life, Transaction, name_of
 
@@ -48,9 +48,18 @@ def settle(
     """Returns those refused because the lease had ended."""
     token = _token(transaction, consumer)
     out = consumer.out
+    queue = transaction.queue(consumer.queue)
+    run = _in_order(out, token, done)
+    if run is not None and queue is not None and not rest and _is_rest_of(run, len(done)):
+        queue.held -= len(done)
+        queue.in_flight -= len(done)
+        queue.dirty = True
+        queue.settled += run.lives[run.place :]
+        end_run(transaction, queue, out, run)
+        return []
     changes: dict[int, Change] = {}
     transaction.undo.append((_put_in_again, out, changes))
-    lives, refused = _finished(transaction, out, token, done, changes)
+    lives, refused = _finished(transaction, out, token, done, changes, run)
     for outcome in rest:
         fetched = outcome.fetched
         if fetched.token != token:
@@ -69,7 +78,6 @@ def settle(
             kept = change.kept = change.kept or []
             kept.append(seq)
             _keep(transaction, consumer.queue, hold, outcome)
-    queue = transaction.queue(consumer.queue)
     if queue is not None and changes:
         queue.held -= len(lives)
         queue.in_flight -= sum([len(change.gone) + len(change.kept) for change in changes.values()])
@@ -109,17 +117,20 @@ def _token(transaction: Transaction, consumer: SQLiteConsumer) -> int:
 
 
 def _finished(
-    transaction: Transaction, out: dict[int, Hold], token: int, done: Sequence[Fetched], changes: dict[int, Change]
+    transaction: Transaction,
+    out: dict[int, Hold],
+    token: int,
+    done: Sequence[Fetched],
+    changes: dict[int, Change],
+    run: Hold | None,
 ) -> tuple[list[Life], list[Fetched]]:
-    """Take them out of their runs. Returns the lives that have ended, and those refused."""
-    seqs = _next_of_a_run(out, token, done) if len(done) > 1 else ()
-    if seqs:
-        run = out[seqs[0]]
-        changes[run.lane] = Change(transaction, run, seqs)
-        for seq in seqs:
+    """Take them out of their runs. Returns the lives that have ended, and those refused. `run`: as `_in_order` says."""
+    if run is not None:
+        part = slice(run.place, run.place + len(done))
+        changes[run.lane] = Change(transaction, run, run.seqs[part])
+        for seq in run.seqs[part]:
             del out[seq]
-        records = [fetched.record for fetched in done]
-        return [name_of(record) if record.replay else record.id for record in records], []
+        return run.lives[part], []
     refused: list[Fetched] = []
     lives: list[Life] = []
     change: Change | None = None
@@ -139,14 +150,22 @@ def _finished(
     return lives, refused
 
 
-def _next_of_a_run(out: Mapping[int, Hold], token: int, done: Sequence[Fetched]) -> list[int]:
-    """The places of these records, if they are the next ones of one run, as they mostly are, and all still held.
-    Empty: they are to be looked at one by one."""
-    seqs: list[int] = [fetched.at for fetched in done]  # type: ignore[misc]  # ours are numbers
-    run = out.get(seqs[0])
-    if run is None or run.seqs[run.place : run.place + len(seqs)] != seqs or not out.keys() >= set(seqs):
-        return []
-    return [] if [1 for fetched in done if fetched.token != token] else seqs
+def _in_order(out: Mapping[int, Hold], token: int, done: Sequence[Fetched]) -> Hold | None:
+    """The run of which these records are the next ones, as they mostly are, and all still held.
+    None: they are to be looked at one by one."""
+    if not done or done[0].token != token:
+        return None
+    run = out.get(done[0].at)  # type: ignore[arg-type]  # ours are numbers
+    if run is None or run.taken[run.place : run.place + len(done)] != done:
+        return None
+    if len(done) > 1 and not out.keys() >= set(run.seqs[run.place : run.place + len(done)]):
+        return None
+    return run
+
+
+def _is_rest_of(run: Hold, number: int) -> bool:
+    """Whether nothing is left of it after its next records, so many."""
+    return run.place + number == len(run.seqs) and not run.has_holes and not run.kept
 
 
 def _put_in_again(out: dict[int, Hold], changes: Mapping[int, Change]) -> None:

@@ -17,8 +17,6 @@ REPLY_PREFIX = "~reply/"
 
 _MOST_IN_PACK = 128
 _MOST_BYTES_IN_PACK = 128 * 1024
-_SHORT = _MOST_BYTES_IN_PACK // _MOST_IN_PACK
-"""Of bodies no longer than that a pack may hold as many as there may be."""
 _MOST_BYTES_IN_LANE = 900  # more than about a thousand would need a page of its own
 _FIND_LANE = "SELECT id FROM lanes WHERE queue = ? AND key = ?"
 _KEYS_AT_ONCE = 50
@@ -36,6 +34,8 @@ _SET_MODE = "UPDATE queues SET mode = ? WHERE id = ?"
 
 _Row = tuple[str, str, bytes, str, str, float | None, int, int]
 _Pack = tuple[int, int, int, float, float | None, int, bytes]
+_Part = tuple[list[Record], bytes]
+"""What is in a pack, and as it is stored."""
 _Lane = tuple[int, str, int, int, int, float, bytes | None]
 _NO_ATTEMPTS = (0,) * 8
 _MOST_FRESH = 64
@@ -207,12 +207,12 @@ def _flush_queue(transaction: Transaction, queue: Queue, is_waited_for: bool) ->
     if is_waited_for and _keep_lone_back(transaction, queue):
         return ()
     pending, queue.pending = queue.pending, []
-    lanes = _by_key(pending, competing=queue.mode == "competing")
+    lanes, is_even = _by_key(pending, competing=queue.mode == "competing")
     seq = queue.seq + 1
     made: list[tuple[_Lane, list[_Pack]]] = []
     for key, runs in lanes.items():
         id_ = (queue.id << LANE_BITS) + seq
-        packs = _packs(id_, seq, runs)
+        packs = _packs(id_, seq, runs, is_even=is_even)
         head = packs[0]
         fits = len(packs) == 1 and head[1] == head[2] and head[4] is None and len(head[6]) <= _MOST_BYTES_IN_LANE
         made.append(((queue.id, key, id_, -head[5], seq, head[3], head[6] if fits else None), packs))
@@ -242,13 +242,13 @@ def _there(db: sqlite3.Connection, queue: int, keys: list[str]) -> dict[str, int
     return found
 
 
-def _by_key(pending: list[Run], *, competing: bool) -> dict[str, list[Run]]:
-    """The records of each lane, in the order in which they came."""
+def _by_key(pending: list[Run], *, competing: bool) -> tuple[dict[str, list[Run]], bool]:
+    """The records of each lane, in the order in which they came, and whether it is known that all are of one kind."""
     first = pending[0][0]
     if len(pending) == 1 and (len(first) == 1 or not competing):
-        keys = {record.id if competing else record.key for record in first}
-        if len(keys) == 1:
-            return {keys.pop(): pending}
+        kinds = {(record.key, record.ttl_s, record.priority) for record in first}
+        if len(kinds) == 1:
+            return {first[0].id if competing else first[0].key: pending}, True
     lanes: dict[str, list[Run]] = {}
     for records, stored_at in pending:
         for record in records:
@@ -260,7 +260,7 @@ def _by_key(pending: list[Run], *, competing: bool) -> dict[str, list[Run]]:
                 runs[-1][0].append(record)
             else:
                 runs.append(([record], stored_at))
-    return lanes
+    return lanes, False
 
 
 def _keep_back(
@@ -306,25 +306,36 @@ def _of_lane(id_: int, packs: list[_Pack]) -> list[_Pack]:
     return [(id_, *pack[1:]) for pack in packs]
 
 
-def _packs(lane: int, first: int, runs: Sequence[Run]) -> list[_Pack]:
+def _packs(lane: int, first: int, runs: Sequence[Run], *, is_even: bool) -> list[_Pack]:
     """The rows of these records, in which they have one place after another from `first` on."""
     rows: list[_Pack] = []
     for records, stored_at in runs:
-        for part in _parts(records):
+        for part, data in _even_parts(records, is_even=is_even) or _parts(records):
             head = part[0]
             expires_at = None if head.ttl_s is None else stored_at + head.ttl_s
-            rows.append((lane, first, first + len(part) - 1, stored_at, expires_at, head.priority, pack(part)))
+            rows.append((lane, first, first + len(part) - 1, stored_at, expires_at, head.priority, data))
             first += len(part)
     return rows
 
 
-def _parts(records: list[Record]) -> list[list[Record]]:
-    """As they fit into packs: of one priority and one time to live."""
+def _even_parts(records: list[Record], *, is_even: bool) -> list[_Part]:
+    """`_parts` of records that are all of one kind and short, as most are. Empty: they are not."""
     if len(records) == 1:
-        return [records]
-    ttl_s, priority = records[0].ttl_s, records[0].priority
-    if not [1 for r in records if r.ttl_s != ttl_s or r.priority != priority or len(r.body) > _SHORT]:
-        return [records[start : start + _MOST_IN_PACK] for start in range(0, len(records), _MOST_IN_PACK)]
+        return [(records, pack(records))]
+    if not is_even:
+        ttl_s, priority = records[0].ttl_s, records[0].priority
+        if [1 for record in records if record.ttl_s != ttl_s or record.priority != priority]:
+            return []
+    if len(records) <= _MOST_IN_PACK:
+        parts = [(records, pack(records))]
+    else:
+        some = [records[start : start + _MOST_IN_PACK] for start in range(0, len(records), _MOST_IN_PACK)]
+        parts = [(part, pack(part)) for part in some]
+    return [] if [1 for _, data in parts if len(data) > _MOST_BYTES_IN_PACK] else parts
+
+
+def _parts(records: list[Record]) -> list[_Part]:
+    """As they fit into packs: of one priority and one time to live."""
     parts: list[list[Record]] = []
     start, size = 0, 0
     for place, record in enumerate(records):
@@ -335,4 +346,4 @@ def _parts(records: list[Record]) -> list[list[Record]]:
             start, size = place, 0
         size += len(record.body)
     parts.append(records[start:])
-    return parts
+    return [(part, pack(part)) for part in parts]

@@ -10,7 +10,7 @@ from typing import Any
 from hivewire.backend import Fetched, Record
 from hivewire.backends.sqlite.memory import Packs, Settled
 from hivewire.backends.sqlite.schema import IS_LONE, OWNED, READY
-from hivewire.backends.sqlite.transaction import Life, Queue, Transaction
+from hivewire.backends.sqlite.transaction import Life, Queue, Transaction, name_of
 from hivewire.rules.priority import Shares
 
 _MOST_BYTES = 8 * 1024 * 1024
@@ -44,7 +44,7 @@ NOTHING_KEPT: dict[int, float] = {}
 class Hold:
     """A run of one lane that this process has taken. `counted` is the record whose counters are stored."""
 
-    __slots__ = ("counted", "has_holes", "kept", "key", "lane", "lasts", "marked", "place", "seqs")
+    __slots__ = ("counted", "has_holes", "kept", "key", "lane", "lasts", "lives", "marked", "place", "seqs", "taken")
 
     def __init__(self, lane: int, key: str, counted: int, has_holes: bool) -> None:
         self.lane = lane
@@ -53,6 +53,10 @@ class Hold:
         self.has_holes = has_holes
         self.marked = False
         self.seqs: list[int] = []
+        self.taken: list[Fetched] = []
+        """What was handed out, in the order of `seqs`."""
+        self.lives: list[Life] = []
+        """As `name_of` names them, in the same order."""
         self.lasts: list[int] = []
         """The last record of each pack that the run touches; a lone record has none."""
         self.place = 0
@@ -112,8 +116,9 @@ def take(
         if not hold.seqs:
             continue
         holds.append(hold)
-        _count(row, wanted.taken[start:], hold)
-        head = wanted.taken[start]
+        hold.taken = taken = wanted.taken[start:]
+        _count(row, taken, hold)
+        head = taken[0]
         owned = (wanted.token, len(hold.seqs), hold.seqs[-1])
         if hold.lane in queue.fresh:
             if wanted.starting > 0:
@@ -136,7 +141,7 @@ def take(
         db.executemany(_TAKE, plain)
     if running:
         db.executemany(_TAKE_RUNNING, running)
-    _note(transaction, queue, wanted, settled)
+    _note(transaction, queue, holds, settled)
     return holds
 
 
@@ -149,7 +154,10 @@ def _take_lone(transaction: Transaction, queue: Queue, wanted: Wanted, lanes: in
         seq = row[2]
         hold = Hold(id_, row[1], 0, has_holes=False)
         hold.seqs.append(seq)
-        fetched = Fetched(0, seq, token, row[14][0], row[13])
+        record = row[14][0]
+        fetched = Fetched(0, seq, token, record, row[13])
+        hold.taken.append(fetched)
+        hold.lives.append(name_of(record) if record.replay else record.id)
         if wanted.starting > 0:
             wanted.starting -= 1
             _mark(fetched, hold)
@@ -160,15 +168,20 @@ def _take_lone(transaction: Transaction, queue: Queue, wanted: Wanted, lanes: in
     if rows:
         transaction.db.executemany(_TAKE_FRESH, rows)
         queue.kept_back -= len(rows)
-        _note(transaction, queue, wanted, settled)
+        _note(transaction, queue, holds, settled)
     return holds
 
 
-def _note(transaction: Transaction, queue: Queue, wanted: Wanted, settled: Settled) -> None:
-    if wanted.taken:
-        queue.in_flight += len(wanted.taken)
-        queue.dirty = True
-        _see(wanted.taken, settled.refresh(transaction, queue), set(queue.settled))
+def _note(transaction: Transaction, queue: Queue, holds: Sequence[Hold], settled: Settled) -> None:
+    if not holds:
+        return
+    queue.dirty = True
+    committed, uncommitted = settled.refresh(transaction, queue), set(queue.settled)
+    for hold in holds:
+        queue.in_flight += len(hold.taken)
+        if not (committed.isdisjoint(hold.lives) and uncommitted.isdisjoint(hold.lives)):
+            for fetched, life in zip(hold.taken, hold.lives, strict=True):
+                fetched.seen = life in committed or life in uncommitted
 
 
 def _lanes(transaction: Transaction, queue: Queue, limit: int, shares: Shares) -> Iterator[_Row]:
@@ -200,15 +213,6 @@ def _in_turn(db: sqlite3.Connection, queue: int, ranks: Sequence[int], limit: in
         level = shares.pick(waiting) if len(waiting) > 1 else waiting[0]
         row, heads[level] = heads[level], lines[level].fetchone()
         yield row
-
-
-def _see(taken: Sequence[Fetched], committed: set[Life], uncommitted: set[Life]) -> None:
-    if committed or uncommitted:
-        for fetched in taken:
-            record = fetched.record
-            life = (record.id, record.replay) if record.replay else record.id  # `name_of`, without a call for each
-            if life in committed or life in uncommitted:
-                fetched.seen = True
 
 
 def _take_lane(transaction: Transaction, hold: Hold, row: _Row, wanted: Wanted, packs: Packs) -> None:
@@ -252,8 +256,10 @@ def _take_records(
     size = sum(sizes)
     if size > wanted.bytes:  # the last one may be too long
         seqs = seqs[: sum(before < wanted.bytes for before in accumulate(sizes, initial=0)) or 1]
+        records = records[: len(seqs)]
         size = wanted.bytes
     wanted.taken += [Fetched(0, seq, token, record, stored_at) for seq, record in zip(seqs, records, strict=False)]
+    hold.lives += [name_of(record) if record.replay else record.id for record in records]
     wanted.bytes -= size
     hold.seqs += seqs
     wanted.left -= len(seqs)

@@ -193,8 +193,9 @@ class Transaction:
     # -- queues
 
     def queue(self, id_: int) -> Queue | None:
-        if id_ in self._by_id:
-            return self._by_id[id_]
+        queue = self._by_id.get(id_)
+        if queue is not None or id_ in self._by_id:
+            return queue
         return self._use(self._known.by_id.get(id_)) or self._load(_QUEUE_BY_ID, id_)
 
     def queue_named(self, name: str) -> Queue | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import sqlite3
 import threading
@@ -25,11 +24,27 @@ _TURNS_TO_SETTLE = (1, 2, 3)
 """Of the event loop: when nothing, one record, or more were handed out."""
 
 
-class Operation:
-    """Something to do inside a transaction; its result goes to `future`."""
+class Errand:
+    """Something to do inside a transaction, whose outcome nobody awaits."""
 
-    __slots__ = ("arguments", "durable", "function", "future")
+    __slots__ = ("arguments", "durable", "function")
     hands_out: ClassVar[bool] = False
+    is_awaited: ClassVar[bool] = False
+
+    def __init__(self, function: Callable[..., Any], arguments: tuple[Any, ...], durable: bool) -> None:
+        self.function = function
+        self.arguments = arguments
+        self.durable = durable
+
+    def deliver(self, value: Any, error: BaseException | None) -> None:
+        """On the event loop, once it is stored or has failed."""
+
+
+class Operation(Errand):
+    """Its result goes to `future`."""
+
+    __slots__ = ("future",)
+    is_awaited: ClassVar[bool] = True
 
     def __init__(
         self, future: asyncio.Future[Any], function: Callable[..., Any], arguments: tuple[Any, ...], durable: bool
@@ -48,6 +63,19 @@ class Operation:
             self.future.set_exception(error)
 
 
+class Callback:
+    """What a transaction has to say to the event loop once it is committed."""
+
+    __slots__ = ("_function",)
+    hands_out: ClassVar[bool] = False
+
+    def __init__(self, function: Callable[[], None]) -> None:
+        self._function = function
+
+    def deliver(self, value: Any, error: BaseException | None) -> None:
+        self._function()
+
+
 class Waiting(Protocol):
     """An operation that stays with the writer until its queue has something for it."""
 
@@ -63,8 +91,10 @@ Outcome = tuple[Any, Any, BaseException | None]
 
 
 def call_on(loop: asyncio.AbstractEventLoop, function: Callable[..., Any], *arguments: Any) -> None:
-    with contextlib.suppress(RuntimeError):  # the loop is closed: nobody is left to be told
+    try:
         loop.call_soon_threadsafe(function, *arguments)
+    except RuntimeError:
+        return  # the loop is closed: nobody is left to be told
 
 
 class Writer:
@@ -105,18 +135,19 @@ class Writer:
 
     def do(self, function: Callable[..., Any], *arguments: Any) -> None:
         """From any thread: an operation whose outcome nobody awaits."""
-        self._queue.put([(function, arguments)])
+        self._queue.put([Errand(function, arguments, durable=False)])
 
     def put(self, what: Any) -> None:
         """What one turn of the loop puts here goes to the thread together, and so into one commit; with what
         the next few turns put here, when records were handed out that may be settled in these turns."""
         if self._stopping:
             raise Closed(f"use {self.path}: it was closed")
-        self._turn.append(what)
-        if len(self._turn) == 1:
+        turn = self._turn
+        if not turn:
             self._turns_left = _TURNS_TO_SETTLE[min(self._handed_out, 2)]
             self._handed_out = 0
             self._loop.call_soon(self._end_turn)
+        turn.append(what)
 
     def _end_turn(self) -> None:
         self._turns_left -= 1
@@ -148,56 +179,56 @@ class Writer:
         queue = self._queue
         while True:
             turns = [queue.get()]
-            turns.extend(queue.get_nowait() for _ in range(min(queue.qsize(), _MOST_AT_ONCE)))
-            self._hand_over(self._take_in([item for turn in turns if turn is not None for item in turn]))
+            while len(turns) < _MOST_AT_ONCE and queue.qsize():
+                turns.append(queue.get_nowait())
+            burst = turns[0] if len(turns) == 1 else [item for turn in turns if turn is not None for item in turn]
+            if burst:
+                self._take_in(burst)
             if None in turns:
                 break
             self._file.give_turn()
         self._file.close()
         call_on(self._loop, self._ended.set)
 
-    def _hand_over(self, outcomes: list[Outcome]) -> None:
+    def _tell(self, outcomes: list[Outcome]) -> None:
         if outcomes:
             call_on(self._loop, self._deliver, outcomes)
 
     def _deliver(self, outcomes: list[Outcome]) -> None:
         """On the event loop."""
         for target, value, error in outcomes:
-            if isinstance(target, tuple):
-                continue
             try:
-                if callable(target):
-                    target()
-                else:
-                    if target.hands_out and error is None:
-                        self._handed_out += len(value)  # before: who is told may ask for more at once
-                    target.deliver(value, error)
+                if target.hands_out and error is None:
+                    self._handed_out += len(value)  # before: who is told may ask for more at once
+                target.deliver(value, error)
             except Exception:  # the others must be told
                 log.exception("who waited for the file failed when told")
 
-    def _take_in(self, burst: list[Any]) -> list[Outcome]:
-        operations: list[Any] = []
+    def _take_in(self, burst: list[Any]) -> None:
+        operations: list[Errand] = []
         fresh: set[int] = set()
         for item in burst:
-            if isinstance(item, (Operation, tuple)):
+            if isinstance(item, Errand):
                 operations.append(item)
             else:
                 self._parked.setdefault(item.queue, []).append(item)
                 fresh.add(item.queue)
-        outcomes = self._burst(operations, fresh) if burst else []
+        self._burst(operations, fresh)
         if not fresh.isdisjoint(self._parked):
             self.on_parked()
-        return outcomes
 
-    def _burst(self, operations: list[Any], fresh: set[int]) -> list[Outcome]:
+    def _burst(self, operations: list[Errand], fresh: set[int]) -> None:
         try:
-            outcomes = self._transaction(operations, fresh)
+            transaction, outcomes = self._transaction(operations, fresh)
         except Exception as error:  # noqa: BLE001 - whatever it is, those who wait must be told
-            return self._failed(operations, fresh, error)
+            self._failed(operations, fresh, error)
+            return
+        self._tell(outcomes)  # first: while the event loop wakes, the rest is done here
         self.trouble = None
-        return outcomes
+        transaction.is_committed()
+        self.on_settled(transaction)
 
-    def _failed(self, operations: list[Any], fresh: set[int], error: Exception) -> list[Outcome]:
+    def _failed(self, operations: list[Errand], fresh: set[int], error: Exception) -> None:
         """Nothing was stored. If one operation is to blame, the others are done without it."""
         if trouble.concerns_the_file(error):
             told = trouble.explain(error, "use", self.path)
@@ -206,52 +237,53 @@ class Writer:
                 self._file.make_room()
             self._file.close()
             waiting = [item for queue in fresh for item in self._parked.pop(queue, ())]
-            return [(item, None, told) for item in (*operations, *waiting)]
-        if self._attempting is not None:
+            self._tell([(item, None, told) for item in (*operations, *waiting)])
+        elif self._attempting is not None:
             culprit, self._attempting = self._attempting, None
             self._parked[culprit.queue].remove(culprit)
             log.error("take from a queue failed", exc_info=error)
-            return [(culprit, None, trouble.explain(error, "use", self.path)), *self._burst(operations, fresh)]
-        if len(operations) <= 1:
+            self._tell([(culprit, None, trouble.explain(error, "use", self.path))])
+            self._burst(operations, fresh)
+        elif len(operations) <= 1:
             log.error("an operation failed", exc_info=error)
-            return [(item, None, trouble.explain(error, "use", self.path)) for item in operations]
-        outcomes = [outcome for operation in operations for outcome in self._burst([operation], set())]
-        return outcomes + self._burst([], fresh)
+            self._tell([(item, None, trouble.explain(error, "use", self.path)) for item in operations])
+        else:
+            for operation in operations:
+                self._burst([operation], set())
+            self._burst([], fresh)
 
-    def _transaction(self, operations: list[Any], fresh: set[int]) -> list[Outcome]:
+    def _transaction(self, operations: list[Errand], fresh: set[int]) -> tuple[Transaction, list[Outcome]]:
+        """What it returns is committed."""
         is_new = not self._file.is_open
         db = self._file.connection()
         if is_new:
             self._level = ""
             self._known.forget()
-        durable = any(isinstance(item, Operation) and item.durable for item in operations)
-        self._synchronous(db, "FULL" if durable and self._full else "NORMAL")
+        self._synchronous(db, "FULL" if self._full and [1 for item in operations if item.durable] else "NORMAL")
         self._file.begin(file.PATIENCE_S if self.trouble is None else _PATIENCE_IN_TROUBLE_S)
         transaction = Transaction(db, self._known)
         outcomes: list[Outcome] = []
         try:
             transaction.begun()
             for item in operations:
-                if isinstance(item, Operation):
-                    outcomes.append((item, item.function(transaction, *item.arguments), None))
-                else:
-                    item[0](transaction, *item[1])
+                value = item.function(transaction, *item.arguments)
+                if item.is_awaited:  # else nobody is woken for it
+                    outcomes.append((item, value, None))
             storing.flush(transaction, self._parked)
-            outcomes.extend(self._serve(transaction, fresh))
+            self._serve(transaction, fresh, outcomes)
             storing.write_fresh(transaction)
             transaction.write_back()
             db.execute("COMMIT")
         except BaseException:
             transaction.roll_back()
             raise
-        transaction.is_committed()
-        self.on_settled(transaction)
-        # First, so that who is told that a life of his is over has nothing yet of what the next one took.
-        return [*((callback, None, None) for callback in transaction.committed), *outcomes]
+        if transaction.committed:
+            # First, so that who is told that a life of his is over has nothing yet of what the next one took.
+            outcomes[:0] = [(Callback(callback), None, None) for callback in transaction.committed]
+        return transaction, outcomes
 
-    def _serve(self, transaction: Transaction, fresh: set[int]) -> list[Outcome]:
+    def _serve(self, transaction: Transaction, fresh: set[int], outcomes: list[Outcome]) -> None:
         """Give what is there to those who wait for it, in the order in which they came."""
-        outcomes: list[Outcome] = []
         looked_for = transaction.woken | fresh
         transaction.only_filled = transaction.filled - looked_for
         for queue in looked_for | transaction.filled:
@@ -269,7 +301,6 @@ class Writer:
                     outcomes.append((first, taken, None))
                 served += 1
             self._unpark(transaction, queue, waiting, served)
-        return outcomes
 
     def _unpark(self, transaction: Transaction, queue: int, waiting: list[Waiting], served: int) -> None:
         if served == len(waiting):
