@@ -18,8 +18,9 @@ class Load:
     """Sends numbered messages of several keys until it is stopped. Of each key so many are under way `at_once`; with
     more than one, some of them by the ways that a plain message does not take."""
 
-    def __init__(self, protocol: Engine, agent: str, at_once: int = 1) -> None:
+    def __init__(self, protocol: Engine, agent: str, at_once: int = 1, pause_s: float = 0.001) -> None:
         self._protocol = protocol
+        self._pause_s = pause_s
         self._at_once = at_once
         self._agent = agent
         self._stopping = False
@@ -33,7 +34,7 @@ class Load:
                 sending = group.create_task(self._send_one(key, n))
                 sending.add_done_callback(lambda _: free.release())
                 n += 1
-                await asyncio.sleep(0.001)
+                await asyncio.sleep(self._pause_s)
 
     async def _send_one(self, key: str, n: int) -> None:
         message, once = task(self._agent, n, key=key), None

@@ -77,14 +77,20 @@ class Patient(Seen):
 
 @asynccontextmanager
 async def under_load(
-    cluster: RedisCluster, agents: list[str], *, at_once: int = 1, members: int = 1, **settings: Any
+    cluster: RedisCluster,
+    agents: list[str],
+    *,
+    at_once: int = 1,
+    pause_s: float = 0.001,
+    members: int = 1,
+    **settings: Any,
 ) -> AsyncIterator[dict[str, tuple[Load, Patient]]]:
     """Each agent has its senders in one process and its handlers in another one's objects."""
     async with AsyncExitStack() as stack:
         sender = await stack.enter_async_context(connect(cluster.url, **SETTINGS, **settings))
         receivers = [await stack.enter_async_context(connect(cluster.url, **SETTINGS)) for _ in range(members)]
         assert isinstance(sender, Engine)
-        loads = {agent: (Load(sender, agent, at_once), Patient()) for agent in agents}
+        loads = {agent: (Load(sender, agent, at_once, pause_s), Patient()) for agent in agents}
         for agent, (load, seen) in loads.items():
             for receiver in receivers:
                 await stack.enter_async_context(serving(receiver, agent, seen, concurrency=8))
@@ -147,7 +153,8 @@ def test_a_cluster_has_one_database() -> None:
 
 @pytest.mark.processes
 @pytest.mark.slow
-@pytest.mark.parametrize(("at_once", "pause_s"), [(1, 0.02), (10, 0.1)])
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize(("at_once", "pause_s"), [(1, 0.02), (10, 0.05)])
 async def test_a_slot_moves_under_load(cluster: RedisCluster, at_once: int, pause_s: float) -> None:
     """There and back, key by key, more than once; with many messages of one key under way, plain ones beside others,
     and slower than a lease lasts."""
@@ -167,6 +174,7 @@ async def test_a_slot_moves_under_load(cluster: RedisCluster, at_once: int, paus
 
 @pytest.mark.processes
 @pytest.mark.slow
+@pytest.mark.timeout(120)
 async def test_a_slot_is_left_half_moved(cluster: RedisCluster) -> None:
     """For longer than the lease. What is sent is stored where its key is; no script can tell a key that is away from
     one that never was, so nothing is settled, nobody loses a lease, and nothing is handled again. When the slot has
@@ -175,7 +183,7 @@ async def test_a_slot_is_left_half_moved(cluster: RedisCluster) -> None:
     (agent,) = agents_on(cluster, source, "half")
     (other,) = agents_on(cluster, target, "whole")
     slot = slot_of(base(agent))
-    async with under_load(cluster, [agent, other], members=2) as loads:
+    async with under_load(cluster, [agent, other], members=2, pause_s=0.02) as loads:
         await goes_on(loads)
         async with connect(cluster.url, **SETTINGS) as impatient:
             await impatient.send(task(agent, -1, key="long"))
@@ -183,7 +191,9 @@ async def test_a_slot_is_left_half_moved(cluster: RedisCluster) -> None:
             assert await asyncio.to_thread(cluster.begin_to_move, slot, target, 4) == 4
             with pytest.raises(BackendError, match=r"its slot moves to another node|on the way to another node"):
                 await impatient.send(task(agent, -1, key="impatient"), delay_s=0.1, timeout_s=1.0)
-        await goes_on({other: loads[other]}, more=1_000)
+        async with connect(cluster.url, **SETTINGS, redis={"dial_timeout_s": 0.5}) as newcomer:
+            assert await newcomer.receive(agent, limit=1, wait_s=0.1) == []
+        await goes_on({other: loads[other]}, more=300)
         sent = loads[agent][0].total
         await asyncio.sleep(1.5 * SETTINGS["lease_s"])  # what is tested is that time passes
         assert loads[agent][0].total > sent + 100
@@ -325,7 +335,7 @@ async def _all_is_there(cluster: RedisCluster, loads: Mapping[str, tuple[Load, S
     async with connect(cluster.url, **SETTINGS) as protocol:
         for agent, (load, seen) in loads.items():
             async with serving(protocol, agent, seen):
-                await empty(protocol, agent, within_s=60)  # much was sent while it stood still
+                await empty(protocol, agent)
             lost += len(seen.lost(load))
     print(f"confirmed {sum(load.total for load, _ in loads.values())}, lost {lost}")
     assert may_lose or not lost

@@ -42,7 +42,7 @@ from hivewire.backends.redis.keys import (
     Names,
     base,
 )
-from hivewire.backends.redis.link import Link, good
+from hivewire.backends.redis.link import Link, good, is_on_its_way
 from hivewire.backends.redis.member import RedisMember
 from hivewire.backends.redis.opening import new_link, one_place, place_to_listen, reach
 from hivewire.backends.redis.pool import PoolConsumer
@@ -217,6 +217,10 @@ class RedisBackend(Backend):
         script = scripts.run(scripts.DECLARE, base(spec.name), shards, cap, spec.mode or "")
         listed, found = await self.link.ask([("SADD", QUEUES, spec.name), script])
         good(listed, f"declare {spec.name}")
+        if is_on_its_way(found):  # what is declared already can be read
+            stored = await self.link.call("HMGET", f"{base(spec.name)}spec", "shards", "cap", "mode")
+            if stored[0] is not None and (stored[2] or not spec.mode):
+                found = stored
         self.sending.forget(spec.name)
         return _spec(spec.name, good(found, f"declare {spec.name}"))
 
