@@ -9,9 +9,12 @@ from contextlib import nullcontext
 from typing import Any
 from unittest.mock import Mock
 
+import pytest
+from confluent_kafka import KafkaError, KafkaException, TopicPartition
 from confluent_kafka.admin import NewTopic  # type: ignore[attr-defined]  # it is public
 
 from hivewire.backends.kafka.admin import Admin
+from hivewire.errors import ConnectionLost
 
 
 async def test_a_topic_whose_first_asker_was_cancelled_is_asked_for_once() -> None:
@@ -39,3 +42,28 @@ async def test_a_topic_whose_first_asker_was_cancelled_is_asked_for_once() -> No
     may_answer.set_result(None)
     await asyncio.gather(first, other, again)
     assert [sorted(topics) for topics in asked] == [["before"], ["other", "twice"]]
+
+
+@pytest.mark.parametrize("late", [1, 2])
+async def test_who_gets_no_answer_in_time_asks_once_more(late: int) -> None:
+    """Brokers of a busy machine are not away."""
+    asked = 0
+
+    def list_offsets(places: dict[TopicPartition, Any], **how: Any) -> dict[TopicPartition, Any]:
+        nonlocal asked
+        asked += 1
+        answer = concurrent.futures.Future[Any]()
+        if asked <= late:
+            answer.set_exception(KafkaException(KafkaError(KafkaError._TIMED_OUT)))
+        else:
+            answer.set_result(Mock(offset=7))
+        return dict.fromkeys(places, answer)
+
+    admin = Admin(Mock(), "any")
+    admin.clients = Mock(client=Mock(list_offsets=list_offsets), kept=nullcontext)
+    if late == 1:
+        assert await admin.ends([("topic", 0)]) == {("topic", 0): 7}
+    else:
+        with pytest.raises(ConnectionLost, match="look at topic"):
+            await admin.ends([("topic", 0)])
+    assert asked == 2

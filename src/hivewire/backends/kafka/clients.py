@@ -77,18 +77,29 @@ _FORBIDDEN: Final = {
 }
 
 
+_TOO_LATE: Final = {KafkaError._TIMED_OUT, KafkaError.REQUEST_TIMED_OUT}
+
+
 class NotYet(ConnectionLost):
     """The brokers are still telling each other who leads what."""
 
 
+class Late(ConnectionLost):
+    """No answer came in time; the brokers may be there, and busy."""
+
+
 async def patiently(ask: Callable[[], Awaitable[_T]]) -> _T:
     """Again while leaders are being found, for a while, and ever less often: busy brokers are asked by
-    many then."""
+    many then. And once more when no answer came in time."""
     loop = asyncio.get_running_loop()
-    deadline, wait_s = loop.time() + _LEADERS_S, _FIRST_LOOK_S
+    deadline, wait_s, was_late = loop.time() + _LEADERS_S, _FIRST_LOOK_S, False
     while True:
         try:
             return await ask()
+        except Late:
+            if was_late:
+                raise
+            was_late = True
         except NotYet:
             if loop.time() > deadline:
                 raise
@@ -105,7 +116,8 @@ def problem(doing: str, error: KafkaError | KafkaException) -> BackendError:
         return NotYet(f"{doing}: {reason.str()} ({reason.name()})")
     if reason.code() in _FORBIDDEN or reason.fatal():
         return BackendError(f"{doing}: {reason.str()} ({reason.name()}){_advice(reason)}")
-    return ConnectionLost(f"{doing}: {reason.str()} ({reason.name()})")
+    kind = Late if reason.code() in _TOO_LATE else ConnectionLost
+    return kind(f"{doing}: {reason.str()} ({reason.name()})")
 
 
 def _advice(error: KafkaError) -> str:
