@@ -36,6 +36,7 @@ from hivewire.stored import Unfinished as Unfinished
 from hivewire.stored import Waiting as Waiting
 
 TRAIL_PREFIX = "trail/"
+_PAGE = 500
 
 
 class Features(msgspec.Struct, frozen=True, kw_only=True):
@@ -285,6 +286,15 @@ class Backend(ABC):
         """What the queue holds, without taking it: first what waits or runs, then the delayed messages; with
         `delayed_only` these alone. Slow: for people who look."""
         raise Unsupported(f"look into {queue}: this store cannot be looked through without taking")
+
+    async def find_delayed(self, queue: str, ids: Set[str]) -> Sequence[Waiting]:
+        """Those of these messages that are not due yet."""
+        found: list[Waiting] = []
+        after: str | None = None
+        while page := await self.peek(queue, _PAGE, after, delayed_only=True):
+            found += [waiting for waiting in page if waiting.record.id in ids]
+            after = page[-1].cursor
+        return found
 
     async def withdraw(self, queue: str, cursors: Sequence[str]) -> Sequence[str]:
         """Remove delayed messages, named by their cursors in `peek(delayed_only=True)`. Returns the cursors of

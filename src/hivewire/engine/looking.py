@@ -7,9 +7,9 @@ import logging
 import re
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 
-from hivewire.backend import Backend, Waiting
+from hivewire.backend import Backend
 from hivewire.codec import check_agent, encode
 from hivewire.codec.values import shown
 from hivewire.engine.core import Core
@@ -21,7 +21,6 @@ from hivewire.record import Record, message_of
 
 log = logging.getLogger(__name__)
 
-_PAGE = 500
 _cursor = re.compile(r"[a-z]?[0-9][0-9a-fpx.+-]*").fullmatch
 _HEALTH_S = 3.0
 
@@ -115,7 +114,7 @@ async def cancel_delayed(core: Core, ids: Sequence[str], agent: str | None) -> i
     queues = [spec.name for spec in await backend.queues() if agent is None or spec.name == agent]
     cancelled = 0
     for queue in queues:
-        found = [waiting async for waiting in _every_delayed(backend, queue) if waiting.record.id in wanted]
+        found = await backend.find_delayed(queue, wanted)
         gone = set(await backend.withdraw(queue, [waiting.cursor for waiting in found])) if found else set()
         cancelled += len(gone)
         if core.claims is not None:
@@ -125,14 +124,6 @@ async def cancel_delayed(core: Core, ids: Sequence[str], agent: str | None) -> i
                 if waiting.cursor in gone:
                     trail.note("cancelled", queue, waiting.record.id, replay=waiting.record.replay)
     return cancelled
-
-
-async def _every_delayed(backend: Backend, queue: str) -> AsyncIterator[Waiting]:
-    after: str | None = None
-    while page := await backend.peek(queue, _PAGE, after, delayed_only=True):
-        for waiting in page:
-            yield waiting
-        after = page[-1].cursor
 
 
 async def health(name: str, backend: Backend, ready: Callable[[], Awaitable[object]]) -> Health:

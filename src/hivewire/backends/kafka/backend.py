@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from typing import Final
 from uuid import uuid4
 from zlib import crc32
@@ -272,6 +272,10 @@ class KafkaBackend(Backend):
     async def peek(self, queue: str, limit: int, after: str | None, *, delayed_only: bool = False) -> Sequence[Waiting]:
         self.check_usable()
         return await looking.peek(self, queue, limit, after, delayed_only)
+
+    async def find_delayed(self, queue: str, ids: Set[str]) -> Sequence[Waiting]:
+        self.check_usable()
+        return await looking.find_delayed(self, queue, ids)
 
     async def withdraw(self, queue: str, cursors: Sequence[str]) -> Sequence[str]:
         self.check_usable()

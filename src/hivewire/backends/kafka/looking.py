@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from typing import TYPE_CHECKING, Literal
 
 from hivewire.backend import Waiting
 from hivewire.backends.kafka.depth import progress
 from hivewire.backends.kafka.metadata import Committed
 from hivewire.backends.kafka.packing import record_of, stored_at
+from hivewire.rules.later import Agenda, Later
 from hivewire.rules.progress import History, decode
 
 if TYPE_CHECKING:
@@ -83,21 +84,40 @@ async def _delayed(backend: KafkaBackend, queue: str, limit: int, start: str, *,
     if waiting is None:
         return []
     agenda, now = waiting.agenda, backend.now()
-    rows = sorted((f"b{int(known.due_at * 1000):015}{at:020}", known) for at, known in agenda.known.items())
+    rows = sorted((_cursor(known), known) for known in agenda.known.values())
     after = [row for row in rows if row[0] > start and (not to_come or agenda.is_to_come(row[1].at, now))]
-    chosen = after[:limit]
-    bodies = await backend.delays.read(queue, [known.at for _, known in chosen])
+    return await _read(backend, queue, [known for _, known in after[:limit]], agenda, now)
+
+
+def _cursor(later: Later) -> str:
+    return f"b{int(later.due_at * 1000):015}{later.at:020}"
+
+
+async def _read(
+    backend: KafkaBackend, queue: str, chosen: Sequence[Later], agenda: Agenda, now: float
+) -> list[Waiting]:
+    bodies = await backend.delays.read(queue, [later.at for later in chosen])
     return [
         Waiting(
-            cursor=cursor,
-            record=bodies[known.at][0],
-            state="scheduled" if agenda.is_to_come(known.at, now) else "ready",
-            stored_at=bodies[known.at][1],
-            due_at=known.due_at,
+            cursor=_cursor(later),
+            record=bodies[later.at][0],
+            state="scheduled" if agenda.is_to_come(later.at, now) else "ready",
+            stored_at=bodies[later.at][1],
+            due_at=later.due_at,
         )
-        for cursor, known in chosen
-        if known.at in bodies
+        for later in chosen
+        if later.at in bodies
     ]
+
+
+async def find_delayed(backend: KafkaBackend, queue: str, ids: Set[str]) -> list[Waiting]:
+    """The agenda knows them by their ids: no other one is read."""
+    waiting = await backend.delays.waiting(queue)
+    if waiting is None:
+        return []
+    agenda, now = waiting.agenda, backend.now()
+    found = [later for later in agenda.known.values() if later.life[0] in ids and agenda.is_to_come(later.at, now)]
+    return await _read(backend, queue, sorted(found, key=_cursor), agenda, now)
 
 
 async def withdraw(backend: KafkaBackend, queue: str, cursors: Sequence[str]) -> list[str]:
