@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
@@ -763,6 +764,29 @@ async def test_workers_are_known_by_their_heartbeats_and_leave_when_they_die() -
                 task.cancel()  # as if the process were killed: nothing is said
         await asyncio.sleep(4)
         assert coordinator.workers() == []
+
+
+@virtual
+@pytest.mark.parametrize("planned", [False, True], ids=["by a model", "by hand"])
+async def test_a_task_that_comes_before_the_heartbeats_is_planned_for_those_who_are_there(planned: bool) -> None:
+    """As the guide has it: workers run somewhere, a program makes a coordinator and asks at once."""
+    async with stage() as on:
+        worker = on.worker("w", "work")
+        async with announced(on.protocol, [worker]):
+            await asyncio.sleep(0.5)  # they have been there for a while
+            made = plan(sub("only"))
+            coordinator = await on.coordinator(json.dumps(made), team=())
+            result = await coordinator.execute(TaskRequest(name="early"), plan=made if planned else None)
+    assert (result.status, on.calls) == ("completed", ["only"])
+
+
+@virtual
+async def test_no_model_is_asked_for_a_plan_that_nobody_could_carry_out() -> None:
+    async with stage() as on:
+        coordinator = await on.coordinator("never asked for", team=())
+        result = await coordinator.execute(TaskRequest(name="alone"))
+    assert result.status == "failed"
+    assert "no worker is known" in (result.error or "")  # and not what is wrong with the model's answer
 
 
 @virtual

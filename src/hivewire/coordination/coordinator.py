@@ -43,7 +43,8 @@ class Coordinator:
     run in the ledger says who was first. There is no leader.
 
     `team`: workers, or `(name, capabilities)`, that are there in any case; others are known by their heartbeats
-    (`hivewire worker` and `hivewire.run` send them), unless `discover` is off. `limits`: how far each run may go, by
+    (`hivewire worker` and `hivewire.run` send them), unless `discover` is off. Without a `team` no plan is made or
+    taken in the first 2.5 s after opening, by when everybody was heard of. `limits`: how far each run may go, by
     new plans and otherwise. `watcher` is told what this object sees and does. Without a ledger everything is kept in
     memory.
     """
@@ -87,13 +88,14 @@ class Coordinator:
         self.runs = Runs(self.ledger)
         self._errands = Errands(
             protocol, self.runs, self.ledger, self.team, name=name, planner=self._planner, described=self._known,
-            watcher=self._watcher, discover=discover, lease_s=lease_s, clock=clock,
+            watcher=self._watcher, discover=discover, met=self._met, lease_s=lease_s, clock=clock,
         )  # fmt: skip
         self._tasks: list[asyncio.Task[None]] = []
         self._serving: list[asyncio.Task[None]] = []
         self._trouble: dict[Callable[[], Awaitable[None]], Exception] = {}
         self._ended_by: BaseException | None = None
         self._is_open = False
+        self._meeting_until = 0.0
         self._opening = asyncio.Lock()
 
     # -- from opening to closing
@@ -109,7 +111,7 @@ class Coordinator:
 
     async def open(self) -> None:
         """Begin to work on the runs of the ledger, those of others included. Idempotent."""
-        from hivewire.coordination.team import GROUP
+        from hivewire.coordination.team import GROUP, MEETING_S
 
         async with self._opening:
             if self._is_open:
@@ -122,6 +124,7 @@ class Coordinator:
                     await self.ledger.close()
                 raise
             self._is_open = True
+            self._meeting_until = asyncio.get_running_loop().time() + MEETING_S
             for loop in (self._errands.listen, self._errands.look_around):
                 self._tasks.append(asyncio.create_task(self._repeat(loop), name=f"hivewire-{self.name}"))
 
@@ -183,6 +186,8 @@ class Coordinator:
         self._check_open()
         if plan is None and self._planner is None:
             raise CoordinationError("there is no model to make a plan: give a plan, or make the Coordinator with one")
+        if plan is not None:
+            await self._met()
         checked = Plan(name=request.name) if plan is None else await self._checked(plan, request)
         state = new_run(
             request.id,
@@ -221,6 +226,11 @@ class Coordinator:
         if not known:
             raise NoCapableWorker(f'"{request.name}" cannot be begun: no worker is known; start some, or name a team')
         return checked_plan(raw, known.values(), request.input, self._limits.of_plan)
+
+    async def _met(self) -> None:
+        """Who is known by heartbeats alone is known after one beat: a plan that is made sooner would be for nobody."""
+        if self._discovers and not self.team.is_named:
+            await asyncio.sleep(max(0.0, self._meeting_until - asyncio.get_running_loop().time()))
 
     def _known(self) -> dict[str, Capability]:
         """The capabilities of those who are there, as they were described."""

@@ -71,6 +71,7 @@ class Errands:
         described: Callable[[], Mapping[str, Capability]],
         watcher: Watcher,
         discover: bool,
+        met: Callable[[], Awaitable[None]],
         lease_s: float,
         clock: Callable[[], float],
     ) -> None:
@@ -83,6 +84,7 @@ class Errands:
         self._described = described
         self._watcher = watcher
         self._discovers = discover
+        self._met = met
         self._lease_s = lease_s
         self._clock = clock
         self._meaning = Meaning(clock)
@@ -314,7 +316,11 @@ class Errands:
         trouble = None
         if command.errors:
             trouble = Trouble(errors=command.errors, finished=finished, facts=head.facts, guesses=head.guesses)
+        await self._met()
         known = self._described()
+        if not known:  # a model would be asked, and paid, for a plan that nobody can carry out
+            error = "no worker is known; start some, or name a team"
+            return Planned(at=self._clock(), command=command.id, error=error)
         assert self._planner is not None
         try:
             plan = await self._planner.plan(request, known.values(), trouble)

@@ -26,6 +26,8 @@ log = logging.getLogger(__name__)
 GROUP: Final = "hivewire-workers"
 HEARTBEAT: Final = "heartbeat"
 BEAT_S: Final = 2.0
+MEETING_S: Final = 1.25 * BEAT_S
+"""Whoever is there was heard of by then."""
 _MISSED: Final = 3
 """After so many beats that did not come, an instance counts as dead."""
 
@@ -117,6 +119,11 @@ class Team:
         self._always[name] = Member(instance=f"{name}/always", agent=name, role=role, capabilities=tuple(capabilities))
         self._roster = None
         self.changed.set()
+
+    @property
+    def is_named(self) -> bool:
+        """Whether anybody is there in any case."""
+        return bool(self._always)
 
     def drop(self, name: str) -> bool:
         """Nobody who is there in any case; whether it was."""
