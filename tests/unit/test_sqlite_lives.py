@@ -126,6 +126,59 @@ async def test_what_is_held_in_the_name_of_nobody_is_freed_when_a_lease_ends(pat
         assert (await backend.depth("q")).in_flight == 1
 
 
+async def test_who_leaves_gives_back_nothing_that_was_of_an_earlier_life(path: Path) -> None:
+    """It is somebody else's by then; a second consumer of the process has begun the next life."""
+    async with opened(path) as backend, opened(path) as elsewhere:
+        consumer, owner = await waiting(backend)
+        await put(backend, "q", "k", "one")
+        await asyncio.wait_for(owner.arrived.wait(), 10)
+        with sqlite3.connect(path) as db:
+            db.execute("UPDATE members SET lease_until = 0")
+        db.close()
+        consumer.membership.until = 0.0
+        other = await elsewhere.consume("q", member("other"), Owner())
+        (taken,) = await other.fetch(10, 10)
+        await backend.consume("r", member(lease_s=60.0), Owner())
+        assert consumer.membership.token > owner.taken[0].token
+        await consumer.close()
+        assert texts(await other.fetch(10, 0)) == []
+        assert (await backend.depth("q")).in_flight == 1
+        assert await other.settle([taken]) == []
+        depth = await backend.depth("q")
+        assert (depth.ready, depth.in_flight) == (0, 0)
+
+
+@pytest.mark.parametrize("closes", [False, True], ids=["goes on", "closes"])
+async def test_who_leaves_while_the_file_is_in_trouble_gives_back_afterwards(path: Path, *, closes: bool) -> None:
+    """Its lease is renewed for the others of its process: it would keep what it had for as long as that lives."""
+    is_full = False
+    write_back = Transaction.write_back
+
+    def may_fail(transaction: Transaction) -> None:
+        if is_full:
+            raise sqlite3.OperationalError("database or disk is full")
+        write_back(transaction)
+
+    async with opened(path) as elsewhere:
+        other = await elsewhere.consume("q", member("other"), Owner())
+        async with opened(path) as backend:
+            stays = await backend.consume("r", member(lease_s=60.0), Owner())
+            consumer = await backend.consume("q", member(lease_s=60.0), Owner())
+            await put(backend, "q", "k", "one")
+            assert texts(await consumer.fetch(10, 10)) == ["one"]
+            with patch.object(Transaction, "write_back", may_fail):
+                is_full = True
+                await consumer.close()
+                is_full = False
+                if closes:
+                    await backend.close()
+                assert texts(await other.fetch(10, 10)) == ["one"]
+            if not closes:
+                await put(backend, "r", "k", "two")
+                assert texts(await stays.fetch(10, 10)) == ["two"]
+        assert not [task for task in asyncio.all_tasks() if task.get_name() == "leave q"]
+
+
 async def test_what_was_taken_for_who_asks_no_more_still_comes(path: Path) -> None:
     async with opened(path) as backend:
         consumer, owner = await waiting(backend)

@@ -39,12 +39,15 @@ from hivewire.blobs import BlobStore
 from hivewire.blobs.local import SQLiteBlobs
 from hivewire.errors import BackendError, Closed
 from hivewire.forks import forks
+from hivewire.rules.backoff import Backoff
 from hivewire.settings import Settings
 
 log = logging.getLogger(__name__)
 
 _CAP = 1_000_000
 _MOST_HEARD = 10_000
+_END_AGAIN_S = 0.1
+_MOST_END_AGAIN_S = 2.0
 
 
 class Channel:
@@ -74,6 +77,7 @@ class SQLiteBackend(Backend):
         self._settled: dict[int, Settled] = {}
         self._channels: dict[str, Channel] = {}
         self._closing = asyncio.Lock()
+        self._owed: set[asyncio.Task[None]] = set()
 
     # -- life
 
@@ -131,6 +135,8 @@ class SQLiteBackend(Backend):
         async with self._closing:
             if self._writer is None:
                 return
+            for task in self._owed:
+                task.cancel()  # the last one to leave gives it back, too
             for consumer in tuple(self._consumers):
                 await consumer.close()
             if self._keeper is not None:
@@ -221,9 +227,31 @@ class SQLiteBackend(Backend):
             if self._keeper is not None:
                 self._keeper.remove(membership)
         try:
-            await self.writer.submit(consumer.end, is_last)
+            await self._end(consumer, is_last)
         except BackendError as error:
-            log.warning("what was held could not be given back; it is free when the lease ends: %s", error)
+            log.warning("what was held could not be given back yet", extra={"error": str(error)})
+            membership.owing = (*membership.owing, consumer)
+            if not is_last:  # else it is free when the lease ends
+                task = asyncio.create_task(self._end_later(consumer), name=f"leave {consumer.queue_name}")
+                self._owed.add(task)
+                task.add_done_callback(self._owed.discard)
+
+    async def _end(self, consumer: SQLiteConsumer, is_last: bool) -> None:
+        membership = consumer.membership
+        owing = membership.owing
+        await self.writer.submit(consumer.end, is_last)
+        membership.owing = tuple(one for one in membership.owing if one not in owing)
+
+    async def _end_later(self, consumer: SQLiteConsumer) -> None:
+        backoff = Backoff(_END_AGAIN_S, _MOST_END_AGAIN_S)
+        while consumer in consumer.membership.owing:
+            await asyncio.sleep(backoff.next_s())
+            try:
+                await self._end(consumer, is_last=False)
+            except BackendError:
+                continue
+            except Closed:
+                return
 
     def _lost(self, membership: Membership, token: int) -> None:
         for consumer in tuple(self._consumers):

@@ -116,8 +116,8 @@ class SQLiteConsumer(Consumer):
 
     tells = True
     __slots__ = (
-        "_asked", "_claims", "_closed", "_is_mailbox", "_kept", "_out_token", "_settled", "_shares", "backend",
-        "membership", "out", "owner", "queue", "queue_name",
+        "_asked", "_claims", "_closed", "_is_mailbox", "_kept", "_settled", "_shares", "backend", "membership", "out",
+        "out_token", "owner", "queue", "queue_name",
     )  # fmt: skip
 
     def __init__(self, backend: SQLiteBackend, queue: QueueSpec, membership: Membership, owner: Ownership) -> None:
@@ -128,7 +128,8 @@ class SQLiteConsumer(Consumer):
         self.queue_name = queue.name
         self._is_mailbox = queue.name.startswith(REPLY_PREFIX)
         self.out: dict[int, Hold] = {}
-        self._out_token = 0
+        self.out_token = 0
+        """The life in which it was taken."""
         self._settled: Settled | None = None
         self._shares = Shares()
         self._kept: list[Fetched] | tuple[()] = ()
@@ -262,9 +263,9 @@ class SQLiteConsumer(Consumer):
             return ()
         queue = self.register(transaction)
         token = self.membership.token
-        if token != self._out_token:
+        if token != self.out_token:
             self.out.clear()  # what an earlier life held is not ours any more
-            self._out_token = token
+            self.out_token = token
         wanted = Wanted(token, claim.limit, claim.run, claim.starting)
         claim.epoch = transaction.epoch or 0
         if self._settled is None:
@@ -278,6 +279,9 @@ class SQLiteConsumer(Consumer):
         return wanted.taken
 
     def end(self, transaction: Transaction, is_last: bool) -> None:
+        """And with it those that could not end before, while the file was in trouble."""
+        for consumer in self.membership.owing:
+            settling.give_back(transaction, consumer)
         settling.give_back(transaction, self)
         if is_last:
             self.membership.leave(transaction)

@@ -5,10 +5,14 @@ from __future__ import annotations
 import os
 import sqlite3
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from hivewire.backend import Member
 from hivewire.backends.sqlite.schema import BLOCKED, OWNED, RANK, READY, boot_id, lease_clock
 from hivewire.backends.sqlite.transaction import Transaction
+
+if TYPE_CHECKING:
+    from hivewire.backends.sqlite.consumer import SQLiteConsumer
 
 _JOIN = "INSERT INTO members(name, pid, boot, lease_until, lease_s) VALUES (?, ?, ?, ?, ?)"
 _RENEW = "UPDATE members SET lease_until = ? WHERE id = ? AND lease_until > ?"
@@ -53,6 +57,8 @@ class Membership:
         """When the lease ends, by what was stored last."""
         self.over = 0
         """Lives up to this token have ended for this process, whatever the file says: set on the event loop."""
+        self.owing: tuple[SQLiteConsumer, ...] = ()
+        """They have left, and what they held could not be given back yet: the lease of the others would keep it."""
         self._on_lost = on_lost
 
     def join(self, transaction: Transaction) -> int:

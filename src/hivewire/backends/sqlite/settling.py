@@ -94,8 +94,9 @@ def give_back(transaction: Transaction, consumer: SQLiteConsumer) -> None:
     transaction.undo.append((out.update, popped))
     out.clear()
     queue = transaction.queue(consumer.queue)
-    if not _token(transaction, consumer) or queue is None:
-        return
+    token = _token(transaction, consumer)
+    if not token or token != consumer.out_token or queue is None:
+        return  # it was of a life that is over, and may be with somebody else
     changes: dict[int, Change] = {}
     for seq, hold in popped.items():
         if hold.lane not in changes:
