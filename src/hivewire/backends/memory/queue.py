@@ -342,7 +342,7 @@ class Queue:
 
     def _bury(self, lane: Lane, positions: set[int], dead: Callable[[Fetched], None]) -> int:
         """Take these records out of a lane, but for those that somebody holds: their time is looked at when
-        they are handed out."""
+        they are handed out. Returns how many became dead letters."""
         records = list(lane.records)
         gone = [fetched for fetched in records[lane.taken :] if fetched.at in positions]
         if not gone:
@@ -354,11 +354,16 @@ class Queue:
         lane.records = deque(records[: lane.taken])
         lane.records.extend(fetched for fetched in records[lane.taken :] if fetched.at not in positions)
         self.size -= len(gone)
+        buried, now = 0, self._now()
         for fetched in gone:
-            dead(fetched)
+            name = life(fetched.record)
+            if name not in self.settled:  # else it was sent twice, and the first one has come to its end
+                self.settled.add(name, now)
+                dead(fetched)
+                buried += 1
         if not lane.records and lane.holder is None:
             self.lanes.pop(lane.key, None)
-        return len(gone)
+        return buried
 
     def forget_settled_times(self) -> None:
         """Times to live of messages that are not here any more are not kept until they run out."""

@@ -274,7 +274,7 @@ class SQLiteBackend(Backend):
         buried = 0
         place: letters.Place | None = letters.Place()
         while place is not None:
-            part, place = await self.writer.submit(letters.bury_expired, place)
+            part, place = await self.writer.submit(letters.bury_expired, place, self.settled)
             buried += part
         return buried
 

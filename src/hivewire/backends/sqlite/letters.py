@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -13,6 +13,9 @@ from hivewire.backends.sqlite.freeing import free_from
 from hivewire.backends.sqlite.schema import BLOCKED, LANE_BITS, OWNED, READY
 from hivewire.backends.sqlite.storing import declare, flush, move_due, pack, unpack
 from hivewire.backends.sqlite.transaction import Transaction, name_of
+
+if TYPE_CHECKING:
+    from hivewire.backends.sqlite.memory import Settled
 
 _BURY = "INSERT INTO dead(queue, record, data, letter, dead_at) VALUES (?, ?, ?, ?, ?)"
 _LIST = "SELECT id, queue, data, letter, dead_at FROM dead WHERE {} ORDER BY id LIMIT ?"
@@ -103,18 +106,21 @@ class Place(msgspec.Struct, frozen=True):
     first: int = 0
 
 
-def bury_expired(transaction: Transaction, after: Place) -> tuple[int, Place | None]:
-    """One part of what has expired, unread, and where to go on. Runs that somebody holds are left alone."""
+def bury_expired(transaction: Transaction, after: Place, settled: Callable[[int], Settled]) -> tuple[int, Place | None]:
+    """One part of what has expired, unread, and where to go on. Runs that somebody holds are left alone. `settled`:
+    what is remembered of a queue's lives."""
     while move_due(transaction):  # what falls due where nobody reads can have expired, too
         pass
     flush(transaction)
     values = (transaction.now, after.expires_at, after.lane, after.first)
     rows = transaction.db.execute(_EXPIRED, values).fetchall()
-    buried = sum(_bury_pack(transaction, *row[1:]) for row in rows)
+    buried = sum(_bury_pack(transaction, settled, *row[1:]) for row in rows)
     return buried, Place(*rows[-1][:3]) if len(rows) == _AT_ONCE else None
 
 
-def _bury_pack(transaction: Transaction, lane: int, first: int, stored_at: float, data: bytes) -> int:
+def _bury_pack(
+    transaction: Transaction, settled: Callable[[int], Settled], lane: int, first: int, stored_at: float, data: bytes
+) -> int:
     db = transaction.db
     queue = transaction.queue(lane >> LANE_BITS)
     records = unpack(data)
@@ -125,17 +131,22 @@ def _bury_pack(transaction: Transaction, lane: int, first: int, stored_at: float
         return 0
     key, state, head, _, counted, starts = row
     holes = {seq for (seq,) in db.execute(_HOLES, (lane,))}
-    buried = 0
+    buried = gone = 0
+    ended = settled(queue.id).refresh(transaction, queue)
     for seq, record in enumerate(records, first):
         if seq < head or seq in holes:
             continue
+        gone += 1
+        life = name_of(record)
+        if life in ended or life in queue.settled:
+            continue  # it was sent twice, and the first one has come to its end
         error = f"its time to live of {record.ttl_s} s ran out before anybody read it"
         attempts = starts if seq == counted else 0
         letter = Letter(reason="expired", error=error, attempts=attempts, first_at=stored_at, worker="")
         bury(transaction, queue.name, record, letter)
-        queue.settled.append(name_of(record))
+        queue.settled.append(life)
         buried += 1
-    queue.held -= buried
+    queue.held -= gone
     queue.dirty = True
     db.execute(_DROP_PACK, (lane, first))
     if state != OWNED and first <= head:
