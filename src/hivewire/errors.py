@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
-from typing import ClassVar
+from itertools import dropwhile
+from typing import ClassVar, Final
 
 
 class HivewireError(Exception):
@@ -254,6 +256,25 @@ def told(error: BaseException) -> str:
         return f"{type(error).__name__}: {error}"
     except Exception as failure:  # noqa: BLE001  # a `__str__` may raise anything
         return f"{type(error).__name__}, whose text cannot be had: {type(failure).__name__}"
+
+
+_MOST_WORDS: Final = 500
+_IN_A_GROUP: Final = re.compile(r"^ +(?:\| |\+ |\+-.*)")
+"""What stands before a line of an error group's traceback, and the lines that it draws."""
+
+
+def last_words(traceback: str) -> str:
+    """What a traceback says was raised, in one line: its last line is only the end of a text of several lines, or the
+    frame of an error group. Of any other text the last line.
+
+    >>> last_words('Traceback (most recent call last):\\n  File "a.py", line 1\\n    f()\\nValueError: no\\nway')
+    'ValueError: no way'
+    """
+    lines = [line for line in (_IN_A_GROUP.sub("", line) for line in traceback.splitlines()) if line.strip()]
+    frames = [number for number, line in enumerate(lines) if line.startswith('  File "')]
+    said = dropwhile(lambda line: line[0].isspace(), lines[frames[-1] + 1 :] if frames else lines[-1:])
+    words = " ".join(line.strip() for line in said) or "".join(lines[-1:]).strip()
+    return words if len(words) <= _MOST_WORDS else words[: _MOST_WORDS - 1] + "…"
 
 
 def duration_s(value: object, what: str) -> float:

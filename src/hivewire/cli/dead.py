@@ -23,6 +23,7 @@ from hivewire.cli.options import (
     to_json,
 )
 from hivewire.cli.send import shown_message
+from hivewire.errors import last_words
 
 if TYPE_CHECKING:
     from hivewire.protocol import DeadLetter, Protocol
@@ -146,7 +147,7 @@ async def _list(args: argparse.Namespace) -> int:
 
 def last_line(error: str) -> str:
     """What a traceback ends with, short enough for a table."""
-    line = (error.strip().splitlines() or [""])[-1]
+    line = last_words(error)
     return line if len(line) <= _WIDE else line[: _WIDE - 1] + "…"
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Iterable
 from typing import Final
 
+from hivewire.errors import last_words
 from hivewire.protocol import DeadLetter, Protocol
 
 _PAGE: Final = 100
@@ -27,7 +28,7 @@ class Losses:
                     self._cursors[agent] = letter.cursor
 
     def why(self, letter: DeadLetter) -> str:
-        """The reason in one line: the last line of a traceback is the exception."""
-        lines = [line.strip() for line in letter.error.splitlines() if line.strip()]
+        """The reason in one line."""
+        said = last_words(letter.error)
         times = "attempt" if letter.attempts == 1 else "attempts"
-        return f"{letter.reason} after {letter.attempts} {times}" + (f": {lines[-1]}" if lines else "")
+        return f"{letter.reason} after {letter.attempts} {times}" + (f": {said}" if said else "")

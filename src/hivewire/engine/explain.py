@@ -6,8 +6,8 @@ from collections.abc import AsyncIterator, Sequence
 from typing import Literal
 
 from hivewire.backend import Backend, DeadRecord, Waiting
-from hivewire.engine.trail import Trail, last_line
-from hivewire.errors import Unsupported
+from hivewire.engine.trail import Trail
+from hivewire.errors import Unsupported, last_words
 from hivewire.message import REPLY_PREFIX
 from hivewire.rules.trail import Explanation, Place
 
@@ -72,7 +72,7 @@ def _dead(dead: DeadRecord) -> Place:
         stored_at=letter.first_at,
         starts=letter.attempts,
         dead_at=dead.dead_at,
-        reason=f"{letter.reason}: {last_line(letter.error)}" if letter.error else letter.reason,
+        reason=f"{letter.reason}: {last_words(letter.error)}" if letter.error else letter.reason,
     )
 
 

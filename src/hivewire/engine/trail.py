@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Sequence, Set
 
 from hivewire.backend import TRAIL_PREFIX, Backend, Dead, Unfinished
-from hivewire.errors import told
+from hivewire.errors import last_words, told
 from hivewire.record import Fetched
 from hivewire.rules.chunks import beyond, pack, unpack
 from hivewire.rules.trail import Event, What, in_order
@@ -113,7 +113,7 @@ class Notes:
         for outcome in rest:
             if isinstance(outcome, Dead) and id(outcome.fetched) not in refused:
                 letter = outcome.letter
-                self.note("dead", outcome.fetched, f"{letter.reason}: {last_line(letter.error)}")
+                self.note("dead", outcome.fetched, f"{letter.reason}: {last_words(letter.error)}")
         if refused:
             for fetched in [*done, *(outcome.fetched for outcome in rest)]:
                 if id(fetched) in refused:
@@ -126,11 +126,6 @@ class Notes:
                     and id(fetched) not in refused
                 ):
                     self.note("acked", fetched)
-
-
-def last_line(error: str) -> str:
-    """What a traceback ends with."""
-    return (error.strip().splitlines() or [""])[-1]
 
 
 def said(error: BaseException | None) -> str:

@@ -129,8 +129,8 @@ async def test_a_life_that_ends_after_its_attempts(fabric: Fabric) -> None:
         "attempt 1 failed: ValueError: not at attempt 1; again in T",
         "attempt 2 started at ann",
         "attempt 2 failed: ValueError: not at attempt 2",
-        "dead letter of coder: max_attempts: at attempt 2",
-        "now is a dead letter of coder, after 2 attempts: max_attempts: at attempt 2",
+        "dead letter of coder: max_attempts: ValueError: not at attempt 2",
+        "now is a dead letter of coder, after 2 attempts: max_attempts: ValueError: not at attempt 2",
     ]
 
 
