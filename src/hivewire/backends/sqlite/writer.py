@@ -15,6 +15,7 @@ from typing import Any, ClassVar, Protocol
 from hivewire.backends.sqlite import file, storing, trouble
 from hivewire.backends.sqlite.transaction import Known, Transaction
 from hivewire.errors import Closed
+from hivewire.handover import Handover
 
 log = logging.getLogger(__name__)
 
@@ -118,6 +119,7 @@ class Writer:
         self._file = file.File(path)
         self._known = Known()
         self._stopping = False
+        self._handover = Handover(self._loop, self._deliver)
         self._ended = asyncio.Event()
         self._thread = threading.Thread(target=self._run, name="hivewire-sqlite-writer", daemon=True)
         self._thread.start()
@@ -173,6 +175,11 @@ class Writer:
         await self._ended.wait()
         self._thread.join()
 
+    def _end(self) -> None:
+        """On the event loop: the thread has nothing more to say."""
+        self._handover.close()
+        self._ended.set()
+
     # -- in the thread
 
     def _run(self) -> None:
@@ -188,11 +195,11 @@ class Writer:
                 break
             self._file.give_turn()
         self._file.close()
-        call_on(self._loop, self._ended.set)
+        call_on(self._loop, self._end)
 
     def _tell(self, outcomes: list[Outcome]) -> None:
         if outcomes:
-            call_on(self._loop, self._deliver, outcomes)
+            self._handover.put(outcomes)
 
     def _deliver(self, outcomes: list[Outcome]) -> None:
         """On the event loop."""
