@@ -71,6 +71,53 @@ async def test_nothing_of_a_batch_overtakes_the_first_one_that_a_partition_does_
         await sending.close(0.0)
 
 
+async def test_reports_that_come_together_count_in_their_order() -> None:
+    """Of two calls, and one that was told that nobody knows: what is stored after a failure is alone on its way again,
+    and what failed after others were stored leaves its partition unproven."""
+    sending = Sending({"bootstrap.servers": "127.0.0.1:1", "enable.idempotence": True})
+    try:
+        first = Item("topic", "first", 0, 0, b"key", b"value", None)
+        opened = sending.post([first], 60.0)
+        await until(lambda: is_out(first), "it is handed over")
+        first(None, Reported(1))  # type: ignore[arg-type]
+        await opened.done
+        items = [Item("topic", str(n), 0, 0, b"key", b"value", None) for n in range(5)]
+        parcels = sending.post(items[:2], 60.0), sending.post(items[2:4], 60.0), sending.post(items[4:], 0.01)
+        await until(lambda: all(map(is_out, items)), "all are handed over")
+        await parcels[2].done
+        assert isinstance(parcels[2].problems[0], ConnectionLost)
+        for n, at in enumerate((2, 3, 4, None, 6)):
+            items[n](None, Reported(at))  # type: ignore[arg-type]
+        await parcels[1].done
+        assert parcels[0].done.done()
+        assert (parcels[0].problems, set(parcels[1].problems)) == ({}, {1})
+        gate = items[0].gate
+        assert gate is not None
+        assert (gate.out, gate.is_proven) == (0, True)  # the last of them was stored
+        again = [Item("topic", "4", 0, 0, b"key", b"value", None), Item("topic", "5", 0, 0, b"key", b"value", None)]
+        known = sending.post(again[:1], 60.0)
+        assert known.left == 0  # it is there, and not sent a second time
+        failing = sending.post(again[1:], 60.0)
+        await until(lambda: is_out(again[1]), "it is handed over")
+        again[1](None, Reported(None))  # type: ignore[arg-type]
+        await failing.done
+        assert not gate.is_proven
+        stored, failed = (Item("other", str(n), 0, 0, b"key", b"value", None) for n in range(2))
+        one = sending.post([stored], 60.0)
+        await until(lambda: is_out(stored), "it is handed over")
+        two = sending.post([failed], 60.0)
+        other = stored.gate
+        assert other is not None
+        other.out += 1  # as if both had been handed over
+        other.held.clear()
+        stored(None, Reported(1))  # type: ignore[arg-type]
+        failed(None, Reported(None))  # type: ignore[arg-type]
+        await asyncio.gather(one.done, two.done)
+        assert (other.out, other.is_proven) == (0, False)
+    finally:
+        await sending.close(0.0)
+
+
 async def test_who_closes_while_something_is_held_says_so() -> None:
     with no_unhandled_errors():
         sending = Sending({"bootstrap.servers": "127.0.0.1:1", "enable.idempotence": True})

@@ -49,9 +49,9 @@ class Gate(Generic[T]):
         self.out += len(taken)
         return taken
 
-    def stored(self) -> bool:
-        """One that was out is there. Whether something may leave now."""
-        self.out -= 1
+    def stored(self, count: int = 1) -> bool:
+        """So many that were out are there. Whether something may leave now."""
+        self.out -= count
         self.is_proven = True
         return not self.out and bool(self.held)
 

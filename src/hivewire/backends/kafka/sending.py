@@ -43,7 +43,11 @@ class Parcel:
         """What became of one of them; whether it was the last."""
         if error is not None:
             self.problems[item.number] = error
-        self.left -= 1
+        return self.stored(1)
+
+    def stored(self, count: int) -> bool:
+        """So many of them are; whether no other is left."""
+        self.left -= count
         if self.left:
             return False
         if not self.done.done():
@@ -68,6 +72,11 @@ class Single:
     def told(self, item: Item, error: BackendError | None) -> bool:
         if not self.done.done():
             self.done.set_result(error)
+        return True
+
+    def stored(self, count: int) -> bool:
+        if not self.done.done():
+            self.done.set_result(None)
         return True
 
     def closed(self) -> None:
@@ -262,32 +271,45 @@ class Sending:
         """A success without an offset is none: brokers call a record a duplicate that they do not have, when a later
         one of a producer that is new to them came first. Who sends it again gets it there, and it is handled once."""
         self._is_woken = False
-        reported, late, still_open = self.reported, self._late, self._open
-        stored = 0
+        reported, late = self.reported, self._late
+        gate: Partition | None = None
+        parcel: Parcel | Single | None = None
+        of_gate = of_parcel = 0  # reports of one partition, and of one call, come in runs
         while reported:
             item = reported.popleft()
-            if item.error is not None:
-                self._end(item, problem("send", item.error))
+            if item.error is not None or (item.offset < 0 and self._is_idempotent):
+                self._stored(gate, of_gate)  # what was stored before has not been stored since
+                gate = None
+                self._end(item, _refusal(item))
                 continue
-            if item.offset < 0 and self._is_idempotent:
-                self._end(item, ConnectionLost("send: the brokers took it for one that they have; it is sent again"))
-                continue
-            stored += 1
             item.is_done = True
-            gate = item.gate
-            assert gate is not None
-            if gate.stored():
-                self._ready[gate] = None
-            parcel = item.parcel
+            if item.gate is gate:
+                of_gate += 1
+            else:
+                self._stored(gate, of_gate)
+                gate, of_gate = item.gate, 1
+            if item.parcel is not parcel:
+                self._told(parcel, of_parcel)
+                parcel, of_parcel = item.parcel, 0
+            of_parcel += 1
             if parcel is not None:
                 item.parcel = None
                 if late:
                     late.pop(item.name, None)
-                if parcel.told(item, None):
-                    still_open.pop(parcel, None)
-        self._under_way -= stored
+        self._stored(gate, of_gate)
+        self._told(parcel, of_parcel)
         if self._ready and not self._is_flushing:
             self._flush_soon()
+
+    def _stored(self, gate: Partition | None, count: int) -> None:
+        if gate is not None:
+            self._under_way -= count
+            if gate.stored(count):
+                self._ready[gate] = None
+
+    def _told(self, parcel: Parcel | Single | None, count: int) -> None:
+        if parcel is not None and parcel.stored(count):
+            self._open.pop(parcel, None)
 
     def _end(self, item: Item, error: BackendError) -> None:
         """It is not there. What may be sent again is not overtaken by what stands behind it."""
@@ -362,6 +384,12 @@ class Sending:
         producer = self._producer
         del self._producer
         await asyncio.to_thread(_let_go, producer)
+
+
+def _refusal(item: Item) -> BackendError:
+    if item.error is not None:
+        return problem("send", item.error)
+    return ConnectionLost("send: the brokers took it for one that they have; it is sent again")
 
 
 def _let_go(producer: Producer) -> None:
