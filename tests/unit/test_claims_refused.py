@@ -5,12 +5,45 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 from secrets import token_hex
+from unittest.mock import patch
 
 import pytest
 
 import hivewire as hw
-from hivewire.errors import BackendError
+from hivewire.engine.protocol import Engine
+from hivewire.errors import BackendError, TimedOut
 from hivewire.testing.conformance.waiting import until
+
+
+async def test_who_is_cancelled_while_a_content_is_stored_leaves_none(tmp_path: Path) -> None:
+    """Neither that one nor those before it in the same call."""
+    url = f"memory://{token_hex(8)}"
+    async with hw.connect(url, claim_check_bytes=1_000, blobs=f"folder:///{tmp_path}") as protocol:
+        assert isinstance(protocol, Engine)
+        store = protocol._blobs
+        assert store is not None
+        put, begun = store.put, asyncio.Event()
+
+        async def slowly(name: str, body: bytes) -> None:
+            if list(tmp_path.rglob("0*-*")):
+                begun.set()
+                await asyncio.sleep(0.1)
+            await put(name, body)
+
+        batch = [hw.Message(type="task", sender="me", to="some", content="x" * 2_000) for _ in range(3)]
+        with patch.object(store, "put", slowly):
+            sending = asyncio.create_task(protocol.send_many(batch))
+            await begun.wait()
+            sending.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await sending
+            await asyncio.sleep(0.2)  # it is stored by then
+            await until(lambda: not list(tmp_path.rglob("0*-*")), "nothing is left", 15)
+            with pytest.raises(TimedOut):
+                await protocol.send_many(batch, timeout_s=0.05)
+            await asyncio.sleep(0.2)
+            await until(lambda: not list(tmp_path.rglob("0*-*")), "nothing is left", 15)
+        assert (await protocol.depth("some")).ready == 0
 
 
 async def test_what_a_full_queue_refuses_leaves_no_content(tmp_path: Path) -> None:

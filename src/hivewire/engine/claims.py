@@ -11,6 +11,7 @@ import hashlib
 import logging
 import time
 from collections.abc import Callable, Hashable, Iterable, Sequence, Set
+from functools import partial
 from typing import Final
 from uuid import uuid4
 
@@ -93,15 +94,17 @@ class Claims:
         if max(longest, default=0) <= self._over_bytes:
             return batch
         trouble: list[BackendError] = []
+        stored: list[Record] = []
         try:
             async with asyncio.timeout(timeout_s):
-                return [
-                    msgspec.structs.replace(
-                        entry, records=[await self._stored(record, trouble, timeout_s) for record in entry.records]
-                    )
-                    for entry in batch
-                ]
-        except TimeoutError:
+                for record in (record for entry in batch for record in entry.records):
+                    stored.append(await self._stored(record, trouble, timeout_s))  # noqa: PERF401  # known if it fails
+            left = iter(stored)
+            return [msgspec.structs.replace(each, records=[next(left) for _ in each.records]) for each in batch]
+        except BaseException as error:
+            self.forget(stored)
+            if not isinstance(error, TimeoutError):
+                raise
             why = f": {trouble[-1]}" if trouble else ""
             raise TimedOut(f"send to {batch[0].queue}: its content was not stored within {timeout_s} s{why}") from None
 
@@ -113,7 +116,7 @@ class Claims:
         name = f"{int(time.time() + under_way_s):011d}-{uuid4().hex}"
         while True:
             try:
-                await self._store.put(name, body)
+                await self._put(name, body)
                 break
             except BackendError as error:
                 if not error.retryable:
@@ -121,6 +124,19 @@ class Claims:
                 trouble[:] = [error]
                 await asyncio.sleep(_RETRY_S)
         return _with(record, Claim(name, hashlib.sha256(body).digest(), len(body)))
+
+    async def _put(self, name: str, body: bytes) -> None:
+        """Who is cancelled meanwhile leaves nothing behind."""
+        putting = asyncio.ensure_future(self._store.put(name, body))
+        try:
+            await asyncio.shield(putting)
+        except asyncio.CancelledError:
+            putting.add_done_callback(partial(self._put_for_nobody, name))
+            raise
+
+    def _put_for_nobody(self, name: str, putting: asyncio.Future[None]) -> None:
+        if not putting.cancelled() and putting.exception() is None:
+            self._delete([name])
 
     def repeated(self, batch: Sequence[Append]) -> list[Append]:
         """For another append, after one of which nobody knows whether it was stored."""
