@@ -50,6 +50,28 @@ async def put_ranked(backend: Backend, key: str, *priorities: int) -> None:
     assert not await backend.append([Append("q", records)])
 
 
+@pytest.mark.parametrize("run", range(1, 8))
+async def test_runs_that_are_settled_whole_leave_the_rest_of_their_lane(path: Path, run: int) -> None:
+    async with opened(path) as backend:
+        await put(backend, "q", "k", *range(3))
+        await put(backend, "q", "k", *range(3, 6))
+        consumer = await backend.consume("q", member(), Owner())
+        stored, got = 6, list[str]()
+        while taken := await consumer.fetch(10, 0, run=run):
+            assert len(taken) == min(run, stored - len(got))
+            got += texts(taken)
+            if len(got) == 6:  # one more comes while the end of the lane is held
+                await put(backend, "q", "k", "last")
+                stored = 7
+            assert not await consumer.settle(taken)
+            assert not await consumer.settle(taken)
+            depth = await backend.depth("q")
+            assert (depth.ready, depth.in_flight) == (stored - len(got), 0)
+        assert got == ["0", "1", "2", "3", "4", "5", "last"]
+        with sqlite3.connect(path) as db:
+            assert db.execute("SELECT (SELECT count(*) FROM packs), (SELECT count(*) FROM lanes)").fetchone() == (0, 0)
+
+
 async def test_a_fetch_takes_no_more_than_it_asks_for(path: Path) -> None:
     async with opened(path) as backend:
         for key in "abc":
