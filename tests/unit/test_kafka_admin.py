@@ -67,3 +67,20 @@ async def test_who_gets_no_answer_in_time_asks_once_more(late: int) -> None:
         with pytest.raises(ConnectionLost, match="look at topic"):
             await admin.ends([("topic", 0)])
     assert asked == 2
+
+
+@pytest.mark.parametrize("at", [-0.001, -1e27, 0.0])
+async def test_a_time_before_all_times_asks_for_the_first_record(at: float) -> None:
+    """Below 0 brokers understand other things: -1 is the end, of which all before would be old."""
+    asked: list[int] = []
+
+    def list_offsets(places: dict[TopicPartition, Any], **how: Any) -> dict[Any, concurrent.futures.Future[Any]]:
+        asked.extend(spec._value for spec in places.values())
+        answer = concurrent.futures.Future[Any]()
+        answer.set_result(Mock(offset=7))
+        return dict.fromkeys(places, answer)
+
+    admin = Admin(Mock(), "any")
+    admin.clients = Mock(client=Mock(list_offsets=list_offsets), kept=nullcontext)
+    assert await admin.since(("topic", 0), at) == 7
+    assert asked == [0]

@@ -78,7 +78,8 @@ class Admin:
 
     async def since(self, place: Place, at: float) -> int:
         """The first offset that was stored then or later; the end if there is none."""
-        asked = {TopicPartition(*place): OffsetSpec.for_timestamp(int(at * 1000))}
+        first = max(0, int(at * 1000))  # below 0 it means other things
+        asked = {TopicPartition(*place): OffsetSpec.for_timestamp(first)}
 
         async def ask() -> int:
             try:
