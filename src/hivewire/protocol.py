@@ -154,7 +154,7 @@ class Protocol(ABC):
 
     @abstractmethod
     def consume(self, agent: str, *, prefetch: int = 1) -> AsyncIterator[Delivery]:
-        """Deliveries for ever; up to `prefetch` are taken ahead."""
+        """Deliveries for ever; up to `prefetch` are taken ahead. Once it has begun it outlives outages of the store."""
 
     @abstractmethod
     async def serve(

@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+from hivewire.errors import BackendError
+from hivewire.rules.backoff import Backoff
+
+T = TypeVar("T")
 
 _AGAIN_S = 60.0
+_FIRST_RETRY_S = 0.05
+_LONGEST_RETRY_S = 1.0
 
 
 class Outage:
@@ -36,3 +46,19 @@ class Outage:
             lasted_s = round(time.monotonic() - self._began_at, 1)
             self._began_at = None
             self._log.info("can %s again", self._doing, extra={"queue": self._queue, "after_s": lasted_s})
+
+
+async def keep_trying(outage: Outage, call: Callable[[], Awaitable[T]]) -> T:
+    """What comes of it when the store is back."""
+    backoff = Backoff(_FIRST_RETRY_S, _LONGEST_RETRY_S)
+    while True:
+        try:
+            result = await call()
+        except BackendError as error:
+            if not error.retryable:
+                raise
+            outage.goes_on(error)
+            await asyncio.sleep(backoff.next_s())
+            continue
+        outage.is_over()
+        return result

@@ -24,7 +24,9 @@ from hivewire.engine.explain import explain, note_letters
 from hivewire.engine.middleware import Middleware
 from hivewire.engine.once import Once
 from hivewire.engine.opened import Opened, check_durable
+from hivewire.engine.outage import Outage, keep_trying
 from hivewire.engine.outgoing import Outgoing
+from hivewire.engine.pull import Puller
 from hivewire.errors import Closed, MessageError, SettingsError, Unsupported, duration_s
 from hivewire.message import Message
 from hivewire.protocol import (
@@ -202,19 +204,23 @@ class Engine(Protocol):
     async def receive(self, agent: str, *, limit: int = 10, wait_s: float = 5.0) -> list[Delivery]:
         return list(await self._receive(agent, limit, duration_s(wait_s, "wait_s")))
 
-    async def _receive(self, agent: str, limit: int, wait_s: float) -> list[EngineDelivery]:
+    async def _puller(self, agent: str, limit: int) -> Puller:
         parts = await self._ready()
         check_agent(agent)
         if type(limit) is not int or limit < 1:
             raise MessageError(f"receive from {agent}: limit is a whole number, at least 1; got {limit!r}")
-        puller = await parts.consumers.puller(agent)
-        return await puller.receive(limit, wait_s)
+        return await parts.consumers.puller(agent)
+
+    async def _receive(self, agent: str, limit: int, wait_s: float) -> list[EngineDelivery]:
+        return await (await self._puller(agent, limit)).receive(limit, wait_s)
 
     async def consume(self, agent: str, *, prefetch: int = 1) -> AsyncIterator[Delivery]:
         taken: list[EngineDelivery] = []
+        outage = Outage(log, "take messages", agent)
         try:
+            await self._puller(agent, prefetch)
             while True:
-                taken = await self._receive(agent, prefetch, 60.0)
+                taken = await keep_trying(outage, lambda: self._receive(agent, prefetch, 60.0))
                 for delivery in taken:
                     delivery.keep_for_later()
                 while taken:

@@ -40,6 +40,28 @@ async def test_senders_and_consumers_go_on_after_an_outage(fabric: Fabric) -> No
     assert list(dict.fromkeys(seen)) == [1, 2]
 
 
+async def test_consume_goes_on_after_an_outage(fabric: Fabric) -> None:
+    seen: list[int] = []
+
+    async def consume() -> None:
+        async for delivery in fabric.protocol.consume("loop"):
+            async with delivery:
+                seen.append(number(delivery))
+
+    job = asyncio.create_task(consume())
+    await fabric.protocol.send(task("loop", 1))
+    await until(lambda: seen, "the first one")
+    async with fabric.outage():
+        await asyncio.wait([job], timeout=1.0)
+        assert not job.done()
+    await fabric.protocol.send(task("loop", 2))
+    await until(lambda: 2 in seen or job.done(), "it resumes", fabric.resume_s)
+    job.cancel()
+    await asyncio.wait([job])
+    assert job.cancelled()
+    assert list(dict.fromkeys(seen)) == [1, 2]
+
+
 async def test_health_turns_red_and_green_again(fabric: Fabric) -> None:
     async def ok() -> bool:
         began = asyncio.get_running_loop().time()
