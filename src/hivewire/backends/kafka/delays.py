@@ -210,6 +210,13 @@ class Delays:
                 log.info("what was cancelled is cleared away later", extra={"queue": queue, "error": str(error)})
         return gone
 
+    async def drop(self, queue: str) -> None:
+        """All that waits for a queue that nobody consumes."""
+        waiting = await self.waiting(queue)
+        if waiting is not None:
+            names = waiting.agenda.names_of(list(waiting.agenda.known.values()))
+            await self._remove(await self._place(queue), names)
+
     async def read(self, queue: str, offsets: Sequence[int]) -> dict[int, tuple[Record, float]]:
         """Those of these that are still there, with the time of their storing."""
         if not offsets:

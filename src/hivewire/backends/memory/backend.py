@@ -295,6 +295,8 @@ class MemoryBackend(Backend):
 
     async def drop_queue(self, queue: str) -> None:
         self.store.queues.pop(queue, None)
+        for cursor in self.store.pick_dead(queue, None):
+            del self.store.dead[cursor]
 
     async def publish(self, channel: str, body: bytes) -> None:
         for listener in self.store.channels.get(channel, ()):

@@ -37,8 +37,8 @@ class Line(Link):
         self.retries = retries
         self._stays = stays
         self._on_trouble = on_trouble
-        self._redirect = redirect
         """Told of each error that the server answers, and, without a text, of a connection that is not there."""
+        self._redirect = redirect
         self._wire: Wire | None = None
         self._backlog: list[tuple[Sequence[Command], asyncio.Future[list[Reply]], bool, float]] = []
         self._connecting: asyncio.Task[None] | None = None

@@ -18,10 +18,10 @@ from hivewire.delivery import Delivery
 from hivewire.engine import claims
 from hivewire.engine.claims import MARK
 from hivewire.engine.protocol import Engine
-from hivewire.errors import BackendError, ConnectionLost, DeliveryError, SettingsError, TooLarge, Unsupported
+from hivewire.errors import BackendError, ConnectionLost, SettingsError, TooLarge, Unsupported
 from hivewire.message import Message
 from hivewire.testing.conformance.fabric import Fabric
-from hivewire.testing.conformance.scenario import empty, one_letter, serving, take, take_one, task
+from hivewire.testing.conformance.scenario import empty, forgotten, one_letter, serving, take, take_one, task
 from hivewire.testing.conformance.waiting import eventually
 
 LIMIT = 1_000
@@ -308,18 +308,10 @@ async def test_an_agent_that_is_forgotten_leaves_no_content(fabric: Fabric, memb
     await member.send(_large("gone", 3), delay_s=3_600)
     kept = _large("stays", 4)
     await member.send(kept)
-    await eventually(lambda: _forgotten(member, "gone"), True, 20.0)
+    await eventually(lambda: forgotten(member, "gone"), True, 20.0)
     await _all_gone_but(member, 1 if fabric.can_look else 4)
     (delivery,) = await take(member, "stays", 1)
     assert delivery.message == kept
-
-
-async def _forgotten(member: Engine, agent: str) -> bool:
-    try:
-        await member.forget(agent)
-    except DeliveryError:  # what received for it has not ended yet
-        return False
-    return True
 
 
 async def test_the_size_limit_counts_what_is_referred_to(fabric: Fabric, member: Engine) -> None:

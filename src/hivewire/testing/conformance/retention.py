@@ -6,9 +6,10 @@ import logging
 
 import pytest
 
+from hivewire.backend import Mode
 from hivewire.engine import looking
 from hivewire.testing.conformance.fabric import Fabric
-from hivewire.testing.conformance.scenario import counts, take, take_one, task
+from hivewire.testing.conformance.scenario import counts, empty, forgotten, take, take_one, task
 from hivewire.testing.conformance.waiting import eventually
 
 
@@ -69,3 +70,21 @@ async def test_dead_letters_stay_unless_a_time_is_set(fabric: Fabric, caplog: py
 
 async def _age(fabric: Fabric, since: float) -> bool:
     return fabric.backend.now() - since > 1.1
+
+
+@pytest.mark.parametrize("mode", ["ordered", "competing"])
+async def test_an_agent_that_is_forgotten_leaves_nothing(fabric: Fabric, mode: Mode) -> None:
+    """Who gets its name later gets nothing of what was sent to it."""
+    member = await fabric.member()
+    await member.subscribe("gone", mode=mode)
+    await member.send(task("gone", 1))
+    await (await take_one(member, "gone")).reject("no")
+    await member.send(task("gone", 2))
+    await member.send(task("gone", 3), delay_s=3_600)
+    await eventually(lambda: forgotten(member, "gone"), True, 20.0)
+    assert await member.dead_letters("gone") == []
+    assert await member.replay("gone") == 0
+    assert counts(await member.depth("gone")) == (0, 0, 0, 0)
+    await member.send(task("gone", 4))
+    assert [delivery.message.content for delivery in await take(member, "gone", 1)] == [task("gone", 4).content]
+    await empty(member, "gone")

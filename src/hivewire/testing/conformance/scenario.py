@@ -9,6 +9,7 @@ from typing import Any
 
 from hivewire.backend import Depth
 from hivewire.delivery import Delivery
+from hivewire.errors import DeliveryError
 from hivewire.message import Message
 from hivewire.protocol import DeadLetter, Protocol, Receipt
 from hivewire.testing.conformance import waiting
@@ -92,6 +93,14 @@ async def drained(protocol: Protocol, agent: str, *, within_s: float = 20.0) -> 
         return sum(counts(await protocol.depth(agent))[:3])
 
     await eventually(held, 0, within_s)
+
+
+async def forgotten(protocol: Protocol, agent: str) -> bool:
+    try:
+        await protocol.forget(agent)
+    except DeliveryError:  # what received for it has not ended yet
+        return False
+    return True
 
 
 def counts(depth: Depth) -> tuple[int, int, int, int]:
