@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from hivewire.backends.redis.address import pack
 from hivewire.backends.redis.line import Line
 from hivewire.backends.redis.link import Link, good
 from hivewire.backends.redis.opening import lean_link, new_link
@@ -150,6 +151,45 @@ async def test_more_than_the_window_is_not_under_way() -> None:
         second = link.post([("B",)] * 2)
         assert (len(await first), len(await second)) == (5, 2)
     assert most == 3
+
+
+@pytest.mark.parametrize("window", [None, 3])
+async def test_each_of_those_who_store_is_told_of_its_own_command(window: int | None) -> None:
+    """In several writes, between the questions of others; one has given up."""
+
+    async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while True:
+            number = int((await read_command(reader))[1])
+            writer.write(b"-ERR of %d\r\n" % number if number % 3 == 0 else b"$2\r\n%02d\r\n" % number)
+
+    stored: dict[int, asyncio.Future[BackendError | None]] = {}
+    asked: dict[int, asyncio.Future[list[Any]]] = {}
+    async with asyncio.timeout(20), linked(talk, pipeline_size=window) as (link, _):
+        await link.post([("CONNECT", 1)])
+        for number in range(40):
+            if number % 7 == 5:
+                asked[number] = link.post([("ASK", number)])
+                continue
+            future = link.store("key", pack(("STORE", number)))
+            assert future is not None
+            stored[number] = future
+            if number % 5 == 4:
+                await asyncio.sleep(0)  # the next one leaves in another write
+        stored[8].cancel()
+        for number, answer in asked.items():
+            (told,) = await answer
+            assert str(told) == (f"ERR of {number}" if number % 3 == 0 else str(b"%02d" % number))
+        for number, future in stored.items():
+            if number != 8:
+                problem = await future
+                assert (problem is None) == (number % 3 != 0)
+                assert problem is None or str(problem).startswith(f"store a message: ERR of {number}")
+        lost = [link.store("key", pack(("STORE", number))) for number in range(3)]
+        link.cut("test")
+        for future in lost:
+            assert future is not None
+            with pytest.raises(ConnectionLost, match="test"):
+                await future
 
 
 async def test_commands_wait_for_others_as_long_as_they_are_told_to() -> None:
