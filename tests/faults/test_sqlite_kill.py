@@ -56,7 +56,8 @@ class Team:
     def journal(self) -> list[tuple[float, str, str, str]]:
         lines = []
         for path in self.folder.glob("*.journal"):
-            for line in path.read_text().splitlines():
+            whole, _, _torn = path.read_text().rpartition("\n")  # a kill may tear the last line
+            for line in whole.splitlines():
                 at, what, id_, key = line.split(" ")
                 lines.append((float(at), what, id_, key))
         return sorted(lines, key=lambda line: line[0])

@@ -34,7 +34,9 @@ def letters_of(what: object) -> tuple[str | None, list[str] | None]:
         check_texts((what,), "the name of an agent")
         return what, None
     if not isinstance(what, Iterable) or isinstance(what, bytes):
-        raise MessageError(f"dead letters are named by an agent or by a list of ids, not by {type(what).__name__}")
+        raise MessageError(
+            f"dead letters are asked for by the name of an agent or a list of ids, not by {type(what).__name__}"
+        )
     ids = list(what)
     check_texts(ids, "the id of a dead letter")
     return None, ids
