@@ -11,7 +11,7 @@ import msgspec
 
 from hivewire.backend import Backend, Entry
 from hivewire.engine.tasks import Tasks
-from hivewire.errors import BackendError, HivewireError, LeaseLost
+from hivewire.errors import BackendError, Closed, HivewireError, LeaseLost
 from hivewire.ids import new_id
 from hivewire.rules.backoff import Backoff
 from hivewire.rules.effect import Noted, follows
@@ -65,7 +65,8 @@ class Once:
         try:
             return await self._note(self._claimed())
         except asyncio.CancelledError:  # it may be claimed all the same
-            self._tasks.start(self._note_left(), f"leave {self._name}")
+            with suppress(Closed):
+                self._tasks.start(self._note_left(), f"leave {self._name}")
             raise
 
     def _claimed(self) -> Noted:
