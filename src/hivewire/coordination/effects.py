@@ -18,6 +18,8 @@ _FIRST_PAUSE_S: Final = 0.005
 _MOST_PAUSE_S: Final = 0.25
 _STORE_S: Final = 30.0
 """What has happened is to be remembered: for so long the ledger is waited for."""
+_LINGER_S: Final = 1.0
+"""For so long a caller that is cancelled waits for that: all that runs may end with it."""
 
 Fn = Callable[[], Awaitable[Any]]
 
@@ -82,7 +84,11 @@ class LedgerEffects:
         ending = asyncio.create_task(self._outcome(id, value, keeping, renewing), name=f"store effect {id}")
         self._endings.add(ending)
         ending.add_done_callback(self._endings.discard)
-        outcome, error = await asyncio.shield(ending)
+        try:
+            outcome, error = await asyncio.shield(ending)
+        except asyncio.CancelledError:
+            await asyncio.wait([ending], timeout=_LINGER_S)
+            raise
         if error is not None:
             raise error
         return outcome

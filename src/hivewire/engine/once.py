@@ -21,6 +21,8 @@ _FIRST_PAUSE_S = 0.005
 _MOST_PAUSE_S = 0.25
 _STORE_S: Final = 30.0
 """What has happened is to be remembered: for so long the store is waited for."""
+_LINGER_S: Final = 1.0
+"""For so long a caller that is cancelled waits for that: all that runs may end with it."""
 _encode = msgspec.json.encode
 
 Fn = Callable[[], Awaitable[Any]]
@@ -85,7 +87,12 @@ class Once:
             raise
         ended.set()
         # Stored also when the caller is cancelled: it would happen again.
-        outcome = await asyncio.shield(self._tasks.start(self._outcome(done, renewing), f"store {self._name}"))
+        storing = self._tasks.start(self._outcome(done, renewing), f"store {self._name}")
+        try:
+            outcome = await asyncio.shield(storing)
+        except asyncio.CancelledError:
+            await asyncio.wait([storing], timeout=_LINGER_S)
+            raise
         if isinstance(outcome, HivewireError):
             raise outcome
         return msgspec.json.decode(outcome)

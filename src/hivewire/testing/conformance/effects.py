@@ -107,6 +107,29 @@ async def test_what_has_happened_is_stored_when_the_store_is_back(fabric: Fabric
     assert happened == [1]
 
 
+async def test_what_has_happened_is_stored_though_its_process_ends(fabric: Fabric) -> None:
+    """A handler is cancelled while its effect is being stored, and the protocol is closed at once."""
+    member = await fabric.member()
+    happened: list[int] = []
+    put, storing = member.backend.put, asyncio.Event()
+
+    async def slowly(key: str, value: bytes, version: int, **options: Any) -> Entry | None:
+        if happened:
+            storing.set()
+            await asyncio.sleep(0.1)
+        return await put(key, value, version, **options)
+
+    with patch.object(member.backend, "put", slowly):
+        calling = asyncio.create_task(member.once("s", "n", _noted_in(happened)))
+        await storing.wait()
+        calling.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await calling
+        await member.close()
+    assert await fabric.protocol.once("s", "n", _noted_in(happened)) == 1
+    assert happened == [1]
+
+
 def _noted_in(happened: list[int], event: asyncio.Event | None = None) -> Callable[[], Awaitable[int]]:
     async def happen() -> int:
         happened.append(1)

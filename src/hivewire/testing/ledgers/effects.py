@@ -79,6 +79,25 @@ async def test_what_has_happened_is_stored_though_the_caller_is_cancelled(ledger
         assert await effects.once(f"pay {turns}", nothing()) == "paid"
 
 
+async def test_who_is_cancelled_ends_after_its_effect_is_stored(ledgers: LedgerFabric) -> None:
+    """Its process may end with it."""
+    ledger = await ledgers.open()
+    effects, complete, storing = LedgerEffects(ledger, lease_s=LEASE_S), ledger.complete_task, asyncio.Event()
+
+    async def slowly(task_id: str, output: Any = None, guard: Guard = UNGUARDED) -> Task:
+        storing.set()
+        await asyncio.sleep(0.1)
+        return await complete(task_id, output, guard)
+
+    with patch.object(ledger, "complete_task", slowly):
+        calling = asyncio.create_task(effects.once("pay", _happening(asyncio.Event())))
+        await storing.wait()
+        calling.cancel()
+        await asyncio.wait([calling])
+        assert calling.cancelled()
+        assert len(await ledger.list_tasks(TaskFilter(statuses=(TaskStatus.COMPLETED,)))) == 1
+
+
 async def test_what_has_happened_is_stored_when_the_ledger_is_back(ledgers: LedgerFabric) -> None:
     ledger = await ledgers.open()
     effects, complete, failing = LedgerEffects(ledger, lease_s=LEASE_S), ledger.complete_task, 0
