@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Hashable, Mapping, Sequence, Set
+from collections.abc import AsyncIterator, Collection, Hashable, Mapping, Sequence, Set
 from typing import ClassVar
 from uuid import uuid4
 
@@ -36,11 +36,11 @@ from hivewire.stored import Unfinished as Unfinished
 from hivewire.stored import Waiting as Waiting
 
 TRAIL_PREFIX = "trail/"
-_PAGE = 500
+_PAGE = 1_000
 
 
 class Features(msgspec.Struct, frozen=True, kw_only=True):
-    """What the store does itself. The engine reads this in one place, `engine/plan_features.py`."""
+    """What the store does itself; the engine does the rest."""
 
     durability: Durability
     store_lanes: bool
@@ -284,17 +284,23 @@ class Backend(ABC):
 
     async def peek(self, queue: str, limit: int, after: str | None, *, delayed_only: bool = False) -> Sequence[Waiting]:
         """What the queue holds, without taking it: first what waits or runs, then the delayed messages; with
-        `delayed_only` these alone. Slow: for people who look."""
+        `delayed_only` these alone. Fewer than `limit` are the last ones there are. Slow: for people who look."""
         raise Unsupported(f"look into {queue}: this store cannot be looked through without taking")
+
+    async def browse(self, queue: str, *, delayed_only: bool = False) -> AsyncIterator[Waiting]:
+        """All that `peek` lists. It ends at the first page that is not full: also where others send without a pause."""
+        after: str | None = None
+        while True:
+            page = await self.peek(queue, _PAGE, after, delayed_only=delayed_only)
+            for waiting in page:
+                yield waiting
+            if len(page) < _PAGE:
+                return
+            after = page[-1].cursor
 
     async def find_delayed(self, queue: str, ids: Set[str]) -> Sequence[Waiting]:
         """Those of these messages that are not due yet."""
-        found: list[Waiting] = []
-        after: str | None = None
-        while page := await self.peek(queue, _PAGE, after, delayed_only=True):
-            found += [waiting for waiting in page if waiting.record.id in ids]
-            after = page[-1].cursor
-        return found
+        return [waiting async for waiting in self.browse(queue, delayed_only=True) if waiting.record.id in ids]
 
     async def withdraw(self, queue: str, cursors: Sequence[str]) -> Sequence[str]:
         """Remove delayed messages, named by their cursors in `peek(delayed_only=True)`. Returns the cursors of

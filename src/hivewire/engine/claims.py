@@ -285,11 +285,10 @@ async def _referred(backend: Backend, only: str | None = None) -> set[str]:
     queues = [spec.name for spec in await backend.queues() if only in (None, spec.name)]
     for delayed_only in (True, False):
         for queue in queues:
-            after: str | None = None
-            while page := await backend.peek(queue, _PAGE, after, delayed_only=delayed_only):
-                found.update(claim.name for each in page if (claim := claim_of(each.record)) is not None)
-                after = page[-1].cursor
-    after = None
+            async for each in backend.browse(queue, delayed_only=delayed_only):
+                if (claim := claim_of(each.record)) is not None:
+                    found.add(claim.name)
+    after: str | None = None
     while letters := await backend.dead(only, _PAGE, after):
         found.update(claim.name for each in letters if (claim := claim_of(each.record)) is not None)
         after = letters[-1].cursor

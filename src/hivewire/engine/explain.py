@@ -22,7 +22,7 @@ async def explain(backend: Backend, trail: Trail, id: str) -> Explanation:
         if spec.name.startswith(REPLY_PREFIX):
             continue
         try:
-            places += [_waiting(spec.name, each) async for each in _held(backend, spec.name) if _is(each.record.id, id)]
+            places += [_waiting(spec.name, each) async for each in backend.browse(spec.name) if _is(each.record.id, id)]
         except Unsupported:
             unsearched.append(spec.name)
     places += [_dead(each) async for each in _letters(backend, None) if _is(each.record.id, id)]
@@ -32,14 +32,6 @@ async def explain(backend: Backend, trail: Trail, id: str) -> Explanation:
 def _is(found: str, id: str) -> bool:
     """The message itself, or its copy for a member of a group."""
     return found == id or found.startswith(f"{id}@")
-
-
-async def _held(backend: Backend, queue: str) -> AsyncIterator[Waiting]:
-    after: str | None = None
-    while page := await backend.peek(queue, _PAGE, after):
-        for waiting in page:
-            yield waiting
-        after = page[-1].cursor
 
 
 async def _letters(backend: Backend, queue: str | None) -> AsyncIterator[DeadRecord]:

@@ -85,8 +85,12 @@ async def _delayed(backend: KafkaBackend, queue: str, limit: int, start: str, *,
         return []
     agenda, now = waiting.agenda, backend.now()
     rows = sorted((_cursor(known), known) for known in agenda.known.values())
-    after = [row for row in rows if row[0] > start and (not to_come or agenda.is_to_come(row[1].at, now))]
-    return await _read(backend, queue, [known for _, known in after[:limit]], agenda, now)
+    rest = [known for cursor, known in rows if cursor > start and (not to_come or agenda.is_to_come(known.at, now))]
+    found: list[Waiting] = []
+    while rest and len(found) < limit:  # what was moved meanwhile may be gone: a page that is not full is the last
+        chosen, rest = rest[: limit - len(found)], rest[limit - len(found) :]
+        found += await _read(backend, queue, chosen, agenda, now)
+    return found
 
 
 def _cursor(later: Later) -> str:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
 from unittest.mock import patch
 
 import pytest
 
+from hivewire.backend import Waiting
 from hivewire.delivery import Delivery
 from hivewire.engine.protocol import Engine
 from hivewire.errors import QueueFull, Reject
@@ -372,6 +374,27 @@ async def test_a_message_is_found_among_many(fabric: Fabric) -> None:
         assert await _story(protocol, message.id) == ["now waits in the queue of crowd"]
     assert await _story(protocol, late.id) == ["now waits in the queue of crowd for its time"]
     assert await _story(protocol, "nobody") == []
+
+
+async def test_the_question_ends_while_others_send_without_a_pause(fabric: Fabric) -> None:
+    """Each look into the queue finds one message more than the last one did."""
+    protocol = await _narrator(fabric)
+    message = task("coder", 0)
+    await protocol.send(message)
+    backend, looks = protocol.backend, 0
+    look = backend.peek
+
+    async def beside_a_sender(*args: Any, **options: Any) -> Sequence[Waiting]:
+        nonlocal looks
+        looks += 1
+        assert looks <= 20, "it goes on as long as somebody sends"
+        page = await look(*args, **options)
+        await protocol.send(task("coder", looks))
+        return page
+
+    with patch.object(backend, "peek", beside_a_sender):
+        (place,) = (await protocol.explain(message.id)).places
+    assert (place.agent, place.state) == ("coder", "ready")
 
 
 async def test_who_asks_at_the_same_time_as_others_takes_no_note_from_them(fabric: Fabric) -> None:
