@@ -270,3 +270,15 @@ def test_a_send_that_is_repeated_while_the_first_is_moved_is_one_of_its_own() ->
     assert list(agenda.known) == [2]
     assert agenda.names_by(b"1") == []
     assert agenda.names_of([agenda.known[2]]) == [b"1", b"2"]
+
+
+def test_the_first_send_is_removed_after_the_repeated_one_was_cancelled() -> None:
+    """It was being moved when the message was sent again."""
+    agenda = Agenda()
+    agenda.stored(Later(1, b"first", ("id", 0), due_at=10.0, spread=1))
+    agenda.claimed(b"claim", [1], made_at=11.0)
+    agenda.stored(Later(3, b"second", ("id", 0), due_at=30.0, spread=1))
+    assert agenda.cancelled(b"cancel", [3], made_at=12.0) == [3]
+    agenda.removed(b"first")
+    assert agenda.known == {}
+    assert agenda.stale(13.0) == [b"claim", b"second", b"cancel"]

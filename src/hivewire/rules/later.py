@@ -96,7 +96,7 @@ class Agenda:
 
     def _drop(self, later: Later) -> None:
         del self.known[later.at], self._at[later.name]
-        if self._newest[later.life] == later.at:
+        if self._newest.get(later.life) == later.at:
             del self._newest[later.life]
 
     # -- what follows from it
