@@ -376,33 +376,6 @@ async def test_a_message_is_found_among_many(fabric: Fabric) -> None:
     assert await _story(protocol, "nobody") == []
 
 
-@pytest.mark.parametrize("delayed_only", [False, True])
-async def test_each_look_but_the_last_is_full(fabric: Fabric, delayed_only: bool) -> None:
-    """Whoever looks through a queue takes a look that is not full for the last one: contents of what he has not seen
-    would be deleted."""
-    if not fabric.can_look:
-        return  # nobody looks through it, and nothing is swept
-    protocol = await _narrator(fabric)
-    held = [task("coder", n, key=f"k{n % 4}") for n in range(13)]
-    later = [task("coder", n, key=f"k{n % 4}") for n in range(13, 20)]
-    await protocol.send_many(held)
-    for message in later:
-        await protocol.send(message, delay_s=3_600)
-    done = {delivery.message.id for delivery in await take(protocol, "coder", 3)}
-    wanted = {message.id for message in (later if delayed_only else [*held, *later])} - done
-    for limit in (1, 3, 4, 100):
-        seen: list[str] = []
-        after: str | None = None
-        while True:
-            page = await protocol.backend.peek("coder", limit, after, delayed_only=delayed_only)
-            seen += [waiting.record.id for waiting in page]
-            if len(page) < limit:
-                break
-            after = page[-1].cursor
-        assert len(seen) == len(set(seen))
-        assert set(seen) == wanted
-
-
 async def test_the_question_ends_while_others_send_without_a_pause(fabric: Fabric) -> None:
     """Each look into the queue finds one message more than the last one did."""
     protocol = await _narrator(fabric)
