@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -13,6 +13,12 @@ pytest.register_assert_rewrite("tests.system.on_a_server")
 settings.register_profile("hivewire", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.register_profile("quick", settings.get_profile("hivewire"), max_examples=20)
 settings.load_profile("hivewire")
+
+
+def pytest_collection_modifyitems(items: Sequence[pytest.Item]) -> None:
+    """Processes that share the tests must know them by the same names."""
+    if changing := [item.nodeid for item in items if " at 0x" in item.nodeid]:
+        raise pytest.UsageError(f"named by the address of an object, give ids: {', '.join(changing)}")
 
 
 @pytest.hookimpl(wrapper=True)

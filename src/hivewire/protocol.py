@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
@@ -236,7 +236,7 @@ class Protocol(ABC):
         """Messages that are not due yet, the soonest first."""
 
     @abstractmethod
-    async def cancel_delayed(self, ids: Sequence[str], *, agent: str | None = None) -> int:
+    async def cancel_delayed(self, ids: Collection[str], *, agent: str | None = None) -> int:
         """Remove messages that are not due yet, of one agent or wherever they are; how many were still there.
         A message that has fallen due is never removed."""
 

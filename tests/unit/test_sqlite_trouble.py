@@ -216,3 +216,16 @@ async def test_an_idle_consumer_costs_nearly_nothing(path: Path) -> None:
         begun = time.process_time()
         await waiting
         assert time.process_time() - begun < 0.04
+
+
+async def test_what_cannot_be_noted_after_its_commit_is_in_the_file_all_the_same(path: Path) -> None:
+    async with opened(path) as backend:
+
+        def fail(transaction: object) -> None:
+            raise RuntimeError("planted")
+
+        note, backend.writer.on_settled = backend.writer.on_settled, fail
+        await put(backend, "q", "k", 1)
+        backend.writer.on_settled = note
+        await put(backend, "q", "k", 2)
+        assert (await backend.depth("q")).ready == 2

@@ -69,7 +69,11 @@ def test_a_function_that_yields_would_never_run_and_is_no_handler() -> None:
     assert coder.types == ()
 
 
-@pytest.mark.parametrize("workers", [(), (5,), ([hw.Worker("coder")],), (hw.Worker("coder"),)], ids=str)
+@pytest.mark.parametrize(
+    "workers",
+    [(), (5,), ([hw.Worker("coder")],), (hw.Worker("coder"),)],
+    ids=["nobody", "number", "list", "without-handlers"],
+)
 def test_what_cannot_be_run_is_said_at_once(workers: tuple[Any, ...]) -> None:
     with pytest.raises(hw.SettingsError):
         hw.run(*workers)

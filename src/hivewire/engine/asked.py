@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable
 
 from hivewire.codec import check_agent, check_group, check_type
 from hivewire.codec.names import check_texts
@@ -43,7 +43,7 @@ def letters_of(what: object) -> tuple[str | None, list[str] | None]:
 
 
 def check_ids(ids: object, agent: object) -> None:
-    if not isinstance(ids, Sequence) or isinstance(ids, str):
+    if not isinstance(ids, Collection) or isinstance(ids, str | bytes):
         raise MessageError(f"messages are named by a list of ids, not by {type(ids).__name__}")
     check_texts(ids, "the id of a message")
     if agent is not None:

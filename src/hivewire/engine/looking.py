@@ -7,7 +7,7 @@ import logging
 import re
 import sys
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection
 
 from hivewire.backend import Backend
 from hivewire.codec import check_agent, encode
@@ -109,7 +109,7 @@ async def delayed(core: Core, agent: str, limit: int, after: str | None) -> list
     ]
 
 
-async def cancel_delayed(core: Core, ids: Sequence[str], agent: str | None) -> int:
+async def cancel_delayed(core: Core, ids: Collection[str], agent: str | None) -> int:
     backend, trail, wanted = core.backend, core.trail, set(ids)
     queues = [spec.name for spec in await backend.queues() if agent is None or spec.name == agent]
     cancelled = 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
 from typing import Any, Self
 
 import msgspec
@@ -325,7 +325,7 @@ class Engine(Protocol):
         looking.check_page(agent, limit, after)
         return await looking.delayed(parts.core, agent, limit, after or None)
 
-    async def cancel_delayed(self, ids: Sequence[str], *, agent: str | None = None) -> int:
+    async def cancel_delayed(self, ids: Collection[str], *, agent: str | None = None) -> int:
         parts = await self._ready()
         check_ids(ids, agent)
         return await looking.cancel_delayed(parts.core, ids, agent)

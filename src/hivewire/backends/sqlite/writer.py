@@ -232,8 +232,12 @@ class Writer:
             return
         self._tell(outcomes)  # first: while the event loop wakes, the rest is done here
         self.trouble = None
-        transaction.is_committed()
-        self.on_settled(transaction)
+        try:
+            transaction.is_committed()
+            self.on_settled(transaction)
+        except Exception:  # it is in the file all the same, and this thread must go on
+            self._known.forget()
+            log.exception("what was committed could not be noted: it is looked up anew")
 
     def _failed(self, operations: list[Errand], fresh: set[int], error: Exception) -> None:
         """Nothing was stored. If one operation is to blame, the others are done without it."""
