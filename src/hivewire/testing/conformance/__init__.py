@@ -25,8 +25,8 @@ Where each promise is tested:
     7 dead letters                dead_letters
 
 and beside them `delivery`, `filters`, `competing`, `priority`, `schedules`, `claims` (large contents), `retention`,
-`explain`, `values`, `effects`, `cancels`, `corners`, `mistakes` and `bad_input`. A feature that the store lacks turns
-its case into one of the documented lesser promise; none is skipped. Counts are sampled unless
+`explain`, `trail`, `values`, `effects`, `cancels`, `corners`, `mistakes` and `bad_input`. A feature that the store
+lacks turns its case into one of the documented lesser promise; none is skipped. Counts are sampled unless
 HIVEWIRE_SOAK=1. The cases need pytest and pytest-asyncio with `asyncio_mode = auto`.
 """
 

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Awaitable, Callable, Sequence
-from typing import Any
-from unittest.mock import patch
+from collections.abc import Awaitable, Callable
 
 import pytest
 
-from hivewire.backend import Waiting
 from hivewire.delivery import Delivery
 from hivewire.engine.protocol import Engine
 from hivewire.errors import QueueFull, Reject
@@ -18,7 +15,6 @@ from hivewire.message import Message
 from hivewire.rules.trail import sentence, whereabouts
 from hivewire.testing.conformance.fabric import Fabric
 from hivewire.testing.conformance.scenario import (
-    drained,
     empty,
     nothing_for,
     one_letter,
@@ -32,11 +28,11 @@ from hivewire.testing.conformance.waiting import eventually
 Handle = Callable[[Delivery], Awaitable[None]]
 
 
-async def _narrator(fabric: Fabric, **settings: object) -> Engine:
+async def narrator(fabric: Fabric, **settings: object) -> Engine:
     return await fabric.member(**{"trail": "all", "worker_name": "ann", "max_attempts": 3, **settings})
 
 
-async def _story(protocol: Engine, id: str) -> list[str]:
+async def story(protocol: Engine, id: str) -> list[str]:
     """What `hivewire explain` prints, but for times."""
     found = await protocol.explain(id)
     assert not found.unsearched
@@ -44,37 +40,37 @@ async def _story(protocol: Engine, id: str) -> list[str]:
     return [re.sub(r"in \d+\.\d s", "in T", line) for line in told]
 
 
-async def _fail_until(attempt: int, delivery: Delivery) -> None:
+async def fail_until(attempt: int, delivery: Delivery) -> None:
     if delivery.attempt < attempt:
         raise ValueError(f"not\nat attempt {delivery.attempt}")
 
 
 async def test_the_plain_life(fabric: Fabric) -> None:
-    protocol = await _narrator(fabric)
+    protocol = await narrator(fabric)
     message = task("coder", 1)
     await protocol.send(message)
-    assert await _story(protocol, message.id) == [
+    assert await story(protocol, message.id) == [
         "sent by tester to coder",
         "stored",
         "now waits in the queue of coder",
     ]
     delivery = await take_one(protocol, "coder")
-    assert (await _story(protocol, message.id))[2:] == [
+    assert (await story(protocol, message.id))[2:] == [
         "attempt 1 started at ann",
         "now is with a worker of coder, in attempt 1",
     ]
     await delivery.ack()
-    assert (await _story(protocol, message.id))[2:] == ["attempt 1 started at ann", "acknowledged by ann"]
+    assert (await story(protocol, message.id))[2:] == ["attempt 1 started at ann", "acknowledged by ann"]
 
 
 async def test_a_life_that_is_served(fabric: Fabric) -> None:
-    protocol = await _narrator(fabric)
+    protocol = await narrator(fabric)
     messages = [task("coder", n) for n in range(3)]
     await protocol.send_many(messages)
-    async with serving(protocol, "coder", lambda delivery: _fail_until(0, delivery)):
+    async with serving(protocol, "coder", lambda delivery: fail_until(0, delivery)):
         await empty(protocol, "coder")
     for message in messages:
-        assert await _story(protocol, message.id) == [
+        assert await story(protocol, message.id) == [
             "sent by tester to coder",
             "stored",
             "attempt 1 started at ann",
@@ -83,25 +79,25 @@ async def test_a_life_that_is_served(fabric: Fabric) -> None:
 
 
 async def test_a_delayed_life(fabric: Fabric) -> None:
-    protocol = await _narrator(fabric)
+    protocol = await narrator(fabric)
     message = task("later", 1)
     await protocol.send(message, delay_s=1.5)
-    assert await _story(protocol, message.id) == [
+    assert await story(protocol, message.id) == [
         "sent by tester to later",
         "stored: due in T",
         "now waits in the queue of later for its time",
     ]
     await take(protocol, "later", 1)
-    assert (await _story(protocol, message.id))[2:] == ["attempt 1 started at ann", "acknowledged by ann"]
+    assert (await story(protocol, message.id))[2:] == ["attempt 1 started at ann", "acknowledged by ann"]
 
 
 async def test_a_life_with_a_failure(fabric: Fabric) -> None:
-    protocol = await _narrator(fabric)
+    protocol = await narrator(fabric)
     message = task("coder", 1)
     await protocol.send(message)
-    async with serving(protocol, "coder", lambda delivery: _fail_until(2, delivery)):
+    async with serving(protocol, "coder", lambda delivery: fail_until(2, delivery)):
         await empty(protocol, "coder")
-    assert (await _story(protocol, message.id))[2:] == [
+    assert (await story(protocol, message.id))[2:] == [
         "attempt 1 started at ann",
         "attempt 1 failed: ValueError: not at attempt 1; again in T",
         "attempt 2 started at ann",
@@ -110,23 +106,23 @@ async def test_a_life_with_a_failure(fabric: Fabric) -> None:
 
 
 async def test_a_life_that_waits_for_its_next_attempt(fabric: Fabric) -> None:
-    protocol = await _narrator(fabric)
+    protocol = await narrator(fabric)
     message = task("coder", 1)
     await protocol.send(message)
     await (await take_one(protocol, "coder")).nack(30.0)
-    assert (await _story(protocol, message.id))[3:] == [
+    assert (await story(protocol, message.id))[3:] == [
         "attempt 1 failed: given back by its handler (nack); again in T",
         "now waits in the queue of coder for its time, after 1 attempt",
     ]
 
 
 async def test_a_life_that_ends_after_its_attempts(fabric: Fabric) -> None:
-    protocol = await _narrator(fabric, max_attempts=2)
+    protocol = await narrator(fabric, max_attempts=2)
     message = task("coder", 1)
     await protocol.send(message)
-    async with serving(protocol, "coder", lambda delivery: _fail_until(9, delivery)):
+    async with serving(protocol, "coder", lambda delivery: fail_until(9, delivery)):
         await one_letter(protocol, "coder")
-    assert (await _story(protocol, message.id))[2:] == [
+    assert (await story(protocol, message.id))[2:] == [
         "attempt 1 started at ann",
         "attempt 1 failed: ValueError: not at attempt 1; again in T",
         "attempt 2 started at ann",
@@ -137,7 +133,7 @@ async def test_a_life_that_ends_after_its_attempts(fabric: Fabric) -> None:
 
 
 async def test_a_rejected_life(fabric: Fabric) -> None:
-    protocol = await _narrator(fabric)
+    protocol = await narrator(fabric)
     message = task("coder", 1)
     await protocol.send(message)
 
@@ -146,7 +142,7 @@ async def test_a_rejected_life(fabric: Fabric) -> None:
 
     async with serving(protocol, "coder", refuse):
         await one_letter(protocol, "coder")
-    assert (await _story(protocol, message.id))[2:] == [
+    assert (await story(protocol, message.id))[2:] == [
         "attempt 1 started at ann",
         "dead letter of coder: rejected: not my job",
         "now is a dead letter of coder, after 1 attempt: rejected: not my job",
@@ -154,14 +150,14 @@ async def test_a_rejected_life(fabric: Fabric) -> None:
 
 
 async def test_a_life_that_runs_out_unread(fabric: Fabric) -> None:
-    protocol = await _narrator(fabric)
+    protocol = await narrator(fabric)
     message = task("coder", 1, ttl_s=0.3)
     await protocol.send(message)
     if not fabric.features.finds_expired:  # the lesser promise: found when somebody reads
         await asyncio.sleep(0.5)
         await nothing_for(protocol, "coder")
     await one_letter(protocol, "coder")
-    *told, now = await _story(protocol, message.id)
+    *told, now = await story(protocol, message.id)
     assert told[:2] == ["sent by tester to coder", "stored"]
     found = (
         [] if fabric.features.finds_expired else ["dead letter of coder: expired: its time to live of 0.3 s ran out"]
@@ -171,36 +167,36 @@ async def test_a_life_that_runs_out_unread(fabric: Fabric) -> None:
 
 
 async def test_a_malformed_life(fabric: Fabric) -> None:
-    protocol = await _narrator(fabric)
+    protocol = await narrator(fabric)
     (id_,) = await fabric.put_raw("coder", b"{not json")
-    async with serving(protocol, "coder", lambda delivery: _fail_until(0, delivery)):
+    async with serving(protocol, "coder", lambda delivery: fail_until(0, delivery)):
         await one_letter(protocol, "coder")
-    told, now = await _story(protocol, id_)
+    told, now = await story(protocol, id_)
     assert told.startswith("dead letter of coder: malformed: ")
     assert now == f"now is a {told}"
 
 
 async def test_a_life_that_nobody_subscribed(fabric: Fabric) -> None:
-    protocol = await _narrator(fabric)
+    protocol = await narrator(fabric)
     await protocol.subscribe("coder", ["query"])
     message = task("coder", 1)
     await protocol.send(message)
-    async with serving(protocol, "coder", lambda delivery: _fail_until(0, delivery)):
+    async with serving(protocol, "coder", lambda delivery: fail_until(0, delivery)):
         await one_letter(protocol, "coder")
     why = "dead letter of coder: unsubscribed: coder does not take messages of type 'task'"
-    assert (await _story(protocol, message.id))[2:] == [why, f"now is a {why}"]
+    assert (await story(protocol, message.id))[2:] == [why, f"now is a {why}"]
 
 
 async def test_a_life_that_was_sent_twice(fabric: Fabric) -> None:
-    protocol = await _narrator(fabric)
+    protocol = await narrator(fabric)
     message = task("coder", 1)
     await protocol.send(message)
     await take(protocol, "coder", 1)
     await protocol.send(message)
-    async with serving(protocol, "coder", lambda delivery: _fail_until(0, delivery)):
+    async with serving(protocol, "coder", lambda delivery: fail_until(0, delivery)):
         await empty(protocol, "coder")
     plain = ["attempt 1 started at ann", "acknowledged by ann"]
-    told = await _story(protocol, message.id)
+    told = await story(protocol, message.id)
     assert told.pop() == "duplicate: stored twice and handled before: dropped"
     assert sorted(told) == sorted(2 * ["sent by tester to coder", "stored"] + plain)
 
@@ -208,38 +204,38 @@ async def test_a_life_that_was_sent_twice(fabric: Fabric) -> None:
 async def test_a_life_with_an_idempotency_key(fabric: Fabric) -> None:
     if not fabric.features.store_dedup:
         return  # stored twice and handled once: the case before
-    protocol = await _narrator(fabric)
+    protocol = await narrator(fabric)
     first, second = task("coder", 1), task("coder", 2)
     await protocol.send(first, idempotency_key="one")
     await protocol.send(second, idempotency_key="one")
-    assert await _story(protocol, second.id) == [
+    assert await story(protocol, second.id) == [
         f"duplicate: not stored: the idempotency key 'one' belongs to {first.id}"
     ]
-    assert (await _story(protocol, first.id))[2] == (
+    assert (await story(protocol, first.id))[2] == (
         f"duplicate: sent again as {second.id} with the idempotency key 'one'; that one was not stored"
     )
 
 
 @pytest.mark.parametrize("trail", ["all", "trouble"])
 async def test_a_refused_life(fabric: Fabric, trail: str) -> None:
-    protocol = await _narrator(fabric, queue_cap=1, trail=trail)
+    protocol = await narrator(fabric, queue_cap=1, trail=trail)
     await protocol.send(task("small", 1))
     refused = task("small", 2)
     with pytest.raises(QueueFull):
         await protocol.send(refused, timeout_s=0.1)
-    (told,) = await _story(protocol, refused.id)
+    (told,) = await story(protocol, refused.id)
     assert told.startswith("refused by the queue of small: QueueFull: ")
 
 
 @pytest.mark.slow
 async def test_a_life_that_is_taken_over(fabric: Fabric) -> None:
-    protocol = await _narrator(fabric)
+    protocol = await narrator(fabric)
     await fabric.worker("coder", settings={"trail": "all", "worker_name": "first"})
     message = task("coder", 1, ["sleep", 1.6], ["die", 1])
     await protocol.send(message)
 
     async def told() -> list[str]:
-        return await _story(protocol, message.id)
+        return await story(protocol, message.id)
 
     await eventually(lambda: _is_told(told, "attempt 1 started at first"), True, 15.0)
     await fabric.worker("coder", settings={"trail": "all", "worker_name": "second"})
@@ -260,7 +256,7 @@ async def _is_told(told: Callable[[], Awaitable[list[str]]], line: str) -> bool:
 
 
 async def test_a_life_that_is_replayed_and_one_that_is_purged(fabric: Fabric) -> None:
-    protocol = await _narrator(fabric)
+    protocol = await narrator(fabric)
     again, gone = task("coder", 1), task("coder", 2)
     for message in (again, gone):
         await protocol.send(message)
@@ -269,20 +265,20 @@ async def test_a_life_that_is_replayed_and_one_that_is_purged(fabric: Fabric) ->
     await take(protocol, "coder", 1)
     await protocol.purge_dead([gone.id])
     died = ["attempt 1 started at ann", "dead letter of coder: rejected: no"]
-    assert (await _story(protocol, again.id))[2:] == [
+    assert (await story(protocol, again.id))[2:] == [
         *died,
         "replayed to coder: it was dead (rejected: no)",
         "attempt 1 started at ann",
         "acknowledged by ann",
     ]
-    assert (await _story(protocol, gone.id))[2:] == [
+    assert (await story(protocol, gone.id))[2:] == [
         *died,
         "purged from the dead letters of coder: it was dead (rejected: no)",
     ]
 
 
 async def test_a_life_whose_handler_takes_too_long(fabric: Fabric) -> None:
-    protocol = await _narrator(fabric, max_attempts=1)
+    protocol = await narrator(fabric, max_attempts=1)
     message = task("slow", 1)
     await protocol.send(message)
 
@@ -292,7 +288,7 @@ async def test_a_life_whose_handler_takes_too_long(fabric: Fabric) -> None:
     async with serving(protocol, "slow", sleep, timeout_s=0.2):
         await one_letter(protocol, "slow")
     why = "TimeoutError: its handler ran longer than 0.2 s"
-    assert (await _story(protocol, message.id))[2:5] == [
+    assert (await story(protocol, message.id))[2:5] == [
         "attempt 1 started at ann",
         f"attempt 1 failed: {why}",
         f"dead letter of slow: max_attempts: {why}",
@@ -300,7 +296,7 @@ async def test_a_life_whose_handler_takes_too_long(fabric: Fabric) -> None:
 
 
 async def test_a_life_that_is_handed_back(fabric: Fabric) -> None:
-    protocol = await _narrator(fabric)
+    protocol = await narrator(fabric)
     message = task("calm", 1)
     await protocol.send(message)
     running = asyncio.Event()
@@ -312,7 +308,7 @@ async def test_a_life_that_is_handed_back(fabric: Fabric) -> None:
     async with serving(protocol, "calm", sleep):
         await running.wait()
     await take(protocol, "calm", 1)
-    told = await _story(protocol, message.id)
+    told = await story(protocol, message.id)
     assert told[2:4] == [
         "attempt 1 started at ann",
         "attempt 1 given back: its attempt did not come to its end and does not count",
@@ -321,130 +317,16 @@ async def test_a_life_that_is_handed_back(fabric: Fabric) -> None:
 
 
 async def test_a_broadcast_is_told_with_its_copies(fabric: Fabric) -> None:
-    protocol = await _narrator(fabric)
+    protocol = await narrator(fabric)
     for agent in ("bo", "cy"):
         await protocol.subscribe(agent, groups=["all"])
     message = Message(type="news", sender="ann", content=1)
     await protocol.broadcast(message, "all")
     await take(protocol, "bo", 1)
     await take_one(protocol, "cy")
-    told = await _story(protocol, message.id)
+    told = await story(protocol, message.id)
     assert told[:2] == ["sent by ann to ~group/all", "stored"]
     assert "copied to bo, cy" in told
     assert told.count("stored: as a member of group all") == 2
     assert told.count("acknowledged by ann") == 1
     assert told[-1] == "now is with a worker of cy, in attempt 1"
-
-
-async def test_by_default_trouble_is_told_and_nothing_else(fabric: Fabric) -> None:
-    protocol = await _narrator(fabric, trail="trouble")
-    plain, troubled = task("coder", 1, key="a"), task("coder", 2, key="b")
-    await protocol.send_many([plain, troubled])
-
-    async def fail_once(delivery: Delivery) -> None:
-        if delivery.message.id == troubled.id:
-            await _fail_until(2, delivery)
-
-    async with serving(protocol, "coder", fail_once):
-        await empty(protocol, "coder")
-    assert await _story(protocol, plain.id) == []
-    assert await _story(protocol, troubled.id) == [
-        "attempt 1 failed: ValueError: not at attempt 1; again in T",
-        "attempt 2 started at ann",
-        "acknowledged by ann",
-    ]
-
-
-async def test_off_records_nothing_and_still_finds_the_message(fabric: Fabric) -> None:
-    protocol = await _narrator(fabric, trail="off")
-    message = task("coder", 1)
-    await protocol.send(message)
-    await (await take_one(protocol, "coder")).reject("no")
-    assert await _story(protocol, message.id) == ["now is a dead letter of coder, after 1 attempt: rejected: no"]
-
-
-async def test_a_message_is_found_among_many(fabric: Fabric) -> None:
-    """More than a page of them, in lanes of several, some delayed."""
-    protocol = await _narrator(fabric, trail="off")
-    batch = [task("crowd", n, key=f"k{n % 700}") for n in range(2_500)]
-    await protocol.send_many(batch)
-    late = task("crowd", 1)
-    await protocol.send(late, delay_s=60)
-    for message in (batch[0], batch[1_234], batch[-1]):
-        assert await _story(protocol, message.id) == ["now waits in the queue of crowd"]
-    assert await _story(protocol, late.id) == ["now waits in the queue of crowd for its time"]
-    assert await _story(protocol, "nobody") == []
-
-
-async def test_the_question_ends_while_others_send_without_a_pause(fabric: Fabric) -> None:
-    """Each look into the queue finds one message more than the last one did."""
-    protocol = await _narrator(fabric)
-    message = task("coder", 0)
-    await protocol.send(message)
-    backend, looks = protocol.backend, 0
-    look = backend.peek
-
-    async def beside_a_sender(*args: Any, **options: Any) -> Sequence[Waiting]:
-        nonlocal looks
-        looks += 1
-        assert looks <= 20, "it goes on as long as somebody sends"
-        page = await look(*args, **options)
-        await protocol.send(task("coder", looks))
-        return page
-
-    with patch.object(backend, "peek", beside_a_sender):
-        (place,) = (await protocol.explain(message.id)).places
-    assert (place.agent, place.state) == ("coder", "ready")
-
-
-async def test_who_asks_at_the_same_time_as_others_takes_no_note_from_them(fabric: Fabric) -> None:
-    """Two who write the notes at once would each drop what the other has written, and then what came meanwhile."""
-    protocol = await _narrator(fabric)
-    add = protocol.backend.add_to_trail
-
-    async def slowly(chunk: bytes, keep_s: float) -> None:
-        await add(chunk, keep_s)
-        await asyncio.sleep(0.02)
-
-    sent: list[Message] = []
-    with patch.object(protocol.backend, "add_to_trail", slowly):
-        await protocol.send(task("many", 0))
-        asking = asyncio.gather(*(protocol.explain("none") for _ in range(4)))
-        while not asking.done() and len(sent) < 40:  # who looks through a queue follows one that grows
-            sent.append(task("many", len(sent)))
-            await protocol.send(sent[-1])
-            await asyncio.sleep(0.001)
-        await asking
-    for message in sent[::8]:
-        assert (await _story(protocol, message.id))[:2] == ["sent by tester to many", "stored"]
-
-
-async def test_the_trail_is_capped(fabric: Fabric) -> None:
-    protocol = await _narrator(fabric, trail_bytes=65_536)
-    for _ in range(8):
-        await protocol.send_many([task("many", n) for n in range(200)])
-        await protocol.explain("none")  # has the trail written
-    last = task("many", 9)
-    await protocol.send(last)
-    assert (await _story(protocol, last.id))[:2] == ["sent by tester to many", "stored"]
-
-    async def held() -> bool:
-        return sum(len(entry.value) for entry in (await fabric.backend.trail()).values()) <= 65_536 * 9 // 8 + 40_000
-
-    await eventually(held, True, 10.0)
-
-
-async def test_an_outage_of_the_store_loses_no_note(fabric: Fabric) -> None:
-    if not fabric.has_outages:
-        return
-    protocol = await _narrator(fabric, lease_s=30.0)
-    message = task("coder", 1)
-    await protocol.send(message)
-    delivery = await take_one(protocol, "coder")
-    async with fabric.outage():
-        ending = asyncio.create_task(delivery.ack())
-        await asyncio.sleep(1.2)  # the time in which notes are written
-    await ending
-    await drained(protocol, "coder")
-    told = await _story(protocol, message.id)
-    assert told == ["sent by tester to coder", "stored", "attempt 1 started at ann", "acknowledged by ann"]
