@@ -42,10 +42,17 @@ def master_of(group: RedisWatched) -> RedisServer:
     return next(server for server in group.servers if server.port == int(port))
 
 
+def role(server: RedisServer) -> str:
+    try:
+        return str(say(server, "ROLE")[0])
+    except OSError:
+        return ""  # who becomes a replica hangs up
+
+
 async def promoted(group: RedisWatched, old: RedisServer) -> None:
     def done() -> bool:
         new = master_of(group)
-        return new is not old and say(new, "ROLE")[0] == "master"
+        return new is not old and role(new) == "master"
 
     await until(done, "a replica is promoted", 30)
 
@@ -83,7 +90,7 @@ async def test_the_same_objects_go_on_with_the_new_master(tmp_path: Path, troubl
                         old.start()
                     else:
                         old.thaw()
-                    await until(lambda old=old: say(old, "ROLE")[0] == "slave", "the old one follows", 90)  # type: ignore[misc]
+                    await until(lambda old=old: role(old) == "slave", "the old one follows", 90)  # type: ignore[misc]
                     await _go_on(load, seen)
             await empty(sender, "watched")
         lost = seen.lost(load)

@@ -27,7 +27,7 @@ import pytest
 from tests.mutants.making import ROOT, Function, Mutant, path_of
 
 _WALL_S = 120.0
-_CPU_S = 2.0
+_CPU_S = 10.0
 """Beyond what the tests need with the module as it is."""
 MOST_BYTES = 4 << 30
 """Beyond what the process has mapped already: threads of earlier tests alone can have as much."""

@@ -4,6 +4,7 @@ byte."""
 from __future__ import annotations
 
 import asyncio
+import gc
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from typing import Any
@@ -17,6 +18,7 @@ from hivewire.backends.redis.opening import lean_link, new_link
 from hivewire.errors import BackendError, ConnectionLost
 from hivewire.settings import RedisSettings
 from hivewire.testing.conformance.waiting import until
+from hivewire.testing.leaks import no_unhandled_errors
 
 Talk = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
@@ -374,6 +376,25 @@ async def test_what_waits_for_replicas_is_lost_with_its_connection() -> None:
     async with linked(talk, wait_replicas=1) as (link, _):
         with pytest.raises(ConnectionLost):
             await link.post([("XADD",)], firm=True)
+
+
+async def test_nobody_needs_to_wait_any_more_for_what_is_lost_with_its_connection() -> None:
+    asked = asyncio.Event()
+
+    async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await read_command(reader)
+        writer.write(b"+OK\r\n")
+        await read_command(reader)  # WAIT, which gets no answer
+        asked.set()
+        await read_command(reader)
+
+    with no_unhandled_errors():
+        async with linked(talk, wait_replicas=1) as (link, _):
+            post = link.post([("XADD",)], firm=True)
+            await asyncio.wait_for(asked.wait(), 10)
+            post.cancel()
+        del post
+        gc.collect()
 
 
 @pytest.mark.parametrize(("pool", "warm"), [(1, 0), (1, 5), (4, 0), (4, 2), (4, 9)])

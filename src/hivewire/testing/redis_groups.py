@@ -32,6 +32,8 @@ def say(server: RedisServer, *command: str, wait_s: float = 5.0) -> Any:
 
 def _read(answer: Any) -> Any:
     line = answer.readline().rstrip(b"\r\n").decode()
+    if not line:
+        raise ConnectionError("the server hung up")
     kind, rest = line[:1], line[1:]
     if kind == "-":
         raise Refused(rest)

@@ -169,20 +169,22 @@ class Wire(asyncio.Protocol):
     def _replicated(
         self, answered: asyncio.Future[list[Reply]], firm: Sequence[tuple[Batch, asyncio.Future[list[Reply]]]]
     ) -> None:
+        error = answered.exception()  # asked for in any case: perhaps nobody waits for an outcome any more
+        have = answered.result()[0] if error is None else 0
         for batch, future in firm:
-            batch.when_whole = partial(self._judge, answered, batch, future)
+            batch.when_whole = partial(self._judge, batch, future, have, error)
             if not batch.elsewhere:
                 batch.when_whole()
 
-    def _judge(self, answered: asyncio.Future[list[Reply]], batch: Batch, future: asyncio.Future[list[Reply]]) -> None:
+    def _judge(
+        self, batch: Batch, future: asyncio.Future[list[Reply]], have: Reply, error: BaseException | None
+    ) -> None:
+        wanted = self._settings.wait_replicas
         if future.done():
             return
-        error, wanted = answered.exception(), self._settings.wait_replicas
         if error is not None:
             future.set_exception(error)
-            return
-        have = answered.result()[0]
-        if isinstance(have, int) and have >= wanted:
+        elif isinstance(have, int) and have >= wanted:
             future.set_result(batch.answers)
         else:
             told = have if isinstance(have, Exception) else f"{have} of {wanted} replicas have it"
