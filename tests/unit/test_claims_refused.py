@@ -22,13 +22,16 @@ async def test_who_is_cancelled_while_a_content_is_stored_leaves_none(tmp_path: 
         assert isinstance(protocol, Engine)
         store = protocol._blobs
         assert store is not None
-        put, begun = store.put, asyncio.Event()
+        put, begun, goes_on, stored = store.put, asyncio.Event(), asyncio.Event(), asyncio.Event()
 
         async def slowly(name: str, body: bytes) -> None:
-            if list(tmp_path.rglob("0*-*")):
+            is_second = bool(list(tmp_path.rglob("0*-*")))
+            if is_second:
                 begun.set()
-                await asyncio.sleep(0.1)
+                await goes_on.wait()
             await put(name, body)
+            if is_second:
+                stored.set()
 
         batch = [hw.Message(type="task", sender="me", to="some", content="x" * 2_000) for _ in range(3)]
         with patch.object(store, "put", slowly):
@@ -37,11 +40,15 @@ async def test_who_is_cancelled_while_a_content_is_stored_leaves_none(tmp_path: 
             sending.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await sending
-            await asyncio.sleep(0.2)  # it is stored by then
+            goes_on.set()
+            await stored.wait()
             await until(lambda: not list(tmp_path.rglob("0*-*")), "nothing is left", 15)
+            goes_on.clear()
+            stored.clear()
             with pytest.raises(TimedOut):
-                await protocol.send_many(batch, timeout_s=0.05)
-            await asyncio.sleep(0.2)
+                await protocol.send_many(batch, timeout_s=0.5)
+            goes_on.set()
+            await stored.wait()
             await until(lambda: not list(tmp_path.rglob("0*-*")), "nothing is left", 15)
         assert (await protocol.depth("some")).ready == 0
 
