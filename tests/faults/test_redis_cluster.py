@@ -19,7 +19,7 @@ from hivewire.delivery import Delivery
 from hivewire.engine.protocol import Engine
 from hivewire.errors import BackendError, SettingsError
 from hivewire.factory import connect
-from hivewire.testing.conformance.scenario import counts, empty, serving, take, task
+from hivewire.testing.conformance.scenario import counts, empty, one_letter, serving, take, task
 from hivewire.testing.conformance.waiting import count, eventually, until, until_true
 from hivewire.testing.leaks import nothing_left_behind
 from hivewire.testing.redis_groups import RedisCluster, say
@@ -299,13 +299,14 @@ async def test_a_master_is_frozen_and_thawed_after_its_replica_took_over(
 @pytest.mark.slow
 @pytest.mark.timeout(120)
 async def test_a_node_that_stands_still_costs_no_lease_of_queues_that_live_elsewhere(cluster: RedisCluster) -> None:
-    """For longer than the lease, and with nobody to take over its slots."""
+    """For longer than the lease, and with nobody to take over its slots. What expires elsewhere is buried, too."""
     others = [server for server in masters(cluster) if server is not cluster.owner(slot_of(CATALOGUE))]
     victim = others[0]
     for server in cluster.servers:
         if say(server, "ROLE")[0] == "slave" and say(server, "ROLE")[2] == victim.port:
             server.kill()
     (spared,) = agents_on(cluster, others[1], "apart")
+    (idle,) = agents_on(cluster, others[1], "idle")
     (stuck,) = agents_on(cluster, victim, "stuck")
     starts = 0
 
@@ -319,10 +320,13 @@ async def test_a_node_that_stands_still_costs_no_lease_of_queues_that_live_elsew
             await protocol.send(task(stuck, 1, key="k0"))
             await protocol.send(task(spared, 1))
             await until(lambda: starts, "its handler runs")
+            await protocol.send(task(idle, 1, ttl_s=0.5))
+            await protocol.send(task(stuck, 2, key="k0", ttl_s=600))
             victim.freeze()
             try:
                 await empty(protocol, spared)
                 assert starts == 1
+                assert (await one_letter(protocol, idle)).reason == "expired"
             finally:
                 victim.thaw()
             await empty(protocol, stuck, within_s=30)

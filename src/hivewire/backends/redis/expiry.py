@@ -12,6 +12,7 @@ from hivewire.backends.redis import scripts
 from hivewire.backends.redis.keys import EXPIRING, base
 from hivewire.backends.redis.link import Link, good
 from hivewire.backends.redis.packing import life_of, pack_dead, unpack, unpack_state
+from hivewire.errors import BackendError
 
 if TYPE_CHECKING:
     from hivewire.backends.redis.backend import RedisBackend
@@ -24,23 +25,50 @@ Place = tuple[int, bytes]
 
 
 async def bury(backend: RedisBackend, consumers: Collection[RedisMember]) -> int:
+    """Over all queues. One whose server is away holds up no other, and is told only if none could be looked at.
+
+    Raises:
+        BackendError: a server refused, or none of the queues could be reached.
+    """
     link = backend.link
     queues = [name.decode() for name in await link.call("SMEMBERS", EXPIRING)]
-    if not queues:
-        return 0
-    for answer in await link.post([scripts.run(scripts.MOVE, base(queue), _PAGE) for queue in queues]):
-        good(answer, "move delayed messages")  # nobody may be there who does
+    there: list[str] = []
+    trouble: BackendError | None = None
+    moved = await link.post([scripts.run(scripts.MOVE, base(queue), _PAGE) for queue in queues]) if queues else []
+    for queue, answer in zip(queues, moved, strict=True):
+        try:
+            good(answer, f"move delayed messages of {queue}")  # nobody may be there who does
+            there.append(queue)
+        except BackendError as error:
+            trouble = _passing(error)
     now_ms = int(backend.now() * 1000)
-    asked = [("ZRANGEBYSCORE", f"{base(queue)}ttl", "-inf", now_ms, "LIMIT", 0, _PAGE) for queue in queues]
-    buried = 0
-    for queue, answer in zip(queues, await link.post(asked), strict=True):
-        places: list[Place] = []
-        for member in good(answer, f"look what has expired of {queue}"):
-            shard, _, id = member.partition(b":")
-            places.append((int(shard), id))
-        if places:
-            buried += await _bury(link, queue, places, [each for each in consumers if each.queue == queue])
+    asked = [("ZRANGEBYSCORE", f"{base(queue)}ttl", "-inf", now_ms, "LIMIT", 0, _PAGE) for queue in there]
+    buried = looked = 0
+    for queue, answer in zip(there, await link.post(asked) if asked else [], strict=True):
+        try:
+            places = [_place(member) for member in good(answer, f"look what has expired of {queue}")]
+            if places:
+                buried += await _bury(link, queue, places, [each for each in consumers if each.queue == queue])
+            looked += 1
+        except BackendError as error:
+            trouble = _passing(error)
+    if trouble is not None and not looked:
+        raise trouble
     return buried
+
+
+def _passing(error: BackendError) -> BackendError:
+    """Raises:
+    BackendError: it is not of a kind that passes by itself.
+    """
+    if not error.retryable:
+        raise error
+    return error
+
+
+def _place(member: bytes) -> Place:
+    shard, _, id = member.partition(b":")
+    return int(shard), id
 
 
 async def _bury(link: Link, queue: str, places: Sequence[Place], consumers: Sequence[RedisMember]) -> int:
