@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hivewire.backends.kafka.depth import with_moved
+from hivewire.backends.kafka.depth import left_of, with_moved
 from hivewire.backends.kafka.metadata import Committed
 from hivewire.rules.pool import Pool
 from hivewire.rules.progress import History, Progress, decode, encode
@@ -50,3 +50,17 @@ def test_what_came_back_waits_and_other_partitions_are_not_concerned() -> None:
     at = committed(4)
     assert with_moved(at, pool_of(5, back=(5,)), SHARD) == at
     assert with_moved(at, pool_of(5), SHARD + 1) == at
+
+
+def test_what_was_deleted_is_neither_waiting_nor_running_nor_due() -> None:
+    history = [History(5, 1, 1), History(6, 1, running=True), History(9, 2, 1), History(10, 1, running=True)]
+    state = encode(Progress(4, (7, 8, 11), history, 12))
+    found = left_of(Committed(4, state, 3, 2, (20.0, 30.0)), 8)
+    assert (found.watermark, found.finished, found.running, found.due_at) == (8, 2, 1, [30.0])
+    assert decode(found.state) == Progress(8, [8, 11], history[2:], 12)
+
+
+def test_all_that_is_left_is_as_it_was_committed() -> None:
+    at = committed(4, (7,), (9,))
+    assert left_of(at, 4) is at
+    assert left_of(at, 0) is at

@@ -264,15 +264,8 @@ class KafkaBackend(Backend):
         """Replies share one topic: what nobody took is gone an hour later."""
         self._replies.forget(queue)
         if not queue.startswith(REPLY_PREFIX) and await self.topics.look_up(queue) is not None:
-            await self._empty(queue)
+            await self._space.empty(queue)
         await self.topics.forget(queue)
-
-    async def _empty(self, queue: str) -> None:
-        """The topic stays, for whoever has the name later."""
-        await self.letters.purge(queue, None, None)
-        await self.delays.drop(queue)
-        topic, shards = self.names.topic(queue), await self.topics.ensure(queue)
-        await self.admin.delete_before(await self.admin.ends([(topic, shard) for shard in range(shards)]))
 
     async def depth(self, queue: str) -> Depth:
         self.check_usable()

@@ -206,6 +206,13 @@ class Claims:
             if found.pool(name).topic:
                 await found.say(name, Word("", topic=topic))
 
+    async def emptied(self, queue: str, before: Mapping[int, int]) -> None:
+        """Of a competing queue, all before these positions was deleted on purpose: nobody misses it."""
+        found = await self.log_of(queue)
+        await found.say(queue, Word("", gone=list(before.items())))
+        pool = found.pool(queue)
+        await found.say(queue, Word("", gaps=[(shard, pool.low(shard), end) for shard, end in before.items()]))
+
     async def close(self) -> None:
         for one in self._logs.values():
             await one.stop()

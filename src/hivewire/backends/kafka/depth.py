@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import asyncio
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -10,6 +11,7 @@ import msgspec
 from hivewire.backend import Depth
 from hivewire.backends.kafka.elsewhere import moved
 from hivewire.backends.kafka.metadata import Committed, unpack
+from hivewire.backends.kafka.tail import Place
 from hivewire.rules.pool import Pool
 from hivewire.rules.progress import History, Progress, decode, encode
 
@@ -19,29 +21,49 @@ if TYPE_CHECKING:
 
 async def progress(backend: KafkaBackend, queue: str) -> Sequence[tuple[int, Committed]]:
     """End and progress of each partition: as committed and as members say that run what moved, or of a competing
-    queue as its members said."""
+    queue as its members said. What was deleted is not there, whoever has said what of it."""
     topic = backend.names.topic(queue)
     partitions = await backend.topics.ensure(queue)
     places = [(topic, number) for number in range(partitions)]
     spec = backend.topics.known(queue)
     if backend.features.leases_lanes(queue, competing=spec is not None and spec.mode == "competing"):
-        ends = await backend.admin.ends(places)
+        firsts, ends = await _firsts_and_ends(backend, places)
         pool = (await backend.claims.log_of(queue)).pool(queue)
-        return [(ends[place], _claimed(pool, place[1])) for place in places]
+        return [(ends[place], _claimed(pool, place[1], firsts[place])) for place in places]
     committed = await backend.reader.committed(places)
-    ends = await backend.admin.ends(places)
-    fresh = [place for place in places if place not in committed]
-    firsts = await backend.admin.ends(fresh, first=True)
+    firsts, ends = await _firsts_and_ends(backend, places)
+    away = await moved(backend, queue)
     found = []
     for place in places:
-        if place in committed:
-            found.append((ends[place], unpack(*committed[place])))
-        else:
-            found.append((ends[place], Committed(firsts[place], b"")))
-    away = await moved(backend, queue)
-    if away is None:
-        return found
-    return [(end, with_moved(at, away, number)) for number, (end, at) in enumerate(found)]
+        at = unpack(*committed[place]) if place in committed else Committed(firsts[place], b"")
+        if away is not None:
+            at = with_moved(at, away, place[1])
+        found.append((ends[place], left_of(at, firsts[place])))
+    return found
+
+
+async def _firsts_and_ends(
+    backend: KafkaBackend, places: Sequence[Place]
+) -> tuple[Mapping[Place, int], Mapping[Place, int]]:
+    firsts, ends = await asyncio.gather(backend.admin.ends(places, first=True), backend.admin.ends(places))
+    return firsts, ends
+
+
+def left_of(at: Committed, first: int) -> Committed:
+    """What was committed of a partition whose records before `first` are gone: nobody will ever finish them."""
+    if first <= at.watermark:
+        return at
+    state = decode(at.state)
+    history = [entry for entry in state.history if entry.at >= first]
+    ahead = [offset for offset in state.ahead if offset >= first]
+    failed = sum(entry.failures > 0 for entry in history)
+    return Committed(
+        first,
+        encode(Progress(first, ahead, history, max(first, state.taken_to))),
+        max(0, at.finished - (len(state.ahead) - len(ahead))),
+        max(0, at.running - (state.running - sum(entry.running for entry in history))),
+        sorted(at.due_at)[len(at.due_at) - min(failed, len(at.due_at)) :],
+    )
 
 
 def with_moved(at: Committed, pool: Pool, shard: int) -> Committed:
@@ -69,10 +91,11 @@ def with_moved(at: Committed, pool: Pool, shard: int) -> Committed:
     return Committed(low, encode(known), at.finished + len(ended), max(0, running), at.due_at)
 
 
-def _claimed(pool: Pool, shard: int) -> Committed:
+def _claimed(pool: Pool, shard: int, first: int) -> Committed:
     """What its members said of one partition. What was handed out counts as running."""
-    low, ahead = pool.low(shard), pool.ahead(shard)
-    here = [(offset, known) for (number, offset), known in pool.known.items() if number == shard]
+    low = max(first, pool.low(shard))
+    ahead = [offset for offset in pool.ahead(shard) if offset >= low]
+    here = [(offset, known) for (number, offset), known in pool.known.items() if number == shard and offset >= low]
     history = [
         History(offset, known.starts, known.failures, known.crashes, known.holder is not None)
         for offset, known in sorted(here, key=lambda one: one[0])

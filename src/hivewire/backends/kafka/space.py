@@ -1,4 +1,5 @@
-"""Space of what is finished is given back to the brokers: by who owns the partition, below its watermark."""
+"""Space of what is finished is given back to the brokers: by who owns the partition, below its watermark. And that of
+a queue that nobody needs any more."""
 
 from __future__ import annotations
 
@@ -35,3 +36,15 @@ class Space:
                     await consumer.deleted(
                         {place[1]: before[place] for place in consumer.watermarks().keys() & before.keys()}
                     )
+
+    async def empty(self, queue: str) -> None:
+        """All that is in a queue. The topic stays, for whoever has the name later."""
+        backend = self._backend
+        await backend.letters.purge(queue, None, None)
+        await backend.delays.drop(queue)
+        topic, shards = backend.names.topic(queue), await backend.topics.ensure(queue)
+        ends = await backend.admin.ends([(topic, shard) for shard in range(shards)])
+        await backend.admin.delete_before(ends)
+        spec = backend.topics.known(queue)
+        if backend.features.leases_lanes(queue, competing=spec is not None and spec.mode == "competing"):
+            await backend.claims.emptied(queue, {shard: end for (_, shard), end in ends.items()})

@@ -90,6 +90,28 @@ async def test_an_agent_that_is_forgotten_leaves_nothing(fabric: Fabric, mode: M
     await empty(member, "gone")
 
 
+@pytest.mark.parametrize("mode", ["ordered", "competing"])
+async def test_what_was_forgotten_counts_no_more(fabric: Fabric, mode: Mode) -> None:
+    """Neither as waiting nor as lost, whatever became of it before."""
+    before = await fabric.member()
+    await before.subscribe("gone", mode=mode)
+    await before.send_many([task("gone", n, key=f"k{n}") for n in range(12)])
+    await take(before, "gone", 2)
+    for _ in range(2):
+        await (await take_one(before, "gone")).nack(delay_s=3_600)
+    await take_one(before, "gone")
+    await before.close()
+    member = await fabric.member()
+    await eventually(lambda: forgotten(member, "gone"), True, 20.0)
+    await member.subscribe("gone", mode=mode)
+    assert counts(await member.depth("gone")) == (0, 0, 0, 0)
+    await member.send(task("gone", 12))
+    assert counts(await member.depth("gone")) == (1, 0, 0, 0)
+    assert [delivery.message.content for delivery in await take(member, "gone", 1)] == [task("gone", 12).content]
+    await empty(member, "gone")
+    assert member.metrics().lost == 0
+
+
 @pytest.mark.parametrize("delayed_only", [False, True])
 async def test_each_look_but_the_last_is_full(fabric: Fabric, delayed_only: bool) -> None:
     """Whoever looks through a queue takes a look that is not full for the last one: contents of what he has not seen
