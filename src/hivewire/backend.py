@@ -319,8 +319,9 @@ class Backend(ABC):
     @abstractmethod
     async def purge_dead(self, queue: str | None, ids: Sequence[str] | None, older_than_s: float | None) -> int: ...
 
-    async def bury_expired(self) -> int:
-        """Move messages whose time ran out, unread, to the dead letters."""
+    async def bury_expired(self, queue: str | None = None) -> int:
+        """Move messages whose time ran out, unread, to the dead letters: those of this queue, and of others only where
+        that costs nothing more; None: of all queues."""
         return 0
 
     async def cleanup(self, older_than_s: float) -> int:

@@ -85,6 +85,20 @@ async def test_30000_messages_before_the_first_reader(redis: RedisFabric, mode: 
     assert (await redis.protocol.depth("late")).oldest_age_s == 0
 
 
+async def test_who_looks_at_one_queue_asks_of_no_other(redis: RedisFabric) -> None:
+    """However many queues hold what may expire."""
+    agents = [f"a{n}" for n in range(count(200, 1_000))]
+    await redis.protocol.send_many([task(agent, ttl_s=600) for agent in agents])
+    spent = []
+    for _ in range(3):  # upkeep, once a second, does look at all of them
+        before = await calls(redis)
+        await redis.protocol.depth("a0")
+        await redis.protocol.dead_letters("a0")
+        after = await calls(redis)
+        spent.append(sum(after.values()) - sum(before.values()))
+    assert min(spent) < len(agents), spent
+
+
 async def test_many_requests_share_one_mailbox_of_the_process(redis: RedisFabric) -> None:
     async def answer(delivery: Delivery) -> None:
         await redis.protocol.reply(delivery.message, {"n": number(delivery)})

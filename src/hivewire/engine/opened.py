@@ -90,9 +90,9 @@ class Opened:
             except (BackendError, OSError):
                 continue  # `health` tells; the next round tries again
 
-    async def bury_expired(self) -> None:
+    async def bury_expired(self, queue: str | None = None) -> None:
         if self.core.features.finds_expired:
-            buried = await self.core.backend.bury_expired()
+            buried = await self.core.backend.bury_expired(queue)
             self.core.metrics.expired += buried
             self.core.metrics.dead += buried
 

@@ -292,7 +292,7 @@ class Engine(Protocol):
     async def depth(self, agent: str) -> Depth:
         parts = await self._ready()
         check_agent(agent)
-        await parts.bury_expired()
+        await parts.bury_expired(agent)
         return await self.backend.depth(agent)
 
     async def dead_letters(
@@ -300,7 +300,7 @@ class Engine(Protocol):
     ) -> list[DeadLetter]:
         parts = await self._ready()
         looking.check_page(agent, limit, after)
-        await parts.bury_expired()
+        await parts.bury_expired(agent)
         return await looking.dead_letters(parts.core, agent, limit, after or None)
 
     async def replay(self, what: str | Sequence[str]) -> int:

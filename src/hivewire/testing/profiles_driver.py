@@ -88,7 +88,7 @@ class ProfileBackend(Backend, Generic[_W]):
     async def purge_dead(self, queue: str | None, ids: Sequence[str] | None, older_than_s: float | None) -> int:
         return await self.wire.call(("purge",), lambda: self.world.purge_dead(queue, ids, older_than_s))
 
-    async def bury_expired(self) -> int:
+    async def bury_expired(self, queue: str | None = None) -> int:
         return await self.wire.call(("bury",), self.world.bury_expired)
 
     async def cleanup(self, older_than_s: float) -> int:

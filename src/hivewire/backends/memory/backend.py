@@ -241,10 +241,12 @@ class MemoryBackend(Backend):
             del self.store.dead[cursor]
         return len(picked)
 
-    async def bury_expired(self) -> int:
+    async def bury_expired(self, queue: str | None = None) -> int:
         now = self.store.now()
         buried = 0
-        for name, queue in self.store.queues.items():
+        for name, held in self.store.queues.items():
+            if queue is not None and queue != name:
+                continue
 
             def bury(fetched: Fetched, name: str = name) -> None:
                 error = f"its time to live of {fetched.record.ttl_s} s ran out before anybody read it"
@@ -253,7 +255,7 @@ class MemoryBackend(Backend):
                 )
                 self.store.bury(name, fetched, letter)
 
-            buried += queue.bury_expired(now, bury)
+            buried += held.bury_expired(now, bury)
         return buried
 
     async def cleanup(self, older_than_s: float) -> int:

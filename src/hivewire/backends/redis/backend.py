@@ -335,8 +335,8 @@ class RedisBackend(Backend):
         before = None if older_than_s is None else self.now() - older_than_s
         return await letters.purge(self.link, await self._queue_names(queue), ids, before)
 
-    async def bury_expired(self) -> int:
-        return await expiry.bury(self, self.consumers)
+    async def bury_expired(self, queue: str | None = None) -> int:
+        return await expiry.bury(self, self.consumers, queue)
 
     async def cleanup(self, older_than_s: float) -> int:
         """Reply mailboxes of the dead. Settled ids and idempotency keys end by themselves."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from hivewire.backends.redis.fragments import CLOCK, DECLARE_IT, INTER, NEEDED
+from hivewire.backends.redis.fragments import CLOCK, DECLARE_IT, INTER, NEEDED, PAST
 
 GROUP: Final = "hivewire"
 FREE: Final = "-"
@@ -204,6 +204,7 @@ SETTLE: Final = (
     + NEEDED
     + _POOL
     + INTER
+    + PAST
     + """
 if not mine(ARGV[1], ARGV[2]) then return 0 end
 local shard, at, gone, rings = ARGV[3], 12, 0, false
@@ -252,10 +253,7 @@ end
 each(ARGV[11], function(first, last)
   for i = first, last do redis.call('ZREM', base .. 'ttl', shard .. ':' .. ARGV[i]) end
 end)
-if ARGV[7] ~= '0' then
-  redis.call('ZREMRANGEBYSCORE', base .. 'past', '-inf', now - ARGV[4])
-  redis.call('ZREMRANGEBYRANK', base .. 'past', 0, -1 - ARGV[5])
-end
+if ARGV[7] ~= '0' then forget_past(ARGV[4], ARGV[5]) end
 if gone > 0 then redis.call('HINCRBY', base .. 'done', 'g' .. shard, gone) end
 if rings then redis.call('PUBLISH', base .. 'bell', 'w') end
 return 1

@@ -181,8 +181,9 @@ class RedisConsumer(RedisMember):
                 told.append((held, [reading.entry_id(fetched) for fetched in settlement.gone(finished, left)]))
         outcome: asyncio.Future[Sequence[Fetched]] = asyncio.get_running_loop().create_future()
         if asked:
-            most = self.backend.settings.dedup_window_ids
-            command = scripts.run(scripts.SETTLE, self.names.base, self.seat.name, most, *arguments)
+            settings = self.backend.settings
+            window = (settings.dedup_window_ids, int(settings.dedup_window_s * 1000))
+            command = scripts.run(scripts.SETTLE, self.names.base, self.seat.name, *window, *arguments)
             answered = partial(self._settled, outcome, asked, told, refused)
             self.backend.link.post_for(answered, (command,), beyond_s=0.0)
         else:

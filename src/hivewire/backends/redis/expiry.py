@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 
 from hivewire.backend import Letter
 from hivewire.backends.redis import scripts
+from hivewire.backends.redis.address import Command
 from hivewire.backends.redis.keys import EXPIRING, base
-from hivewire.backends.redis.link import Link, good
+from hivewire.backends.redis.link import good
 from hivewire.backends.redis.packing import life_of, pack_dead, unpack, unpack_state
 from hivewire.errors import BackendError
 
@@ -24,31 +25,28 @@ Place = tuple[int, bytes]
 """Shard and id in its stream."""
 
 
-async def bury(backend: RedisBackend, consumers: Collection[RedisMember]) -> int:
-    """Over all queues. One whose server is away holds up no other, and is told only if none could be looked at.
+async def bury(backend: RedisBackend, consumers: Collection[RedisMember], queue: str | None) -> int:
+    """Of one queue, or of all. One whose server is away holds up no other, and is told only if none could be looked at.
 
     Raises:
         BackendError: a server refused, or none of the queues could be reached.
     """
     link = backend.link
-    queues = [name.decode() for name in await link.call("SMEMBERS", EXPIRING)]
-    there: list[str] = []
-    trouble: BackendError | None = None
-    moved = await link.post([scripts.run(scripts.MOVE, base(queue), _PAGE) for queue in queues]) if queues else []
-    for queue, answer in zip(queues, moved, strict=True):
-        try:
-            good(answer, f"move delayed messages of {queue}")  # nobody may be there who does
-            there.append(queue)
-        except BackendError as error:
-            trouble = _passing(error)
+    queues = [name.decode() for name in await link.call("SMEMBERS", EXPIRING)] if queue is None else [queue]
     now_ms = int(backend.now() * 1000)
-    asked = [("ZRANGEBYSCORE", f"{base(queue)}ttl", "-inf", now_ms, "LIMIT", 0, _PAGE) for queue in there]
+    asked: list[Command] = []
+    for name in map(base, queues):
+        asked.append(scripts.run(scripts.MOVE, name, _PAGE))  # nobody may be there who moves what is delayed
+        asked.append(("ZRANGEBYSCORE", f"{name}ttl", "-inf", now_ms, "LIMIT", 0, _PAGE))
+    answers = await link.post(asked) if asked else []
+    trouble: BackendError | None = None
     buried = looked = 0
-    for queue, answer in zip(there, await link.post(asked) if asked else [], strict=True):
+    for name, moved, found in zip(queues, answers[::2], answers[1::2], strict=True):
         try:
-            places = [_place(member) for member in good(answer, f"look what has expired of {queue}")]
+            good(moved, f"move delayed messages of {name}")
+            places = [_place(member) for member in good(found, f"look what has expired of {name}")]
             if places:
-                buried += await _bury(link, queue, places, [each for each in consumers if each.queue == queue])
+                buried += await _bury(backend, name, places, [each for each in consumers if each.queue == name])
             looked += 1
         except BackendError as error:
             trouble = _passing(error)
@@ -71,8 +69,8 @@ def _place(member: bytes) -> Place:
     return int(shard), id
 
 
-async def _bury(link: Link, queue: str, places: Sequence[Place], consumers: Sequence[RedisMember]) -> int:
-    name = base(queue)
+async def _bury(backend: RedisBackend, queue: str, places: Sequence[Place], consumers: Sequence[RedisMember]) -> int:
+    link, settings, name = backend.link, backend.settings, base(queue)
     async with AsyncExitStack() as stack:
         for consumer in consumers:
             await stack.enter_async_context(consumer.still())
@@ -80,7 +78,7 @@ async def _bury(link: Link, queue: str, places: Sequence[Place], consumers: Sequ
         states = [("HGET", f"{name}st{shard}", id) for shard, id in places]
         answers = await link.post([*questions, *states])
         answers = [good(answer, f"read what has expired of {queue}") for answer in answers]
-        arguments: list[str | bytes | int] = []
+        arguments: list[str | bytes | int] = [int(settings.dedup_window_s * 1000), settings.dedup_window_ids]
         gone: list[str] = []
         for number, (shard, id) in enumerate(places):
             entries, state = answers[number], answers[len(places) + number]
@@ -101,7 +99,7 @@ async def _bury(link: Link, queue: str, places: Sequence[Place], consumers: Sequ
             arguments += [shard, owner, token, id, record.id, pack_dead(record, letter), life_of(record)]
         if gone:
             await link.call("ZREM", f"{name}ttl", *gone)
-        if not arguments:
+        if len(gone) == len(places):
             return 0
         (answer,) = await link.post([scripts.run(scripts.BURY, name, *arguments)])
         return int(good(answer, f"bury what has expired of {queue}"))

@@ -67,6 +67,13 @@ local function inter(id, letter)
 end
 """
 
+PAST: Final = """
+local function forget_past(ms, most)
+  redis.call('ZREMRANGEBYSCORE', base .. 'past', '-inf', now - ms)
+  redis.call('ZREMRANGEBYRANK', base .. 'past', 0, -1 - most)
+end
+"""
+
 SHARD_OF: Final = """
 -- In a competing queue shards are levels: the most urgent first.
 local function shard_of(mode, shards, hashed, level)

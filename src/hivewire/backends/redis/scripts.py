@@ -2,10 +2,10 @@
 that queue's hash tag. One that touches a single key names that.
 
 Of one queue: `spec` its declaration; `s0`, `s1` … a stream for each shard; `st0` … the counters of those
-records that have any, as `starts,failures,crashes,running,died,due`; `done0` … lives settled lately, in
-chunks; `m` members by the end of their lease, `a` those of them that take; `o` owners, fencing tokens and how
-far a dead owner may have read; `late` delayed messages; `ttl` when
-messages expire; `dead`, `deadz`, `deadid` dead letters. What competing queues have beside: see `competing`.
+records that have any, as `starts,failures,crashes,running,died,due`; `done0` … lives settled lately, in chunks;
+`past` those of them that could expire; `m` members by the end of their lease, `a` those of them that take; `o`
+owners, fencing tokens and how far a dead owner may have read; `late` delayed messages; `ttl` when messages
+expire; `dead`, `deadz`, `deadid` dead letters. What competing queues have beside: see `competing`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from hivewire.backends.redis import competing
 from hivewire.backends.redis.address import Command
 from hivewire.backends.redis.delayed import LATE as LATE
 from hivewire.backends.redis.delayed import WITHDRAW as WITHDRAW
-from hivewire.backends.redis.fragments import ALIVE, CLOCK, DECLARE_IT, INTER, NEEDED, SHARD_OF
+from hivewire.backends.redis.fragments import ALIVE, CLOCK, DECLARE_IT, INTER, NEEDED, PAST, SHARD_OF
 from hivewire.backends.redis.intake import INLET_BEGIN as INLET_BEGIN
 from hivewire.backends.redis.intake import INLET_READ as INLET_READ
 from hivewire.backends.redis.intake import INLET_SEAT as INLET_SEAT
@@ -271,17 +271,25 @@ return next
 """
 )
 
-# ARGV: of each expired record: shard, owner it may have or nothing, token, its id in the stream, its own id, letter,
-# its life.
+# ARGV: ms that lives are kept, how many are; of each expired record: shard, owner it may have or nothing, token, its id
+# in the stream, its own id, letter, its life. How many letters: what was sent twice has one end.
 BURY: Final = (
     CLOCK
     + INTER
+    + PAST
     + competing.NAMES
     + """
 local buried = 0
+local function is_a_second(life, place)
+  if redis.call('ZSCORE', base .. 'past', life) then return true end
+  local other = redis.call('HGET', base .. 'live', life)
+  if not other or other == place then return false end
+  local shard, id = string.match(other, '^(%d+):(.+)$')
+  return redis.call('XRANGE', base .. 's' .. shard, id, id)[1] ~= nil
+end
 local competing = redis.call('HGET', base .. 'spec', 'mode') == 'competing'
-for i = 1, #ARGV, 7 do
-  local shard, at = ARGV[i], ARGV[i + 3]
+for i = 3, #ARGV, 7 do
+  local shard, at, life = ARGV[i], ARGV[i + 3], ARGV[i + 6]
   local found = redis.call('HMGET', base .. 'o', 'o' .. shard, 't' .. shard)
   local owner = found[1] or ''
   local free = owner == '' or tonumber(redis.call('ZSCORE', base .. 'm', owner) or '0') <= now
@@ -293,15 +301,18 @@ for i = 1, #ARGV, 7 do
     local state = redis.call('HGET', base .. 'st' .. shard, at)
     if not (state and string.match(state, '^%d+,%d+,%d+,1,')) then
       if redis.call('XDEL', base .. 's' .. shard, at) == 1 then
-        inter(ARGV[i + 4], ARGV[i + 5])
-        buried = buried + 1
+        if not is_a_second(life, shard .. ':' .. at) then
+          inter(ARGV[i + 4], ARGV[i + 5])
+          redis.call('ZADD', base .. 'past', now, life)
+          buried = buried + 1
+        end
         redis.call('HINCRBY', base .. 'done', 'g' .. shard, 1)
       end
       if competing then
         redis.pcall('XACK', base .. 's' .. shard, GROUP, at)
         redis.call('ZREM', base .. 'w', shard .. ':' .. at)
-        if redis.call('HGET', base .. 'live', ARGV[i + 6]) == shard .. ':' .. at then
-          redis.call('HDEL', base .. 'live', ARGV[i + 6])
+        if redis.call('HGET', base .. 'live', life) == shard .. ':' .. at then
+          redis.call('HDEL', base .. 'live', life)
         end
       end
       redis.call('HDEL', base .. 'st' .. shard, at)
@@ -309,6 +320,7 @@ for i = 1, #ARGV, 7 do
     end
   end
 end
+forget_past(ARGV[1], ARGV[2])
 return buried
 """
 )

@@ -6,20 +6,21 @@ from collections.abc import Collection, Sequence
 from typing import Final
 
 from hivewire.backend import Again, Dead, Fetched, Unfinished
-from hivewire.backends.redis.fragments import CLOCK, INTER, NEEDED
-from hivewire.backends.redis.packing import pack_dead, pack_settled, pack_state
+from hivewire.backends.redis.fragments import CLOCK, INTER, NEEDED, PAST
+from hivewire.backends.redis.packing import life_of, pack_dead, pack_settled, pack_state
 from hivewire.backends.redis.reading import Held, entry_id
 
-# ARGV: me, most lives kept of a shard; then of each shard: shard, token, chunk of lives, how many; the numbers of: ids
-# to remove, ids whose state goes, (id, state) to keep, dead (id, id of the message, letter), ids that had a time to
-# live; then these. The shards that the fence refused.
+# ARGV: me, most lives kept of a shard, ms that those are kept which could expire; then of each shard: shard, token,
+# chunk of lives, how many; the numbers of: ids to remove, ids whose state goes, (id, state) to keep, dead (id, id of
+# the message, letter), (id, life) of what had a time to live; then these. The shards that the fence refused.
 SETTLE: Final = (
     CLOCK
     + NEEDED
     + INTER
+    + PAST
     + """
 -- What is stored in one hash is asked and told once for all shards: each call costs a script more than what it does.
-local parts, owners, counters, at = {}, {}, {}, 3
+local parts, owners, counters, at, could_expire = {}, {}, {}, 4, false
 while at <= #ARGV do
   local part = {
     at = at + 9, shard = ARGV[at], token = ARGV[at + 1], chunk = ARGV[at + 2], gone = 0,
@@ -29,7 +30,7 @@ while at <= #ARGV do
   parts[#parts + 1] = part
   owners[#owners + 1], owners[#owners + 2] = 'o' .. part.shard, 't' .. part.shard
   counters[#counters + 1], counters[#counters + 2] = 'g' .. part.shard, 'n' .. part.shard
-  at = part.at + part.removed + part.dropped + 2 * part.kept + 3 * part.dead + part.timed
+  at = part.at + part.removed + part.dropped + 2 * part.kept + 3 * part.dead + 2 * part.timed
 end
 owners = redis.call('HMGET', base .. 'o', unpack(owners))
 local counts = redis.call('HMGET', base .. 'done', unpack(counters))
@@ -59,7 +60,11 @@ local function remove(part)
     redis.call('HDEL', states, ARGV[at])
     at = at + 3
   end
-  for i = at, at + part.timed - 1 do redis.call('ZREM', base .. 'ttl', part.shard .. ':' .. ARGV[i]) end
+  for i = at, at + 2 * part.timed - 1, 2 do
+    redis.call('ZREM', base .. 'ttl', part.shard .. ':' .. ARGV[i])
+    redis.call('ZADD', base .. 'past', now, ARGV[i + 1])
+    could_expire = true
+  end
 end
 local function remember(part, count)
   local done, sizes = base .. 'done' .. part.shard, base .. 'donen' .. part.shard
@@ -90,6 +95,7 @@ for i, part in ipairs(parts) do
   end
 end
 if #told > 0 then redis.call('HSET', base .. 'done', unpack(told)) end
+if could_expire then forget_past(ARGV[3], ARGV[2]) end
 return refused
 """
 )
@@ -100,7 +106,10 @@ def arguments(held: Held, done: Sequence[Fetched], rest: Sequence[Unfinished], n
     ids = [entry_id(fetched) for fetched in done]
     records = [fetched.record for fetched in done]
     dropped = [id for id in ids if id in held.stored] if held.stored else []
-    timed = [id for id, record in zip(ids, records, strict=True) if record.ttl_s is not None]
+    timed: list[str | bytes] = []
+    for id, record in zip(ids, records, strict=True):
+        if record.ttl_s is not None:
+            timed += [id, life_of(record)]
     held.forget(ids)
     states: list[str | bytes] = []
     letters: list[str | bytes] = []
@@ -112,11 +121,11 @@ def arguments(held: Held, done: Sequence[Fetched], rest: Sequence[Unfinished], n
             records.append(record)
             held.forget((id,))
             if record.ttl_s is not None:
-                timed.append(id)
+                timed += [id, life_of(record)]
         else:
             states += _waiting(held, outcome, id, now)
     chunk = pack_settled(now, records) if records else b""
-    counts = len(ids), len(dropped), len(states) // 2, len(letters) // 3, len(timed)
+    counts = len(ids), len(dropped), len(states) // 2, len(letters) // 3, len(timed) // 2
     return [held.shard, held.token, chunk, len(records), *counts, *ids, *dropped, *states, *letters, *timed]
 
 

@@ -13,7 +13,7 @@ from hivewire.backends.redis import membership, reading, scripts
 from hivewire.backends.redis.address import Command
 from hivewire.backends.redis.keeper import Seat, Shares
 from hivewire.backends.redis.link import good
-from hivewire.backends.redis.packing import unpack_settled
+from hivewire.backends.redis.packing import unpack_lives, unpack_settled
 from hivewire.backends.redis.reading import Held
 from hivewire.backends.redis.standing import Standing
 from hivewire.errors import BackendError
@@ -84,15 +84,18 @@ class Tenure(Standing):
             commands.append(("HGET", f"{base}o", f"x{n}"))
             commands.append(("HGETALL", f"{base}st{n}"))
             commands.append(("LRANGE", f"{base}done{n}", 0, -1))
-        answers = [good(answer, "take over shards") for answer in await self._backend.link.post(commands)]
         since = self._backend.now() - self._backend.settings.dedup_window_s
+        commands.append(("ZRANGEBYSCORE", f"{base}past", int(since * 1000), "+inf"))
+        answers = [good(answer, "take over shards") for answer in await self._backend.link.post(commands)]
+        past = unpack_lives(answers.pop())  # what has expired unread, above all
         for place, n in enumerate(shards):
             suspect_to, states, chunks = answers[3 * place : 3 * place + 3]
             held = Held(n, gained[n], reading.position(suspect_to) if suspect_to else (0, 0))
             for at in range(0, len(states), 2):
                 held.states[states[at]] = states[at + 1]
                 held.stored.add(states[at])
-            await self._owner.gained(n, held.token, b"", unpack_settled(chunks, since))
+            await self._owner.gained(n, held.token, b"", [*past, *unpack_settled(chunks, since)])
+            past = []
             self.held[n] = held
         self._news()
 

@@ -270,7 +270,7 @@ class SQLiteBackend(Backend):
     async def purge_dead(self, queue: str | None, ids: Sequence[str] | None, older_than_s: float | None) -> int:
         return int(await self.writer.submit(letters.purge, queue, ids, older_than_s))
 
-    async def bury_expired(self) -> int:
+    async def bury_expired(self, queue: str | None = None) -> int:
         buried = 0
         place: letters.Place | None = letters.Place()
         while place is not None:

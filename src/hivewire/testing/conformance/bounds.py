@@ -6,6 +6,7 @@ import asyncio
 
 import pytest
 
+from hivewire.backend import Mode
 from hivewire.delivery import Delivery
 from hivewire.errors import QueueFull
 from hivewire.message import Message
@@ -183,6 +184,43 @@ async def test_a_retry_past_the_time_to_live_expires(fabric: Fabric) -> None:
     assert letter.reason == "expired"
     assert letter.attempts == 1
     await holds(fabric.protocol, "again", (0, 0, 0, 1))
+
+
+@pytest.mark.parametrize("mode", ["ordered", "competing"])
+@pytest.mark.parametrize("handled", [False, True], ids=["unread", "the first was handled"])
+async def test_what_is_sent_twice_and_runs_out_unread_has_one_end(fabric: Fabric, mode: Mode, *, handled: bool) -> None:
+    protocol, message = fabric.protocol, task("twice", 1, ttl_s=1.0)
+    await protocol.subscribe("twice", mode=mode)
+    if not fabric.features.finds_expired:
+        await protocol.receive("twice", wait_s=0)  # a group that is joined late takes its time
+    await protocol.send(message)
+    if handled:
+        await take(protocol, "twice", 1)
+    await protocol.send(message)
+    await protocol.send(message.replace(id="another"))
+    if not fabric.features.finds_expired:  # the lesser promise: found when somebody reads
+        await asyncio.sleep(1.2)
+        await nothing_for(protocol, "twice", 2.0)
+    ids = ["another"] if handled else [message.id, "another"]
+    await holds(protocol, "twice", (0, 0, 0, len(ids)))
+    assert sorted([letter.id for letter in await protocol.dead_letters("twice")]) == sorted(ids)
+    assert await protocol.replay("twice") == len(ids)
+    assert sorted([one.message.id for one in await take(protocol, "twice", len(ids))]) == sorted(ids)
+
+
+@pytest.mark.parametrize("mode", ["ordered", "competing"])
+async def test_a_resend_of_what_has_expired_has_no_end_of_its_own(fabric: Fabric, mode: Mode) -> None:
+    protocol, message = fabric.protocol, task("dead", 1, ttl_s=1.0)
+    await protocol.subscribe("dead", mode=mode)
+    await protocol.send(message)
+    if not fabric.features.finds_expired:
+        await asyncio.sleep(1.2)
+        await nothing_for(protocol, "dead")
+    letter = await one_letter(protocol, "dead")
+    await protocol.send(message)
+    await nothing_for(protocol, "dead")
+    await holds(protocol, "dead", (0, 0, 0, 1))
+    assert await protocol.dead_letters("dead") == [letter]
 
 
 async def test_cleanup_never_touches_messages(fabric: Fabric) -> None:
