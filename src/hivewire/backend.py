@@ -324,9 +324,9 @@ class Backend(ABC):
         that costs nothing more; None: of all queues."""
         return 0
 
-    async def cleanup(self, older_than_s: float) -> int:
-        """Forget settled ids, idempotency keys and notes older than that; give space back. Never
-        touches messages or dead letters."""
+    async def cleanup(self, older_than_s: float | None) -> int:
+        """Forget settled ids, idempotency keys and notes older than that, or (None) what has outlived its own
+        window; give space back. Never touches messages or dead letters."""
         return 0
 
     @abstractmethod

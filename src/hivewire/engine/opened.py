@@ -82,13 +82,17 @@ class Opened:
                 await core.trail.flush()
                 await self.bury_expired()
                 if turn % _CLEANUP_EACH == 0:
-                    await core.backend.cleanup(core.settings.dedup_window_s)
-                    await core.trail.trim()
-                    await looking.purge_old(core)
+                    await self.tidy()
                 if turn % _SWEEP_EACH == 0 and core.claims is not None:
                     await core.claims.sweep(core.backend)
             except (BackendError, OSError):
                 continue  # `health` tells; the next round tries again
+
+    async def tidy(self) -> None:
+        """What has outlived its own window or time is forgotten, nothing else."""
+        await self.core.backend.cleanup(None)
+        await self.core.trail.trim()
+        await looking.purge_old(self.core)
 
     async def bury_expired(self, queue: str | None = None) -> None:
         if self.core.features.finds_expired:

@@ -91,7 +91,7 @@ class ProfileBackend(Backend, Generic[_W]):
     async def bury_expired(self, queue: str | None = None) -> int:
         return await self.wire.call(("bury",), self.world.bury_expired)
 
-    async def cleanup(self, older_than_s: float) -> int:
+    async def cleanup(self, older_than_s: float | None) -> int:
         return await self.wire.call((), lambda: self.world.cleanup(older_than_s))
 
     async def get(self, key: str) -> Entry:

@@ -208,8 +208,8 @@ class World(ABC):
     def bury_expired(self) -> int:
         return 0
 
-    def cleanup(self, older_than_s: float) -> int:
-        before = self.now() - older_than_s
+    def cleanup(self, older_than_s: float | None) -> int:
+        before = self.now() - (older_than_s or 0.0)
         old = [key for key, (_, until) in self._idempotent.items() if until < before]
         for key in old:
             del self._idempotent[key]

@@ -344,9 +344,9 @@ class KafkaBackend(Backend):
     def reply_partition(queue: str, partitions: int) -> int:
         return crc32(queue.encode()) % partitions
 
-    async def cleanup(self, older_than_s: float) -> int:
+    async def cleanup(self, older_than_s: float | None) -> int:
         self.check_usable()
-        await self._space.give_back(older_than_s)
+        await self._space.give_back(older_than_s or 0.0)
         return 0
 
     async def forget(self, consumer: KafkaConsumer) -> None:

@@ -181,12 +181,12 @@ class MemoryBackend(Backend):
         end: int,
     ) -> Sequence[Record]:
         key, now = entry.idempotency_key or "", self.store.now()
-        first, until = queue.idempotent.get(key, ("", 0.0))
+        first, _, until = queue.idempotent.get(key, ("", 0.0, 0.0))
         if until > now:
             problems[end - len(entry.records)] = Duplicate(first)
             return ()
         if records:
-            queue.idempotent[key] = (records[0].id, now + entry.window_s)
+            queue.idempotent[key] = (records[0].id, now, now + entry.window_s)
         return records
 
     async def consume(self, queue: str, member: Member, owner: Ownership) -> Consumer:
@@ -258,15 +258,17 @@ class MemoryBackend(Backend):
             buried += held.bury_expired(now, bury)
         return buried
 
-    async def cleanup(self, older_than_s: float) -> int:
+    async def cleanup(self, older_than_s: float | None) -> int:
         now = self.store.now()
+        used_by = -1.0 if older_than_s is None else now - older_than_s
+        settled_before = now - (self._settings.dedup_window_s if older_than_s is None else older_than_s)
         forgotten = 0
         for queue in self.store.queues.values():
-            old = [key for key, (_, until) in queue.idempotent.items() if until <= now]
+            old = [key for key, (_, at, until) in queue.idempotent.items() if until <= now or at <= used_by]
             for key in old:
                 del queue.idempotent[key]
             queue.forget_settled_times()
-            forgotten += len(old) + queue.settled.forget(now - older_than_s)
+            forgotten += len(old) + queue.settled.forget(settled_before)
         stale = [key for key, (_, until) in self.store.catalogue.items() if until is not None and until <= now]
         for key in stale:
             del self.store.catalogue[key]

@@ -99,7 +99,8 @@ class Queue:
         self.settled = window
         self.size = 0
         self.in_flight = 0
-        self.idempotent: dict[str, tuple[str, float]] = {}
+        self.idempotent: dict[str, tuple[str, float, float]] = {}
+        """By key: the id that it was used for, when, and until when it counts."""
         self.readers: list[Reader] = []
         self._now = now
         self._tokens = tokens

@@ -338,7 +338,7 @@ class RedisBackend(Backend):
     async def bury_expired(self, queue: str | None = None) -> int:
         return await expiry.bury(self, self.consumers, queue)
 
-    async def cleanup(self, older_than_s: float) -> int:
+    async def cleanup(self, older_than_s: float | None) -> int:
         """Reply mailboxes of the dead. Settled ids and idempotency keys end by themselves."""
         await gaps.look(self)
         await tidying.mend(self)

@@ -278,8 +278,9 @@ class SQLiteBackend(Backend):
             buried += part
         return buried
 
-    async def cleanup(self, older_than_s: float) -> int:
-        forgotten = int(await self.writer.submit(tidying.clean_up, older_than_s))
+    async def cleanup(self, older_than_s: float | None) -> int:
+        """The keeper forgets what has outlived its window."""
+        forgotten = 0 if older_than_s is None else int(await self.writer.submit(tidying.clean_up, older_than_s))
         assert self._reader is not None
         await self._reader.shrink()
         return forgotten

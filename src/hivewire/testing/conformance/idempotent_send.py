@@ -98,6 +98,20 @@ async def test_the_key_s_window_ends(fabric: Fabric) -> None:
     assert [number(delivery) for delivery in await take(member, "window", 2)] == [1, 2]
 
 
+async def test_maintenance_keeps_the_keys_whose_window_is_open(fabric: Fabric) -> None:
+    """Settled ids are forgotten long before idempotency keys are."""
+    member = await fabric.member(dedup_window_s=0.05)
+    first = await member.send(task("kept", 1), idempotency_key="k")
+    await take(member, "kept", 1)
+    handled_at = fabric.backend.now()
+    await until(lambda: fabric.backend.now() > handled_at + 0.1, "settled ids are forgotten")
+    await (await member._ready()).tidy()
+    second = await member.send(task("kept", 2), idempotency_key="k")
+    if fabric.features.store_dedup:
+        assert (second.id, second.duplicate) == (first.id, True)
+    await nothing_for(member, "kept")
+
+
 async def test_a_refused_send_does_not_use_up_its_key(fabric: Fabric) -> None:
     """A key whose message was not stored must not answer for a message that does not exist."""
     from hivewire.errors import QueueFull
