@@ -29,7 +29,8 @@ class Receipt(msgspec.Struct, frozen=True, gc=False):
 
 class DeadLetter(msgspec.Struct, frozen=True, kw_only=True):
     """A message that will not be tried again. `message` is None when `raw` cannot be read.
-    Of an `error` of more than 65,536 characters both ends are kept. `cursor` continues a listing (`after=`)."""
+    Of an `error` of more than 65,536 characters both ends are kept. `cursor` continues a listing (`after=`); so does
+    the `id`, as long as the letter is there, by a longer way."""
 
     id: str
     agent: str
@@ -45,7 +46,8 @@ class DeadLetter(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Delayed(msgspec.Struct, frozen=True, kw_only=True):
-    """A message that is not due yet. `message` is None when it cannot be read. `cursor` continues a listing."""
+    """A message that is not due yet. `message` is None when it cannot be read. `cursor` continues a listing, as of a
+    `DeadLetter`."""
 
     id: str
     agent: str
@@ -220,7 +222,8 @@ class Protocol(ABC):
     @abstractmethod
     async def dead_letters(
         self, agent: str | None = None, *, limit: int = 100, after: str | None = None
-    ) -> list[DeadLetter]: ...
+    ) -> list[DeadLetter]:
+        """Dead letters, the oldest first; `after`: behind the one with this `cursor` (or `id`)."""
 
     @abstractmethod
     async def replay(self, what: str | Sequence[str]) -> int:
@@ -261,7 +264,8 @@ class Protocol(ABC):
     @abstractmethod
     async def cleanup(self, older_than_s: float) -> int:
         """Forget settled ids, idempotency keys, the trail and left-behind contents older than that, and give space
-        back; how many of them there were. Never a message or a dead letter."""
+        back; how many of them there were. Never a message or a dead letter. Redis and Kafka keep ids and keys until
+        their windows end."""
 
     @abstractmethod
     async def explain(self, id: str) -> Explanation:

@@ -7,10 +7,13 @@ import logging
 import re
 import sys
 import time
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Awaitable, Callable, Collection, Sequence
+from functools import partial
+from typing import Final
 
-from hivewire.backend import Backend
+from hivewire.backend import Backend, DeadRecord, Waiting
 from hivewire.codec import check_agent, encode
+from hivewire.codec.names import check_texts
 from hivewire.codec.values import shown
 from hivewire.engine.core import Core
 from hivewire.engine.explain import note_letters
@@ -21,7 +24,11 @@ from hivewire.record import Record, message_of
 
 log = logging.getLogger(__name__)
 
-_cursor = re.compile(r"[a-z]?[0-9][0-9a-fpx.+-]*").fullmatch
+_MARK: Final = "#"
+"""What cursors begin with, so that they are not taken for ids."""
+
+_cursor = re.compile(_MARK + r"[a-z]?[0-9][0-9a-fpx.+-]*").fullmatch
+_PAGE: Final = 1_000
 _HEALTH_S = 3.0
 
 
@@ -31,8 +38,30 @@ def check_page(agent: str | None, limit: object, after: object) -> None:
         check_agent(agent)
     if type(limit) is not int or limit < 1:
         raise MessageError(f"limit is a whole number, at least 1; got {limit!r}")
-    if after and not (isinstance(after, str) and _cursor(after)):
-        raise MessageError(f"after is the `cursor` of the last one of a page, or None; got {shown(after)}")
+    if after is not None:
+        check_texts((after,), "after")
+
+
+Page = Callable[[str | None], Awaitable[Sequence[DeadRecord | Waiting]]]
+
+
+async def _place(after: str | None, page: Page) -> str | None:
+    """Where a listing goes on: its store's cursor. An id is looked for from the start."""
+    if not after:
+        return None
+    if _cursor(after):
+        return after.removeprefix(_MARK)
+    found: list[str] = []
+    start: str | None = None
+    while part := await page(start):
+        found += [each.cursor for each in part if each.record.id == after]
+        start = part[-1].cursor
+    if len(found) == 1:
+        return found[0]
+    raise MessageError(
+        f"after is the `cursor` of the last one of a page, or its id, or None; got {shown(after)}, the id of"
+        f" {'several' if found else 'none'} in this listing"
+    )
 
 
 async def _readable(core: Core, record: Record) -> Message | None:
@@ -54,7 +83,8 @@ async def _raw(core: Core, record: Record, message: Message | None) -> bytes:
 
 async def dead_letters(core: Core, agent: str | None, limit: int, after: str | None) -> list[DeadLetter]:
     letters = []
-    for dead in await core.backend.dead(agent, limit, after):
+    place = await _place(after, partial(core.backend.dead, agent, _PAGE))
+    for dead in await core.backend.dead(agent, limit, place):
         record, letter = dead.record, dead.letter
         message = await _readable(core, record)
         letters.append(
@@ -69,7 +99,7 @@ async def dead_letters(core: Core, agent: str | None, limit: int, after: str | N
                 first_at=letter.first_at,
                 dead_at=dead.dead_at,
                 worker=letter.worker,
-                cursor=dead.cursor,
+                cursor=_MARK + dead.cursor,
             )
         )
     return letters
@@ -96,6 +126,7 @@ async def purge_old(core: Core) -> None:
 
 
 async def delayed(core: Core, agent: str, limit: int, after: str | None) -> list[Delayed]:
+    place = await _place(after, partial(core.backend.peek, agent, _PAGE, delayed_only=True))
     return [
         Delayed(
             id=waiting.record.id,
@@ -103,9 +134,9 @@ async def delayed(core: Core, agent: str, limit: int, after: str | None) -> list
             message=await _readable(core, waiting.record),
             stored_at=waiting.stored_at,
             due_at=waiting.due_at,
-            cursor=waiting.cursor,
+            cursor=_MARK + waiting.cursor,
         )
-        for waiting in await core.backend.peek(agent, limit, after, delayed_only=True)
+        for waiting in await core.backend.peek(agent, limit, place, delayed_only=True)
     ]
 
 

@@ -301,7 +301,7 @@ class Engine(Protocol):
         parts = await self._ready()
         looking.check_page(agent, limit, after)
         await parts.bury_expired(agent)
-        return await looking.dead_letters(parts.core, agent, limit, after or None)
+        return await looking.dead_letters(parts.core, agent, limit, after)
 
     async def replay(self, what: str | Sequence[str]) -> int:
         parts = await self._ready()
@@ -323,7 +323,7 @@ class Engine(Protocol):
         parts = await self._ready()
         check_agent(agent)
         looking.check_page(agent, limit, after)
-        return await looking.delayed(parts.core, agent, limit, after or None)
+        return await looking.delayed(parts.core, agent, limit, after)
 
     async def cancel_delayed(self, ids: Collection[str], *, agent: str | None = None) -> int:
         parts = await self._ready()

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 
+import pytest
+
 from hivewire.delivery import Delivery
-from hivewire.errors import Reject
+from hivewire.errors import MessageError, Reject
 from hivewire.message import Message
 from hivewire.testing.conformance.fabric import Fabric
 from hivewire.testing.conformance.scenario import (
@@ -154,6 +156,23 @@ async def test_the_listing_is_oldest_first_and_pages(fabric: Fabric) -> None:
     everywhere = await fabric.protocol.dead_letters()
     assert {letter.agent for letter in everywhere} == {"pages", "elsewhere"}
     assert len(everywhere) == 8
+
+
+async def test_the_listing_goes_on_after_an_id_as_long_as_it_names_one_letter(fabric: Fabric) -> None:
+    messages = [await _bury(fabric, "pages", n) for n in range(7)]
+    listed: list[str] = []
+    while page := await fabric.protocol.dead_letters("pages", limit=3, after=listed[-1] if listed else None):
+        listed += [letter.id for letter in page]
+    assert listed == [message.id for message in messages]
+    await fabric.protocol.send(messages[6].replace(to="elsewhere"))
+    await (await take_one(fabric.protocol, "elsewhere")).reject("no")
+    with pytest.raises(MessageError, match="the id of several in this listing"):
+        await fabric.protocol.dead_letters(after=messages[6].id)
+    assert await fabric.protocol.dead_letters("pages", after=messages[6].id) == []
+    await fabric.protocol.purge_dead([messages[2].id])
+    for gone in (messages[2].id, "of no letter", "7"):
+        with pytest.raises(MessageError, match="the id of none in this listing"):
+            await fabric.protocol.dead_letters("pages", after=gone)
 
 
 async def test_purge_removes_what_was_named_and_no_more(fabric: Fabric) -> None:

@@ -292,6 +292,7 @@ async def test_delayed_messages_are_listed_the_soonest_first(fabric: Fabric) -> 
     first = await protocol.delayed("later", limit=1)
     assert first == listed[:1]
     assert await protocol.delayed("later", limit=5, after=first[0].cursor) == listed[1:]
+    assert await protocol.delayed("later", limit=5, after=first[0].id) == listed[1:]
     assert await protocol.delayed("nobody") == []
 
 
