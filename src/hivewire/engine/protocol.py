@@ -182,7 +182,8 @@ class Engine(Protocol):
         except BaseException:
             replies.forget(message.id)
             raise
-        return await replies.wait(message.id, waiter, max(0.0, deadline - loop.time()), timeout_s)
+        answer = await replies.wait(message.id, waiter, max(0.0, deadline - loop.time()), timeout_s)
+        return answer.replace(to=message.sender)  # it came to a mailbox, whose address nobody knows
 
     async def reply(self, message: Message, content: Any, *, type: str = "response") -> Receipt:
         parts = await self._ready()

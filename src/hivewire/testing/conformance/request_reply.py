@@ -37,6 +37,17 @@ async def test_a_reply_names_its_request(fabric: Fabric) -> None:
     assert (reply.content, reply.in_reply_to, reply.type) == (request.id, request.id, "result")
 
 
+async def test_a_reply_is_from_whom_was_asked_and_to_who_has_asked(fabric: Fabric) -> None:
+    async def answer(delivery: Delivery) -> None:
+        await other.reply(delivery.message, "yes")
+
+    other = await fabric.member()
+    async with serving(other, "echo", answer):
+        for member in (fabric.protocol, other):  # by the store, and by the short way inside of one process
+            reply = await member.request(task("echo", 1).replace(to="echo/7", sender="asker/3"), timeout_s=10)
+            assert (reply.sender, reply.to) == ("echo/7", "asker/3")
+
+
 async def test_concurrent_requests_get_each_its_own(fabric: Fabric) -> None:
     await fabric.inside("many", concurrency=8)
     members = [await fabric.member() for _ in range(3)]
