@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from hivewire.errors import SettingsError
 from hivewire.record import Fetched, Record
 from hivewire.rules.blame import MOST_INTERNAL_CRASHES, is_killer, judge, runs_alone
 from hivewire.rules.pace import Pace
@@ -120,12 +123,26 @@ def test_the_policy_that_is_used_when_none_is_given() -> None:
     assert [retry.ceiling_s(failures) for failures in (1, 2, 3, 7)] == [1.0, 2.0, 4.0, 60.0]
 
 
-@pytest.mark.parametrize("wrong", [{"max_attempts": 0}, {"first_s": -0.1}, {"most_s": -0.1}, {"factor": 0.9}])
-def test_it_refuses_what_is_no_policy(wrong: dict[str, float]) -> None:
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("max_attempts", 0),
+        ("max_attempts", 2.5),
+        ("max_attempts", True),
+        ("first_s", -0.1),
+        ("first_s", float("nan")),
+        ("first_s", "1s"),
+        ("most_s", -0.1),
+        ("most_s", float("inf")),
+        ("most_s", None),
+        ("factor", 0.9),
+    ],
+)
+def test_it_refuses_what_is_no_policy(name: str, value: Any) -> None:
     Retry(max_attempts=1, first_s=0, most_s=0, factor=1)
     Retry(first_s=0.5, most_s=0.5)
-    with pytest.raises(ValueError, match="not a retry policy"):
-        Retry(**wrong)  # type: ignore[arg-type]  # each of them has a right type
+    with pytest.raises(SettingsError, match=f"not a retry policy: {name} is a .*number.*; got {value!r}$"):
+        Retry(**{name: value})
 
 
 def test_nothing_is_known_before_the_first_handler_has_ended() -> None:

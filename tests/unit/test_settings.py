@@ -408,6 +408,9 @@ def test_a_settings_object_is_taken_as_it_is_and_checked(monkeypatch: pytest.Mon
     assert load(Settings()).lease_s == 10
     with pytest.raises(SettingsError, match="max_attempts in the Settings object"):
         load(Settings(max_attempts=0))
+    for section in ({"pool_size": 5}, 5, KafkaSettings()):
+        with pytest.raises(SettingsError, match="redis in the Settings object is of type RedisSettings, not "):
+            load(Settings(redis=section))  # type: ignore[arg-type]  # on purpose
     with pytest.raises(SettingsError, match="URL or a Settings object"):
         load(5)  # type: ignore[arg-type]
 

@@ -54,6 +54,22 @@ def test_a_handler_is_never_registered_by_a_decorator_without_parentheses() -> N
         async def write(task: hw.Message, ctx: hw.Context) -> None: ...
 
 
+def test_a_handler_takes_a_message_and_a_context() -> None:
+    coder = hw.Worker("coder")
+
+    async def one(task: hw.Message) -> None: ...
+
+    def three(task: hw.Message, ctx: hw.Context, more: int) -> None: ...
+
+    def some(task: hw.Message, *rest: object, more: int = 0) -> None: ...
+
+    for wrong in (one, three):
+        with pytest.raises(hw.SettingsError, match="the handler for 'task' takes the message and a context"):
+            coder.on("task")(wrong)  # type: ignore[type-var]  # on purpose
+    coder.on("task")(some)
+    coder.on("other")(max)
+
+
 def test_a_function_that_yields_would_never_run_and_is_no_handler() -> None:
     coder = hw.Worker("coder")
 

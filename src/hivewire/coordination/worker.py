@@ -114,6 +114,8 @@ class Worker:
                 raise SettingsError(f"worker {self.name} has two handlers for {type!r}")
             if inspect.isgeneratorfunction(handler) or inspect.isasyncgenfunction(handler):
                 raise SettingsError(f"worker {self.name}: the handler for {type!r} has a `yield`: nobody would run it")
+            if not _takes_two(handler):
+                raise SettingsError(f"worker {self.name}: the handler for {type!r} takes the message and a context")
             is_async = inspect.iscoroutinefunction(handler)
             if process and is_async:
                 raise SettingsError(f"worker {self.name}: process=True is for a plain function, not for an async one")
@@ -187,6 +189,16 @@ def _check_answers(message: Message) -> None:
                 check_answerable(message.metadata[name] or message.sender)
             except MessageError as error:
                 raise Reject(f"its metadata asks for an answer that cannot be sent ({name}): {error}") from None
+
+
+def _takes_two(handler: Handler) -> bool:
+    try:
+        inspect.signature(handler).bind(None, None)
+    except TypeError:
+        return False
+    except ValueError:  # of a function in C nobody knows
+        return True
+    return True
 
 
 def _are_names(names: object) -> bool:

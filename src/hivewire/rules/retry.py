@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import msgspec
 
+from hivewire.errors import SettingsError
+
 
 class Retry(msgspec.Struct, frozen=True, kw_only=True):
     """Exponential back-off with full jitter, as in "Exponential Backoff And Jitter" (AWS Architecture
@@ -16,8 +18,12 @@ class Retry(msgspec.Struct, frozen=True, kw_only=True):
     factor: float = 2.0
 
     def __post_init__(self) -> None:
-        if self.max_attempts < 1 or self.first_s < 0 or self.most_s < 0 or self.factor < 1:
-            raise ValueError(f"not a retry policy: {self!r}")
+        if type(self.max_attempts) is not int:
+            raise SettingsError(f"not a retry policy: max_attempts is a whole number; got {self.max_attempts!r}")
+        for name, least in (("max_attempts", 1), ("first_s", 0), ("most_s", 0), ("factor", 1)):
+            value = getattr(self, name)
+            if type(value) not in (int, float) or not least <= value < float("inf"):
+                raise SettingsError(f"not a retry policy: {name} is a number, at least {least}; got {value!r}")
 
     def ceiling_s(self, failures: int) -> float:
         """The longest wait after so many failures (1 = the first).

@@ -66,6 +66,9 @@ def load(target: str | Settings | None = None, **code: Any) -> Settings:
 
 def _from_struct(target: Settings, code: Mapping[str, Any]) -> Settings:
     made = Layer("the Settings object")
+    for section, struct in SECTIONS.items():
+        if not isinstance(held := getattr(target, section), struct):
+            raise SettingsError(f"{section} in {made.source} is of type {struct.__name__}, not {type(held).__name__}")
     for setting in every_setting():
         holder = getattr(target, setting.section) if setting.section else target
         value = getattr(holder, setting.field)
