@@ -345,6 +345,12 @@ class Queue:
         """Take these records out of a lane, but for those that somebody holds: their time is looked at when
         they are handed out. Returns how many became dead letters."""
         records = list(lane.records)
+        held = {life(fetched.record) for fetched in records[: lane.taken]}
+        for fetched in records[lane.taken :] if held else ():
+            if fetched.at in positions and life(fetched.record) in held:
+                # It was sent twice, and what becomes of the first one is not known yet: it is looked at again.
+                positions.remove(fetched.at)
+                self.expiring = _pushed(self.expiring, (self._now(), fetched.at, lane.key))
         gone = [fetched for fetched in records[lane.taken :] if fetched.at in positions]
         if not gone:
             return 0

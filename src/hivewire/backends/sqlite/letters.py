@@ -10,9 +10,9 @@ import msgspec
 
 from hivewire.backend import DeadRecord, Letter, QueueSpec, Record
 from hivewire.backends.sqlite.freeing import free_from
-from hivewire.backends.sqlite.schema import BLOCKED, LANE_BITS, OWNED, READY
+from hivewire.backends.sqlite.schema import BLOCKED, IS_LONE, LANE_BITS, OWNED, READY
 from hivewire.backends.sqlite.storing import declare, flush, move_due, pack, unpack
-from hivewire.backends.sqlite.transaction import Transaction, name_of
+from hivewire.backends.sqlite.transaction import Life, Transaction, name_of
 
 if TYPE_CHECKING:
     from hivewire.backends.sqlite.memory import Settled
@@ -29,6 +29,10 @@ _LANE = "SELECT key, state, head, taken_to, counted, starts FROM lanes WHERE que
 _NOT_WAITING = f"UPDATE lanes SET state = {READY}, due_at = 0 WHERE queue = ? AND key = ? AND state = {BLOCKED}"
 _DROP_PACK = "DELETE FROM packs WHERE lane = ? AND first = ?"
 _HOLES = "SELECT seq FROM holes WHERE lane = ?"
+_HELD = (
+    "SELECT data FROM packs WHERE lane = ? AND first <= ?"
+    f" UNION ALL SELECT l.data FROM lanes l WHERE l.queue = ? AND l.key = ? AND {IS_LONE}"
+)
 
 _letters = msgspec.msgpack.Decoder(Letter)
 
@@ -98,6 +102,11 @@ def purge(transaction: Transaction, queue: str | None, ids: Sequence[str] | None
     return purged
 
 
+def _lives(db: sqlite3.Connection, lane: int, to: int, queue: int, key: str) -> set[Life]:
+    """Of the records of a lane up to there: what its owner holds is among them."""
+    return {name_of(record) for (data,) in db.execute(_HELD, (lane, to, queue, key)) for record in unpack(data)}
+
+
 class Place(msgspec.Struct, frozen=True):
     """How far the search for expired packs has come."""
 
@@ -129,7 +138,9 @@ def _bury_pack(
     row = db.execute(_LANE, (queue.id, records[0].key, records[0].id, lane)).fetchone()
     if row is None or (row[1] == OWNED and first <= row[3]):
         return 0
-    key, state, head, _, counted, starts = row
+    key, state, head, taken_to, counted, starts = row
+    if state == OWNED and not _lives(db, lane, taken_to, queue.id, key).isdisjoint(map(name_of, records)):
+        return 0  # it was sent twice, and what becomes of the first one is not known yet
     holes = {seq for (seq,) in db.execute(_HOLES, (lane,))}
     buried = gone = 0
     ended = settled(queue.id).refresh(transaction, queue)

@@ -208,6 +208,27 @@ async def test_what_is_sent_twice_and_runs_out_unread_has_one_end(fabric: Fabric
     assert sorted([one.message.id for one in await take(protocol, "twice", len(ids))]) == sorted(ids)
 
 
+@pytest.mark.parametrize("handled", [True, False], ids=["handled", "failed"])
+@pytest.mark.parametrize("mode", ["ordered", "competing"])
+async def test_a_resend_that_runs_out_beside_its_first_one_is_no_dead_letter_yet(
+    fabric: Fabric, mode: Mode, *, handled: bool
+) -> None:
+    """What becomes of the first one is still open."""
+    protocol, message = fabric.protocol, task("beside", 1, ttl_s=1.0, key="a")
+    await protocol.subscribe("beside", mode=mode)
+    assert await protocol.receive("beside", wait_s=0) == []  # a group that is joined late takes its time
+    await protocol.send(message)
+    async with await take_one(protocol, "beside") as first:
+        await protocol.send_many([message, message.replace(id="another", key="b")])
+        await asyncio.sleep(1.2)  # what is tested is that time passes
+        await nothing_for(protocol, "beside")
+        assert (await one_letter(protocol, "beside")).id == "another"
+        if not handled:
+            await first.nack(0)
+    await nothing_for(protocol, "beside", 1.0)
+    await holds(protocol, "beside", (0, 0, 0, 1 if handled else 2))
+
+
 @pytest.mark.parametrize("mode", ["ordered", "competing"])
 async def test_a_resend_of_what_has_expired_has_no_end_of_its_own(fabric: Fabric, mode: Mode) -> None:
     protocol, message = fabric.protocol, task("dead", 1, ttl_s=1.0)
