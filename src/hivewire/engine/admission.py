@@ -85,6 +85,10 @@ class Admission:
             await self._outcomes.settling.flushed()
             if lane.lost:
                 return None
+        if self._remembered.has_ended(fetched) and await self._is_there(fetched):
+            self._remembered.forget(fetched)  # the store has undone the last that it had confirmed
+            if lane.lost:
+                return None
         if self._is_duplicate(lane, fetched) or self._is_expired(lane, fetched):
             return None
         try:
@@ -137,6 +141,13 @@ class Admission:
         fetched.seen = True
         self._outcomes.done(lane)
         return True
+
+    async def _is_there(self, fetched: Fetched) -> bool:
+        """Not only in an answer that was on its way here while it was settled."""
+        held = self._held
+        if held.shards is None:
+            return True  # leased anew
+        return held.core.features.per_record_ack and bool(await held.consumer.refetch(fetched.shard, [fetched.at]))
 
     def _is_expired(self, lane: Lane, fetched: Fetched) -> bool:
         ttl_s = fetched.record.ttl_s

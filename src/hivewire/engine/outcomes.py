@@ -284,6 +284,10 @@ class Outcomes(Book):
                 is_refused = id(outcome.fetched) in refused
                 self._remembered.died(outcome.fetched, held.now, refused=is_refused)
                 held.metrics.dead += not is_refused
+        if held.is_internal:
+            for fetched in done:
+                if id(fetched) not in refused:
+                    self._remembered.ended(fetched, held.now)
         if held.notes is not None:
             held.notes.settled(done, rest, refused)
         if held.core.claims is not None and held.core.claims.open:

@@ -20,7 +20,7 @@ class Remembered:
     Invariant: what is in it has an outcome that is stored or about to be; a refused outcome is forgotten.
     """
 
-    __slots__ = ("_keys", "_settings", "dying", "here", "settled", "twins")
+    __slots__ = ("_ended", "_keys", "_settings", "dying", "here", "settled", "twins")
 
     def __init__(self, settings: Settings, *, here: bool) -> None:
         """`here`: the store does not remember all of it by itself."""
@@ -33,6 +33,8 @@ class Remembered:
         """Ids that two records held at one time have."""
         self.dying: dict[Hashable, None] | tuple[()] = ()
         """Names of records whose way to the dead letters is not stored yet."""
+        self._ended = _NO_IDS
+        """Where those stood that left something else in the store: see `ended`."""
 
     def _window(self) -> Window:
         return Window(self._settings.dedup_window_ids, self._settings.dedup_window_s)
@@ -68,6 +70,8 @@ class Remembered:
         self.settled.discard(life(fetched.record))
         if fetched.record.dedup_key is not None:
             self._keys.discard(fetched.record.dedup_key)
+        if self._ended:
+            self._ended.discard(_place(fetched))
 
     def knows(self, fetched: Fetched) -> bool:
         """Its life was settled here, or its idempotency key was used within the window."""
@@ -109,3 +113,19 @@ class Remembered:
                 self.dying.pop(name, None)
         if not refused:
             self.add(fetched, now)
+            self.ended(fetched, now)
+
+    def ended(self, fetched: Fetched, now: float) -> None:
+        """Its end is stored, and with it a dead letter, or what the engine made of it. A store that has lost its last
+        writes has lost these, too, and has the record there again."""
+        if self._ended is _NO_IDS:
+            self._ended = self._window()
+        self._ended.add(_place(fetched), now)
+
+    def has_ended(self, fetched: Fetched) -> bool:
+        """This very record, not a second one of its name."""
+        return bool(self._ended) and _place(fetched) in self._ended
+
+
+def _place(fetched: Fetched) -> Hashable:
+    return life(fetched.record), fetched.shard, fetched.at

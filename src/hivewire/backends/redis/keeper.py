@@ -38,6 +38,8 @@ class Shares(msgspec.Struct, frozen=True):
 
     generation: int
     store_now: float
+    sent_at: float
+    """By `lease_clock`: what is said here was so then, or later."""
     asked_at: float
     answered_at: float
     """Wall times: what the server's clock is compared with."""
@@ -126,6 +128,7 @@ class Seat:
         return Shares(
             self.generation,
             int(us) / 1e6,
+            sent_at,
             asked_at,
             time.time(),
             shards,

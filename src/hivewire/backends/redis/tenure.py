@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from hivewire.backend import Fetched, Ownership
 from hivewire.backends.redis import membership, reading, scripts
 from hivewire.backends.redis.address import Command
-from hivewire.backends.redis.keeper import Seat, Shares
+from hivewire.backends.redis.keeper import Seat, Shares, lease_clock
 from hivewire.backends.redis.link import good
 from hivewire.backends.redis.packing import unpack_lives, unpack_settled
 from hivewire.backends.redis.reading import Held
@@ -37,8 +37,9 @@ class Tenure(Standing):
     ) -> None:
         super().__init__(backend, queue, seat, owner, news)
         self.held: dict[int, Held] = {}
-        self._gone: dict[int, int] = {}
-        """Tokens of shards that were given up or lost: an answer that was on its way does not bring them back."""
+        self._gone: dict[int, tuple[int, float]] = {}
+        """Tokens of shards that were given up or lost, and when: an answer that was on its way does not bring them
+        back."""
         self._surplus = 0
         self._patience = Patience()
         self._resting: set[int] = set()
@@ -68,9 +69,14 @@ class Tenure(Standing):
 
     async def _apply(self, shares: Shares) -> None:
         self.lose({n for n, held in self.held.items() if shares.held.get(n) != held.token})
-        gained = {n: token for n, token in shares.held.items() if n not in self.held and self._gone.get(n) != token}
+        new = {n: token for n, token in shares.held.items() if n not in self.held}
+        gained = {n: token for n, token in new.items() if n not in self._gone or self._gone[n][0] != token}
         if gained:
             await self._take_over(gained)
+        undone = {n: token for n, token in new.items() if n not in gained and self._gone[n][1] < shares.sent_at}
+        if undone:  # the server has lost its last writes: nobody would read these any more
+            await self._release(undone)
+            self.poke()
         self._surplus = shares.surplus
         self._rest_or_wake()
         self.give_up_some()
@@ -103,7 +109,7 @@ class Tenure(Standing):
         """They are somebody else's."""
         if shards:
             for n in shards:
-                self._gone[n] = self.held.pop(n).token
+                self._gone[n] = self.held.pop(n).token, lease_clock()
             self._owner.lost(shards)
 
     def holding(self, fetched: Fetched) -> Held | None:
@@ -183,6 +189,12 @@ class Tenure(Standing):
         if self._resting or self._surplus > 0:
             self._look = asyncio.get_running_loop().call_later(self._patience.left_s(now), self.give_up_some)
 
+    async def _release(self, shards: Mapping[int, int]) -> None:
+        arguments = [part for shard in shards.items() for part in shard]
+        command = scripts.run(membership.RELEASE, self.seat.names.base, self.seat.name, *arguments)
+        (answer,) = await self._backend.link.post([command])
+        good(answer, "give up shards")
+
     async def _move(self, shards: set[int]) -> None:
         try:
             await self._hand_over(shards)
@@ -195,20 +207,15 @@ class Tenure(Standing):
         for held in going.values():
             held.is_leaving = True
         await self._owner.losing(shards, _HANDOVER_S)
-        arguments: list[int] = []
-        for n, held in going.items():
-            arguments += [n, held.token]
-        command = scripts.run(membership.RELEASE, self.seat.names.base, self.seat.name, *arguments)
         while self._generation == self.seat.generation:
             try:
-                (answer,) = await self._backend.link.post([command])
-                good(answer, "give up shards")
+                await self._release({n: held.token for n, held in going.items()})
                 break
             except BackendError as error:
                 log.debug("cannot give up shards yet", extra={"member": self.seat.name, "error": str(error)})
                 await asyncio.sleep(_RETRY_S)
         for n, held in going.items():
-            self._gone[n] = held.token
+            self._gone[n] = held.token, lease_clock()
             if self.held.get(n) is held:
                 del self.held[n]
         self._news()
