@@ -11,8 +11,8 @@ import msgspec
 import pytest
 
 from hivewire.coordination.errands import Errands
-from hivewire.coordination.ledger import run_scripts
-from hivewire.coordination.ledger.run_scripts import Kept
+from hivewire.coordination.ledger import run_log, run_outbox, run_scripts
+from hivewire.coordination.ledger.run_outbox import Kept
 from hivewire.coordination.ledger.runs import Runs
 from hivewire.coordination.ledger.store import Many, Query, Script
 from hivewire.coordination.ledger.stored import StoredLedger
@@ -73,7 +73,7 @@ def outboxes_of_the_dead_are_not_looked_at(patch: pytest.MonkeyPatch) -> None:
         yield Query("SELECT 1")
         return []
 
-    patch.setattr(run_scripts, "left_behind", nothing)
+    patch.setattr(run_outbox, "left_behind", nothing)
 
 
 @planted("one_message_an_attempt")
@@ -175,12 +175,12 @@ def state_stored_without_what_follows(patch: pytest.MonkeyPatch) -> None:
 @planted("log_is_whole")
 def numbers_of_the_log_are_counted_in_the_process(patch: pytest.MonkeyPatch) -> None:
     """By each process for itself, so that two of them leave gaps, or write one number twice."""
-    original = run_scripts._log
+    original = run_log.add
 
-    def log(run: str, last: int, entries: Sequence[Any]) -> Script[None]:
+    def add(run: str, last: int, entries: Sequence[Any]) -> Script[None]:
         yield from original(run, last + (1 if last and last % 9 == 0 else 0), entries)
 
-    patch.setattr(run_scripts, "_log", log)
+    patch.setattr(run_log, "add", add)
 
 
 @planted("planned_once")

@@ -8,7 +8,7 @@ from collections.abc import Collection, Sequence
 from functools import partial
 from pathlib import Path
 
-from hivewire.coordination.ledger import run_scripts
+from hivewire.coordination.ledger import run_outbox, run_scripts
 from hivewire.coordination.ledger.sqlite import Connection, MemoryStore
 from hivewire.coordination.ledger.stored import StoredLedger
 from hivewire.rules.plan_state import Command, Dispatch, Incoming, RunState, Started, Timer
@@ -68,13 +68,13 @@ class KeptRuns:
         return self.store.run(partial(run_scripts.load, run))
 
     def outbox(self, run: str, limit: int = 100) -> list[Dispatch]:
-        kept = self.store.run(partial(run_scripts.outbox, run, limit))
+        kept = self.store.run(partial(run_outbox.read, run, limit))
         return [each.command for each in kept if isinstance(each.command, Dispatch)]
 
     def sent(self, run: str, ids: Collection[str]) -> None:
-        kept = self.store.run(partial(run_scripts.outbox, run, 1_000))
+        kept = self.store.run(partial(run_outbox.read, run, 1_000))
         places = [each.place for each in kept if each.command.id in set(ids)]
-        self.store.run(partial(run_scripts.sent, run, places))
+        self.store.run(partial(run_outbox.sent, run, places))
 
     def due(self, now: float) -> list[Incoming]:
         self.store.now = now

@@ -19,7 +19,7 @@ from hivewire.rules.plan_limits import RunLimits
 
 # The rest is loaded when one is made: all names of the package are loaded by some programs that never make one.
 if TYPE_CHECKING:
-    from hivewire.coordination.ledger.run_scripts import LogEntry
+    from hivewire.coordination.ledger.run_log import LogEntry
     from hivewire.coordination.looking import CoordinatorHealth, CoordinatorStats, RunLedgers
     from hivewire.coordination.planner import Planner
     from hivewire.coordination.team import Member

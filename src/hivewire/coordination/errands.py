@@ -10,7 +10,7 @@ from functools import partial
 from typing import Final
 
 from hivewire.coordination.ledger import Ledger
-from hivewire.coordination.ledger.run_scripts import Kept
+from hivewire.coordination.ledger.run_outbox import Kept
 from hivewire.coordination.ledger.runs import Runs
 from hivewire.coordination.losses import Losses
 from hivewire.coordination.meaning import Meaning, concerns_the_state

@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from hivewire.coordination.ledger.run_scripts import LogEntry
+from hivewire.coordination.ledger.run_log import LogEntry
 from hivewire.coordination.tasks import TaskResult
 
 

@@ -13,9 +13,9 @@ import msgspec
 
 from hivewire.backend import QueueSpec
 from hivewire.coordination.coordinator import Coordinator
-from hivewire.coordination.ledger import run_scripts
+from hivewire.coordination.ledger import run_log, run_scripts
 from hivewire.coordination.ledger.model import HistoryEntry
-from hivewire.coordination.ledger.run_scripts import LogEntry
+from hivewire.coordination.ledger.run_log import LogEntry
 from hivewire.coordination.ledger.sqlite import MemoryStore
 from hivewire.coordination.ledger.store import Query, Row, Script
 from hivewire.coordination.ledger.stored import StoredLedger
@@ -252,7 +252,7 @@ class Simulation:
             world=self.stage.world,
             struck=self.stage.faults.struck,
             states=states,
-            logs={run: self.store.look(lambda run=run: run_scripts.log(run, 0, 10_000)) for run in runs},  # type: ignore[misc]
+            logs={run: self.store.look(lambda run=run: run_log.read(run, 0, 10_000)) for run in runs},  # type: ignore[misc]
             histories={run: {name: self._history(run, name) for name in states[run].rows} for run in runs},
             left=left,
             steps=self.loop.steps,

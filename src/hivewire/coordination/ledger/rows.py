@@ -225,3 +225,8 @@ def changed_columns(change: TaskChange) -> dict[str, Any]:
     if not columns:
         raise LedgerError("the change is empty: name at least one field")
     return columns
+
+
+def as_json(value: Any) -> str:
+    """What was checked before it came here."""
+    return msgspec.json.encode(value).decode()

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
-from itertools import compress
-from operator import is_not
 from typing import Any, Final
 
-import msgspec
-
 from hivewire.codec.names import split_address
-from hivewire.coordination.ledger.rows import MOST_ID_BYTES, stored_error
+from hivewire.coordination.ledger import run_log, run_outbox
+from hivewire.coordination.ledger.rows import MOST_ID_BYTES, as_json, stored_error
 from hivewire.coordination.ledger.store import Many, Query, Row, Script
 from hivewire.errors import CoordinationError, MessageError
 from hivewire.ids import derived_id
@@ -58,24 +55,6 @@ _TASK: Final = (
 )
 
 
-class Kept(msgspec.Struct, frozen=True):
-    """A command in the outbox, and to whom it goes; nobody has been chosen yet when that is empty."""
-
-    run: str
-    command: KeptCommand
-    recipient: str
-    place: tuple[int, int]
-    """Where it stands in the run's outbox: one that is decided later stands behind."""
-
-
-class LogEntry(msgspec.Struct, frozen=True):
-    """What happened in a run. Numbers begin at 1 and have no gaps."""
-
-    number: int
-    at: float
-    body: dict[str, Any]
-
-
 def create(state: RunState, first: Incoming) -> Script[RunState | None]:
     """Keep a new run and let it begin; None when there is a run of this id already."""
     head = state.header
@@ -89,7 +68,7 @@ def create(state: RunState, first: Incoming) -> Script[RunState | None]:
         "INSERT INTO tasks (id, name, description, input, status, change, version, created_at, updated_at) "
         "SELECT CAST($1 AS text), CAST($2 AS text), CAST($3 AS text), CAST($4 AS json), 'in_progress', 'run', 1, "
         "hivewire_begun(), hivewire_begun() WHERE 1 = 1 ON CONFLICT (id) DO NOTHING RETURNING id",
-        [head.run, head.name or "run", stored_error(head.description), _json(head.input)],
+        [head.run, head.name or "run", stored_error(head.description), as_json(head.input)],
     )
     if not made:
         return None
@@ -117,7 +96,7 @@ def apply(
     timers: list[tuple[SetTimer, float]] = []
     for each in incoming:
         earlier, (state, follow) = state, step(state, each.event)
-        entries += [(each.event.at, entry) for entry in told(earlier, state)]
+        entries += [(each.event.at, entry) for entry in run_log.told(earlier, state)]
         yield from _store_commands(state, follow, each)
         timers += [(command, command.due_at - each.event.at) for command in follow if isinstance(command, SetTimer)]
         commands += follow
@@ -128,7 +107,7 @@ def apply(
         "UPDATE runs SET status = $2, seq = $3, header = $4, logged = logged + $5 WHERE run = $1 RETURNING logged",
         [run, head.status, head.seq, _text(dump(head)), len(entries)],
     )
-    yield from _log(run, rows[0][0] - len(entries), entries)
+    yield from run_log.add(run, rows[0][0] - len(entries), entries)
     yield from _store_rows(before, state)
     yield from _store_timers(state, timers)
     if state.is_finished:
@@ -277,9 +256,9 @@ def _task_row(run: str, row: SubtaskRow) -> tuple[Any, ...]:
         stored_error(spec.assigned_to),
         "coordinator",
         run,
-        _json(spec.dependencies),
-        _json(spec.input),
-        _json(row.output),
+        as_json(spec.dependencies),
+        as_json(spec.input),
+        as_json(row.output),
         _STATUS[row.status].value,
         stored_error(row.error),
         row.message_id,
@@ -291,52 +270,17 @@ def _finish(state: RunState) -> Script[None]:
     """It takes no event any more, known or not; nothing more is to be sent or planned, only to be stopped."""
     head = state.header
     kept = yield Query("SELECT seq, place, body FROM run_outbox WHERE run = $1", [head.run])
-    yield from sent(head.run, [(seq, n) for seq, n, body in kept if not isinstance(load_command(body.encode()), Stop)])
+    yield from run_outbox.sent(
+        head.run, [(seq, n) for seq, n, body in kept if not isinstance(load_command(body.encode()), Stop)]
+    )
     for table in ("run_inbox", "run_timers"):
         yield Query(f"DELETE FROM {table} WHERE run = $1", [head.run])
     outputs = {name: row.output for name, row in state.rows.items() if row.status == "done"}
     yield Query(
         "UPDATE tasks SET status = $2, error = $3, output = $4, version = version + 1, updated_at = hivewire_now(), "
         "completed_at = hivewire_now() WHERE id = $1",
-        [head.run, _STATUS[head.status].value, stored_error(head.reason), _json(outputs)],
+        [head.run, _STATUS[head.status].value, stored_error(head.reason), as_json(outputs)],
     )
-
-
-def told(before: RunState, after: RunState) -> list[dict[str, Any]]:
-    """What a step has changed, for whoever follows the run."""
-    if after is before:
-        return []
-    entries: list[dict[str, Any]] = []
-    moves: list[dict[str, Any]] = []
-    run = {"type": "run", "status": after.header.status, "reason": after.header.reason}
-    is_news = after.header.status != before.header.status
-    if is_news and not after.is_finished:
-        entries.append(run)
-    if after.header.version != before.header.version:
-        entries.append({"type": "plan", "version": after.header.version, "subtasks": list(after.rows)})
-    if (after.header.facts, after.header.guesses) != (before.header.facts, before.header.guesses):
-        entries.append({"type": "facts", "facts": after.header.facts, "guesses": after.header.guesses})
-    if after.header.stalls > before.header.stalls:
-        entries.append({"type": "stall", "stalls": after.header.stalls})
-    if after.header.planning and after.header.planning != before.header.planning:
-        entries.append({"type": "planning"})
-    for row in _changed(before, after):
-        name, old = row.spec.name, before.rows.get(row.spec.name)
-        if old is None or (old.status, old.attempt) != (row.status, row.attempt):
-            entry = {"type": "subtask", "subtask": name, "status": row.status, "attempt": row.attempt}
-            moves.append(entry | ({"error": row.error} if row.error else {}))
-    entries += sorted(moves, key=lambda entry: entry["status"] == "running")  # what ended is why others begin
-    if is_news and after.is_finished:  # the end is told last of all
-        entries.append(run)
-    return entries
-
-
-def _changed(before: RunState, after: RunState) -> Iterable[SubtaskRow]:
-    """The rows that a step has changed, in the order of the plan; quickly, for there may be thousands."""
-    rows = after.rows.values()
-    if before.header.version == after.header.version:  # the same subtasks in the same order
-        return compress(rows, map(is_not, rows, before.rows.values()))
-    return [row for row in rows if before.rows.get(row.spec.name) is not row]
 
 
 def note(run: str, notes: Sequence[tuple[str, float, dict[str, Any]]]) -> Script[None]:
@@ -348,67 +292,15 @@ def note(run: str, notes: Sequence[tuple[str, float, dict[str, Any]]]) -> Script
     entries = [(at, body) for name, at, body in notes if name in fresh]
     if entries:
         yield Query("UPDATE runs SET logged = logged + $2 WHERE run = $1", [run, len(entries)])
-        yield from _log(run, rows[0][0], entries)
-
-
-def _log(run: str, last: int, entries: Sequence[tuple[float, dict[str, Any]]]) -> Script[None]:
-    if entries:
-        yield Many(
-            "INSERT INTO run_log (run, number, at, body) VALUES ($1, $2, $3, $4)",
-            [(run, last + n, at, _json(body)) for n, (at, body) in enumerate(entries, 1)],
-        )
-
-
-def log(run: str, after: int, limit: int) -> Script[list[LogEntry]]:
-    rows = yield Query(
-        "SELECT number, at, body FROM run_log WHERE run = $1 AND number > $2 ORDER BY number LIMIT $3",
-        [run, after, limit],
-    )
-    return [LogEntry(number, at, msgspec.json.decode(body)) for number, at, body in rows]
-
-
-def outbox(run: str, limit: int, after: tuple[int, int] = (-1, -1)) -> Script[list[Kept]]:
-    """In the order it was decided; from behind a place, where somebody has seen what stands before it."""
-    rows = yield Query(
-        "SELECT body, recipient, seq, place FROM run_outbox WHERE run = $1 AND (seq, place) > ($2, $3) "
-        "ORDER BY seq, place LIMIT $4",
-        [run, *after, limit],
-    )
-    return [_kept(run, body, recipient, (seq, place)) for body, recipient, seq, place in rows]
+        yield from run_log.add(run, rows[0][0], entries)
 
 
 def decided(
     run: str, limit: int, after: tuple[int, int], cached: RunState | None
-) -> Script[tuple[list[Kept], RunState | None]]:
-    """As `outbox`, and the state of the run where there is something to be sent."""
-    kept = yield from outbox(run, limit, after)
+) -> Script[tuple[list[run_outbox.Kept], RunState | None]]:
+    """What is in the outbox, and the state of the run where there is something to be sent."""
+    kept = yield from run_outbox.read(run, limit, after)
     return kept, (yield from load(run, cached)) if kept else None
-
-
-def _kept(run: str, body: str, recipient: str, place: tuple[int, int]) -> Kept:
-    command = load_command(body.encode())
-    if not isinstance(command, KeptCommand):
-        raise CoordinationError(f"the outbox of run {run} has a {type(command).__name__} in it")
-    return Kept(run, command, recipient, place)
-
-
-def route(run: str, chosen: Sequence[tuple[Kept, str]]) -> Script[dict[str, str]]:
-    """Fix to whom commands go, before they are sent. One that is fixed already stays so. The recipients, by id."""
-    rows = [(run, *kept.place, recipient) for kept, recipient in chosen]
-    yield Many(
-        "UPDATE run_outbox SET recipient = $4 WHERE run = $1 AND seq = $2 AND place = $3 AND recipient = ''", rows
-    )
-    places = [kept.place for kept, _ in chosen]
-    fixed = yield Query(
-        "SELECT id, recipient FROM run_outbox WHERE run = $1 AND (seq, place) >= ($2, $3) AND (seq, place) <= ($4, $5)",
-        [run, *min(places), *max(places)],
-    )
-    return {each[0]: each[1] for each in fixed}
-
-
-def sent(run: str, places: Iterable[tuple[int, int]]) -> Script[None]:
-    """What stands there is stored by the protocol (or outdated): forget it."""
-    yield Many("DELETE FROM run_outbox WHERE run = $1 AND seq = $2 AND place = $3", [(run, *place) for place in places])
 
 
 def overdue() -> Script[list[tuple[str, str, int]]]:
@@ -419,19 +311,9 @@ def overdue() -> Script[list[tuple[str, str, int]]]:
     return [(run, subtask, generation) for run, subtask, generation in rows]
 
 
-def left_behind(older_than_s: float, after: str, limit: int) -> Script[list[str]]:
-    """Runs whose commands have waited for so long: who decided them is dead, or slow. In order, behind that one."""
-    rows = yield Query(
-        "SELECT DISTINCT run FROM run_outbox WHERE created_at < hivewire_begun() - $1 AND run > $2 "
-        "ORDER BY run LIMIT $3",
-        [older_than_s, after, limit],
-    )
-    return [run for (run,) in rows]
-
-
 def waiting(older_than_s: float, after: str, limit: int) -> Script[tuple[list[tuple[str, str, int]], list[str]]]:
     """What is `overdue` and what is `left_behind`."""
-    return (yield from overdue()), (yield from left_behind(older_than_s, after, limit))
+    return (yield from overdue()), (yield from run_outbox.left_behind(older_than_s, after, limit))
 
 
 def running(limit: int) -> Script[list[tuple[str, SubtaskRow]]]:
@@ -457,10 +339,6 @@ def drop(run: str) -> Script[None]:
 def unfinished(limit: int) -> Script[list[str]]:
     rows = yield Query("SELECT run FROM runs WHERE status IN ('new', 'running') ORDER BY created_at LIMIT $1", [limit])
     return [run for (run,) in rows]
-
-
-def _json(value: Any) -> str:
-    return msgspec.json.encode(value).decode()
 
 
 def _text(stored: bytes) -> str:

@@ -7,9 +7,11 @@ from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import Any, Final
 
-from hivewire.coordination.ledger import run_scripts
+from hivewire.coordination.ledger import run_log, run_outbox, run_scripts
 from hivewire.coordination.ledger.contract import Ledger
-from hivewire.coordination.ledger.run_scripts import Kept, LogEntry, Resolve
+from hivewire.coordination.ledger.run_log import LogEntry
+from hivewire.coordination.ledger.run_outbox import Kept
+from hivewire.coordination.ledger.run_scripts import Resolve
 from hivewire.coordination.ledger.stored import StoredLedger
 from hivewire.errors import CoordinationError
 from hivewire.rules.plan_state import Command, Incoming, Row, RunState
@@ -62,11 +64,11 @@ class Runs:
 
     async def route(self, run: str, chosen: Sequence[tuple[Kept, str]]) -> dict[str, str]:
         """Fix to whom commands go, before they are sent: a resend goes to the same one. The recipients, by id."""
-        return await self._ledger.store.write(partial(run_scripts.route, run, chosen))
+        return await self._ledger.store.write(partial(run_outbox.route, run, chosen))
 
     async def sent(self, run: str, kept: Iterable[Kept]) -> None:
         """These need not be sent any more."""
-        await self._ledger.store.write(partial(run_scripts.sent, run, [each.place for each in kept]))
+        await self._ledger.store.write(partial(run_outbox.sent, run, [each.place for each in kept]))
 
     async def waiting(
         self, older_than_s: float, after: str = "", limit: int = 100
@@ -93,7 +95,7 @@ class Runs:
 
     async def log(self, run: str, after: int = 0, limit: int = 500) -> list[LogEntry]:
         """What has happened in a run since the entry of that number."""
-        return await self._ledger.store.read(partial(run_scripts.log, run, after, limit))
+        return await self._ledger.store.read(partial(run_log.read, run, after, limit))
 
     def _keep(self, state: RunState) -> RunState:
         run = state.header.run
