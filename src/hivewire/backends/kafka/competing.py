@@ -52,6 +52,8 @@ class CompetingConsumer(Consumer):
         self._feed: Feed | None = None
         self._news = asyncio.Event()
         self._ready: deque[Fetched] = deque()
+        self._unused: dict[At, Grant] = {}
+        """What was granted and is not handed out."""
         self._finished = Finished()
         """Finished under the present name: to settle one of them again is no error."""
         self._asking: asyncio.Task[None] | None = None
@@ -113,15 +115,16 @@ class CompetingConsumer(Consumer):
 
     async def _begin_again(self) -> None:
         """What was held is with others, or must be given to them."""
-        before = self.seat.name
+        leaving = self._word_of_leaving()
         self._lose()
-        await self.seat.say(Word(before, leaves=True))
+        await self.seat.say(leaving)
         await self._join()
 
     def _lose(self) -> None:
         self.seat.is_in = False
         self._token = -1
         self._ready.clear()
+        self._unused.clear()
         self._owner.lost({0})
 
     async def _look_around(self) -> None:
@@ -152,6 +155,7 @@ class CompetingConsumer(Consumer):
     def _granted(self, granted: Sequence[Grant]) -> None:
         missing: list[Grant] = []
         for grant in granted:
+            self._unused[grant.at] = grant
             fresh = self.feed.take(grant.at)
             if fresh is None:
                 missing.append(grant)
@@ -195,6 +199,8 @@ class CompetingConsumer(Consumer):
             self._ready.extend(self._fetched(grant, bodies[grant.at]) for grant in granted if grant.at in bodies)
             gone = [grant.at for grant in granted if grant.at not in bodies]
             if gone:
+                for at in gone:
+                    self._unused.pop(at, None)
                 self.backend.lost += len(gone)
                 await self.seat.say(Word(self.seat.name, done=gone))
         finally:
@@ -240,7 +246,7 @@ class CompetingConsumer(Consumer):
         while not self._closed:
             self._news.clear()
             if self._ready:
-                return [self._ready.popleft() for _ in range(min(most, len(self._ready)))]
+                return [self._hand_out(self._ready.popleft()) for _ in range(min(most, len(self._ready)))]
             is_under_way = self._ask(most, starting)
             left = until - loop.time()
             if left <= 0 and not is_under_way:
@@ -249,6 +255,10 @@ class CompetingConsumer(Consumer):
             if left <= -_CATCH_UP_S:
                 return ()
         return ()
+
+    def _hand_out(self, fetched: Fetched) -> Fetched:
+        self._unused.pop(_at(fetched), None)
+        return fetched
 
     async def _wait(self, seconds: float) -> None:
         due_at = self.pool.next_due(self.backend.now())
@@ -362,13 +372,22 @@ class CompetingConsumer(Consumer):
     async def close(self) -> None:
         if self._closed:
             return
+        self._closed = True
+        self._news.set()
+        if self._asking is not None:  # what is granted to it must be given back with its counters
+            await asyncio.wait([self._asking], timeout=_CATCH_UP_S)
         is_in = self.seat.is_in
         await self.stop()
         self.backend.discard(self)
         if self._feed is not None and self._feed.close(self._stir):
             self.backend.feeds.pop(self.queue, None)
         self.seat.is_in = is_in
-        await self.seat.leave()
+        await self.seat.leave(self._word_of_leaving())
+
+    def _word_of_leaving(self) -> Word:
+        """What was granted and never handed out was not started, whatever its grant says."""
+        back = [Kept(*g.at, g.starts - 1, g.failures, g.crashes) for g in self._unused.values() if g.marked]
+        return Word(self.seat.name, leaves=True, back=back)
 
 
 def _at(fetched: Fetched) -> At:

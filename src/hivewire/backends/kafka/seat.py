@@ -130,15 +130,15 @@ class Seat:
         self.is_in = False
         self._backend.pulse.remove(self)
 
-    async def leave(self) -> None:
-        """What is held goes back at once."""
+    async def leave(self, word: Word | None = None) -> None:
+        """What is held goes back at once; `word` says more of it."""
         was_in = self.is_in
         self.end()
         if self._log is None:
             return
         try:
             if was_in:
-                await self.say(Word(self.name, leaves=True))
+                await self.say(word or Word(self.name, leaves=True))
         except BackendError as error:
             log.warning("what was held could not be given back; it is free when the lease ends: %s", error)
         self.log.seats.get(self.queue, {}).pop(self.name, None)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from contextlib import suppress
 
 import pytest
 
 from hivewire.delivery import Delivery
-from hivewire.errors import LeaseLost
+from hivewire.errors import Closed, HivewireError, LeaseLost
 from hivewire.message import Priority
+from hivewire.protocol import Protocol
 from hivewire.testing.conformance.fabric import Fabric
 from hivewire.testing.conformance.scenario import (
     counts,
@@ -257,6 +259,41 @@ async def test_a_clean_stop_gives_back_and_nothing_is_done_twice(fabric: Fabric,
         workers.append(await fabric.worker(pool, concurrency=4))
     await empty(fabric.protocol, pool, within_s=60)
     assert Counter(entry.n for entry in fabric.journal.starts(pool)) == dict.fromkeys(range(total), 1)
+
+
+async def test_what_comes_to_a_member_while_it_closes_was_not_started(fabric: Fabric, pool: str) -> None:
+    """It is closed at one moment or another after a message was sent."""
+    if not knows_what_runs(fabric):
+        return
+    sent, starts = 0, Counter[int]()
+
+    async def send_one() -> None:
+        nonlocal sent
+        sent += 1
+        await fabric.protocol.send(task(pool, sent, key=f"k{sent}"))
+
+    async def handle(member: Protocol, wait_s: float) -> None:
+        for delivery in await member.receive(pool, wait_s=wait_s):
+            starts[number(delivery)] += 1
+            assert delivery.attempt == starts[number(delivery)], f"of message {number(delivery)}"
+            with suppress(HivewireError):  # it was closed
+                await delivery.ack()
+
+    for moment in range(12):
+        member = await fabric.member()
+        first = asyncio.create_task(handle(member, 15.0))
+        while not first.done():
+            await send_one()
+        await first
+        last = asyncio.create_task(handle(member, 15.0))
+        for _ in range(moment):
+            await send_one()
+        await member.close()
+        with suppress(Closed):
+            await last
+    while sum(counts(await fabric.protocol.depth(pool))):
+        await handle(fabric.protocol, 1.0)
+    assert len(starts) == sent
 
 
 async def test_ten_members_share_and_each_message_is_handled_once(fabric: Fabric, pool: str) -> None:
