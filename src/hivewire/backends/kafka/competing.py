@@ -115,16 +115,16 @@ class CompetingConsumer(Consumer):
 
     async def _begin_again(self) -> None:
         """What was held is with others, or must be given to them."""
-        leaving = self._word_of_leaving()
         self._lose()
-        await self.seat.say(leaving)
+        await self.seat.say(Word(self.seat.name))  # then all is known that was granted under this name
+        await self.seat.say(self._word_of_leaving())
+        self._unused.clear()
         await self._join()
 
     def _lose(self) -> None:
         self.seat.is_in = False
         self._token = -1
         self._ready.clear()
-        self._unused.clear()
         self._owner.lost({0})
 
     async def _look_around(self) -> None:
@@ -147,6 +147,7 @@ class CompetingConsumer(Consumer):
             self._lose()
         if is_mine:
             self._finished.heard(word, heard)
+            self._unused.update((grant.at, grant) for grant in heard.granted)
             if heard.granted and self.seat.is_in:
                 self._granted(heard.granted)
         if heard.freed or word.lease_s:
@@ -155,7 +156,6 @@ class CompetingConsumer(Consumer):
     def _granted(self, granted: Sequence[Grant]) -> None:
         missing: list[Grant] = []
         for grant in granted:
-            self._unused[grant.at] = grant
             fresh = self.feed.take(grant.at)
             if fresh is None:
                 missing.append(grant)
@@ -199,10 +199,10 @@ class CompetingConsumer(Consumer):
             self._ready.extend(self._fetched(grant, bodies[grant.at]) for grant in granted if grant.at in bodies)
             gone = [grant.at for grant in granted if grant.at not in bodies]
             if gone:
-                for at in gone:
-                    self._unused.pop(at, None)
                 self.backend.lost += len(gone)
                 await self.seat.say(Word(self.seat.name, done=gone))
+                for at in gone:
+                    self._unused.pop(at, None)
         finally:
             self._filling -= 1
             self._news.set()
