@@ -142,7 +142,9 @@ class Protocol(ABC):
     ) -> Receipt:
         """Store the message; when this returns, it will be handled or kept as a dead letter.
 
-        Waits while the queue is full or the store is away, then raises `QueueFull` or `ConnectionLost`.
+        Waits while the queue is full or the store is away, up to `timeout_s`, then raises `QueueFull` or
+        `ConnectionLost`. One try may take what its store allows it (SQLite 4 s for a locked file, Redis
+        `redis.read_timeout_s`, Kafka `kafka.write_timeout_s`), however short `timeout_s` is.
         Raises `TooLarge`, `Undecodable`, `MessageError` for a message that cannot be sent.
         """
 

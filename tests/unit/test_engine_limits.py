@@ -5,17 +5,17 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import pytest
 
 import hivewire as hw
-from hivewire.backend import Entry
+from hivewire.backend import Append, Duplicate, Entry, Room
 from hivewire.backends.memory import MemoryBackend
 from hivewire.backends.memory.consumer import MemoryConsumer
 from hivewire.engine.protocol import Engine
-from hivewire.errors import ConnectionLost
-from hivewire.record import Fetched
+from hivewire.errors import BackendError, ConnectionLost
+from hivewire.record import Fetched, Record
 from hivewire.settings import Settings
 from hivewire.testing.virtual_time import virtual
 
@@ -23,6 +23,37 @@ from hivewire.testing.virtual_time import virtual
 def engine_on(kind: type[MemoryBackend]) -> Engine:
     settings = Settings(protocol="inmemory", url=f"memory://{secrets.token_hex(8)}")
     return Engine(settings, kind(settings))
+
+
+@virtual
+@pytest.mark.parametrize("is_plain", [False, True])
+async def test_a_slow_failure_counts_towards_the_time_out(is_plain: bool) -> None:
+    """A store that is away may take seconds to say so, at each try."""
+
+    class Away(MemoryBackend):
+        def append_now(self, queue: str, record: Record, room: Room) -> bool:
+            return False
+
+        def append_soon(self, queue: str, record: Record, room: Room) -> asyncio.Future[BackendError | None] | None:
+            return asyncio.ensure_future(self._away()) if is_plain else None
+
+        async def append(self, batch: Sequence[Append]) -> Mapping[int, Duplicate | Exception]:
+            await self._away()
+            return {}
+
+        async def _away(self) -> BackendError | None:
+            await asyncio.sleep(4.0)
+            raise ConnectionLost("nobody is there")
+
+    engine = engine_on(Away)
+    await engine.__aenter__()
+    message = hw.Message(type="task", sender="me", to="coder")
+    for timeout_s in (10.0, 2.0):
+        began = asyncio.get_running_loop().time()
+        with pytest.raises(ConnectionLost, match="nobody is there"):
+            await engine.send(message, timeout_s=timeout_s)
+        assert asyncio.get_running_loop().time() - began == pytest.approx(max(timeout_s, 4.0), abs=0.01)
+    await engine.close(drain_s=0)
 
 
 @virtual

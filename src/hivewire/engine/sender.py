@@ -65,18 +65,17 @@ class Sender:
         """Idempotency keys: only in a batch of one record. Returns the duplicates by running number."""
         self._under_way += 1
         size, number = _size(batch), next(self._numbers)
-        trail, claims = self._core.trail, self._core.claims
+        trail, claims, time = self._core.trail, self._core.claims, asyncio.get_running_loop().time
+        ends_at = time() + timeout_s
         began = self._core.backend.now() if trail.all else 0.0
         left: _Unstored | None = None
         try:
             if claims is not None:
-                loop = asyncio.get_running_loop()
-                ends_at = loop.time() + timeout_s
                 batch = await claims.put_away(batch, timeout_s)
-                left, timeout_s = _Unstored(batch), max(ends_at - loop.time(), 0.0)
+                left = _Unstored(batch)
             if self.lines and any((entry.queue, entry.room) in self.lines for entry in batch):
                 problems: Mapping[int, Duplicate | Exception] = await self._in_line(
-                    number, batch, None, timeout_s, left
+                    number, batch, None, max(ends_at - time(), 0.0), left
                 )
             else:
                 self._first_tries[number] = None
@@ -87,7 +86,7 @@ class Sender:
                     if self.lines:
                         self._look_at_lines()
                 if problems and not all(isinstance(problem, Duplicate) for problem in problems.values()):
-                    problems = await self._in_line(number, batch, problems, timeout_s, left)
+                    problems = await self._in_line(number, batch, problems, max(ends_at - time(), 0.0), left)
         except HivewireError as error:
             self._note_refused(batch, error)
             raise
@@ -114,6 +113,8 @@ class Sender:
         self._under_way += 1
         self._first_tries[number] = None
         problem: Exception | None
+        time = asyncio.get_running_loop().time
+        ends_at = time() + timeout_s
         try:
             try:
                 problem = await stored
@@ -126,7 +127,7 @@ class Sender:
             if problem is not None:
                 batch = (Append(queue, (record,), room=room),)
                 try:
-                    await self._in_line(number, batch, {0: problem}, timeout_s)
+                    await self._in_line(number, batch, {0: problem}, max(ends_at - time(), 0.0))
                 except HivewireError as error:
                     self._note_refused(batch, error)
                     raise
