@@ -9,6 +9,7 @@ import threading
 from collections.abc import Awaitable, Callable, Generator, Sequence, Set
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from hivewire.backend import Mode
@@ -19,6 +20,7 @@ from hivewire.coordination.context import Context as Context
 from hivewire.coordination.context import PlainContext
 from hivewire.coordination.stopping import Stopped
 from hivewire.delivery import Delivery
+from hivewire.engine.outage import as_future, join
 from hivewire.errors import HivewireError, MessageError, NoHandler, Reject, SettingsError, duration_s
 from hivewire.message import Message
 from hivewire.protocol import Protocol
@@ -148,22 +150,24 @@ class Worker:
         """Handle messages until `stop` is done or this is cancelled; what runs may finish for `drain_s`."""
         types = self.types
         self.check()
-        await protocol.subscribe(self.name, types, groups=self.groups, mode=self.mode)
-        self._loop = asyncio.get_running_loop()
-        handling = _Handling(self, protocol, self._pool())
-        is_limited = any(entry.timeout_s for entry in self._entries.values())
-        try:
-            await protocol.serve(
-                self.name,
-                handling,
-                concurrency=self.concurrency,
-                retry=self._retry,
-                timeout_of=self._timeout if is_limited else None,
-                stop=stop,
-                drain_s=drain_s,
-            )
-        finally:
-            await handling.close()
+        with as_future(stop) as asked:
+            subscribe = partial(protocol.subscribe, self.name, types, groups=self.groups, mode=self.mode)
+            await join(asked, log, self.name, subscribe)
+            self._loop = asyncio.get_running_loop()
+            handling = _Handling(self, protocol, self._pool())
+            is_limited = any(entry.timeout_s for entry in self._entries.values())
+            try:
+                await protocol.serve(
+                    self.name,
+                    handling,
+                    concurrency=self.concurrency,
+                    retry=self._retry,
+                    timeout_of=self._timeout if is_limited else None,
+                    stop=asked,
+                    drain_s=drain_s,
+                )
+            finally:
+                await handling.close()
 
     def _pool(self) -> Pool | None:
         """Processes for the handlers that want one."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Sequence
+from collections.abc import Sequence
 from contextvars import Context
 from typing import Final
 
@@ -125,16 +125,15 @@ class Consumers:
                     return delivery
         return None
 
-    async def serve(self, crew: Crew, stop: Awaitable[object] | None, drain_s: float) -> None:
+    async def serve(self, crew: Crew, stop: asyncio.Future[object] | None, drain_s: float) -> None:
         """Run the crew until `stop`, `close` or a cancel; then its inbox is closed."""
         ending: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._stops[ending] = None
         self._none_serves.clear()
         if self._closed:  # it began while this one was still connecting
             _resolve(ending)
-        asked = None if stop is None else asyncio.ensure_future(stop)
-        if asked is not None:
-            asked.add_done_callback(_Ending(ending), context=_NOWHERE)
+        if stop is not None:
+            stop.add_done_callback(_Ending(ending), context=_NOWHERE)
         try:
             crew.begin(ending)
             await ending
@@ -143,8 +142,6 @@ class Consumers:
             drain_s = 0.0
             raise
         finally:
-            if asked is not None and asked is not stop:
-                asked.cancel()  # made here of a coroutine; a future of the caller's is left alone
             await self._until_left(crew, ending, drain_s)
 
     async def _until_left(self, crew: Crew, ending: asyncio.Future[None], drain_s: float) -> None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable
-from typing import TypeVar
+from collections.abc import Awaitable, Callable, Generator
+from contextlib import contextmanager
+from typing import Any, TypeVar
 
 from hivewire.errors import BackendError
 from hivewire.rules.backoff import Backoff
@@ -46,6 +47,33 @@ class Outage:
             lasted_s = round(time.monotonic() - self._began_at, 1)
             self._began_at = None
             self._log.info("can %s again", self._doing, extra={"queue": self._queue, "after_s": lasted_s})
+
+
+@contextmanager
+def as_future(stop: Awaitable[object] | None) -> Generator[asyncio.Future[object] | None]:
+    """For several who wait for it. What is made here of a coroutine ends with it; a future of the caller's is left
+    alone."""
+    future = None if stop is None else asyncio.ensure_future(stop)
+    try:
+        yield future
+    finally:
+        if future is not None and future is not stop:
+            future.cancel()
+
+
+async def join(
+    stop: asyncio.Future[object] | None, log: logging.Logger, queue: str, call: Callable[[], Awaitable[T]]
+) -> T | None:
+    """`keep_trying` for who begins to take from a queue. None: `stop` was done before, and nothing was begun."""
+    joining = asyncio.ensure_future(keep_trying(Outage(log, "begin to take messages", queue), call))
+    ends: list[asyncio.Future[Any]] = [joining] if stop is None else [joining, stop]
+    try:
+        await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        if not joining.done():
+            joining.cancel()
+            await asyncio.wait([joining])
+    return None if joining.cancelled() else joining.result()
 
 
 async def keep_trying(outage: Outage, call: Callable[[], Awaitable[T]]) -> T:

@@ -24,7 +24,7 @@ from hivewire.engine.explain import explain, note_letters
 from hivewire.engine.middleware import Middleware
 from hivewire.engine.once import Once
 from hivewire.engine.opened import Opened, check_durable
-from hivewire.engine.outage import Outage, keep_trying
+from hivewire.engine.outage import Outage, as_future, join, keep_trying
 from hivewire.engine.outgoing import Outgoing
 from hivewire.engine.pull import Puller
 from hivewire.errors import Closed, MessageError, SettingsError, Unsupported, duration_s
@@ -252,11 +252,12 @@ class Engine(Protocol):
         drain_s = duration_s(drain_s, "drain_s")
         if timeout_s is not None:
             timeout_s = duration_s(timeout_s, "timeout_s")
-        inbox = await parts.consumers.inbox(agent)
-        inbox.outcomes.retry_of = retry
         limit_s = self.settings.handler_timeout_s if timeout_s is None else timeout_s
-        crew = Crew(inbox, handle, concurrency, limit_s, timeout_of)
-        await parts.consumers.serve(crew, stop, drain_s)
+        with as_future(stop) as asked:
+            inbox = await join(asked, log, agent, lambda: parts.consumers.inbox(agent))
+            if inbox is not None:
+                inbox.outcomes.retry_of = retry
+                await parts.consumers.serve(Crew(inbox, handle, concurrency, limit_s, timeout_of), asked, drain_s)
 
     # -- who takes what
 

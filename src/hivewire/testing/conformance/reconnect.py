@@ -6,8 +6,11 @@ import asyncio
 
 import pytest
 
+from hivewire.coordination.context import Context
+from hivewire.coordination.worker import Worker
 from hivewire.delivery import Delivery
 from hivewire.errors import ConnectionLost, HivewireError, Reject, TimedOut
+from hivewire.message import Message
 from hivewire.testing.conformance.fabric import Fabric
 from hivewire.testing.conformance.scenario import (
     empty,
@@ -38,6 +41,40 @@ async def test_senders_and_consumers_go_on_after_an_outage(fabric: Fabric) -> No
         await asyncio.wait_for(sending, 10)
         await until(lambda: 2 in seen, "consumers resume", fabric.resume_s)
     assert list(dict.fromkeys(seen)) == [1, 2]
+
+
+async def test_who_begins_in_an_outage_takes_when_it_is_over(fabric: Fabric) -> None:
+    worker, stop = Worker("begins", groups=["team"]), asyncio.Event()
+    seen: list[int] = []
+
+    @worker.on("task")
+    async def handle(message: Message, ctx: Context) -> None:
+        seen.append(message.content["n"])
+
+    await fabric.protocol.health()  # it is connected
+    async with fabric.outage():
+        job = asyncio.create_task(worker.serve(fabric.protocol, stop=stop.wait()))
+        await asyncio.wait([job], timeout=1.5)
+        assert not job.done()
+    await fabric.protocol.send(task("begins", 1))
+    await until(lambda: seen == [1] or job.done(), "it takes", fabric.resume_s + 5)
+    stop.set()
+    await job
+
+
+async def test_who_begins_in_an_outage_can_be_stopped(fabric: Fabric) -> None:
+    worker, stop = Worker("stopped"), asyncio.Event()
+
+    @worker.on("task")
+    async def handle(message: Message, ctx: Context) -> None:
+        raise AssertionError("nothing was sent")
+
+    await fabric.protocol.health()
+    async with fabric.outage():
+        job = asyncio.create_task(worker.serve(fabric.protocol, stop=stop.wait()))
+        await asyncio.wait([job], timeout=0.5)
+        stop.set()
+        await asyncio.wait_for(job, 5)
 
 
 async def test_consume_goes_on_after_an_outage(fabric: Fabric) -> None:
