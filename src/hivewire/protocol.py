@@ -84,7 +84,8 @@ class Health(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ProtocolMetrics(msgspec.Struct, kw_only=True):
-    """Counts since this object was made. The first five are the reference's names."""
+    """Counts since this object was made. The first five are what the reference counts; its names for three of them,
+    `total_messages_…`, can be read, too."""
 
     messages_sent: int = 0
     messages_received: int = 0
@@ -112,6 +113,18 @@ class ProtocolMetrics(msgspec.Struct, kw_only=True):
     paused: int = 0
     """Parts of queues from which this process takes nothing more until some of what it holds is finished: more is
     known of the unfinished than the store can keep."""
+
+    @property
+    def total_messages_sent(self) -> int:
+        return self.messages_sent
+
+    @property
+    def total_messages_received(self) -> int:
+        return self.messages_received
+
+    @property
+    def total_messages_failed(self) -> int:
+        return self.messages_failed
 
 
 class Subscription(msgspec.Struct, frozen=True, kw_only=True):

@@ -173,13 +173,15 @@ async def test_metrics_add_up_after_a_drain(fabric: Fabric) -> None:
     async with serving(member, "sum", handle, concurrency=4):
         await empty(member, "sum", dead=10)
     metrics = member.metrics()
-    assert metrics.messages_sent == 101
+    assert metrics.messages_sent == metrics.total_messages_sent == 101
     assert metrics.acked == 90
     assert metrics.nacked == 10
     assert metrics.dead == 10
     assert metrics.redelivered == 10
     assert metrics.duplicates == 1
     assert metrics.messages_received == metrics.acked + metrics.nacked + metrics.dead
+    assert metrics.total_messages_received == metrics.messages_received
+    assert metrics.total_messages_failed == metrics.messages_failed
     assert metrics.in_flight == 0
     assert metrics.expired == 0
     assert metrics.average_latency >= 0
