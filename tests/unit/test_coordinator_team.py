@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,9 +13,7 @@ import hivewire as hw
 from hivewire.coordination.coordinator import Coordinator
 from hivewire.coordination.tasks import TaskRequest
 from hivewire.coordination.team import announced
-from hivewire.errors import (
-    InvalidPlan,
-)
+from hivewire.errors import CoordinationError, InvalidPlan
 from hivewire.testing.conformance.waiting import until
 from hivewire.testing.virtual_time import virtual
 from tests.unit.coordinator_stage import (
@@ -95,6 +94,37 @@ async def test_health_names_the_component_that_is_away() -> None:
         await coordinator.close()
         health = await coordinator.health()
         assert (health.status, health.components["coordinator"]) == ("unhealthy", False)
+
+
+async def test_where_a_healthy_store_is_is_no_error(tmp_path: Path) -> None:
+    async with (
+        hw.connect(f"sqlite:///{tmp_path}/messages.db") as protocol,
+        hw.open_ledger(f"sqlite:///{tmp_path}/ledger.db") as ledger,
+        Coordinator(None, protocol, ledger=ledger, team=[("w", ["work"])]) as coordinator,
+    ):
+        health = await coordinator.health()
+        assert (health.status, health.errors) == ("healthy", ())
+
+
+@virtual
+@pytest.mark.parametrize(
+    "wrong",
+    [{"name": 5}, {"input": 5}, {"input": None}, {"id": 5}, {"priority": "high"}, {"description": b"x"}],
+    ids=str,
+)
+async def test_a_task_that_is_none_is_refused_in_one_sentence(wrong: dict[str, Any]) -> None:
+    async with stage() as on:
+        on.worker("w", "work")
+        coordinator = await on.coordinator()
+        (field,) = wrong
+        with pytest.raises(CoordinationError, match=f"^the {field} of a task is of type "):
+            await coordinator.execute(TaskRequest(**{"name": "t", **wrong}), plan=plan(sub("a", "work")))
+        with pytest.raises(CoordinationError, match=r"a hivewire\.TaskRequest is carried out, not dict"):
+            await coordinator.execute({"name": "t"}, plan=plan(sub("a", "work")))  # type: ignore[arg-type]  # on purpose
+        for timeout_s in ("9s", -1, float("nan")):
+            with pytest.raises(hw.MessageError, match="timeout_s is a number of seconds"):
+                await coordinator.execute(TaskRequest(name="t"), plan=plan(sub("a", "work")), timeout_s=timeout_s)  # type: ignore[arg-type]  # on purpose
+        assert (await coordinator.stats()).tasks["total"] == 0
 
 
 @virtual

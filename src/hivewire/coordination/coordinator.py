@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, Self
 import msgspec
 
 from hivewire.coordination.ledger import Ledger
-from hivewire.coordination.tasks import TaskRequest, TaskResult, TaskState
+from hivewire.coordination.tasks import TaskRequest, TaskResult, TaskState, check_request
 from hivewire.errors import BackendError, Closed, CoordinationError, Deadline, LedgerError, NoCapableWorker
 from hivewire.ids import new_id
 from hivewire.rules.plan_limits import RunLimits
@@ -184,6 +184,7 @@ class Coordinator:
         from hivewire.rules.plan_state import new_run
 
         self._check_open()
+        check_request(request, timeout_s)
         if plan is None and self._planner is None:
             raise CoordinationError("there is no model to make a plan: give a plan, or make the Coordinator with one")
         if plan is not None:

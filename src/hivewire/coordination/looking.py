@@ -103,8 +103,9 @@ async def look_at_health(
         status = "unhealthy"
     elif not all(components.values()):
         status = "degraded"
-    told = (found.detail, kept.detail, *own, model_trouble)
-    return CoordinatorHealth(status=status, components=components, errors=tuple(filter(None, told)), checked_at=at)
+    stores = [store.detail for store in (found, kept) if not store.ok]  # one that is well tells where it is
+    told = tuple(filter(None, (*stores, *own, model_trouble)))
+    return CoordinatorHealth(status=status, components=components, errors=told, checked_at=at)
 
 
 async def count(

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import msgspec
 
+from hivewire.errors import CoordinationError, duration_s
 from hivewire.ids import new_id
 
 TaskState = Literal["completed", "failed", "cancelled"]
@@ -20,6 +21,21 @@ class TaskRequest(msgspec.Struct, frozen=True, kw_only=True):
     priority: int = 5
     input: dict[str, Any] = msgspec.field(default_factory=dict)
     id: str = msgspec.field(default_factory=new_id)
+
+
+_KINDS: Final = {"id": str, "name": str, "description": str, "type": str, "priority": int, "input": dict}
+
+
+def check_request(request: object, timeout_s: object) -> None:
+    """Raises `CoordinationError` or `MessageError` for what a run could not be made of."""
+    if not isinstance(request, TaskRequest):
+        raise CoordinationError(f"a hivewire.TaskRequest is carried out, not {type(request).__name__}")
+    for name, kind in _KINDS.items():
+        value = getattr(request, name)
+        if not isinstance(value, kind):
+            raise CoordinationError(f"the {name} of a task is of type {kind.__name__}, not {type(value).__name__}")
+    if timeout_s is not None:
+        duration_s(timeout_s, "timeout_s")
 
 
 class Trouble(msgspec.Struct, frozen=True, kw_only=True):
