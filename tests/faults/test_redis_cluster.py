@@ -296,6 +296,26 @@ async def test_a_master_is_frozen_and_thawed_after_its_replica_took_over(
 
 
 @pytest.mark.processes
+async def test_what_is_confirmed_is_in_the_lists_of_another_node(cluster: RedisCluster) -> None:
+    """Who looks at all queues finds it there: what expires, dead letters, agents."""
+    lists = cluster.owner(slot_of(CATALOGUE))
+    other = next(server for server in masters(cluster) if server is not lists)
+    (agent,) = agents_on(cluster, other, "listed")
+    message = task(agent, 1, ttl_s=1.0)
+    async with connect(cluster.url) as protocol:
+        await protocol.health()
+        say(lists, "CONFIG", "SET", "maxmemory", "1")
+        try:
+            with pytest.raises(BackendError):
+                await protocol.send(message, timeout_s=0.5)
+        finally:
+            say(lists, "CONFIG", "SET", "maxmemory", "0")
+        await protocol.send(message)
+        assert agent in await protocol.agents()
+    async with connect(cluster.url):  # upkeep of another process, that does not know the agent
+        await until(lambda: say(other, "HLEN", f"{base(agent)}dead") == 1, "it is buried")
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(120)
 async def test_a_node_that_stands_still_costs_no_lease_of_queues_that_live_elsewhere(cluster: RedisCluster) -> None:

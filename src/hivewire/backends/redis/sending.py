@@ -123,11 +123,13 @@ class Sending:
                 if any(record.ttl_s is not None for record in entry.records):
                     expiring.append(entry.queue)
                 number += len(entry.records)
+        lists = len(commands)
         listed = [entry.queue for _, _, entry in scripted if not entry.queue.startswith(REPLY_PREFIX)]
         if listed:
             commands.append(("SADD", QUEUES, *dict.fromkeys(listed)))
         if expiring:
             commands.append(("SADD", EXPIRING, *dict.fromkeys(expiring)))
+        lists_end = len(commands)
         if self._interop:
             commands += _announcements(batch)
         stored = self._link.post(commands, firm=True)
@@ -143,6 +145,8 @@ class Sending:
                     self._note(problems, first + at, entry.queue, answers[place + at])
         for place, first, entry in scripted:
             self._answered(problems, first, entry, answers[place])
+            for answer in answers[lists:lists_end]:
+                self._listed(problems, first, entry, answer)
         return problems
 
     async def _behind(self, queues: Sequence[str], stored: asyncio.Future[list[Reply]]) -> list[Reply]:
@@ -257,6 +261,16 @@ class Sending:
                 problems[first] = ConnectionLost(f"send to {queue}: what was known of it holds no longer")
         except BackendError as error:
             problems[first] = error
+
+    def _listed(self, problems: dict[int, Duplicate | Exception], first: int, entry: Append, answer: Reply) -> None:
+        """What stands in no list is found by nobody who looks at all queues: it counts as not stored, and is sent
+        again."""
+        try:
+            good(answer, f"list {entry.queue}")
+        except BackendError as error:
+            for place in range(first, first + len(entry.records)):
+                if not isinstance(problems.get(place), Exception):
+                    problems[place] = error
 
     def _answered(self, problems: dict[int, Duplicate | Exception], first: int, entry: Append, answer: Reply) -> None:
         places = range(first, first + len(entry.records))
