@@ -6,11 +6,12 @@ import asyncio
 import inspect
 from collections.abc import Awaitable, Callable, Coroutine
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import msgspec
 
 from hivewire.delivery import Delivery
+from hivewire.errors import Reject
 from hivewire.ids import derived_id
 from hivewire.message import BEGUN, EFFECTS, PROGRESS, Message
 from hivewire.protocol import Protocol, Receipt
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from hivewire.coordination.worker import Worker
 
 T = TypeVar("T")
+_MOST_BYTES: Final = 64 * 1024 * 1024
+"""The result of an effect, as a ledger takes it."""
 
 
 class Context(msgspec.Struct, eq=False):
@@ -126,7 +129,9 @@ class Context(msgspec.Struct, eq=False):
 
         The result (any JSON value) is stored before it is returned and kept for 24 times the idempotency
         window, a day by default; in a ledger (`Worker(effects=…)`) until it is purged. Attempts at the same time
-        compute it once; the others wait for it. An `fn` that raises stores nothing: the next attempt computes.
+        compute it once; the others wait for it. An `fn` that raises stores nothing: the next attempt computes. One
+        whose result cannot be kept (no JSON value, too large for the store) has done what it does: `Reject` is
+        raised, so that there is no next attempt.
 
         A crash between the effect of `fn` and the storing of its result is a window: the next attempt computes it
         again. `find` closes it. After an attempt that ended without a result, `find` is asked first: it looks
@@ -135,16 +140,27 @@ class Context(msgspec.Struct, eq=False):
         """
         cause, replay, owner = self._effects
         scope = f"{owner}/{cause}/{replay}"
-        compute, look = _awaited(fn), None if find is None else _awaited(find)
+        compute, look = _kept(name, fn), None if find is None else _kept(name, find)
         if self.worker.effects is not None:
             return await self.worker.effects.once(f"{scope}/{name}", compute, look)
         return await self.protocol.once(scope, name, compute, look)
 
 
-def _awaited(fn: Callable[[], Any]) -> Callable[[], Awaitable[Any]]:
+def _kept(name: str, fn: Callable[[], Any]) -> Callable[[], Awaitable[Any]]:
+    """`fn`, plain or async, whose result is JSON: the same from each store, and never one that no store could keep."""
+
     async def call() -> Any:
         value = fn()
-        return await value if inspect.isawaitable(value) else value
+        if inspect.isawaitable(value):
+            value = await value
+        try:
+            text = msgspec.json.encode(value)
+            if len(text) > _MOST_BYTES:
+                raise ValueError(f"it has {len(text):,} bytes, more than {_MOST_BYTES:,}")
+            return msgspec.json.decode(text)
+        except (ValueError, OverflowError, RecursionError, TypeError) as error:
+            why = f"the result of the effect {name!r} cannot be kept as JSON: {error}"
+            raise Reject(f"{why}; what it did is done, and is not done again") from error
 
     return call
 

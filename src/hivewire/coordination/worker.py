@@ -256,7 +256,10 @@ class _Handling:
         finally:
             self._worker.running -= 1
         if "reply_to" in message.metadata:
-            await context.reply(result, type="result", name="result")
+            try:
+                await context.reply(result, type="result", name="result")
+            except MessageError as error:  # the work would be done at each attempt, and end here all the same
+                raise Reject(f"the handler's result cannot be sent: {error}") from error
 
 
 def check_together(workers: Sequence[Worker]) -> None:

@@ -11,7 +11,7 @@ import msgspec
 
 from hivewire.backend import Backend, Entry
 from hivewire.engine.tasks import Tasks
-from hivewire.errors import BackendError, Closed, HivewireError, LeaseLost
+from hivewire.errors import BackendError, Closed, HivewireError, LeaseLost, Reject
 from hivewire.ids import new_id
 from hivewire.rules.backoff import Backoff
 from hivewire.rules.effect import Noted, follows
@@ -93,6 +93,8 @@ class Once:
         except asyncio.CancelledError:
             await asyncio.wait([storing], timeout=_LINGER_S)
             raise
+        if isinstance(outcome, BackendError) and not outcome.retryable:  # it would happen again, and end here again
+            raise Reject(f"once {self._name}: it has happened, and its result cannot be stored: {outcome}") from outcome
         if isinstance(outcome, HivewireError):
             raise outcome
         return msgspec.json.decode(outcome)

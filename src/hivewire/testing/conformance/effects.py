@@ -11,9 +11,11 @@ from unittest.mock import patch
 import pytest
 
 from hivewire.backend import Entry
-from hivewire.errors import ConnectionLost
+from hivewire.coordination.worker import Context, Worker
+from hivewire.errors import BackendError, ConnectionLost, Reject
+from hivewire.message import Message
 from hivewire.testing.conformance.fabric import Fabric
-from hivewire.testing.conformance.scenario import empty, task
+from hivewire.testing.conformance.scenario import empty, one_letter, task
 from hivewire.testing.conformance.waiting import count, until
 
 
@@ -138,6 +140,50 @@ def _noted_in(happened: list[int], event: asyncio.Event | None = None) -> Callab
         return len(happened)
 
     return happen
+
+
+@pytest.mark.parametrize("result", [object(), "\ud800"], ids=["object", "half"])
+@pytest.mark.parametrize("is_plain", [False, True], ids=["async", "plain"])
+async def test_an_effect_whose_result_cannot_be_kept_is_not_repeated(
+    fabric: Fabric, result: object, is_plain: bool
+) -> None:
+    worker, happened = Worker("odd"), list[str]()
+
+    def happen() -> object:
+        happened.append("paid")
+        return result
+
+    async def handle(message: Message, ctx: Context) -> None:
+        await ctx.once("pay", happen)
+
+    def handle_in_a_thread(message: Message, ctx: Context) -> None:
+        ctx.blocking.once("pay", happen)
+
+    worker.on("task")(handle_in_a_thread if is_plain else handle)
+    stop = asyncio.Event()
+    serve = asyncio.create_task(worker.serve(fabric.protocol, stop=stop.wait()))
+    await fabric.protocol.send(task("odd", 1))
+    letter = await one_letter(fabric.protocol, "odd")
+    stop.set()
+    await serve
+    assert (letter.reason, happened) == ("rejected", ["paid"])
+    assert "the result of the effect 'pay' cannot be kept as JSON" in letter.error
+
+
+async def test_an_effect_whose_result_the_store_refuses_is_not_repeated(fabric: Fabric) -> None:
+    """As a broker refuses what is too large for a message of its."""
+    member = await fabric.member()
+    happened: list[int] = []
+    put = member.backend.put
+
+    async def refuse(key: str, value: bytes, version: int, **options: Any) -> Entry | None:
+        if happened:
+            raise BackendError("too large")
+        return await put(key, value, version, **options)
+
+    with patch.object(member.backend, "put", refuse), pytest.raises(Reject, match="cannot be stored: too large"):
+        await member.once("s", "n", _noted_in(happened))
+    assert happened == [1]
 
 
 async def test_an_effect_longer_than_the_lease_stays_with_who_began_it(fabric: Fabric) -> None:

@@ -165,6 +165,27 @@ async def test_the_work_is_not_done_for_who_cannot_be_answered(fabric: Fabric, p
     assert "reply_to" in letter.error
 
 
+@pytest.mark.parametrize("result", [{1, 2}, {"n": float("nan")}, b"\0" * (2 << 20)], ids=["set", "nan", "large"])
+async def test_a_result_that_cannot_be_sent_is_not_worked_for_again(fabric: Fabric, result: object) -> None:
+    worker = Worker("wrong")
+    begun: list[str] = []
+
+    @worker.on("task", retry=_QUICK)
+    async def handle(message: Message, ctx: Context) -> object:
+        begun.append(message.id)
+        return result
+
+    asked = task("wrong").replace(metadata={"reply_to": "asker"})
+    stop = asyncio.Event()
+    serve = asyncio.ensure_future(worker.serve(fabric.protocol, stop.wait()))
+    await fabric.protocol.send(asked)
+    letter = await one_letter(fabric.protocol, "wrong")
+    stop.set()
+    await serve
+    assert (letter.id, letter.reason, begun) == (asked.id, "rejected", [asked.id])
+    assert "the handler's result cannot be sent" in letter.error
+
+
 async def test_a_str_is_no_list_of_types_or_groups(fabric: Fabric) -> None:
     protocol = fabric.protocol
     bad: list[Callable[[], Awaitable[Any]]] = [

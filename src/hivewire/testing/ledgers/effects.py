@@ -6,9 +6,11 @@ import asyncio
 import sys
 from asyncio.subprocess import PIPE
 from collections import Counter
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
+from uuid import uuid4
 
 import msgspec
 import pytest
@@ -16,7 +18,11 @@ import pytest
 from hivewire.coordination.effects import TYPE, LedgerEffects
 from hivewire.coordination.ledger import Guard, Task, TaskFilter, TaskStatus
 from hivewire.coordination.ledger.contract import UNGUARDED
+from hivewire.coordination.worker import Context, Worker
 from hivewire.errors import ConnectionLost, LeaseLost
+from hivewire.factory import connect
+from hivewire.message import Message
+from hivewire.rules.retry import Retry
 from hivewire.testing.conformance.waiting import count
 from hivewire.testing.ledgers.fabric import LedgerFabric
 
@@ -65,6 +71,24 @@ async def test_after_a_failure_it_is_looked_for_and_then_done(ledgers: LedgerFab
         assert len(looked) == tries
     assert await effects.once("pay", fail, look) == "found"
     assert await effects.once("pay", nothing()) == "found"
+
+
+async def test_a_result_comes_back_as_from_the_store_of_messages(ledgers: LedgerFabric) -> None:
+    worker = Worker("odd", effects=LedgerEffects(await ledgers.open(), lease_s=LEASE_S))
+    happened: list[Any] = [{1, 2}, b"bytes", float("nan"), (1, {2: 3})]
+    results: list[Any] = []
+    done = asyncio.Event()
+
+    @worker.on("task", retry=Retry(max_attempts=2, first_s=0.01))
+    async def handle(message: Message, ctx: Context) -> None:
+        results.extend([await ctx.once(f"n{number}", partial(happened.__getitem__, number)) for number in range(4)])
+        done.set()
+
+    async with connect(f"memory://{uuid4().hex}") as protocol:
+        serving = asyncio.create_task(worker.serve(protocol, stop=done.wait()))
+        await protocol.send(Message(type="task", sender="test", to="odd"))
+        await serving
+    assert results == [[1, 2], "Ynl0ZXM=", None, [1, {"2": 3}]]
 
 
 async def test_what_has_happened_is_stored_though_the_caller_is_cancelled(ledgers: LedgerFabric) -> None:
