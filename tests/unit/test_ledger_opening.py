@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import sqlite3
-from contextlib import closing
+from collections.abc import Callable
+from contextlib import closing, suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,6 +15,7 @@ from hivewire.coordination.ledger.cached import CachedLedger
 from hivewire.coordination.ledger.opening import ledger_settings, open_ledger, store_of
 from hivewire.coordination.ledger.postgres import PostgresStore
 from hivewire.coordination.ledger.sqlite import MemoryStore, SQLiteStore
+from hivewire.coordination.ledger.store import Script
 from hivewire.coordination.ledger.stored import StoredLedger
 from hivewire.errors import BackendError, SettingsError
 
@@ -137,6 +140,33 @@ def test_who_opens_a_file_while_another_makes_it_does_not_take_it_for_a_foreign_
     with closing(sqlite3.connect(file, isolation_level=None)) as db:
         db.set_trace_callback(another)
         store.prepare(db)
+
+
+class _Killed(Exception):
+    """In place of the end of a process."""
+
+
+@pytest.mark.parametrize("writes", range(4))
+async def test_a_new_file_is_opened_by_many_at_once_and_after_the_death_of_who_made_it(
+    writes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever another process has done of it by now: nothing but the file, some of the tables, all of them."""
+    left, write = writes, SQLiteStore.write
+
+    async def dying(store: SQLiteStore, make: Callable[[], Script[Any]], *, single: bool = False) -> Any:
+        nonlocal left
+        if not left:
+            raise _Killed
+        left -= 1
+        return await write(store, make, single=single)
+
+    first = open_ledger("sqlite:///ledger.db")
+    with monkeypatch.context() as patched, suppress(_Killed):
+        patched.setattr(SQLiteStore, "write", dying)
+        await first.open()
+    async with open_ledger("sqlite:///ledger.db") as ledger:
+        assert (await ledger.stats()).total == 0
+    await first.close()
 
 
 def test_a_file_of_another_program_is_refused_and_left_as_it_is(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ def open_ledger(target: str | Settings | None = None, *, migrate: bool | None = 
     """The ledger of a URL, of a `Settings` object, or of the environment and `hivewire.toml` (`LEDGER_TYPE` …).
 
     Opens nothing: that happens on `async with`, or on the first call. `migrate`: make or upgrade the tables when it
-    is opened; left out, that is done in memory and for an SQLite file that is new. Raises `SettingsError`, and
+    is opened; left out, tables are made in memory, and in an SQLite file that has none. Raises `SettingsError`, and
     `Unsupported` when the package for PostgreSQL is not installed.
     """
     from hivewire.coordination.ledger.cached import CachedLedger
@@ -35,9 +35,8 @@ def open_ledger(target: str | Settings | None = None, *, migrate: bool | None = 
     retention = None
     if ledger.auto_purge:
         retention = Retention(every_s=ledger.purge_interval_s, older_than_s=ledger.retain_duration_s)
-    if migrate is None:
-        migrate = ledger.type == "inmemory" or (ledger.type == "sqlite" and not Path(ledger.path).exists())
-    stored = StoredLedger(store, retention=retention, migrate=migrate)
+    makes = migrate is None and ledger.type in ("inmemory", "sqlite")
+    stored = StoredLedger(store, retention=retention, migrate=bool(migrate), make=makes)
     if ledger.enable_cache or ledger.type == "hybrid":
         return CachedLedger(stored, ttl_s=ledger.cache_ttl_s)
     return stored

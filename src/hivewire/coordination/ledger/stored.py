@@ -48,13 +48,16 @@ class Retention:
 class StoredLedger(Ledger):
     """All that a ledger means, once; what keeps the rows is a `Store`.
 
-    `migrate`: make or upgrade the tables when it is opened.
+    When it is opened: `migrate` makes or upgrades the tables, `make` makes them where there are none.
     """
 
-    def __init__(self, store: Store, *, retention: Retention | None = None, migrate: bool = False) -> None:
+    def __init__(
+        self, store: Store, *, retention: Retention | None = None, migrate: bool = False, make: bool = False
+    ) -> None:
         self.store = store
         self._retention = retention
         self._migrate = migrate
+        self._make = make
         self._is_open = False
         self._opening = asyncio.Lock()
         self._housekeeper: asyncio.Task[None] | None = None
@@ -71,6 +74,8 @@ class StoredLedger(Ledger):
             await self.store.open()
             if self._migrate:
                 await self.migrator.upgrade()
+            elif self._make:
+                await self.migrator.make()
             await self.migrator.check()
             self._is_open = True
             if self._retention is not None:

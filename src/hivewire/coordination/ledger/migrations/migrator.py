@@ -117,6 +117,18 @@ class Migrator:
                     f"the ledger is damaged: table {table} cannot be read ({error}); restore a copy"
                 ) from error
 
+    async def make(self) -> None:
+        """Where there are no tables, make all of them, in one transaction: who opens the ledger meanwhile, or after
+        the death of this process, finds all or none."""
+        if not any(line.applied_at for line in await self.status()):
+            await self._store.write(self._all)
+
+    def _all(self) -> Script[None]:
+        yield from self._prepare()
+        if not (yield Query("SELECT 1 FROM hivewire_migrations LIMIT 1")):  # nobody was faster
+            while (yield from self._one(self.latest, up=True)) is not None:
+                pass
+
     async def upgrade(self, to: int | None = None) -> list[int]:
         """Apply what is missing, up to number `to`; returns the numbers. Nothing is lost on the way."""
         return await self._go(self.latest if to is None else to, up=True)
