@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
-from typing import Any, Final
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
+from contextlib import asynccontextmanager
+from typing import Any, Final, TypeVar
 
 from hivewire.coordination.ledger import Guard, Lease, Ledger, Task, TaskChange, TaskStatus
-from hivewire.errors import BackendError, HivewireError, InvalidTransition, LeaseLost, TaskExists, TaskMissing
+from hivewire.errors import BackendError, Closed, HivewireError, InvalidTransition, LeaseLost, TaskExists, TaskMissing
 from hivewire.ids import derived_id, new_id
 from hivewire.rules.backoff import Backoff
 
@@ -22,6 +23,7 @@ _LINGER_S: Final = 1.0
 """For so long a caller that is cancelled waits for that: all that runs may end with it."""
 
 Fn = Callable[[], Awaitable[Any]]
+T = TypeVar("T")
 
 
 class LedgerEffects:
@@ -34,8 +36,31 @@ class LedgerEffects:
     def __init__(self, ledger: Ledger, *, lease_s: float = 10.0) -> None:
         self._ledger = ledger
         self._lease_s = lease_s
-        self._endings: set[asyncio.Task[tuple[Any, HivewireError | None]]] = set()
-        """Results on their way to the ledger."""
+        self._endings: set[asyncio.Task[Any]] = set()
+        """What is on its way to the ledger."""
+        self._users = 0
+
+    @asynccontextmanager
+    async def in_use(self) -> AsyncGenerator[None]:
+        """While somebody serves with it. What is on its way to a ledger that is away when the last one has left is
+        given up: the lease runs out by itself."""
+        self._users += 1
+        try:
+            yield
+        finally:
+            self._users -= 1
+            if not self._users and self._endings:
+                await asyncio.wait(self._endings, timeout=_LINGER_S)
+            if not self._users and (left := list(self._endings)):
+                for ending in left:
+                    ending.cancel()
+                await asyncio.wait(left)
+
+    def _start(self, coroutine: Coroutine[Any, Any, T], name: str) -> asyncio.Task[T]:
+        ending = asyncio.create_task(coroutine, name=name)
+        self._endings.add(ending)
+        ending.add_done_callback(self._endings.discard)
+        return ending
 
     async def once(self, name: str, fn: Fn, find: Fn | None = None) -> Any:
         """The stored result; else, after an attempt that ended without one, what `find` finds; else that of `fn`.
@@ -67,7 +92,7 @@ class LedgerEffects:
         try:
             task = await self._ledger.get_task(id)  # it may have ended before it was ours
             if task.status is TaskStatus.COMPLETED:
-                await asyncio.shield(self._leave(keeping, renewing))
+                await asyncio.shield(self._start(self._leave(keeping, renewing), f"leave effect {id}"))
                 return task.output
             value = None
             if task.status is TaskStatus.PENDING:
@@ -77,13 +102,15 @@ class LedgerEffects:
                 value = await find()
             if value is None:
                 value = await fn()
+        except asyncio.CancelledError:
+            leaving = self._start(self._leave(keeping, renewing), f"leave effect {id}")
+            await asyncio.wait([leaving], timeout=_LINGER_S)
+            raise
         except BaseException:
-            await asyncio.shield(self._leave(keeping, renewing))
+            await asyncio.shield(self._start(self._leave(keeping, renewing), f"leave effect {id}"))
             raise
         # Stored also when the caller is cancelled: it would happen again.
-        ending = asyncio.create_task(self._outcome(id, value, keeping, renewing), name=f"store effect {id}")
-        self._endings.add(ending)
-        ending.add_done_callback(self._endings.discard)
+        ending = self._start(self._outcome(id, value, keeping, renewing), f"store effect {id}")
         try:
             outcome, error = await asyncio.shield(ending)
         except asyncio.CancelledError:
@@ -97,11 +124,15 @@ class LedgerEffects:
         self, id: str, value: Any, keeping: _Keeping, renewing: asyncio.Task[None]
     ) -> tuple[Any, HivewireError | None]:
         try:
-            return await self._stored_in_time(id, value, keeping), None
+            outcome: tuple[Any, HivewireError | None] = await self._stored_in_time(id, value, keeping), None
         except HivewireError as error:
-            return None, error
-        finally:
-            await self._leave(keeping, renewing)
+            outcome = None, error
+        except asyncio.CancelledError:  # nobody waits for the ledger any more: the lease runs out by itself
+            renewing.cancel()
+            await asyncio.wait([renewing])
+            raise
+        await self._leave(keeping, renewing)
+        return outcome
 
     async def _stored_in_time(self, id: str, value: Any, keeping: _Keeping) -> Any:
         loop = asyncio.get_running_loop()
@@ -131,10 +162,10 @@ class LedgerEffects:
     async def _leave(self, keeping: _Keeping, renewing: asyncio.Task[None]) -> None:
         """The next one need not wait for the lease to run out."""
         keeping.ended.set()
-        await renewing
         try:
+            await renewing
             await self._ledger.release(keeping.lease)
-        except BackendError:  # the ledger is away: the lease runs out by itself
+        except (BackendError, Closed):  # the ledger is away: the lease runs out by itself
             return
 
 

@@ -7,7 +7,7 @@ import inspect
 import logging
 import threading
 from collections.abc import Awaitable, Callable, Generator, Sequence, Set
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -156,18 +156,19 @@ class Worker:
             self._loop = asyncio.get_running_loop()
             handling = _Handling(self, protocol, self._pool())
             is_limited = any(entry.timeout_s for entry in self._entries.values())
-            try:
-                await protocol.serve(
-                    self.name,
-                    handling,
-                    concurrency=self.concurrency,
-                    retry=self._retry,
-                    timeout_of=self._timeout if is_limited else None,
-                    stop=asked,
-                    drain_s=drain_s,
-                )
-            finally:
-                await handling.close()
+            async with self.effects.in_use() if self.effects is not None else nullcontext():
+                try:
+                    await protocol.serve(
+                        self.name,
+                        handling,
+                        concurrency=self.concurrency,
+                        retry=self._retry,
+                        timeout_of=self._timeout if is_limited else None,
+                        stop=asked,
+                        drain_s=drain_s,
+                    )
+                finally:
+                    await handling.close()
 
     def _pool(self) -> Pool | None:
         """Processes for the handlers that want one."""

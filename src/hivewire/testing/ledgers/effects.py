@@ -103,6 +103,34 @@ async def test_what_has_happened_is_stored_though_the_caller_is_cancelled(ledger
         assert await effects.once(f"pay {turns}", nothing()) == "paid"
 
 
+@pytest.mark.parametrize("has_happened", [True, False], ids=["happened", "under way"])
+async def test_nothing_is_left_of_a_worker_that_stops_while_the_ledger_is_away(
+    ledgers: LedgerFabric, has_happened: bool
+) -> None:
+    ledger = await ledgers.open()
+    worker = Worker("payer", effects=LedgerEffects(ledger, lease_s=LEASE_S))
+    began = asyncio.Event()
+
+    @worker.on("task")
+    async def handle(message: Message, ctx: Context) -> None:
+        await ctx.once("pay", _happening(began) if has_happened else partial(_endless, began))
+
+    async def away(*_: Any, **__: Any) -> None:
+        await asyncio.Event().wait()
+
+    async with connect(f"memory://{uuid4().hex}") as protocol:
+        serving = asyncio.create_task(worker.serve(protocol, stop=began.wait(), drain_s=0.1))
+        with patch.multiple(ledger, complete_task=away, renew=away, release=away):
+            await protocol.send(Message(type="task", sender="test", to="payer"))
+            await serving
+            assert [task.get_name() for task in asyncio.all_tasks() if "effect" in task.get_name()] == []
+
+
+async def _endless(began: asyncio.Event) -> None:
+    began.set()
+    await asyncio.Event().wait()
+
+
 async def test_who_is_cancelled_ends_after_its_effect_is_stored(ledgers: LedgerFabric) -> None:
     """Its process may end with it."""
     ledger = await ledgers.open()
