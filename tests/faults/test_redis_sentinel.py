@@ -12,7 +12,7 @@ import pytest
 from hivewire.engine.protocol import Engine
 from hivewire.errors import BackendError, ConnectionLost, TimedOut
 from hivewire.factory import connect
-from hivewire.testing.conformance.scenario import empty, nothing_for, serving, take, task
+from hivewire.testing.conformance.scenario import empty, nothing_for, number, serving, take, task
 from hivewire.testing.conformance.waiting import count, until
 from hivewire.testing.leaks import Census, no_unhandled_errors
 from hivewire.testing.redis_groups import RedisWatched, say
@@ -122,6 +122,23 @@ async def test_what_no_replica_has_is_lost_and_wait_does_not_confirm_it(tmp_path
             replica.start()
             await promoted(group, group.master)
             await nothing_for(plain, "behind")
+
+
+@pytest.mark.processes
+async def test_a_master_that_stands_still_is_left_as_soon_as_it_is_replaced(tmp_path: Path) -> None:
+    """Not when its answer is overdue: once it goes on, it confirms what will be lost, until a sentinel reaches it."""
+    async with watched(tmp_path) as group, connect(group.url, redis={"read_timeout_s": 60}) as protocol:
+        await protocol.send(task("still", 0))
+        await take(protocol, "still", 1)
+        old = master_of(group)
+        old.freeze()
+        try:
+            await protocol.send(task("still", 1), timeout_s=40)
+            assert master_of(group) is not old
+        finally:
+            old.thaw()
+        await protocol.send(task("still", 2))
+        assert sorted(map(number, await take(protocol, "still", 2))) == [1, 2]
 
 
 async def test_the_first_sentinel_may_be_away(tmp_path: Path) -> None:

@@ -47,6 +47,7 @@ from hivewire.backends.redis.member import RedisMember
 from hivewire.backends.redis.opening import new_link, one_place, place_to_listen, reach
 from hivewire.backends.redis.pool import PoolConsumer
 from hivewire.backends.redis.sending import Sending
+from hivewire.backends.redis.sentinels import Switches
 from hivewire.blobs import BlobStore
 from hivewire.errors import BackendError, Closed
 from hivewire.forks import forks
@@ -71,6 +72,7 @@ class RedisBackend(Backend):
         self._link: Link | None = None
         self._ears: Ears | None = None
         self._keeper: Keeper | None = None
+        self._switches: Switches | None = None
         self._sending: Sending | None = None
         self.clock = StoreClock()
         self.consumers: set[RedisMember] = set()
@@ -100,8 +102,18 @@ class RedisBackend(Backend):
         link.on_return = self._returned
         self._ears = Ears(self.settings.redis, place_to_listen(self.settings.redis, link))
         self._keeper = Keeper(self.settings.redis)
+        if self.settings.redis.sentinel_master is not None:
+            self._switches = Switches(self.settings.redis, self._another_master)
         interop = self.settings.redis.interop
         self._sending = Sending(link, self.settings.shards, self._cap, self._here, self._tell_here, interop=interop)
+
+    def _another_master(self) -> None:
+        why = "another server is the master now"
+        log.warning(why, extra={"server": self.settings.redis.sentinel_master})
+        if self._keeper is not None:
+            self._keeper.cut(why)
+        if self._link is not None:
+            self._link.cut(why)
 
     def _returned(self) -> None:
         self.sending.forget()
@@ -198,12 +210,14 @@ class RedisBackend(Backend):
                 await (consumer.stop() if self._abandoned else consumer.close())
             self.consumers.clear()
             self._here.clear()
+            if self._switches is not None:
+                await self._switches.close()
             if self._keeper is not None:
                 await self._keeper.close()
             if self._ears is not None:
                 await self._ears.close()
             await self._link.close()
-            self._link = self._ears = self._keeper = self._sending = None
+            self._link = self._ears = self._keeper = self._switches = self._sending = None
 
     def blobs(self) -> BlobStore:
         return RedisBlobs(lambda: self.link)

@@ -146,6 +146,7 @@ class Keeper:
         self._settings = settings
         self._loop = asyncio.get_running_loop()
         self._inner: asyncio.AbstractEventLoop | None = None
+        self._link: Link | None = None
         self._wake = asyncio.Event()
         self._lock = threading.Lock()
         self._seats: set[Seat] = set()
@@ -169,6 +170,11 @@ class Keeper:
         """Beat at once: something changed."""
         seat.poked = True
         self._rouse()
+
+    def cut(self, why: str) -> None:
+        """Renew by a new connection."""
+        if self._inner is not None and self._link is not None:
+            _call_on(self._inner, self._link.cut, why)
 
     def _rouse(self) -> None:
         """The thread looks at its seats again. Before it has a loop it has not looked yet."""
@@ -200,7 +206,7 @@ class Keeper:
 
     async def _keep(self) -> None:
         self._inner = asyncio.get_running_loop()
-        link = lean_link(self._settings, scripts.load())
+        link = self._link = lean_link(self._settings, scripts.load())
         try:
             while not self._stopping:
                 self._wake.clear()
