@@ -263,8 +263,8 @@ class Protocol(ABC):
         self, name: str, when: str | float, message: Message, *, timezone: str = "UTC", catch_up: CatchUp = "one"
     ) -> None:
         """Send the message at each time of `when`: a cron expression (in `timezone`), or seconds between two
-        (`90`, `"5m"`). Fired once however many processes are there, by one of them; kept over restarts until
-        `unschedule`. Times at which nobody was there: `one` sends the latest of them, `all` each, `none`
+        (`90`, `"5m"`, `"@every 5m"`). Fired once however many processes are there, by one of them; kept over restarts
+        until `unschedule`. Times at which nobody was there: `one` sends the latest of them, `all` each, `none`
         nothing that is more than a minute late. Made again as it is, it stays as it is: each process may call this when
         it starts. `metadata` tells the handler `schedule`, `due_at` and how many were `missed`."""
 

@@ -257,7 +257,7 @@ class Schedules:
 
 def _timing(name: str, when: str, timezone: str, anchor: float) -> Timing:
     try:
-        every_s = parse_duration(when)
+        every_s = parse_duration(when.removeprefix("@every "))
     except ValueError:
         try:
             cron = Cron(when)

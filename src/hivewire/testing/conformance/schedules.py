@@ -161,6 +161,19 @@ async def test_a_member_that_is_killed_takes_no_schedule_with_it(fabric: Fabric)
     assert [by for by in ended.values() if len(by) > 1] in ([], [[worker.name, second.name]])
 
 
+async def test_a_distance_is_said_in_several_ways(fabric: Fabric) -> None:
+    protocol, began = fabric.protocol, fabric.backend.now()
+    distances: list[str | float] = [300, "300", "5m", "@every 5m"]
+    for n, when in enumerate(distances):
+        await protocol.schedule(f"beat {n}", when, _tick())
+    ended = fabric.backend.now()
+    found = await protocol.schedules()
+    assert len(found) == 4
+    assert all(began + 299.9 <= each.next_at <= ended + 300.1 for each in found)
+    with pytest.raises(MessageError, match="too often"):
+        await protocol.schedule("beat", "@every 0s", _tick())
+
+
 async def test_made_again_it_stays_as_it_is(fabric: Fabric) -> None:
     protocol = fabric.protocol
     await protocol.schedule("nightly", "30 3 * * *", _tick(), timezone="Europe/Berlin")
