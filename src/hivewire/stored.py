@@ -35,7 +35,7 @@ class QueueSpec(msgspec.Struct, frozen=True, kw_only=True):
     cap: int = 1_000_000
 
 
-class Append(msgspec.Struct):
+class Append(msgspec.Struct, gc=False):
     """Records for one queue, stored in this order, each key's order kept."""
 
     queue: str

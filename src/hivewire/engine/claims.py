@@ -90,8 +90,8 @@ class Claims:
 
     async def put_away(self, batch: Sequence[Append], timeout_s: float) -> Sequence[Append]:
         """The batch as it is stored: large bodies replaced by references, their content stored before."""
-        longest = [max([len(record.body) for record in entry.records], default=0) for entry in batch]
-        if max(longest, default=0) <= self._over_bytes:
+        sizes = [len(record.body) for entry in batch for record in entry.records]
+        if max(sizes, default=0) <= self._over_bytes:
             return batch
         trouble: list[BackendError] = []
         stored: list[Record] = []

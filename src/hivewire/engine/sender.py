@@ -32,18 +32,17 @@ class _Line:
 
 
 class _Unstored:
-    """The records of one call that the store has refused, or was never asked to take. None once the outcome of a try
-    is unknown."""
+    """What the store has refused of one call, or was never asked to take. None once the outcome of a try is unknown."""
 
     def __init__(self, batch: Sequence[Append]) -> None:
-        self.records: list[Record] | None = _records(batch)
+        self.batch: Sequence[Append] | None = batch
 
     async def append(self, backend: Backend, batch: Sequence[Append]) -> Mapping[int, Duplicate | Exception]:
-        known, self.records = self.records is not None, None
+        known, self.batch = self.batch is not None, None
         problems = await backend.append(batch)
         if known and all(isinstance(problem, QueueFull | Duplicate) for problem in problems.values()):
             refused = {place for place, problem in problems.items() if isinstance(problem, QueueFull)}
-            self.records = _records(_only(batch, refused))
+            self.batch = _only(batch, refused) if refused else ()
         return problems
 
 
@@ -91,8 +90,8 @@ class Sender:
             self._note_refused(batch, error)
             raise
         finally:
-            if claims is not None and left is not None and left.records:
-                claims.forget(left.records)
+            if claims is not None and left is not None and left.batch:
+                claims.forget(_records(left.batch))
             self._under_way -= 1
             if not self._under_way:
                 self._idle.set()

@@ -15,7 +15,7 @@ LONG_LANE = 64
 """A blocked lane keeps so many bodies; of what comes behind them only the positions."""
 
 
-class Lane(msgspec.Struct, eq=False):
+class Lane(msgspec.Struct, eq=False, gc=False):
     """The records of one key that this member holds, oldest first. The first may be running.
 
     `taken`: a taker has it. `blocked`: its first record waits for another attempt. `ending`: the shard is

@@ -170,11 +170,11 @@ class SQLiteConsumer(Consumer):
                 timer.cancel()
 
     def fetch_now(self, limit: int, *, lanes: int, run: int, starting: int) -> tuple[Sequence[Fetched], bool]:
-        self.backend.check_usable()
+        writer = self.backend.writer
         if self._closed:
             raise Closed(f"receive from {self.queue_name}: it was left")
         self._asked = Asked(self, limit, lanes, run, starting)
-        self.backend.writer.park(self._asked)
+        writer.park(self._asked)
         return (), True
 
     def ask_no_more(self) -> None:
@@ -217,7 +217,6 @@ class SQLiteConsumer(Consumer):
         return self._do(settling.settle, done, rest)
 
     def _do(self, function: Any, *arguments: Any, durable: bool = True) -> asyncio.Future[Any]:
-        self.backend.check_usable()
         return self.backend.writer.submit(function, self, *arguments, durable=durable)
 
     def lost(self) -> None:
@@ -271,12 +270,13 @@ class SQLiteConsumer(Consumer):
         if self._settled is None:
             return ()
         holds = take(transaction, queue, wanted, claim.lanes, self.backend.packs, self._settled, self._shares)
+        if not holds:
+            return ()
         out = self.out
+        transaction.undo.append((_forget, out, holds))
         for hold in holds:
             out.update(dict.fromkeys(hold.seqs, hold))
-        if wanted.taken:
-            transaction.undo.append((_forget, out, wanted.taken))
-        return wanted.taken
+        return holds[0].taken if len(holds) == 1 else [fetched for hold in holds for fetched in hold.taken]
 
     def end(self, transaction: Transaction, is_last: bool) -> None:
         """And with it those that could not end before, while the file was in trouble."""
@@ -287,6 +287,7 @@ class SQLiteConsumer(Consumer):
             self.membership.leave(transaction)
 
 
-def _forget(out: dict[int, Hold], taken: Sequence[Fetched]) -> None:
-    for fetched in taken:
-        out.pop(int(fetched.at), None)
+def _forget(out: dict[int, Hold], holds: Sequence[Hold]) -> None:
+    for hold in holds:
+        for seq in hold.seqs:
+            out.pop(seq, None)

@@ -27,6 +27,7 @@ class File:
         self.path = path
         self._name = str(path)
         self._db: sqlite3.Connection | None = None
+        self._cursor: sqlite3.Cursor | None = None
         self._turn: Turn | None = None
         self._opened: tuple[int, int] | None = None
 
@@ -42,6 +43,12 @@ class File:
     def is_open(self) -> bool:
         return self._db is not None
 
+    @property
+    def cursor(self) -> sqlite3.Cursor:
+        """Of what `connection` gave last, always the same: a new one for each costs as much as a short statement."""
+        assert self._cursor is not None
+        return self._cursor
+
     def connection(self) -> sqlite3.Connection:
         """A connection to the file with our tables in it, made if the file is new."""
         if self._db is not None:
@@ -54,6 +61,7 @@ class File:
         while True:
             try:
                 self._db = schema.connect(self.path)
+                self._cursor = self._db.cursor()
                 self._opened = self._identity()
                 self._turn = Turn(self.path)
                 self._prepare(self._db)
@@ -77,10 +85,9 @@ class File:
 
     def begin(self, patience_s: float) -> None:
         """Begin a write transaction, on what `connection` gave last."""
-        db, turn = self._db, self._turn
-        assert db is not None
+        turn = self._turn
         assert turn is not None
-        turn.begin(db, patience_s)
+        turn.begin(self.cursor, patience_s)
 
     def give_turn(self) -> None:
         """After a commit: let other processes in."""
@@ -116,6 +123,7 @@ class File:
     def close(self) -> None:
         """Also after trouble: the next use opens the file anew, for it may be another one by then."""
         db, self._db = self._db, None
+        self._cursor = None
         turn, self._turn = self._turn, None
         if db is not None:
             with contextlib.suppress(sqlite3.Error):

@@ -102,17 +102,23 @@ def move_heads(transaction: Transaction, queue: int, out: dict[int, Hold], chang
 def end_run(transaction: Transaction, queue: Queue, out: dict[int, Hold], run: Hold) -> None:
     """`move_heads` where all that is left of a run is settled, in its order: nothing of it is looked at again."""
     seqs, lasts = run.seqs[run.place :], run.lasts
-    for seq in seqs:
-        del out[seq]
-    transaction.undo.append((out.update, dict.fromkeys(seqs, run)))
+    if len(out) == len(seqs):
+        transaction.undo.append((out.update, out.copy()))
+        out.clear()
+    else:
+        transaction.undo.append((out.update, dict.fromkeys(seqs, run)))
+        for seq in seqs:
+            del out[seq]
     end = seqs[-1] + 1
-    if lasts:
-        if [1 for last in lasts if seqs[0] <= last < end]:
-            transaction.db.execute(_DROP_PACKS, (run.lane, end, end))
-        if lasts[-1] >= end:
-            _free(transaction, queue.id, run.key, end)
-    if not lasts or lasts[-1] < end:
-        _end_lanes(transaction, queue.id, [run])
+    goes_on = bool(lasts) and lasts[-1] >= end
+    if lasts and (not goes_on or [1 for last in lasts if seqs[0] <= last < end]):
+        transaction.cursor.execute(_DROP_PACKS, (run.lane, end, end))
+    if goes_on:
+        _free(transaction, queue.id, run.key, end)
+    elif transaction.cursor.execute(_DROP_LANE, (queue.id, run.key)).rowcount:
+        queue.gone.add(run.key)
+    else:
+        _go_on(transaction, queue.id, [run])
     transaction.woken.add(queue.id)
 
 
@@ -155,16 +161,21 @@ def _free_all(transaction: Transaction, queue: int, holds: Sequence[Hold]) -> No
 
 def _end_lanes(transaction: Transaction, queue: int, empty: Sequence[Hold]) -> None:
     """All of these runs is settled; packs that came since keep their lanes."""
-    db = transaction.db
-    gone = db.executemany(_DROP_LANE, [(queue, hold.key) for hold in empty]).rowcount
+    gone = transaction.db.executemany(_DROP_LANE, [(queue, hold.key) for hold in empty]).rowcount
     if gone == len(empty):
         transaction.lanes_gone(queue, [hold.key for hold in empty])
-        return
-    ends = [(hold, hold.seqs[-1] + 1) for hold in empty]
+    else:
+        _go_on(transaction, queue, empty, gone)
+
+
+def _go_on(transaction: Transaction, queue: int, ended: Sequence[Hold], gone: int = 0) -> None:
+    """Lanes of these runs are still there, but for so many that are gone."""
+    db = transaction.db
+    ends = [(hold, hold.seqs[-1] + 1) for hold in ended]
     going_on = [(transaction.now, end, end, queue, hold.key, end) for hold, end in ends]
-    if gone + db.executemany(_GO_ON, going_on).rowcount == len(empty):
+    if gone + db.executemany(_GO_ON, going_on).rowcount == len(ended):
         return
-    for hold in empty:
+    for hold in ended:
         if db.execute(_LANE_IS_THERE, (queue, hold.key)).fetchone():
             free_from(transaction, queue, hold.key, hold.lane, hold.seqs[-1] + 1)
 

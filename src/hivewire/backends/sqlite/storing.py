@@ -104,10 +104,11 @@ def _missing(name: str) -> QueueMissing:
 
 def _room(queue: Queue, room: Room) -> int:
     """How many records it may still be given."""
+    if room is Room.CAP:
+        return max(queue.cap - queue.held, 0)
     if room is Room.ALWAYS:
         return sys.maxsize
-    reserve = max(queue.cap // 10, 100) if room is Room.RESERVE else 0
-    return max(queue.cap + reserve - queue.held, 0)
+    return max(queue.cap + max(queue.cap // 10, 100) - queue.held, 0)
 
 
 def _full(queue: Queue) -> QueueFull:
@@ -126,12 +127,12 @@ def _append_one(
         if row is not None:
             problems.update((number + place, Duplicate(row[0])) for place in range(len(records)))
             return
-    room = _room(queue, entry.room)
-    refused = range(number + room, number + len(records))
-    records = records[:room]
+    room, asked = _room(queue, entry.room), len(records)
+    if asked > room:
+        records = records[:room]
     queue.held += len(records)
-    if refused:
-        problems.update(dict.fromkeys(refused, _full(queue)))
+    if asked > room:
+        problems.update(dict.fromkeys(range(number + room, number + asked), _full(queue)))
     if not records:
         return
     now = transaction.now
@@ -170,42 +171,60 @@ def flush(transaction: Transaction, waited_for: Container[int] = ()) -> None:
         if queue.pending:
             rows += _flush_queue(transaction, queue, queue.id in waited_for)
     if rows:
-        transaction.db.executemany(_MAKE_PACK, rows)
+        transaction.cursor.executemany(_MAKE_PACK, rows)
 
 
 def write_fresh(transaction: Transaction) -> None:
     """Write the new lanes that nobody took."""
     for queue in transaction.touched():
         if queue.fresh:
-            transaction.db.executemany(_MAKE_LANE, [lane for lane, _, _ in queue.fresh.values()])
+            transaction.db.executemany(_MAKE_LANE, [lane for lane, _, _, _ in queue.fresh.values()])
 
 
-def _keep_lone_back(transaction: Transaction, queue: Queue) -> bool:
-    """`_flush_queue` of a single record that begins a lane by itself and is waited for. False: it is not that kind."""
+def _keep_run_back(transaction: Transaction, queue: Queue) -> Sequence[_Pack] | None:
+    """`_flush_queue` of records that begin a lane as one pack, or a lone one that needs none, and are waited for.
+    None: they are not that kind."""
     records, stored_at = queue.pending[0]
-    record = records[0]
-    if len(queue.pending) > 1 or len(records) > 1 or record.ttl_s is not None:
-        return False
-    key = record.id if queue.mode == "competing" else record.key
-    data = pack((record,))
-    if len(data) > _MOST_BYTES_IN_LANE or (key not in queue.gone and _there(transaction.db, queue.id, [key])):
-        return False
+    head, number, is_competing = records[0], len(records), queue.mode == "competing"
+    if len(queue.pending) > 1 or (number > 1 and (is_competing or not _are_one_pack(records))):
+        return None
+    key = head.id if is_competing else head.key
+    if key not in queue.gone and _there(transaction.db, queue.id, [key]):
+        return None
+    data = pack(records)
+    if number > 1 and len(data) > _MOST_BYTES_IN_PACK:
+        return None
+    is_lone = number == 1 and head.ttl_s is None and len(data) <= _MOST_BYTES_IN_LANE
+    first, last = queue.seq + 1, queue.seq + number
+    id_ = (queue.id << LANE_BITS) + first
+    lane = (queue.id, key, id_, -head.priority, first, stored_at, data if is_lone else None)
+    row = (id_, key, first, *_NO_ATTEMPTS, first, last, stored_at, records, False, is_lone)
+    queue.fresh[id_] = (lane, row, number, len(data))
+    queue.kept_back += number
     queue.pending = []
-    queue.seq = seq = queue.seq + 1
+    queue.seq = last
     queue.dirty = True
-    id_ = (queue.id << LANE_BITS) + seq
-    row = (id_, key, seq, *_NO_ATTEMPTS, seq, seq, stored_at, [record], False, True)
-    queue.fresh[id_] = ((queue.id, key, id_, -record.priority, seq, stored_at, data), row, 1)
-    queue.kept_back += 1
     queue.gone.clear()
     transaction.filled.add(queue.id)
-    return True
+    if is_lone:
+        return ()
+    expires_at = None if head.ttl_s is None else stored_at + head.ttl_s
+    return ((id_, first, last, stored_at, expires_at, head.priority, data),)
+
+
+def _are_one_pack(records: list[Record]) -> bool:
+    """Whether they are of one key and of one kind, and not too many."""
+    if len(records) > _MOST_IN_PACK:
+        return False
+    return len({(record.key, record.ttl_s, record.priority) for record in records}) == 1
 
 
 def _flush_queue(transaction: Transaction, queue: Queue, is_waited_for: bool) -> Sequence[_Pack]:
     """Returns the packs to be written."""
-    if is_waited_for and _keep_lone_back(transaction, queue):
-        return ()
+    if is_waited_for:
+        kept_back = _keep_run_back(transaction, queue)
+        if kept_back is not None:
+            return kept_back
     pending, queue.pending = queue.pending, []
     lanes, is_even = _by_key(pending, competing=queue.mode == "competing")
     seq = queue.seq + 1
@@ -280,7 +299,7 @@ def _keep_back(
         records = lanes[lane[1]][0][0][: last - first + 1]
         row = (lane[2], lane[1], first, *_NO_ATTEMPTS, first, last, stored_at, records, len(packs) > 1, is_lone)
         number = packs[-1][2] - first + 1
-        queue.fresh[lane[2]] = (lane, row, number)
+        queue.fresh[lane[2]] = (lane, row, number, sum([len(data) for *_, data in packs]))
         queue.kept_back += number
         if not is_lone:
             rows += packs

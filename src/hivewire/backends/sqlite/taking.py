@@ -5,7 +5,10 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Iterator, Sequence
 from itertools import accumulate
-from typing import Any
+from types import MappingProxyType
+from typing import Any, cast
+
+import msgspec
 
 from hivewire.backend import Fetched, Record
 from hivewire.backends.sqlite.memory import Packs, Settled
@@ -37,52 +40,45 @@ _TAKE_FRESH = (
 )
 
 
-NOTHING_KEPT: dict[int, float] = {}
+NOTHING_KEPT = cast("dict[int, float]", MappingProxyType({}))
 """Never written to."""
 
 
-class Hold:
+class Hold(msgspec.Struct, eq=False, gc=False):
     """A run of one lane that this process has taken. `counted` is the record whose counters are stored."""
 
-    __slots__ = ("counted", "has_holes", "kept", "key", "lane", "lasts", "lives", "marked", "place", "seqs", "taken")
-
-    def __init__(self, lane: int, key: str, counted: int, has_holes: bool) -> None:
-        self.lane = lane
-        self.key = key
-        self.counted = counted
-        self.has_holes = has_holes
-        self.marked = False
-        self.seqs: list[int] = []
-        self.taken: list[Fetched] = []
-        """What was handed out, in the order of `seqs`."""
-        self.lives: list[Life] = []
-        """As `name_of` names them, in the same order."""
-        self.lasts: list[int] = []
-        """The last record of each pack that the run touches; a lone record has none."""
-        self.place = 0
-        """Where in `seqs` the first record is that stays in the lane."""
-        self.kept = NOTHING_KEPT
-        """Settled as Again or Back: they stay. The value is when the lane is due."""
+    lane: int
+    key: str
+    counted: int = 0
+    has_holes: bool = False
+    seqs: list[int] = []
+    taken: list[Fetched] = []
+    """What was handed out, in the order of `seqs`."""
+    lives: list[Life] = []
+    """As `name_of` names them, in the same order."""
+    lasts: list[int] = []
+    """The last record of each pack that the run touches; a lone record has none."""
+    place: int = 0
+    """Where in `seqs` the first record is that stays in the lane."""
+    kept: dict[int, float] = NOTHING_KEPT
+    """Settled as Again or Back: they stay. The value is when the lane is due."""
+    marked: bool = False
 
     def keep(self, seq: int, due_at: float) -> None:
         self.kept = self.kept or {}
         self.kept[seq] = due_at
 
 
-class Wanted:
-    """How much a claim may take, and what it has taken."""
+class Wanted(msgspec.Struct, eq=False, gc=False):
+    """How much a claim may take."""
 
-    __slots__ = ("bytes", "left", "limit", "run", "starting", "taken", "token")
-
-    def __init__(self, token: int, limit: int, run: int, starting: int) -> None:
-        self.token = token
-        self.limit = limit
-        self.left = 0
-        """What is left for the present lane."""
-        self.run = run
-        self.starting = starting
-        self.bytes = _MOST_BYTES
-        self.taken: list[Fetched] = []
+    token: int
+    limit: int
+    run: int
+    starting: int
+    left: int = 0
+    """What is left for the present lane."""
+    bytes: int = _MOST_BYTES
 
 
 _Row = tuple[int, str, int, int, int, int, int, int, int, int, int, int, int, float, bytes | list[Record], bool, bool]
@@ -99,31 +95,30 @@ def take(
     settled: Settled,
     shares: Shares,
 ) -> list[Hold]:
-    """Fill `wanted.taken` from the lanes that are ready, the more urgent sooner, of one priority those first
-    that have waited longest."""
+    """Of the lanes that are ready the more urgent sooner, of one priority those first that have waited longest."""
     db = transaction.db
-    is_all_new = not queue.has_waiting or queue.id in transaction.only_filled
-    if is_all_new and all(row[16] for _, row, _ in queue.fresh.values()):
-        return _take_lone(transaction, queue, wanted, lanes, settled)
     holds: list[Hold] = []
+    if not queue.has_waiting or queue.id in transaction.only_filled:
+        _take_new(transaction, queue, wanted, lanes, holds)
+        if not queue.fresh or wanted.limit <= 0 or wanted.bytes <= 0 or len(holds) == lanes:
+            _note(transaction, queue, holds, settled)
+            return holds
     plain: list[tuple[int | str, ...]] = []
     running: list[tuple[int | str, ...]] = []
     fresh: list[tuple[Any, ...]] = []
-    for row in _lanes(transaction, queue, min(lanes, wanted.limit), shares):
+    for row in _lanes(transaction, queue, min(lanes - len(holds), wanted.limit), shares):
         hold = Hold(row[0], row[1], row[3], bool(row[10]))
-        start = len(wanted.taken)
         _take_lane(transaction, hold, row, wanted, packs)
         if not hold.seqs:
             continue
         holds.append(hold)
-        hold.taken = taken = wanted.taken[start:]
-        _count(row, taken, hold)
-        head = taken[0]
+        _count(row, hold)
+        head = hold.taken[0]
         owned = (wanted.token, len(hold.seqs), hold.seqs[-1])
         if hold.lane in queue.fresh:
             if wanted.starting > 0:
                 _mark(head, hold)
-            lane, _, number = queue.fresh.pop(hold.lane)
+            lane, _, number, _ = queue.fresh.pop(hold.lane)
             queue.kept_back -= number
             fresh.append((*lane, *owned, hold.counted, head.starts, head.starts))
         elif wanted.starting > 0 and not head.suspect:
@@ -145,31 +140,36 @@ def take(
     return holds
 
 
-def _take_lone(transaction: Transaction, queue: Queue, wanted: Wanted, lanes: int, settled: Settled) -> list[Hold]:
-    """`take` where there are only new lanes of one short record, each of which is written as taken."""
-    token, taken = wanted.token, wanted.taken
-    holds: list[Hold] = []
+def _take_new(transaction: Transaction, queue: Queue, wanted: Wanted, lanes: int, holds: list[Hold]) -> None:
+    """`take` of new lanes as long as all of the next one is taken: it is written as taken, with what is known of it."""
+    token = wanted.token
     rows: list[tuple[Any, ...]] = []
-    for id_, (lane, row, _) in tuple(queue.fresh.items())[: min(lanes, wanted.limit)]:
-        seq = row[2]
-        hold = Hold(id_, row[1], 0, has_holes=False)
-        hold.seqs.append(seq)
-        record = row[14][0]
-        fetched = Fetched(0, seq, token, record, row[13])
-        hold.taken.append(fetched)
-        hold.lives.append(name_of(record) if record.replay else record.id)
+    for id_, (lane, row, number, size) in tuple(queue.fresh.items()):
+        if row[15] or number > wanted.limit or number > wanted.run or size > wanted.bytes or len(holds) == lanes:
+            break
+        first, last, stored_at, records = row[11:15]
+        hold = Hold(id_, row[1], lasts=[] if row[16] else [last])
+        if number == 1:
+            record = records[0]
+            hold.seqs.append(first)
+            hold.taken.append(Fetched(0, first, token, record, stored_at))
+            hold.lives.append(name_of(record) if record.replay else record.id)
+        else:
+            hold.seqs += range(first, last + 1)
+            hold.taken += [Fetched(0, seq, token, record, stored_at) for seq, record in enumerate(records, first)]
+            hold.lives += [name_of(record) if record.replay else record.id for record in records]
+        head = hold.taken[0]
         if wanted.starting > 0:
             wanted.starting -= 1
-            _mark(fetched, hold)
+            _mark(head, hold)
+        wanted.limit -= number
+        wanted.bytes -= size
         holds.append(hold)
-        taken.append(fetched)
-        rows.append((*lane, token, 1, seq, hold.counted, fetched.starts, fetched.starts))
+        rows.append((*lane, token, number, last, hold.counted, head.starts, head.starts))
+        queue.kept_back -= number
         del queue.fresh[id_]
     if rows:
-        transaction.db.executemany(_TAKE_FRESH, rows)
-        queue.kept_back -= len(rows)
-        _note(transaction, queue, holds, settled)
-    return holds
+        transaction.cursor.executemany(_TAKE_FRESH, rows)
 
 
 def _note(transaction: Transaction, queue: Queue, holds: Sequence[Hold], settled: Settled) -> None:
@@ -191,7 +191,7 @@ def _lanes(transaction: Transaction, queue: Queue, limit: int, shares: Shares) -
             yield from transaction.db.execute(_READY, (queue.id, ranks[0], limit))
         elif ranks:
             yield from _in_turn(transaction.db, queue.id, ranks, limit, shares)
-    for _, row, _ in tuple(queue.fresh.values()):
+    for _, row, _, _ in tuple(queue.fresh.values()):
         yield row
 
 
@@ -258,7 +258,7 @@ def _take_records(
         seqs = seqs[: sum(before < wanted.bytes for before in accumulate(sizes, initial=0)) or 1]
         records = records[: len(seqs)]
         size = wanted.bytes
-    wanted.taken += [Fetched(0, seq, token, record, stored_at) for seq, record in zip(seqs, records, strict=False)]
+    hold.taken += [Fetched(0, seq, token, record, stored_at) for seq, record in zip(seqs, records, strict=False)]
     hold.lives += [name_of(record) if record.replay else record.id for record in records]
     wanted.bytes -= size
     hold.seqs += seqs
@@ -267,15 +267,15 @@ def _take_records(
     return seqs[-1] if seqs else 0
 
 
-def _count(row: _Row, taken: Sequence[Fetched], hold: Hold) -> None:
-    """Tell what the store knows of attempts at these records."""
+def _count(row: _Row, hold: Hold) -> None:
+    """Tell what the store knows of attempts at its records."""
     _, _, _, counted, starts, failures, crashes, died, suspect_from, suspect_to, *_ = row
     if counted >= hold.seqs[0]:
-        for fetched in taken:
+        for fetched in hold.taken:
             if fetched.at == counted:
                 fetched.starts, fetched.failures, fetched.crashes, fetched.died = starts, failures, crashes, died
     if suspect_to >= hold.seqs[0]:
-        for seq, fetched in zip(hold.seqs, taken, strict=True):
+        for seq, fetched in zip(hold.seqs, hold.taken, strict=True):
             fetched.suspect = suspect_from <= seq <= suspect_to
 
 

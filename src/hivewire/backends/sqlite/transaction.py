@@ -83,9 +83,9 @@ class Queue(msgspec.Struct):
     dirty: bool = False
     pending: list[Run] = []
     settled: list[Life] = []
-    fresh: dict[int, tuple[Any, Any, int]] = {}
+    fresh: dict[int, tuple[Any, Any, int, int]] = {}
     """New lanes that may be taken before they are written: by id, the row to be written, the one that a claim
-    reads, and how many records there are."""
+    reads, how many records there are, and how many bytes they take as they are stored."""
     kept_back: int = 0
     """How many records are in `fresh`."""
     gone: set[str] = set()
@@ -138,9 +138,9 @@ class Known:
         self.by_id: dict[int, Queue] = {}
         self.by_name: dict[str, Queue] = {}
 
-    def check(self, db: sqlite3.Connection) -> None:
+    def check(self, cursor: sqlite3.Cursor) -> None:
         """Within a transaction that may write, so that no other commit can come between."""
-        version: int = db.execute("PRAGMA data_version").fetchone()[0]
+        version: int = cursor.execute("PRAGMA data_version").fetchone()[0]
         if version != self._version:
             self.forget()
             self._version = version
@@ -161,33 +161,34 @@ class Known:
             self.by_id[queue.id] = self.by_name[queue.name] = queue
 
 
-class Transaction:
+class Transaction(msgspec.Struct, eq=False):
     """Everything that is changed in memory is undone by `undo` when the transaction is rolled back."""
 
-    def __init__(self, db: sqlite3.Connection, known: Known) -> None:
-        self.db = db
-        self._known = known
-        self.now = time.time()
-        self.boot = lease_clock()
-        self.epoch: int | None = None
-        self.woken: set[int] = set()
-        """Queues in which a lane has become ready."""
-        self.filled: set[int] = set()
-        """Queues that have new lanes, not written yet, for those who wait."""
-        self.only_filled: set[int] = set()
-        """Of these, the ones in which nobody who waits needs to look for other lanes."""
-        self.undo: list[Undo] = []
-        self.committed: list[Callable[[], None]] = []
-        """Called on the event loop after the commit."""
-        self.settled: list[tuple[int, int, list[Life]]] = []
-        """The blocks that were written: queue, number, lives."""
-        self._by_id: dict[int, Queue | None] = {}
-        self._by_name: dict[str, Queue] = {}
-        self._touched: list[Queue] = []
-        self._leases: dict[int, bool] = {}
+    db: sqlite3.Connection
+    cursor: sqlite3.Cursor
+    """For what comes in each transaction and is read at once, if at all: `db` makes a new one for each statement."""
+    _known: Known
+    now: float = msgspec.field(default_factory=time.time)
+    boot: float = msgspec.field(default_factory=lease_clock)
+    epoch: int | None = None
+    woken: set[int] = set()
+    """Queues in which a lane has become ready."""
+    filled: set[int] = set()
+    """Queues that have new lanes, not written yet, for those who wait."""
+    only_filled: set[int] = set()
+    """Of these, the ones in which nobody who waits needs to look for other lanes."""
+    undo: list[Undo] = []
+    committed: list[Callable[[], None]] = []
+    """Called on the event loop after the commit."""
+    settled: list[tuple[int, int, list[Life]]] = []
+    """The blocks that were written: queue, number, lives."""
+    _by_id: dict[int, Queue | None] = {}
+    _by_name: dict[str, Queue] = {}
+    _touched: list[Queue] = []
+    _leases: dict[int, bool] = {}
 
     def begun(self) -> None:
-        self._known.check(self.db)
+        self._known.check(self.cursor)
         self.epoch = self._known.epoch
 
     # -- queues
@@ -268,9 +269,9 @@ class Transaction:
                 counts = (queue.seq, queue.held, queue.in_flight, queue.scheduled, queue.dead, queue.blocks)
                 rows.append((*counts, queue.recent, queue.id))
         if full:
-            self.db.executemany(_SETTLED, full)
+            self.cursor.executemany(_SETTLED, full)
         if rows:
-            self.db.executemany(_SAVE_QUEUE, rows)
+            self.cursor.executemany(_SAVE_QUEUE, rows)
 
     def _write_settled(self, queue: Queue, full: list[tuple[int | float | bytes, ...]]) -> None:
         """`full`: rows of their own, which recent blocks become."""

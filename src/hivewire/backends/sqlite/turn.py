@@ -27,16 +27,16 @@ class Turn:
         self._file = os.open(f"{path}-wait", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
         self._look_at = 0.0
 
-    def begin(self, db: sqlite3.Connection, patience_s: float) -> None:
+    def begin(self, cursor: sqlite3.Cursor, patience_s: float) -> None:
         """Begin a write transaction. SQLite's own waiting would sleep up to 100 ms at a time."""
         try:
-            db.execute("BEGIN IMMEDIATE")
+            cursor.execute("BEGIN IMMEDIATE")
         except sqlite3.OperationalError as error:
             if not trouble.is_busy(error):
                 raise
-            self._wait(db, patience_s)
+            self._wait(cursor, patience_s)
 
-    def _wait(self, db: sqlite3.Connection, patience_s: float) -> None:
+    def _wait(self, cursor: sqlite3.Cursor, patience_s: float) -> None:
         deadline = time.monotonic() + patience_s
         pause = _FIRST_PAUSE_S
         is_noted = False
@@ -46,7 +46,7 @@ class Turn:
                 time.sleep(random.uniform(pause / 2, pause))
                 pause = min(pause * 1.5, _LONGEST_PAUSE_S)
                 try:
-                    db.execute("BEGIN IMMEDIATE")
+                    cursor.execute("BEGIN IMMEDIATE")
                 except sqlite3.OperationalError as error:
                     if not trouble.is_busy(error) or time.monotonic() >= deadline:
                         raise

@@ -272,7 +272,7 @@ class Writer:
             self._known.forget()
         self._synchronous(db, "FULL" if self._full and [1 for item in operations if item.durable] else "NORMAL")
         self._file.begin(file.PATIENCE_S if self.trouble is None else _PATIENCE_IN_TROUBLE_S)
-        transaction = Transaction(db, self._known)
+        transaction = Transaction(db, self._file.cursor, self._known)
         outcomes: list[Outcome] = []
         try:
             transaction.begun()
@@ -284,7 +284,7 @@ class Writer:
             self._serve(transaction, fresh, outcomes)
             storing.write_fresh(transaction)
             transaction.write_back()
-            db.execute("COMMIT")
+            transaction.cursor.execute("COMMIT")
         except BaseException:
             transaction.roll_back()
             raise
