@@ -127,6 +127,58 @@ async def test_a_task_that_is_none_is_refused_in_one_sentence(wrong: dict[str, A
         assert (await coordinator.stats()).tasks["total"] == 0
 
 
+@pytest.mark.parametrize("value", [{1, 2}, float("nan"), "\ud800", {1: 2}], ids=["set", "nan", "half", "key"])
+@virtual
+async def test_an_input_that_is_no_json_is_refused_before_anything_is_stored(value: Any) -> None:
+    async with stage() as on:
+        on.worker("w", "work")
+        coordinator = await on.coordinator()
+        with pytest.raises(CoordinationError, match="the input of a task cannot be kept as JSON"):
+            await coordinator.execute(TaskRequest(name="t", input={"v": value}), plan=plan(sub("a", "work")))
+        with pytest.raises(CoordinationError, match="the plan cannot be kept as JSON"):
+            await coordinator.execute(TaskRequest(name="t"), plan=plan(sub("a", "work", input={"v": value})))
+        assert (await coordinator.stats()).tasks["total"] == 0
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"llm": "openai:gpt-4.1"}, "a coordinator's model is what hivewire.llm.connect_model gives"),
+        ({"protocol": "memory://"}, "a coordinator's protocol is what hivewire.connect gives, not 'memory://'"),
+        ({"name": "a b"}, "can not name an agent"),
+        ({"lease_s": 0}, "lease_s of a coordinator is above 0"),
+        ({"limits": 5}, r"the limits of runs are a hivewire\.RunLimits, not 5"),
+        ({"limits": hw.RunLimits(replans=-1)}, "replans of RunLimits is a whole number, at least 0, not -1"),
+        ({"limits": hw.RunLimits(wall_s=float("nan"))}, "wall_s of RunLimits is a number of seconds"),
+        ({"team": hw.Worker("w")}, "a team is a list of workers, not <"),
+        ({"team": ["w"]}, r"in a team are workers, or tuples \(name, capabilities\), not 'w'"),
+        ({"team": [("w", "work")]}, "the capabilities of w are a list of names, not 'work'"),
+    ],
+    ids=["llm", "protocol", "name", "lease", "limits", "replans", "wall", "team", "member", "capabilities"],
+)
+async def test_what_is_no_part_of_a_coordinator_is_refused_when_it_is_made(wrong: dict[str, Any], said: str) -> None:
+    async with hw.connect("memory://") as protocol:
+        with pytest.raises(hw.SettingsError, match=said):
+            Coordinator(**{"llm": None, "protocol": protocol, **wrong})
+
+
+@virtual
+async def test_a_worker_that_could_not_be_served_is_not_made() -> None:
+    """It would be waited for: nobody else could be given its subtasks' messages."""
+
+    async def work(task: hw.Message, ctx: hw.Context) -> None:
+        raise AssertionError
+
+    async with stage() as on:
+        coordinator = await on.coordinator()
+        await on.protocol.subscribe("taken", mode="ordered")
+        with pytest.raises(hw.Unsupported, match="ordered"):
+            await coordinator.create_worker("taken", work)
+        assert coordinator.workers() == []
+        with pytest.raises(hw.SettingsError, match="the capabilities of far are a list of names, not 'work'"):
+            coordinator.register_worker("far", "work")
+
+
 @virtual
 async def test_events_are_gap_free_from_any_coordinator() -> None:
     async with stage() as on:

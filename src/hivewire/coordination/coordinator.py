@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, Final, Self
 import msgspec
 
 from hivewire.coordination.ledger import Ledger
-from hivewire.coordination.tasks import TaskRequest, TaskResult, TaskState, check_request
-from hivewire.errors import BackendError, Closed, CoordinationError, Deadline, LedgerError, NoCapableWorker
+from hivewire.coordination.tasks import OUTCOMES, TaskRequest, TaskResult, check_kept, check_request, result_of
+from hivewire.errors import BackendError, Closed, CoordinationError, Deadline, NoCapableWorker
 from hivewire.ids import new_id
 from hivewire.rules.plan_limits import RunLimits
 
@@ -35,7 +35,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _PAUSE_S: Final = 0.5
-_OUTCOMES: Final[dict[str, TaskState]] = {"done": "completed", "failed": "failed", "cancelled": "cancelled"}
 
 
 class Coordinator:
@@ -65,6 +64,7 @@ class Coordinator:
         lease_s: float = 10.0,
         clock: Callable[[], float] = time.time,
     ) -> None:
+        from hivewire.coordination.asked import check_parts, members_of
         from hivewire.coordination.errands import Errands
         from hivewire.coordination.ledger.runs import Runs
         from hivewire.coordination.ledger.sqlite import MemoryStore
@@ -73,6 +73,8 @@ class Coordinator:
         from hivewire.coordination.team import Team
         from hivewire.coordination.watcher import Watcher
 
+        self._limits = RunLimits() if limits is None else limits
+        check_parts(llm, protocol, self._limits, name, lease_s)
         self.ledger = ledger if ledger is not None else StoredLedger(MemoryStore(clock=clock), migrate=True)
         self.protocol = protocol
         self.name = name
@@ -80,11 +82,9 @@ class Coordinator:
         self._discovers = discover
         self._watcher = watcher or Watcher()
         self._clock = clock
-        self._limits = limits or RunLimits()
         self._described = by_name(capabilities)
         self._planner = planner or (Planner(llm) if llm is not None else None)
-        members = [each if isinstance(each, tuple) else (each.name, each.capabilities) for each in team]
-        self.team = Team(members, clock=clock)
+        self.team = Team(members_of(team), clock=clock)
         self.runs = Runs(self.ledger)
         self._errands = Errands(
             protocol, self.runs, self.ledger, self.team, name=name, planner=self._planner, described=self._known,
@@ -223,6 +223,7 @@ class Coordinator:
         from hivewire.rules.plan import Plan
 
         raw = plain(plan) if isinstance(plan, Plan) else plan
+        check_kept(raw, "the plan")
         known = self._known()
         if not known:
             raise NoCapableWorker(f'"{request.name}" cannot be begun: no worker is known; start some, or name a team')
@@ -245,7 +246,7 @@ class Coordinator:
         """Wait for the end of a run, whoever carries it out. Raises `Deadline` after `timeout_s`; the run goes on."""
         try:
             async with asyncio.timeout(timeout_s):
-                return _result(await self._ended(run))
+                return result_of(await self._ended(run))
         except TimeoutError:
             raise Deadline(f"run {run} did not end within {timeout_s} s; it goes on") from None
 
@@ -282,7 +283,7 @@ class Coordinator:
         if state.header.status == "cancelled":
             await self._errands.relay(run)
             await asyncio.sleep(PERMIT_S)  # who has asked before may begin for so long
-        return _result(state)
+        return result_of(state)
 
     async def events(self, run: str, *, after: int = 0) -> AsyncIterator[LogEntry]:
         """What happens in a run, from the entry after that number, without gaps, up to the run's end.
@@ -304,7 +305,7 @@ class Coordinator:
             for entry in page:
                 yield entry
                 after = entry.number
-                if entry.body.get("type") == "run" and entry.body.get("status") in _OUTCOMES:
+                if entry.body.get("type") == "run" and entry.body.get("status") in OUTCOMES:
                     return
 
     # -- looking at it
@@ -363,6 +364,7 @@ class Coordinator:
         self._check_open()
         worker = Worker(name, capabilities=tuple(capabilities) or (name,), **{"mode": "competing", **how})
         worker.on("task")(handler)
+        await self.protocol.subscribe(name, worker.types, mode=worker.mode)  # told to the caller, where it cannot be
         self._serving.append(asyncio.create_task(self._serve(worker), name=f"hivewire-worker-{name}"))
         self.register_worker(name, worker.capabilities, role=worker.role)
         return worker
@@ -390,16 +392,3 @@ class Coordinator:
             raise CoordinationError(f"the coordinator has ended: {self._ended_by!r}") from self._ended_by
         if not self._is_open:
             raise Closed("use the coordinator: it is not open; `async with Coordinator(…)` opens it")
-
-
-def _result(state: RunState) -> TaskResult:
-    if not state.is_finished:
-        raise LedgerError(f"run {state.header.run} has not ended")
-    return TaskResult(
-        task_id=state.header.run,
-        status=_OUTCOMES[state.header.status],
-        output={name: row.output for name, row in state.rows.items() if row.status == "done"},
-        error=state.header.reason if state.header.status != "done" else "",
-        subtasks={name: row.status for name, row in state.rows.items()},
-        completed_at=state.header.ended_at,
-    )

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
+from hivewire.coordination.asked import capabilities_of
 from hivewire.coordination.roster import Roster
 from hivewire.errors import BackendError, Closed
 from hivewire.ids import new_id
@@ -116,7 +117,8 @@ class Team:
 
     def keep(self, name: str, capabilities: Iterable[str], role: str = "worker") -> None:
         """Somebody who is there in any case."""
-        self._always[name] = Member(instance=f"{name}/always", agent=name, role=role, capabilities=tuple(capabilities))
+        able = capabilities_of(name, capabilities)
+        self._always[name] = Member(instance=f"{name}/always", agent=name, role=role, capabilities=able)
         self._roster = None
         self.changed.set()
 
