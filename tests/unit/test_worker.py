@@ -111,6 +111,13 @@ def test_workers_run_in_the_main_thread() -> None:
         pool.submit(hw.run, coder).result()
 
 
+async def test_workers_are_not_run_inside_of_a_loop() -> None:
+    coder = hw.Worker("coder")
+    coder.on()(max)
+    with pytest.raises(hw.SettingsError, match=r"await Worker\.serve\(protocol\)"):
+        hw.run(coder, target="memory://")
+
+
 def test_one_process_serves_no_two_workers_of_one_name() -> None:
     coder, other, second = hw.Worker("coder"), hw.Worker("other"), hw.Worker("coder")
     check_together([coder, other])

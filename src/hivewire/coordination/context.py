@@ -206,23 +206,23 @@ class PlainContext(Context):
     await it there, so that what it was to send would be lost. On the event loop it is awaited."""
 
     def send(self, type: str, to: str, content: Any = None, **fields: Any) -> Any:
-        if _is_on_a_loop():
+        if is_on_a_loop():
             return Context.send(self, type, to, content, **fields)
         return self.blocking.send(type, to, content, **fields)
 
     def reply(self, content: Any, *, type: str = "response", name: str | None = None) -> Any:
-        if _is_on_a_loop():
+        if is_on_a_loop():
             return Context.reply(self, content, type=type, name=name)
         return self.blocking.reply(content, type=type, name=name)
 
     def progress(self, **content: Any) -> Any:
-        return Context.progress(self, **content) if _is_on_a_loop() else self.blocking.progress(**content)
+        return Context.progress(self, **content) if is_on_a_loop() else self.blocking.progress(**content)
 
     def once(self, name: str, fn: Callable[[], Any], *, find: Callable[[], Any] | None = None) -> Any:
-        return Context.once(self, name, fn, find=find) if _is_on_a_loop() else self.blocking.once(name, fn, find=find)
+        return Context.once(self, name, fn, find=find) if is_on_a_loop() else self.blocking.once(name, fn, find=find)
 
 
-def _is_on_a_loop() -> bool:
+def is_on_a_loop() -> bool:
     try:
         asyncio.get_running_loop()
     except RuntimeError:

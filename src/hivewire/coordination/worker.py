@@ -17,7 +17,7 @@ from hivewire.codec import check_agent, check_group, check_type
 from hivewire.codec.names import check_answerable
 from hivewire.coordination.calling import Calls, Entry, Handler
 from hivewire.coordination.context import Context as Context
-from hivewire.coordination.context import PlainContext
+from hivewire.coordination.context import PlainContext, is_on_a_loop
 from hivewire.coordination.stopping import Stopped
 from hivewire.delivery import Delivery
 from hivewire.engine.outage import as_future, join
@@ -276,6 +276,10 @@ def _check_run(workers: Sequence[object], grace_s: object) -> None:
     """What is wrong would be noticed with the first signal, when nothing may go wrong any more."""
     if threading.current_thread() is not threading.main_thread():
         raise SettingsError("hivewire.run waits for signals, so it runs in the main thread; elsewhere: Worker.serve")
+    if is_on_a_loop():
+        raise SettingsError(
+            "hivewire.run makes an event loop of its own; in one that runs: await Worker.serve(protocol)"
+        )
     found = [worker for worker in workers if isinstance(worker, Worker)]
     if not workers or len(found) < len(workers):
         raise SettingsError(f"hivewire.run serves Workers: hivewire.run(coder, writer), not {workers!r:.80}")
