@@ -13,17 +13,19 @@ from uuid import uuid4
 
 import pytest
 from confluent_kafka import Consumer, Producer
-from confluent_kafka.admin import AdminClient
+from confluent_kafka.admin import AdminClient, NewTopic  # type: ignore[attr-defined]  # they are public
 
+from hivewire.backend import Mode
 from hivewire.backends.kafka import KafkaBackend, warned
 from hivewire.backends.kafka.consumer import KafkaConsumer
 from hivewire.backends.kafka.member import Member
 from hivewire.delivery import Delivery
+from hivewire.errors import ConnectionLost
 from hivewire.message import Message
 from hivewire.protocol import Protocol
 from hivewire.testing.conformance.fabric import Fabric
 from hivewire.testing.conformance.scenario import empty, number, one_letter, send_numbered, serving, take, task
-from hivewire.testing.conformance.waiting import SOAK, count, eventually, until
+from hivewire.testing.conformance.waiting import SOAK, count, eventually, until, until_true
 from hivewire.testing.leaks import nothing_left_behind
 from tests.conformance.kafka_fabric import KafkaFabric
 
@@ -81,6 +83,47 @@ async def test_messages_of_the_reference_are_handled_all_of_them(fabric: KafkaFa
     letter = await one_letter(fabric.protocol, "worker")
     assert (letter.reason, letter.raw) == ("malformed", b"{not json")
     await empty(fabric.protocol, "worker", dead=1)
+
+
+@pytest.mark.parametrize("mode", ["ordered", "competing"])
+@pytest.mark.parametrize("after", [1, 4, 9])
+async def test_a_topic_that_others_make_anew_is_read_from_its_start(
+    fabric: KafkaFabric, mode: Mode, after: int
+) -> None:
+    """It holds fewer messages than were read of the one before, as many, or more: who reads it stands behind its end,
+    or at it, or in its midst. What was committed of the one before does not count."""
+    reader, sender = await fabric.member(kafka_num_partitions=1), fabric.protocol
+    await reader.subscribe("anew", mode=mode)
+    seen: list[int] = []
+
+    async def handle(delivery: Delivery) -> None:
+        seen.append(number(delivery))
+
+    async with serving(reader, "anew", handle, concurrency=4):
+        for n in range(4):
+            await sender.send(task("anew", n))
+        await until(lambda: len(seen) == 4, "all of the first topic")
+        await empty(sender, "anew")
+        topic = backend_of(fabric).names.topic("anew")
+        admin = AdminClient({"bootstrap.servers": fabric.broker.address})
+        for done in admin.delete_topics([topic]).values():
+            await asyncio.wrap_future(done)
+        await until(lambda: not (fabric.broker.folder / "data" / f"{topic}-0").exists(), "the broker has deleted it")
+        for done in admin.create_topics([NewTopic(topic, 1, 1)]).values():
+            await asyncio.wrap_future(done)
+
+        async def is_sent(n: int) -> bool:
+            try:
+                await sender.send(task("anew", n).replace(id=f"new{n}"))
+            except ConnectionLost:
+                return False
+            return True
+
+        for n in range(10, 10 + after):
+            await until_true(lambda n=n: is_sent(n), "it is sent")  # type: ignore[misc]
+        await reader.cleanup(3_600)
+        await until(lambda: len(set(seen)) == 4 + after, "all of the second topic")
+        await empty(sender, "anew")
 
 
 async def test_what_others_write_into_the_topics_of_an_installation_is_left_out(fabric: KafkaFabric) -> None:

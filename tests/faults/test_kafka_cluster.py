@@ -23,7 +23,7 @@ from hivewire.engine.protocol import Engine
 from hivewire.errors import BackendError, ConnectionLost
 from hivewire.factory import connect
 from hivewire.testing.conformance.scenario import empty, send_numbered, take, task
-from hivewire.testing.conformance.waiting import SOAK, count, until_true
+from hivewire.testing.conformance.waiting import SOAK, count, until, until_true
 from hivewire.testing.kafka_servers import Broker, Cluster
 from hivewire.testing.leaks import nothing_left_behind
 from hivewire.testing.proxy import Proxy
@@ -194,6 +194,11 @@ async def test_a_message_that_the_broker_finds_too_large_is_refused_with_what_to
         await protocol.close()
 
 
+def has_room_for(cluster: Cluster, topic: str) -> bool:
+    """A broker that has not heard yet that a topic is deleted confirms what is sent to it, which goes with it."""
+    return any(any((broker.folder / "data").glob(f"{topic}-[0-9]")) for broker in cluster.brokers)
+
+
 async def test_a_topic_that_is_deleted_is_made_anew_by_the_next_send(cluster: Cluster) -> None:
     """Of an agent whose partitions are owned, and of one whose messages are claimed: what was finished in the old one
     does not pass for finished in the new one."""
@@ -204,8 +209,10 @@ async def test_a_topic_that_is_deleted_is_made_anew_by_the_next_send(cluster: Cl
         await send_numbered(protocol, agent, 3)
         await take(protocol, agent, 3)
         await empty(protocol, agent)
-        for done in backend.admin.clients.client.delete_topics([backend.names.topic(agent)]).values():
+        topic = backend.names.topic(agent)
+        for done in backend.admin.clients.client.delete_topics([topic]).values():
             await asyncio.wrap_future(done)
+        await until(lambda: not has_room_for(cluster, topic), "each broker has heard of it", 45)
 
         async def is_sent() -> bool:
             try:

@@ -44,6 +44,7 @@ class Admin:
         self._topic = topic
         self.clients: Fleeting[AdminClient] = Fleeting(lambda: AdminClient(options.admin()), _end)
         self._looks: Together[str, tuple[Any, BackendError | None]] = Together(self._look)
+        self._ids: Together[str, Mapping[str, str]] = Together(self.topic_ids)
         self._creates: Together[NewTopic, Mapping[str, concurrent.futures.Future[None]]] = Together(self._create)
 
     async def ends(self, places: Iterable[Place], *, first: bool = False) -> dict[Place, int]:
@@ -148,9 +149,24 @@ class Admin:
 
     async def topic_id(self, topic: str) -> str:
         """Another one each time that a topic of this name is made."""
+        found = await self._ids.ask(topic)
+        if topic not in found:
+            raise NotYet(f"look at {topic}: there is no such topic")
+        return found[topic]
+
+    async def topic_ids(self, topics: Iterable[str]) -> Mapping[str, str]:
+        """Of those of them that there are."""
+        names = sorted(set(topics))
+        if not names:
+            return {}
+        found = {}
         with self.clients.kept():
-            asked = self.clients.client.describe_topics(TopicCollection([topic]), request_timeout=_REQUEST_S)
-            return str((await _answer(asked[topic], f"look at {topic}")).topic_id)
+            asked = self.clients.client.describe_topics(TopicCollection(names), request_timeout=_REQUEST_S)
+            for topic, future in asked.items():
+                answer = await _answer(future, f"look at {topic}", ignore=KafkaError.UNKNOWN_TOPIC_OR_PART)
+                if answer is not None:
+                    found[topic] = str(answer.topic_id)
+        return found
 
     async def delete_before(self, offsets: Mapping[Place, int]) -> None:
         """Give back the space of records below these offsets."""

@@ -176,6 +176,7 @@ class Options:
             "batch.num.messages": kafka.batch_size,
             "message.max.bytes": self.largest_bytes + ROOM_BYTES,
             "message.timeout.ms": int(kafka.write_timeout_s * 1000),
+            "topic.metadata.propagation.max.ms": 2_000,
             "request.timeout.ms": min(int(kafka.write_timeout_s * 1000), 30_000),
             "queue.buffering.max.messages": 1_000_000,
         }

@@ -92,6 +92,9 @@ class CompetingConsumer(Consumer):
     def pool(self) -> Pool:
         return self.seat.pool
 
+    async def reads(self, topic_id: str) -> None:
+        await self.seat.reads(topic_id)
+
     def _stir(self) -> None:
         self._news.set()
 
@@ -167,20 +170,10 @@ class CompetingConsumer(Consumer):
         self._news.set()
 
     def _fetched(self, grant: Grant, fresh: Fresh) -> Fetched:
-        return Fetched(
-            0,
-            f"{grant.at[0]}:{grant.at[1]}",
-            self._token,
-            fresh.record,
-            fresh.stored_at,
-            grant.starts,
-            grant.failures,
-            grant.crashes,
-            grant.died,
-            grant.suspect,
-            grant.marked,
-            grant.seen,
-        )
+        counters = grant.starts, grant.failures, grant.crashes, grant.died
+        marks = grant.suspect, grant.marked, grant.seen
+        at = f"{grant.at[0]}:{grant.at[1]}"
+        return Fetched(0, at, self._token, fresh.record, fresh.stored_at, *counters, *marks)
 
     async def _fill(self, granted: Sequence[Grant], token: int) -> None:
         """Those whose bodies are not here: they were with others before."""
@@ -246,7 +239,10 @@ class CompetingConsumer(Consumer):
         while not self._closed:
             self._news.clear()
             if self._ready:
-                return [self._hand_out(self._ready.popleft()) for _ in range(min(most, len(self._ready)))]
+                taken = [self._ready.popleft() for _ in range(min(most, len(self._ready)))]
+                for fetched in taken:
+                    self._unused.pop(_at(fetched), None)
+                return taken
             is_under_way = self._ask(most, starting)
             left = until - loop.time()
             if left <= 0 and not is_under_way:
@@ -255,10 +251,6 @@ class CompetingConsumer(Consumer):
             if left <= -_CATCH_UP_S:
                 return ()
         return ()
-
-    def _hand_out(self, fetched: Fetched) -> Fetched:
-        self._unused.pop(_at(fetched), None)
-        return fetched
 
     async def _wait(self, seconds: float) -> None:
         due_at = self.pool.next_due(self.backend.now())

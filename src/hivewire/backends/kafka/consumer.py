@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Final
 
 from hivewire.backend import Consumer, Dead, Fetched, Ownership, Saved, Unfinished
 from hivewire.backends.kafka.elsewhere import MovedWork
-from hivewire.backends.kafka.member import Member, Taken
+from hivewire.backends.kafka.member import Member
 from hivewire.backends.kafka.metadata import FULL_BYTES
 from hivewire.backends.kafka.news import News
 from hivewire.backends.kafka.packing import record_of, stored_at
-from hivewire.backends.kafka.partition import Held, hand_out
+from hivewire.backends.kafka.partition import Held, Taken, hand_out
 from hivewire.backends.kafka.runs import Run
 from hivewire.backends.kafka.tail import Place
 from hivewire.errors import BackendError
@@ -42,6 +42,8 @@ class KafkaConsumer(Consumer):
         self.backend = backend
         self.queue = queue
         self.topic = backend.names.topic(queue)
+        self.topic_id = ""
+        """As partitions were taken over; another one of this name has other messages."""
         self.member = member
         self._owner = owner
         self.held: dict[int, Held] = {}
@@ -98,6 +100,7 @@ class KafkaConsumer(Consumer):
         backoff = Backoff(_RETRY_S, _LONGEST_RETRY_S)
         while True:
             try:
+                topic_id = await self.backend.admin.topic_id(self.topic)
                 settled = await self._settled_lately(taken) if taken.committed else ()
                 state, away = await self._elsewhere.away_from(held.shard, held.token, taken.watermark, taken.state)
                 break
@@ -106,6 +109,7 @@ class KafkaConsumer(Consumer):
                 await asyncio.sleep(backoff.next_s())
         if self.held.get(held.shard) is not held:
             return
+        self.topic_id = topic_id
         await self._owner.gained(held.shard, held.token, state, settled)
         if away:
             self._owner.expect(held.shard, away)
@@ -209,6 +213,17 @@ class KafkaConsumer(Consumer):
         held.state_bytes = held.watermark = 0
         if held.is_ready:
             self._owner.renewed(held.shard, held.token)
+
+    async def reads(self, topic_id: str) -> None:
+        """Another topic, if it was made anew. What was committed of the one before is taken back at once."""
+        if self.topic_id in ("", topic_id):
+            return
+        ready = [held for held in self.held.values() if held.is_ready]
+        for held in ready:
+            self._begin_anew(held)
+        await self.member.save({(self.topic, held.shard): (held.token, Saved(0, b"")) for held in ready})
+        await self.member.rewind([(self.topic, held.shard) for held in ready])
+        self.topic_id = topic_id
 
     def _press(self) -> None:
         """Back-pressure: what nobody asks for is not read."""

@@ -134,6 +134,9 @@ class LentConsumer(Consumer):
         if not task.cancelled() and task.exception() is not None:
             log.error("task failed", extra={"task": task.get_name()}, exc_info=task.exception())
 
+    async def reads(self, topic_id: str) -> None:
+        await self._seat.reads(topic_id)
+
     def _borrow(self) -> None:
         self._lending = Lending(self.backend.options.sharer(self._group), self.topic, self._arrived)
 

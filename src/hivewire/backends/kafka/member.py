@@ -22,13 +22,13 @@ from contextlib import suppress
 from itertools import count
 from typing import TYPE_CHECKING, Any, Final
 
-import msgspec
 from confluent_kafka import Consumer, KafkaException, TopicPartition
 
 from hivewire.backend import Saved
 from hivewire.backends.kafka import metadata
 from hivewire.backends.kafka.commits import Commits, Save
 from hivewire.backends.kafka.packing import KafkaMessage
+from hivewire.backends.kafka.partition import Taken
 from hivewire.backends.kafka.runs import Run, parted
 from hivewire.backends.kafka.tail import Place, Tail
 
@@ -47,16 +47,6 @@ _MARGIN_S: Final = 1.0
 _LEAVE_S: Final = 7.0
 _numbers = count(1)
 _clock = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
-
-
-class Taken(msgspec.Struct, frozen=True):
-    """A partition that this member was given."""
-
-    place: Place
-    token: int
-    watermark: int
-    state: bytes
-    committed: bool
 
 
 class Member(Tail):
@@ -111,6 +101,15 @@ class Member(Tail):
 
     def go_on(self, place: Place) -> None:
         self._order(lambda client: self._if_held(place, client.resume))
+
+    async def rewind(self, places: Sequence[Place]) -> None:
+        """Read these partitions of the group from their start."""
+
+        def seek(client: Consumer) -> None:
+            for place in places:
+                self._if_held(place, lambda held: client.seek(TopicPartition(held[0].topic, held[0].partition, 0)))
+
+        await self.command(seek, "begin with topics that were made anew")
 
     def _let_go(self, client: Consumer, place: Place) -> None:
         if place not in self._sinks:

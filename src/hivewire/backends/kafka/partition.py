@@ -5,8 +5,21 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable
 
+import msgspec
+
 from hivewire.backend import Fetched
 from hivewire.backends.kafka.metadata import FULL_BYTES
+from hivewire.backends.kafka.tail import Place
+
+
+class Taken(msgspec.Struct, frozen=True):
+    """A partition that this member was given."""
+
+    place: Place
+    token: int
+    watermark: int
+    state: bytes
+    committed: bool
 
 
 class Held:

@@ -85,6 +85,11 @@ class Seat:
     async def say(self, word: Word) -> Heard:
         return await self.log.say(self.queue, word)
 
+    async def reads(self, topic_id: str) -> None:
+        """The messages lie in this one now. All members are told if it was made anew."""
+        if self.pool.topic not in ("", topic_id):
+            await self._backend.claims.made_anew(self.queue)
+
     def beat(self) -> None:
         """Called by a thread that nothing here delays: say that this member lives."""
         if self._is_beating or not self.is_in:

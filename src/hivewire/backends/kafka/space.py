@@ -20,13 +20,14 @@ class Space:
     async def give_back(self, older_than_s: float) -> None:
         """Of what was stored so long ago. Newer records are kept to recognise duplicates after a change of owner."""
         backend = self._backend
+        await backend.topics.notice_new()
         settings = backend.settings
         window_s = max(older_than_s, settings.dedup_window_s, settings.idempotency_window_s)
         before: dict[Place, int] = {}
         for consumer in tuple(backend.consumers):
             for place, watermark in consumer.watermarks().items():
                 old = await backend.admin.since(place, backend.now() - window_s)
-                if min(watermark, old) > self._deleted.get(place, 0):
+                if min(watermark, old) != self._deleted.get(place, 0):
                     before[place] = min(watermark, old)
         if before:
             await backend.admin.delete_before(before)

@@ -85,6 +85,7 @@ class Topics:
             self._made.discard(topic)
             if self.known(queue) is not None:  # it was there before, and somebody has deleted it
                 await self._backend.claims.made_anew(queue)
+                await self.notice_new()
         return count
 
     def _wanted(self) -> int:
@@ -132,6 +133,16 @@ class Topics:
         """It may be gone: look again."""
         self.partitions.pop(topic, None)
         self.routes.clear()
+
+    async def notice_new(self) -> None:
+        """Of those that are read here: which were deleted and made anew under the same name. A reader finds that by
+        itself only when it stands behind the end of the new one. Else it passes over what comes before its position,
+        and what was committed of the old one passes for finished."""
+        consumers = tuple(self._backend.consumers)
+        found = await self._backend.admin.topic_ids({one.topic for one in consumers})
+        for consumer in consumers:
+            if consumer.topic in found:  # else it will be made anew by who sends to it
+                await consumer.reads(found[consumer.topic])
 
     async def check_mailbox(self, queue: str) -> None:
         """Raises `QueueMissing` when nobody waits for replies there any more."""
