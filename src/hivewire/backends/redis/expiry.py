@@ -38,7 +38,8 @@ async def bury(backend: RedisBackend, consumers: Collection[RedisMember], queue:
     for name in map(base, queues):
         asked.append(scripts.run(scripts.MOVE, name, _PAGE))  # nobody may be there who moves what is delayed
         asked.append(("ZRANGEBYSCORE", f"{name}ttl", "-inf", now_ms, "LIMIT", 0, _PAGE))
-    answers = await link.post(asked) if asked else []
+    # Of one queue it is tried again, as all that is asked; of all queues none waits for one that is away.
+    answers = await (link.post(asked) if queue is None else link.ask(asked)) if asked else []
     trouble: BackendError | None = None
     buried = looked = 0
     for name, moved, found in zip(queues, answers[::2], answers[1::2], strict=True):
@@ -76,7 +77,7 @@ async def _bury(backend: RedisBackend, queue: str, places: Sequence[Place], cons
             await stack.enter_async_context(consumer.still())
         questions = [("XRANGE", f"{name}s{shard}", id, id) for shard, id in places]
         states = [("HGET", f"{name}st{shard}", id) for shard, id in places]
-        answers = await link.post([*questions, *states])
+        answers = await link.ask([*questions, *states])
         answers = [good(answer, f"read what has expired of {queue}") for answer in answers]
         arguments: list[str | bytes | int] = [int(settings.dedup_window_s * 1000), settings.dedup_window_ids]
         gone: list[str] = []
@@ -101,7 +102,7 @@ async def _bury(backend: RedisBackend, queue: str, places: Sequence[Place], cons
             await link.call("ZREM", f"{name}ttl", *gone)
         if len(gone) == len(places):
             return 0
-        (answer,) = await link.post([scripts.run(scripts.BURY, name, *arguments)])
+        (answer,) = await link.ask([scripts.run(scripts.BURY, name, *arguments)])
         return int(good(answer, f"bury what has expired of {queue}"))
 
 
