@@ -10,10 +10,11 @@ import pytest
 
 from hivewire.backends.redis import RedisBackend
 from hivewire.backends.redis.consumer import RedisConsumer
-from hivewire.errors import BackendError, SettingsError
+from hivewire.delivery import Delivery
+from hivewire.errors import BackendError, SettingsError, TimedOut
 from hivewire.factory import connect
 from hivewire.testing.conformance.journal import first_seen, overlapping
-from hivewire.testing.conformance.scenario import counts, empty, send_numbered, serving, take, task
+from hivewire.testing.conformance.scenario import counts, empty, number, send_numbered, serving, take, task
 from hivewire.testing.conformance.waiting import count, eventually, until
 from hivewire.testing.servers import RedisServer
 from tests.conformance.backends import RedisFabric, start
@@ -86,6 +87,34 @@ async def test_a_server_that_forgets_its_scripts_is_told_again(redis: RedisFabri
     await redis.protocol.send(task("told", 1))
     assert redis.server.ask("SCRIPT", "FLUSH") == b"+OK"
     await take(redis.protocol, "told", 1)
+
+
+async def test_who_looks_at_a_server_that_has_forgotten_its_scripts_is_answered(redis: RedisFabric) -> None:
+    await redis.protocol.send(task("looked", 1, ttl_s=600))
+    for _ in range(3):
+        assert redis.server.ask("SCRIPT", "FLUSH") == b"+OK"
+        assert counts(await redis.protocol.depth("looked")) == (1, 0, 0, 0)
+        assert redis.server.ask("SCRIPT", "FLUSH") == b"+OK"
+        assert await redis.protocol.dead_letters("looked") == []
+
+
+async def test_first_requests_are_over_in_their_time_while_the_server_stands_still(redis: RedisFabric) -> None:
+    member = await redis.member()
+    await member.send(task("oracle", 0))
+
+    async def answer(delivery: Delivery) -> None:
+        if delivery.message.metadata.get("reply_to"):
+            await redis.protocol.reply(delivery.message, number(delivery))
+
+    async with serving(redis.protocol, "oracle", answer):
+        redis.server.freeze()
+        try:
+            asked = [member.request(task("oracle", n), timeout_s=0.5) for n in (1, 2, 3)]
+            outcomes = await asyncio.gather(*asked, return_exceptions=True)
+        finally:
+            redis.server.thaw()
+        assert [type(outcome) for outcome in outcomes] == [TimedOut] * 3
+        assert (await member.request(task("oracle", 4), timeout_s=20)).content == 4
 
 
 async def test_health_is_red_while_the_server_stands_still(redis: RedisFabric) -> None:

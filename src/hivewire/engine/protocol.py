@@ -172,13 +172,13 @@ class Engine(Protocol):
         replies = (await self._ready()).replies
         check_message(message)
         timeout_s = duration_s(timeout_s, "timeout_s")
-        await replies.open()
-        waiter = replies.expect(message.id)
-        asked = message.replace(metadata={**message.metadata, "reply_to": replies.address})
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeout_s
+        await replies.open(message.id, timeout_s)
+        waiter = replies.expect(message.id)
+        asked = message.replace(metadata={**message.metadata, "reply_to": replies.address})
         try:
-            await self.send(asked, timeout_s=timeout_s)
+            await self.send(asked, timeout_s=max(0.0, deadline - loop.time()))
         except BaseException:
             replies.forget(message.id)
             raise

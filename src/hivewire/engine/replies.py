@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from contextlib import suppress
 
 from hivewire.backend import QueueSpec
@@ -11,9 +12,12 @@ from hivewire.engine.admission import AllTypes
 from hivewire.engine.core import Core
 from hivewire.engine.crew import Crew
 from hivewire.engine.inbox import Inbox
-from hivewire.errors import BackendError, Closed, MessageError, TimedOut
+from hivewire.engine.outage import Outage, keep_trying
+from hivewire.errors import BackendError, Closed, HivewireError, MessageError, TimedOut
 from hivewire.ids import new_id
 from hivewire.message import PROGRESS, REPLY_PREFIX, Message
+
+log = logging.getLogger(__name__)
 
 _SETTLE_PACE_S = 0.1
 """Where outcomes wait for more at all, those of a mailbox may wait long: it ends with its process."""
@@ -27,21 +31,51 @@ class Replies:
         self.address = REPLY_PREFIX + new_id()
         self._waiting: dict[str, asyncio.Future[Message]] = {}
         self._inbox: Inbox | None = None
-        self._opening = asyncio.Lock()
+        self._opened: asyncio.Future[None] | None = None
+        """Of the first requests, which wait for it together."""
 
-    async def open(self) -> None:
-        async with self._opening:  # several first requests at once
-            if self._inbox is not None:
-                return
-            await self._core.backend.declare(QueueSpec(name=self.address, mode="competing", shards=1))
-            inbox = Inbox(self._core, self.address, AllTypes(), competing=True)
-            settling = inbox.outcomes.settling
-            if settling.pace_s:
-                settling.pace_s = _SETTLE_PACE_S
+    async def open(self, message_id: str, timeout_s: float) -> None:
+        if self._inbox is not None:
+            return
+        opened = self._opened
+        if opened is None:
+            opened = self._opened = asyncio.get_running_loop().create_future()
+            self._core.tasks.start(self._keep_opening(opened), "open the mailbox")
+        try:
+            async with asyncio.timeout(timeout_s):
+                await asyncio.shield(opened)
+        except TimeoutError:
+            text = f"request {message_id}: there was no mailbox for its reply within {timeout_s:g} s"
+            raise TimedOut(f"{text}; the store is away") from None
+
+    async def _keep_opening(self, opened: asyncio.Future[None]) -> None:
+        outcome: HivewireError | None = Closed("request: the protocol was closed before it was sent")
+        try:
+            await keep_trying(Outage(log, "open the mailbox", self.address), self._open)
+            outcome = None
+        except HivewireError as error:
+            self._opened, outcome = None, error
+        finally:
+            if outcome is None:
+                opened.set_result(None)
+            else:
+                opened.set_exception(outcome)
+                opened.exception()  # nobody may wait any more
+
+    async def _open(self) -> None:
+        await self._core.backend.declare(QueueSpec(name=self.address, mode="competing", shards=1))
+        inbox = Inbox(self._core, self.address, AllTypes(), competing=True)
+        settling = inbox.outcomes.settling
+        if settling.pace_s:
+            settling.pace_s = _SETTLE_PACE_S
+        try:
             await inbox.start()
-            crew = Crew(inbox, self._arrived, concurrency=1, timeout_s=60.0)
-            self._core.tasks.start(crew.run(), "replies")
-            self._inbox = inbox
+        except BaseException:
+            await inbox.close()
+            raise
+        crew = Crew(inbox, self._arrived, concurrency=1, timeout_s=60.0)
+        self._core.tasks.start(crew.run(), "replies")
+        self._inbox = inbox
 
     def expect(self, message_id: str) -> asyncio.Future[Message]:
         if message_id in self._waiting:

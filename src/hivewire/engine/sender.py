@@ -189,9 +189,7 @@ class Sender:
         except TimeoutError:
             if last and isinstance(last[-1], BackendError):
                 raise last[-1] from None
-            raise TimedOut(
-                f"send to {keys[0][0]}: not stored within {round(timeout_s, 2):g} s; others wait before it"
-            ) from None
+            raise TimedOut(f"send to {keys[0][0]}: not stored in its time; others wait before it") from None
 
     @asynccontextmanager
     async def _turn(self, number: int, key: tuple[str, Room]) -> AsyncIterator[None]:
