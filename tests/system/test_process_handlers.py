@@ -182,8 +182,17 @@ async def test_what_it_raises_arrives_with_its_traceback() -> None:
         rejected = await _dead(protocol, do="reject")
         assert (rejected.reason, rejected.error, rejected.attempts) == ("rejected", "not mine", 1)
         assert await _ask(protocol, do="retry") == 2
-        assert "pickle" in (await _dead(protocol, do="unsendable")).error
-        assert "EOFError: not to be read" in (await _dead(protocol, do="unreadable")).error
+
+
+@pytest.mark.parametrize(
+    ("result", "says"), [("unsendable", "Can't pickle local object"), ("unreadable", "EOFError: not to be read")]
+)
+async def test_a_result_that_cannot_be_pickled_is_not_worked_for_again(result: str, says: str) -> None:
+    async with _served() as (protocol, _):
+        letter = await _dead(protocol, do=result)
+        assert (letter.reason, letter.attempts) == ("rejected", 1)
+        assert "the handler's result cannot be pickled" in letter.error
+        assert says in letter.error
 
 
 async def test_a_handler_that_takes_too_long_ends_with_its_process(tmp_path: Path) -> None:

@@ -132,7 +132,10 @@ class _Child:
             raise ProcessDied(f"its process ended with {_ending(self._process.exitcode)}") from error
         finally:
             self._asked(self._pipe)
-        answer: tuple[str, Any] = pickle.loads(raw)  # of our own child
+        try:
+            answer: tuple[str, Any] = pickle.loads(raw)  # of our own child
+        except Exception as error:  # noqa: BLE001  # its classes may raise anything
+            answer = _no_answer(error)
         return answer
 
     def is_alive(self) -> bool:
@@ -178,6 +181,11 @@ def _ending(exitcode: int | None) -> str:
         return f"signal {-exitcode} ({signal.Signals(-exitcode).name})"
     except ValueError:  # a real-time signal has no name
         return f"signal {-exitcode}"
+
+
+def _no_answer(error: Exception) -> tuple[str, str]:
+    """The work would be done at each attempt, and end here all the same."""
+    return "reject", f"the handler's result cannot be pickled: {told(error)}"
 
 
 def _opened(answer: tuple[str, Any]) -> Any:
@@ -230,7 +238,11 @@ def _answer(raw: bytes) -> bytes:
         handler, message, attempt, start_by = pickle.loads(raw)  # of our own parent
         if time.monotonic() > start_by:
             return pickle.dumps(("late", None))
-        return pickle.dumps(("result", handler(message, ProcessContext(attempt))))
+        result = handler(message, ProcessContext(attempt))
+        try:
+            return pickle.dumps(("result", result))
+        except Exception as error:  # noqa: BLE001  # a result may hold anything
+            return pickle.dumps(_no_answer(error))
     except Reject as error:
         return pickle.dumps(("reject", error.reason))
     except RetryAfter as error:
