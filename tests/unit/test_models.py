@@ -161,6 +161,23 @@ def test_what_a_status_means(status: int, kind: type[ModelError]) -> None:
     assert type(failure("ask m", status, "why", {})) is kind
 
 
+async def test_an_answer_that_a_killed_process_has_half_written_spoils_no_other(tmp_path: Path) -> None:
+    path = tmp_path / "answers.jsonl"
+    await Recorded(path, ScriptedModel(["one"]), mode="record").complete(ASK)
+    whole = path.read_bytes()
+    path.write_bytes(whole + whole[:50])
+    assert (await Recorded(path).complete(ASK)).text == "one"
+    other = CompletionRequest(user="more")
+    await Recorded(path, ScriptedModel(["two"]), mode="auto").complete(other)
+    assert (await Recorded(path).complete(ASK)).text == "one"
+    assert (await Recorded(path).complete(other)).text == "two"
+    assert path.read_bytes().startswith(whole + b"{")
+    path.write_bytes(path.read_bytes().rstrip(b"\n"))  # as editors leave it
+    assert (await Recorded(path).complete(other)).text == "two"
+    await Recorded(path, ScriptedModel(["three"]), mode="record").complete(other)
+    assert path.read_bytes().count(b"\n") == 3
+
+
 async def test_answers_are_recorded_and_given_again(tmp_path: Path) -> None:
     path = tmp_path / "kept" / "answers.jsonl"
     recorder = Recorded(path, ScriptedModel(["one", "two", "other"]), mode="record")

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import hashlib
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
+from io import SEEK_END, FileIO
 from pathlib import Path
 from typing import Literal
 
@@ -104,11 +106,13 @@ def _key(request: CompletionRequest) -> str:
 def _read(path: Path) -> dict[str, list[CompletionResponse]]:
     answers: dict[str, list[CompletionResponse]] = {}
     try:
-        lines = path.read_bytes().splitlines()
+        *lines, tail = path.read_bytes().split(b"\n")
     except FileNotFoundError:
         return answers
     except OSError as error:
         raise SettingsError(f"recorded model {path}: {error}") from error
+    if _is_whole(tail):  # else it is being written, or was when its process died
+        lines.append(tail)
     for number, line in enumerate(lines, 1):
         try:
             entry = msgspec.json.decode(line, type=_Entry)
@@ -118,10 +122,36 @@ def _read(path: Path) -> dict[str, list[CompletionResponse]]:
     return answers
 
 
+def _is_whole(tail: bytes) -> bool:
+    """What stands behind the last end of a line."""
+    try:
+        return bool(msgspec.json.decode(tail, type=_Entry))
+    except msgspec.MsgspecError:
+        return False
+
+
+def _end_at_a_line(file: FileIO) -> None:
+    """Cut off what a process that died while it wrote has left: nothing behind it could be read."""
+    size = file.seek(0, SEEK_END)
+    file.seek(max(size - 1, 0))
+    if file.read(1) in (b"", b"\n"):
+        return
+    file.seek(0)
+    tail = file.read().rpartition(b"\n")[2]
+    if _is_whole(tail):
+        file.write(b"\n")
+    else:
+        file.truncate(size - len(tail))
+
+
 def _add(path: Path, entry: _Entry) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("ab", buffering=0) as file:  # one write, so that the lines of two processes do not mix
-            file.write(msgspec.json.encode(entry) + b"\n")
+        with path.open("a+b", buffering=0) as file:
+            fcntl.flock(file, fcntl.LOCK_EX)  # of each process in its turn; ends with the file
+            _end_at_a_line(file)
+            left = msgspec.json.encode(entry) + b"\n"
+            while left:
+                left = left[file.write(left) :]
     except OSError as error:
         raise SettingsError(f"recorded model {path}: the answer cannot be kept: {error.strerror}") from error
