@@ -215,6 +215,8 @@ async def test_a_file_of_something_else_is_refused(tmp_path: Path) -> None:
         await Recorded(path).complete(ASK)
     with pytest.raises(SettingsError, match="needs a model"):
         Recorded(path, mode="record")
+    with pytest.raises(SettingsError, match="mode is 'replay', 'record' or 'auto', not 'again'"):
+        Recorded(path, ScriptedModel([]), mode="again")  # type: ignore[arg-type]  # on purpose
 
 
 async def test_a_recording_that_is_not_there_or_not_to_be_had_is_named(tmp_path: Path) -> None:

@@ -35,6 +35,8 @@ class Recorded(LLM):
     def __init__(
         self, path: str | Path, llm: LLM | None = None, *, mode: Literal["replay", "record", "auto"] = "replay"
     ) -> None:
+        if mode not in ("replay", "record", "auto"):
+            raise SettingsError(f"recorded model {path}: mode is 'replay', 'record' or 'auto', not {mode!r}")
         if mode != "replay" and llm is None:
             raise SettingsError(f"recorded model {path}: mode {mode!r} needs a model to ask")
         self._path = Path(path)
