@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
+from collections import Counter
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -11,6 +12,7 @@ from unittest.mock import patch
 import pytest
 
 from hivewire.backend import Append, Fetched, QueueSpec, Record
+from hivewire.backends.sqlite.consumer import SQLiteConsumer
 from hivewire.backends.sqlite.transaction import Transaction
 from hivewire.errors import BackendError
 from tests.unit.sqlite_driver import Owner, member, opened, record, texts
@@ -32,13 +34,18 @@ def long(*sizes: int) -> list[Record]:
 
 
 def left(path: Path) -> dict[str, int]:
-    """Rows of lanes and packs, and what the queue says that it holds."""
+    """What the queue says that it holds; rows of lanes and packs, how many of these expire, and are too long."""
     with sqlite3.connect(path) as db:
         held, in_flight = db.execute("SELECT held, in_flight FROM queues WHERE name = 'q'").fetchone()
         lanes, taken = db.execute("SELECT count(*), total(taken) FROM lanes").fetchone()
-        packs = db.execute("SELECT count(*) FROM packs").fetchone()[0]
+        packs, ends = db.execute("SELECT count(*), count(expires_at) FROM packs").fetchone()
+        too_long = db.execute("SELECT total(last > first AND (last - first > 127 OR length(data) > 131072)) FROM packs")
+        counts = (held, in_flight, lanes, int(taken), packs, ends, int(too_long.fetchone()[0]))
     db.close()
-    return {"held": held, "in_flight": in_flight, "lanes": lanes, "taken": int(taken), "packs": packs}
+    return dict(zip(NOTHING, counts, strict=True))
+
+
+NOTHING = dict.fromkeys(("held", "in_flight", "lanes", "taken", "packs", "ends", "too long"), 0)
 
 
 SHAPES = {
@@ -78,7 +85,12 @@ async def test_each_comes_once_in_order_and_nothing_is_left(
         taken = await waiting
         while taken:
             assert len(taken) <= wanted["limit"]
+            of_lanes = Counter(one.record.id if mode == "competing" else one.record.key for one in taken)
+            assert len(of_lanes) <= wanted["lanes"]
+            assert max(of_lanes.values()) <= wanted["run"]
             found = left(path)
+            assert found["ends"] == (found["packs"] if sent[0].ttl_s else 0)
+            assert not found["too long"]
             assert (found["held"], found["in_flight"]) == (len(sent) - len(got), len(taken))
             assert found["taken"] == len(taken)
             got += taken
@@ -89,7 +101,7 @@ async def test_each_comes_once_in_order_and_nothing_is_left(
         for key in {one.key for one in sent}:
             in_order = [one.body for one in sent if one.key == key]
             assert mode == "competing" or [one.record.body for one in got if one.record.key == key] == in_order
-        assert left(path) == {"held": 0, "in_flight": 0, "lanes": 0, "taken": 0, "packs": 0}
+        assert left(path) == NOTHING
 
 
 @pytest.mark.parametrize("number", [1, 10])
@@ -106,7 +118,7 @@ async def test_what_comes_for_a_lane_that_is_held_stays_behind_it(path: Path, nu
         then = await waiting
         assert texts(then) == [f"k{place}" for place in range(number)]
         await consumer.settle(then)
-        assert left(path) == {"held": 0, "in_flight": 0, "lanes": 0, "taken": 0, "packs": 0}
+        assert left(path) == NOTHING
 
 
 @pytest.mark.parametrize("number", [1, 10])
@@ -122,13 +134,15 @@ async def test_what_is_rolled_back_is_held_by_nobody(path: Path, number: int) ->
 
     async with opened(path) as backend:
         consumer = await backend.consume("q", member(), Owner())
+        assert isinstance(consumer, SQLiteConsumer)
         waiting = asyncio.ensure_future(consumer.fetch(99, 10, starting=8))
         await asyncio.sleep(0)
         sent = records(number)
         with patch.object(Transaction, "write_back", fails_once), pytest.raises(BackendError, match="full"):
             await backend.append([Append("q", sent)])
         assert failures
-        assert left(path) == {"held": 0, "in_flight": 0, "lanes": 0, "taken": 0, "packs": 0}
+        assert left(path) == NOTHING
+        assert not consumer.out
         if waiting.done():  # it was told, too
             assert isinstance(waiting.exception(), BackendError)
             waiting = asyncio.ensure_future(consumer.fetch(99, 10, starting=8))
@@ -139,7 +153,17 @@ async def test_what_is_rolled_back_is_held_by_nobody(path: Path, number: int) ->
             (place, int(place == 1), place == 1) for place in range(1, number + 1)
         ]
         assert await consumer.settle(taken) == []
-        assert left(path) == {"held": 0, "in_flight": 0, "lanes": 0, "taken": 0, "packs": 0}
+        assert left(path) == NOTHING
+
+
+async def test_what_is_taken_as_it_comes_is_bounded_by_its_bytes(path: Path) -> None:
+    async with opened(path) as backend:
+        consumer = await backend.consume("q", member(), Owner())
+        waiting = asyncio.ensure_future(consumer.fetch(99, 10))
+        await asyncio.sleep(0)
+        await backend.append([Append("q", [record(key, "x" * 5 * _KIB * _KIB) for key in "abc"])])
+        assert [one.record.key for one in await waiting] == ["a", "b"], "the last one may be too long"
+        assert [one.record.key for one in await consumer.fetch(99, 0)] == ["c"]
 
 
 async def test_a_settlement_that_is_rolled_back_can_be_repeated(path: Path) -> None:
@@ -154,4 +178,4 @@ async def test_a_settlement_that_is_rolled_back_can_be_repeated(path: Path) -> N
             with patch.object(Transaction, "write_back", fails), pytest.raises(BackendError, match="full"):
                 await consumer.settle(part)
             assert await consumer.settle(part) == []
-        assert left(path) == {"held": 0, "in_flight": 0, "lanes": 0, "taken": 0, "packs": 0}
+        assert left(path) == NOTHING
