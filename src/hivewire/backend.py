@@ -131,7 +131,8 @@ class Ownership(ABC):
         raise NotImplementedError
 
     def came(self, batch: Sequence[Fetched], error: BaseException | None) -> None:
-        """After a `fetch_now` that took all: here is what has come since, or why nothing comes."""
+        """After a `fetch_now` that took all: here is what has come since, or why nothing comes. Nothing: after a time
+        when nothing could, it can again."""
         raise NotImplementedError
 
     @abstractmethod

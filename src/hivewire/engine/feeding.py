@@ -136,7 +136,8 @@ class Feeding:
                 batch, self._is_asked = self._inbox.fetch_now(
                     FETCH_LIMIT, lanes=lanes, run=FETCH_LIMIT, starting=max(free - ready, 0)
                 )
-                self._take_in(batch, free)
+                if batch or not self._is_asked:  # else it is not known yet whether the store is there
+                    self._take_in(batch, free)
             except Exception as error:  # noqa: BLE001  # told to whoever waits for the end, as a task's would be
                 self._failed(error)
                 return

@@ -60,6 +60,8 @@ class Taking:
         self._asked_at = 0.0
         self._reading: Question | None = None
         """It is under way for the owner."""
+        self._has_failed = False
+        """The owner was told so, and not yet that it is over."""
         self._is_called = False
         """`_go_on` is about to run."""
         self._timer: asyncio.TimerHandle | None = None
@@ -166,9 +168,13 @@ class Taking:
             self._unread(question)
             problem = error
         self._stillness.read()  # before the next read may begin
-        if problem is None:
+        if problem is None and self._has_failed and self._asked is not None:
+            self._has_failed = False
+            self._come(self._hand_out(*self._asked))
+        elif problem is None:
             self._go_on()
         elif self._asked is not None:
+            self._has_failed = True
             self._come((), problem)
 
     def _look(self) -> None:

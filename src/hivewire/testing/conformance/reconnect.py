@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 
 import pytest
 
@@ -41,6 +42,25 @@ async def test_senders_and_consumers_go_on_after_an_outage(fabric: Fabric) -> No
         await asyncio.wait_for(sending, 10)
         await until(lambda: 2 in seen, "consumers resume", fabric.resume_s)
     assert list(dict.fromkeys(seen)) == [1, 2]
+
+
+async def test_an_outage_and_its_end_are_told_once(fabric: Fabric, caplog: pytest.LogCaptureFixture) -> None:
+    seen: list[int] = []
+
+    async def handle(delivery: Delivery) -> None:
+        seen.append(number(delivery))
+
+    with caplog.at_level(logging.INFO, "hivewire.engine.feeding"):
+        async with serving(fabric.protocol, "told", handle):
+            await fabric.protocol.send(task("told", 1))
+            await until(lambda: seen, "the first one")
+            async with fabric.outage():
+                await asyncio.sleep(2.0)  # what is tested is that time passes
+            await fabric.protocol.send(task("told", 2))
+            await until(lambda: 2 in seen, "it resumes", fabric.resume_s)
+    told = [record.getMessage() for record in caplog.records if record.name == "hivewire.engine.feeding"]
+    assert len(told) <= 4, told
+    assert told == ["cannot take messages yet", "can take messages again"] * (len(told) // 2)
 
 
 async def test_who_begins_in_an_outage_takes_when_it_is_over(fabric: Fabric) -> None:
