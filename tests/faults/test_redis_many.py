@@ -99,6 +99,20 @@ async def test_who_looks_at_one_queue_asks_of_no_other(redis: RedisFabric) -> No
     assert min(spent) < len(agents), spent
 
 
+async def test_nothing_is_left_of_an_agent_that_is_forgotten(redis: RedisFabric) -> None:
+    """What is left of many would be looked at once a second, by every process."""
+    await redis.protocol.health()
+    before = set(await ask(redis, "KEYS", "*"))
+    await redis.protocol.send(task("brief", 1, ttl_s=600))
+    await take(redis.protocol, "brief", 1)
+    await redis.protocol.send(task("brief", 2, ttl_s=600))
+    await redis.protocol.forget("brief")
+    assert set(await ask(redis, "KEYS", "*")) - before <= {
+        b"hivewire:{catalogue}:epoch",
+        b"hivewire:{catalogue}:values",
+    }
+
+
 async def test_many_requests_share_one_mailbox_of_the_process(redis: RedisFabric) -> None:
     async def answer(delivery: Delivery) -> None:
         await redis.protocol.reply(delivery.message, {"n": number(delivery)})

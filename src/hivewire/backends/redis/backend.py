@@ -36,6 +36,7 @@ from hivewire.backends.redis.ears import Ears, Heard
 from hivewire.backends.redis.inlet import Inlet
 from hivewire.backends.redis.keeper import Keeper, Seat
 from hivewire.backends.redis.keys import (
+    EXPIRING,
     INTERNAL_PREFIX,
     QUEUES,
     REPLY_PREFIX,
@@ -273,9 +274,9 @@ class RedisBackend(Backend):
             self._inlet.news()
 
     async def drop_queue(self, queue: str) -> None:
-        listed, dropped = await self.link.ask([("SREM", QUEUES, queue), scripts.run(scripts.DROP, base(queue), 0)])
-        good(listed, f"drop {queue}")
-        good(dropped, f"drop {queue}")
+        lists = [("SREM", name, queue) for name in (QUEUES, EXPIRING)]  # before: who sends meanwhile lists it again
+        for answer in await self.link.ask([*lists, scripts.run(scripts.DROP, base(queue), 0)]):
+            good(answer, f"drop {queue}")
         self.sending.forget(queue)
 
     async def depth(self, queue: str) -> Depth:
