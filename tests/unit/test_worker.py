@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 
 import hivewire as hw
+from hivewire.coordination.effects import LedgerEffects
 from hivewire.coordination.worker import check_together
+from hivewire.errors import SettingsError
 
 
 @pytest.mark.parametrize(
@@ -124,3 +126,11 @@ def test_one_process_serves_no_two_workers_of_one_name() -> None:
     for together in ([coder, other, second], [coder, coder]):
         with pytest.raises(hw.SettingsError, match="two workers are named coder"):
             check_together(together)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"ledger": "sqlite:///tasks.db"}, {"lease_s": 0}, {"lease_s": float("nan")}], ids=str
+)
+def test_effects_are_kept_in_a_ledger_and_under_a_lease(wrong: dict[str, Any]) -> None:
+    with pytest.raises(SettingsError, match="effects"):
+        LedgerEffects(**{"ledger": hw.open_ledger("memory://"), **wrong})

@@ -8,7 +8,16 @@ from contextlib import asynccontextmanager
 from typing import Any, Final, TypeVar
 
 from hivewire.coordination.ledger import Guard, Lease, Ledger, Task, TaskChange, TaskStatus
-from hivewire.errors import BackendError, Closed, HivewireError, InvalidTransition, LeaseLost, TaskExists, TaskMissing
+from hivewire.errors import (
+    BackendError,
+    Closed,
+    HivewireError,
+    InvalidTransition,
+    LeaseLost,
+    SettingsError,
+    TaskExists,
+    TaskMissing,
+)
 from hivewire.ids import derived_id, new_id
 from hivewire.rules.backoff import Backoff
 
@@ -34,6 +43,10 @@ class LedgerEffects:
     """
 
     def __init__(self, ledger: Ledger, *, lease_s: float = 10.0) -> None:
+        if not isinstance(ledger, Ledger):
+            raise SettingsError(f"effects are kept in what hivewire.open_ledger gives, not in {ledger!r:.80}")
+        if not lease_s > 0:
+            raise SettingsError(f"lease_s of effects is above 0, not {lease_s!r}")
         self._ledger = ledger
         self._lease_s = lease_s
         self._endings: set[asyncio.Task[Any]] = set()

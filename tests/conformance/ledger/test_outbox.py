@@ -16,6 +16,7 @@ import pytest
 import hivewire as hw
 from hivewire.coordination.outbox.boxes import lane_of, order_of
 from hivewire.coordination.outbox.relay import OutboxDatabase
+from hivewire.errors import MessageError
 from hivewire.testing.conformance.waiting import until_true
 from tests.conformance.ledger.users import UsersDatabase, users_database
 
@@ -317,6 +318,22 @@ async def test_the_result_of_the_first_time_comes_back(database: UsersDatabase) 
     assert calls == [1]
 
 
+async def test_what_could_not_be_handled_is_handled_when_it_comes_again(database: UsersDatabase) -> None:
+    """Also where the transaction was committed, with a note of the failure, say."""
+
+    async def fail() -> None:
+        raise Undone
+
+    message = order(5)
+    async with database.connection() as connection:
+        for wrong in (fail, lambda: {1, 2}):
+            async with database.transaction(connection):
+                with pytest.raises((Undone, MessageError)):
+                    await inbox.once(connection, message, wrong)
+        async with database.transaction(connection):
+            assert await inbox.once(connection, message, lambda: "done") == "done"
+
+
 async def test_two_that_take_one_message_at_once(postgres: Any) -> None:
     """The second one waits for the end of the first; where that is undone, it has the message. (A SQLite file has one
     writer: there the second transaction does not begin.)"""
@@ -360,6 +377,16 @@ async def _empty(database: UsersDatabase, connection: Any) -> bool:
     return not any(sizes)
 
 
+@pytest.mark.parametrize(
+    "wrong", [{"protocol": "memory://"}, {"keep_s": -1}, {"handled_keep_s": float("nan")}], ids=str
+)
+async def test_a_relay_that_could_not_work_is_not_made(wrong: dict[str, Any]) -> None:
+    async with hw.connect("memory://") as protocol:
+        (name,) = wrong
+        with pytest.raises(hw.SettingsError, match=name):
+            hw.Relay(**{"protocol": protocol, "database": "sqlite:///users.db", **wrong})
+
+
 async def test_tables_may_be_made_by_several_at_once_and_are_missed_by_name(tmp_path: Path, postgres: Any) -> None:
     file = tmp_path / "users.db"
     sqlite3.connect(file).close()
@@ -382,6 +409,8 @@ def test_plain_functions_have_it_too(tmp_path: Path) -> None:
     assert inbox.blocking.take(connection, order(2))
     connection.rollback()
     message = order(3)
+    with pytest.raises(ZeroDivisionError):
+        inbox.blocking.once(connection, message, lambda: [1 // 0])
     assert inbox.blocking.once(connection, message, lambda: [1]) == [1]
     assert inbox.blocking.once(connection, message, lambda: [2]) == [1]
     outbox.blocking.put(connection, message)

@@ -6,6 +6,7 @@ import inspect
 import sqlite3
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any, Final, TypeVar
 
 import msgspec
@@ -32,6 +33,7 @@ _TAKE: Final = (
 )
 _FOUND: Final = "SELECT result FROM hivewire_inbox WHERE consumer = $1 AND id = $2"
 _KEEP: Final = "UPDATE hivewire_inbox SET result = $3 WHERE consumer = $1 AND id = $2"
+_FORGET: Final = "DELETE FROM hivewire_inbox WHERE consumer = $1 AND id = $2"
 _MOST_RESULT: Final = 1_000_000
 
 
@@ -147,12 +149,19 @@ class Inbox:
 
     async def once(self, connection: Connection, message: Message, fn: Callable[[], Any]) -> Any:
         """What `fn` (plain or async) returns (a JSON value), kept in this transaction; for a message that was handled
-        before, what it returned then, without calling it."""
+        before, what it returned then, without calling it. One whose `fn` raises was not handled, also where the
+        transaction is committed all the same."""
         if not await self.take(connection, message):
             return self._read(await self._found(connection, message))
-        value = fn()
-        result = await value if inspect.isawaitable(value) else value
-        await self._run(connection, _KEEP, message, _written(result))
+        try:
+            value = fn()
+            result = await value if inspect.isawaitable(value) else value
+            text = _written(result)
+        except Exception:
+            with suppress(Exception):  # of a transaction that an error of the server has ended nothing is kept anyhow
+                await self._run(connection, _FORGET, message)
+            raise
+        await self._run(connection, _KEEP, message, text)
         return result
 
     async def _found(self, connection: Connection, message: Message) -> Any:
@@ -188,8 +197,14 @@ class BlockingInbox:
             rows = _executed(connection, _FOUND, (self._consumer, message.id))
             found: T = Inbox._read(rows[0][0])
             return found
-        result = fn()
-        _executed(connection, _KEEP, (self._consumer, message.id, _written(result)))
+        try:
+            result = fn()
+            text = _written(result)
+        except Exception:
+            with suppress(sqlite3.Error):
+                _executed(connection, _FORGET, (self._consumer, message.id))
+            raise
+        _executed(connection, _KEEP, (self._consumer, message.id, text))
         return result
 
 

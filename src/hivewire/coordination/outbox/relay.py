@@ -19,13 +19,13 @@ from hivewire.coordination.outbox import scripts
 from hivewire.coordination.outbox.boxes import order_of
 from hivewire.coordination.outbox.tables import TABLES, tables
 from hivewire.engine.outage import Outage
-from hivewire.errors import BackendError, MessageError, MigrationNeeded, SettingsError
+from hivewire.errors import BackendError, MessageError, MigrationNeeded, SettingsError, duration_s
 from hivewire.ids import new_id
 from hivewire.message import Message
+from hivewire.protocol import Protocol
 
 if TYPE_CHECKING:
     from hivewire.coordination.outbox.scripts import OutboxStats, Waiting
-    from hivewire.protocol import Protocol
 
 log = logging.getLogger(__name__)
 
@@ -102,6 +102,13 @@ class Relay:
     ) -> None:
         if lease_s < 1 or poll_s <= 0:
             raise SettingsError(f"a relay's lease_s is at least 1 and poll_s above 0, not {lease_s} and {poll_s}")
+        if not isinstance(protocol, Protocol):
+            raise SettingsError(f"a relay's protocol is what hivewire.connect gives, not {protocol!r:.80}")
+        try:
+            duration_s(keep_s, "keep_s of a relay")
+            duration_s(handled_keep_s, "handled_keep_s of a relay")  # else what was handled would be handled again
+        except MessageError as error:
+            raise SettingsError(str(error)) from None
         self._protocol = protocol
         self.database = OutboxDatabase(database)
         self._poll_s = poll_s
