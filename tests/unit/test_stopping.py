@@ -49,6 +49,21 @@ async def test_what_runs_is_cancelled_though_another_subtask_has_seen_the_stop_f
                 await running
 
 
+@pytest.mark.parametrize("error", [SystemExit(3), KeyboardInterrupt()], ids=["exit", "interrupt"])
+async def test_who_exits_ends_its_own_subtask_and_not_the_process(error: BaseException) -> None:
+    async def leave(start_by: float) -> None:
+        raise error
+
+    async with stage() as (_, stops):
+        beside = asyncio.create_task(stops.guard("r", "m1", forever))
+        with pytest.raises(type(error)) as raised:
+            await stops.guard("r", "m2", leave)
+        assert raised.value is error
+        assert not beside.done()
+        beside.cancel()
+        await asyncio.wait([beside])
+
+
 @virtual
 async def test_one_message_is_stopped_and_its_run_goes_on() -> None:
     async with stage() as (protocol, stops):

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import msgspec
 
+from hivewire.coordination.exits import carried, told
 from hivewire.delivery import Delivery
 from hivewire.errors import Reject
 from hivewire.ids import derived_id
@@ -174,17 +175,18 @@ class BlockingContext:
         self._context = context
         self._loop = loop
 
-    def _wait(self, coroutine: Coroutine[Any, Any, T]) -> T:
-        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()
+    def _wait(self, call: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        with told():
+            return asyncio.run_coroutine_threadsafe(carried(call), self._loop).result()
 
     def send(self, type: str, to: str, content: Any = None, **fields: Any) -> Receipt:
-        return self._wait(Context.send(self._context, type, to, content, **fields))
+        return self._wait(partial(Context.send, self._context, type, to, content, **fields))
 
     def reply(self, content: Any, *, type: str = "response", name: str | None = None) -> Receipt:
-        return self._wait(Context.reply(self._context, content, type=type, name=name))
+        return self._wait(partial(Context.reply, self._context, content, type=type, name=name))
 
     def progress(self, **content: Any) -> None:
-        self._wait(Context.progress(self._context, **content))
+        self._wait(partial(Context.progress, self._context, **content))
 
     def effect_key(self, name: str) -> str:
         return self._context.effect_key(name)
@@ -192,7 +194,7 @@ class BlockingContext:
     def once(self, name: str, fn: Callable[[], T], *, find: Callable[[], T | None] | None = None) -> T:
         """`fn` and `find` run in a thread of the pool of `asyncio.to_thread`."""
         looking = None if find is None else partial(_in_a_thread, find)
-        result: T = self._wait(Context.once(self._context, name, partial(_in_a_thread, fn), find=looking))
+        result: T = self._wait(partial(Context.once, self._context, name, partial(_in_a_thread, fn), find=looking))
         return result
 
 

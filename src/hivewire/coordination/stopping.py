@@ -12,11 +12,13 @@ import logging
 import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from math import inf
 from typing import Any, Final
 
 import msgspec
 
+from hivewire.coordination.exits import carried, told
 from hivewire.errors import BackendError, HivewireError
 from hivewire.protocol import Protocol
 from hivewire.rules.stops import PERMIT_S, Marks, Permit
@@ -83,7 +85,7 @@ class Stops:
     async def guard(self, run: str, message_id: str, work: Callable[[float], Awaitable[Any]]) -> Any:
         """What `work` returns. It is given the time (of `time.monotonic`) up to which it may begin, and raises
         `TooLate` where it did not. Raises `Stopped` when the subtask is not wanted, before `work` or in the middle."""
-        task = asyncio.ensure_future(self._permitted(run, message_id, work))
+        task = asyncio.ensure_future(carried(partial(self._permitted, run, message_id, work)))
         self._running[task] = (run, message_id)
         if self._watching is None or self._watching.done():
             self._watching = asyncio.create_task(self._watch(), name="hivewire-stops")
@@ -97,7 +99,8 @@ class Stops:
             if not task.cancelled() and (error := task.exception()) is not None:
                 log.info("a subtask ended otherwise than asked", extra={"id": message_id, "error": repr(error)})
             raise Stopped(f"subtask {message_id} of run {run} was stopped")
-        return task.result()
+        with told():
+            return task.result()
 
     async def close(self) -> None:
         """End the watching; what is guarded must have ended."""
