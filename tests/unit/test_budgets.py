@@ -103,9 +103,10 @@ async def test_money_by_the_price_file(protocols: list[hw.Protocol], tmp_path: P
     dear, cheap = asked.count(None), asked.count("small")
     assert (dear, cheap) == (2, 6)  # of the dear one each holds 0.0016 and costs 0.00033
     assert line.money == pytest.approx(2 * 0.00033 + 6 * 0.000033)
-    (tmp_path / "prices.json").write_text('{"big": {"in": 3}}')
-    with pytest.raises(hw.SettingsError, match=r"price file .*prices\.json"):
-        read_prices(tmp_path / "prices.json")
+    for wrong in ('{"big": {"in": 3}}', '{"big": {"input": -3, "output": 15}}'):  # by a negative one nothing is spent
+        (tmp_path / "prices.json").write_text(wrong)
+        with pytest.raises(hw.SettingsError, match=r"price file .*prices\.json"):
+            read_prices(tmp_path / "prices.json")
     assert Price(0, 0).cost(1, 1).money == 0
 
 

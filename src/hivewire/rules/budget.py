@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Final
+from typing import Annotated, Final
 
 import msgspec
 
@@ -111,8 +111,8 @@ class Account(msgspec.Struct):
 class Price(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Of one model, in money for a million tokens."""
 
-    input: float
-    output: float
+    input: Annotated[float, msgspec.Meta(ge=0)]
+    output: Annotated[float, msgspec.Meta(ge=0)]
 
     def cost(self, input_tokens: int, output_tokens: int) -> Cost:
         """Of one call. Rounded up to a billionth.
