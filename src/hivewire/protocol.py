@@ -29,6 +29,8 @@ class Receipt(msgspec.Struct, frozen=True, gc=False):
 
 class DeadLetter(msgspec.Struct, frozen=True, kw_only=True):
     """A message that will not be tried again. `message` is None when `raw` cannot be read.
+    `reason` is one of the words `max_attempts`, `rejected`, `expired`, `unsubscribed`, `no_handler`, `malformed`,
+    `content_lost`, `crashed`; `error` says more: the last traceback, what a handler rejected it for.
     Of an `error` of more than 65,536 characters both ends are kept. `cursor` continues a listing (`after=`); so does
     the `id`, as long as the letter is there, by a longer way."""
 
