@@ -12,7 +12,7 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
-from confluent_kafka import Consumer, Producer
+from confluent_kafka import Consumer, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient, NewTopic  # type: ignore[attr-defined]  # they are public
 
 from hivewire.backend import Mode
@@ -124,6 +124,25 @@ async def test_a_topic_that_others_make_anew_is_read_from_its_start(
         await reader.cleanup(3_600)
         await until(lambda: len(set(seen)) == 4 + after, "all of the second topic")
         await empty(sender, "anew")
+
+
+async def test_a_commit_behind_the_end_hides_no_message(fabric: KafkaFabric) -> None:
+    """Somebody has set it by hand, or it is of a log that was longer."""
+    before = await fabric.member(kafka_num_partitions=1)
+    await before.send(task("far", 1))
+    await take(before, "far", 1)
+    await empty(before, "far")
+    await before.close()
+    backend = backend_of(fabric)
+    by_hand = Consumer({"bootstrap.servers": fabric.broker.address, "group.id": backend.settings.kafka.group_id})
+    at = TopicPartition(backend.names.topic("far"), 0, 1_000)
+    await asyncio.to_thread(lambda: by_hand.commit(offsets=[at], asynchronous=False))
+    await asyncio.to_thread(by_hand.close)
+    member = await fabric.member()
+    await member.send(task("far", 2))
+    seen = {number(delivery) for delivery in await take(member, "far", 2)}
+    assert seen == {1, 2}  # nobody can know any more that the first one was finished
+    await empty(member, "far")
 
 
 async def test_what_others_write_into_the_topics_of_an_installation_is_left_out(fabric: KafkaFabric) -> None:

@@ -126,6 +126,9 @@ class KafkaConsumer(Consumer):
         first = max(first, taken.watermark - settings.dedup_window_ids)
         if first >= taken.watermark:
             return ()
+        end = (await self.backend.admin.ends([taken.place]))[taken.place]
+        if end < taken.watermark:
+            return ()  # what was committed is of a longer log: none of these was settled, as far as can be known
         stretch = range(first, taken.watermark)
         messages = await self.backend.reader.read(*taken.place, first, taken.watermark - 1, stretch)
         return [name for message in messages for name in names(record_of(message))]
@@ -192,7 +195,7 @@ class KafkaConsumer(Consumer):
             return
         batch = run.batch
         if batch and not held.is_leaving:
-            if int(batch[0].at) < held.reached:
+            if int(batch[0].at) < max(held.reached, held.watermark):
                 self._begin_anew(held)
             held.buffer.extend(batch)
             self._buffered += len(batch)
@@ -205,8 +208,9 @@ class KafkaConsumer(Consumer):
         self._news.set()
 
     def _begin_anew(self, held: Held) -> None:
-        """What was read before comes again from its start: the topic was deleted and made anew, and what is known
-        of the old one must not pass for the new one's."""
+        """What was read before, or is said to be finished, comes again from its start: the topic was deleted and made
+        anew, or a commit of somebody's hand lies behind its end. What is known of the old one must not pass for the
+        new one's."""
         log.warning("the topic was made anew", extra={"topic": self.topic, "partition": held.shard})
         self._forget(held)
         held.reached = -1
