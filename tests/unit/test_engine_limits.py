@@ -13,10 +13,12 @@ import hivewire as hw
 from hivewire.backend import Append, Duplicate, Entry, Room
 from hivewire.backends.memory import MemoryBackend
 from hivewire.backends.memory.consumer import MemoryConsumer
+from hivewire.delivery import Delivery
 from hivewire.engine.protocol import Engine
 from hivewire.errors import BackendError, ConnectionLost
 from hivewire.record import Fetched, Record
 from hivewire.settings import Settings
+from hivewire.testing.conformance.scenario import serving
 from hivewire.testing.virtual_time import virtual
 
 
@@ -129,3 +131,22 @@ async def test_a_start_that_cannot_be_noted_yet_is_no_error_of_who_receives(monk
         assert delivery.attempt == 1
         await delivery.ack()
     assert refused < 0
+
+
+async def test_replies_are_not_remembered_by_their_places() -> None:
+    """There may be very many, and the store has nothing that was made of them."""
+    url = f"memory://{secrets.token_hex(8)}"
+    async with hw.connect(url) as caller, hw.connect(url) as other:
+        assert isinstance(caller, Engine)
+
+        async def answer(delivery: Delivery) -> None:
+            await other.reply(delivery.message, 1)
+
+        async with serving(other, "oracle", answer):
+            for _ in range(3):
+                await caller.request(hw.Message(type="task", sender="me", to="oracle"), timeout_s=5)
+        inbox = (await caller._ready()).replies._inbox
+        assert inbox is not None
+        await inbox.outcomes.settling.flushed()
+        remembered = inbox.held.remembered
+        assert len(remembered._ended) == 0

@@ -16,6 +16,7 @@ from hivewire.engine.held import Held
 from hivewire.engine.settling import Book, Settling
 from hivewire.engine.trail import said
 from hivewire.errors import BackendError, NoHandler, QueueFull, Reject, RetryAfter
+from hivewire.message import REPLY_PREFIX
 from hivewire.record import VOLATILE_SHARD, Fetched
 from hivewire.rules.lanes import LONG_LANE, Lane
 from hivewire.rules.retry import Retry
@@ -284,7 +285,7 @@ class Outcomes(Book):
                 is_refused = id(outcome.fetched) in refused
                 self._remembered.died(outcome.fetched, held.now, refused=is_refused)
                 held.metrics.dead += not is_refused
-        if held.is_internal:
+        if held.is_internal and not held.queue.startswith(REPLY_PREFIX):  # nothing is made of a reply
             for fetched in done:
                 if id(fetched) not in refused:
                     self._remembered.ended(fetched, held.now)
