@@ -287,6 +287,24 @@ async def test_opened_twice_at_once_it_works_once() -> None:
 
 
 @virtual
+async def test_who_waits_is_told_that_the_protocol_was_closed_under_the_coordinator() -> None:
+    """It would be waited for without an end, with two tracebacks in the log each half second."""
+    async with (
+        hw.connect("memory://closed-early") as protocol,
+        Coordinator(None, protocol, team=[("far", ["work"])], clock=now) as coordinator,
+    ):
+        run = await coordinator.start(TaskRequest(name="t"), plan=plan(sub("a", assigned_to="work")))
+        waiting = asyncio.create_task(coordinator.result(run))
+        await asyncio.sleep(1)
+        await protocol.close()
+        async with asyncio.timeout(10):
+            with pytest.raises(CoordinationError, match="the coordinator has ended: Closed"):
+                await waiting
+        with pytest.raises(CoordinationError, match="the coordinator has ended: Closed"):
+            await coordinator.start(TaskRequest(name="t"), plan=plan(sub("a", assigned_to="work")))
+
+
+@virtual
 async def test_work_for_which_nobody_is_there_waits_for_somebody() -> None:
     async with stage() as on:
         worker = on.worker("w", "work", "more")

@@ -141,15 +141,20 @@ class Coordinator:
             await self.ledger.close()
 
     async def _repeat(self, once: Callable[[], Awaitable[None]]) -> None:
-        """For ever; a store that is away for a while is waited for, and nothing that goes wrong ends it: messages
-        that this process holds would be stuck."""
+        """Until the protocol or the ledger is closed; a store that is away for a while is waited for, and nothing that
+        goes wrong ends it: messages that this process holds would be stuck."""
         while True:
             try:
                 await once()
                 self._trouble.pop(once, None)
             except asyncio.CancelledError:
                 raise
-            except BackendError as error:
+            except (BackendError, Closed) as error:
+                if isinstance(error, Closed) and isinstance(self._trouble.get(once), Closed):  # it does not come back
+                    log.error("the coordinator has ended", extra={"error": str(error)})
+                    self._ended_by = error
+                    self._errands.moves.tell_all()
+                    return
                 self._trouble[once] = error
                 log.warning("the coordinator waits for a store", extra={"error": str(error)})
                 await asyncio.sleep(_PAUSE_S)
