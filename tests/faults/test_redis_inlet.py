@@ -214,19 +214,19 @@ async def test_a_stream_that_was_deleted_is_read_from_its_new_start(redis: Redis
 
 
 async def test_workers_that_die_lose_and_double_nothing_of_theirs(redis: RedisFabric, theirs: Theirs) -> None:
-    total = count(600, 20_000)
+    total = count(600, 21_000)
     settings = {"max_attempts": 100}
     worker = await redis.process(AGENT, concurrency=4, settings=settings)
-    sending = asyncio.create_task(theirs.send_all(AGENT, range(total)))
     dead = []
-    for _ in range(3):
+    for first in range(0, total, total // 3):
         handled = len(redis.journal.ends(AGENT))
+        sending = asyncio.create_task(theirs.send_all(AGENT, range(first, first + total // 3)))
         await until(lambda handled=handled: len(redis.journal.ends(AGENT)) > handled + 40, "work goes on")  # type: ignore[misc]
         worker.kill()
         await worker.ended()
         dead.append(worker.name)
+        await sending
         worker = await redis.process(AGENT, concurrency=4, settings=settings)
-    await sending
     await until(lambda: len({entry.n for entry in redis.journal.ends(AGENT)}) == total, "all are handled", 30)
     await empty(redis.protocol, AGENT)
     assert first_seen(redis.journal.starts(AGENT)) == {"orchestrator": list(range(total))}
