@@ -45,6 +45,7 @@ async def test_a_foreign_database_is_refused_and_not_touched(tmp_path: Path) -> 
     text = await refused(path)
     assert path.read_bytes() == before
     assert "another" in text or "not" in text
+    assert list(tmp_path.iterdir()) == [path], "nothing is left beside it"
 
 
 async def test_a_file_that_is_no_database_is_refused_and_not_touched(tmp_path: Path) -> None:
@@ -53,6 +54,7 @@ async def test_a_file_that_is_no_database_is_refused_and_not_touched(tmp_path: P
     path.write_bytes(before)
     await refused(path)
     assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path], "nothing is left beside it"
 
 
 async def test_a_newer_file_is_refused(tmp_path: Path) -> None:

@@ -63,8 +63,10 @@ class File:
                 self._db = schema.connect(self.path)
                 self._cursor = self._db.cursor()
                 self._opened = self._identity()
+                is_ours = schema.check(self._db, self.path)  # first: nothing is left beside a file of others
                 self._turn = Turn(self.path)
-                self._prepare(self._db)
+                if not is_ours:
+                    self._make_tables(self._db)
                 return self._db
             except BaseException as error:
                 self.close()
@@ -73,9 +75,7 @@ class File:
                     raise
                 time.sleep(random.uniform(0.001, 0.005))
 
-    def _prepare(self, db: sqlite3.Connection) -> None:
-        if schema.check(db, self.path):
-            return
+    def _make_tables(self, db: sqlite3.Connection) -> None:
         db.execute("PRAGMA auto_vacuum = INCREMENTAL")
         db.execute("PRAGMA journal_mode = WAL")
         self.begin(PATIENCE_S)
