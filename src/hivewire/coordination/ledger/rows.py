@@ -53,8 +53,14 @@ def task_of(row: Row) -> Task:
     )
 
 
+def check_kind(value: object, kind: type) -> None:
+    if not isinstance(value, kind):
+        raise LedgerError(f"a {kind.__name__} is wanted here, not {shown(value)}")
+
+
 def new_row(task: Task, change: str) -> list[Any]:
     """The arguments of an insert: the columns `TASK` up to `metadata`, then `change`."""
+    check_kind(task, Task)
     checked_id(task.id, "a task's id")
     if task.status in FINISHED:
         raise LedgerError(f"a task cannot begin as {task.status}: create it, then complete, fail or cancel it")
@@ -79,6 +85,7 @@ def new_row(task: Task, change: str) -> list[Any]:
 
 def progress_row(entry: ProgressEntry) -> list[Any]:
     """The columns `PROGRESS` but for the last one."""
+    check_kind(entry, ProgressEntry)
     checked_id(entry.id, "an entry's id")
     if entry.step is not None and (type(entry.step) is not int or not 0 < entry.step < 2**31):
         raise LedgerError(f"a step is a whole number from 1, not {shown(entry.step)}")
@@ -212,6 +219,7 @@ CHANGED: Final[dict[str, Callable[[Any], Any]]] = {
 
 def changed_columns(change: TaskChange) -> dict[str, Any]:
     """What to set, by column; the status last of all."""
+    check_kind(change, TaskChange)
     columns = {
         name: as_stored(value) for name, as_stored in CHANGED.items() if (value := getattr(change, name)) is not UNSET
     }

@@ -11,6 +11,7 @@ from hivewire.coordination.ledger.rows import (
     HISTORY,
     TASK,
     changed_columns,
+    check_kind,
     checked_id,
     history_of,
     new_row,
@@ -224,6 +225,7 @@ def delete(task_id: str, guard: Guard, tries: Iterator[int]) -> Script[None]:
 
 
 def listing(wanted: TaskFilter) -> Script[list[Task]]:
+    check_kind(wanted, TaskFilter)
     arguments = Arguments()
     order = f"{wanted.sort_by} {wanted.sort_order}, id {wanted.sort_order}"
     where = _conditions(wanted, arguments)
@@ -240,6 +242,7 @@ def listing(wanted: TaskFilter) -> Script[list[Task]]:
 
 
 def counting(wanted: TaskFilter) -> Script[int]:
+    check_kind(wanted, TaskFilter)
     arguments = Arguments()
     rows = yield Query(f"SELECT count(*) FROM tasks{_where(_conditions(wanted, arguments))}", arguments.values)
     return int(rows[0][0])

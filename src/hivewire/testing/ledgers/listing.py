@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -183,3 +185,21 @@ async def test_pending_the_most_urgent_first(ledgers: LedgerFabric) -> None:
     assert [task.priority for task in await ledger.pending_tasks()] == [9, 5, 3]
     assert [task.priority for task in await ledger.pending_tasks(limit=1)] == [9]
     assert [task.name for task in await ledger.tasks_by_status(TaskStatus.COMPLETED)] == ["done"]
+
+
+@pytest.mark.parametrize("odd", ["failed", {"name": "t"}, 7], ids=str)
+async def test_what_is_of_another_kind_is_refused_in_one_sentence(ledgers: LedgerFabric, odd: Any) -> None:
+    ledger = await ledgers.open()
+    task = await ledger.create_task(Task(name="t"))
+    calls: list[tuple[Callable[[], Awaitable[object]], str]] = [
+        (partial(ledger.create_task, odd), "Task"),
+        (partial(ledger.create_tasks, [odd]), "Task"),
+        (partial(ledger.update_task, task.id, odd), "TaskChange"),
+        (partial(ledger.list_tasks, odd), "TaskFilter"),
+        (partial(ledger.count_tasks, odd), "TaskFilter"),
+        (partial(ledger.record_progress, odd), "ProgressEntry"),
+    ]
+    for call, kind in calls:
+        with pytest.raises(LedgerError, match=f"a {kind} is wanted here, not "):
+            await call()
+    assert await ledger.list_tasks() == [task]
