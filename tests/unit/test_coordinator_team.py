@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pytest
@@ -138,6 +139,49 @@ async def test_an_input_that_is_no_json_is_refused_before_anything_is_stored(val
         with pytest.raises(CoordinationError, match="the plan cannot be kept as JSON"):
             await coordinator.execute(TaskRequest(name="t"), plan=plan(sub("a", "work", input={"v": value})))
         assert (await coordinator.stats()).tasks["total"] == 0
+
+
+@virtual
+async def test_an_integer_without_end_is_no_input() -> None:
+    async with stage() as on:
+        on.worker("w", "work")
+        coordinator = await on.coordinator()
+        with pytest.raises(CoordinationError, match="the input of a task cannot be kept as JSON"):
+            await coordinator.execute(TaskRequest(name="t", input={"n": 10**5_000}), plan=plan(sub("a", "work")))
+
+
+@virtual
+async def test_a_plan_may_be_any_mapping() -> None:
+    async with stage() as on:
+        on.worker("w", "work")
+        coordinator = await on.coordinator()
+        result = await coordinator.execute(TaskRequest(name="t"), plan=MappingProxyType(plan(sub("a"))))
+        assert result.status == "completed"
+
+
+@virtual
+async def test_a_coordinator_that_is_closed_meanwhile_makes_no_worker() -> None:
+    async def work(task: hw.Message, ctx: hw.Context) -> None:
+        raise AssertionError
+
+    async with stage() as on:
+        coordinator = await on.coordinator()
+        subscribe, asked, goes_on = on.protocol.subscribe, asyncio.Event(), asyncio.Event()
+
+        async def slowly(*args: Any, **how: Any) -> None:
+            asked.set()
+            await goes_on.wait()
+            await subscribe(*args, **how)
+
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr(on.protocol, "subscribe", slowly)
+            making = asyncio.create_task(coordinator.create_worker("late", work))
+            await asked.wait()
+            await coordinator.close()
+            goes_on.set()
+            with pytest.raises(hw.HivewireError):
+                await making
+        assert "hivewire-worker-late" not in {task.get_name() for task in asyncio.all_tasks()}
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import wraps
 from typing import Any
 
 import pytest
@@ -68,8 +69,14 @@ def test_a_handler_takes_a_message_and_a_context() -> None:
     for wrong in (one, three):
         with pytest.raises(hw.SettingsError, match="the handler for 'task' takes the message and a context"):
             coder.on("task")(wrong)  # type: ignore[type-var]  # on purpose
+
+    @wraps(three)
+    def decorated(*args: Any) -> None:
+        return three(args[0], args[1], 1)
+
     coder.on("task")(some)
     coder.on("other")(max)
+    coder.on("decorated")(decorated)
 
 
 def test_a_function_that_yields_would_never_run_and_is_no_handler() -> None:

@@ -227,7 +227,7 @@ class Coordinator:
         from hivewire.coordination.planner import checked_plan, plain
         from hivewire.rules.plan import Plan
 
-        raw = plain(plan) if isinstance(plan, Plan) else plan
+        raw = plain(plan) if isinstance(plan, Plan) else _as_dict(plan)
         check_kept(raw, "the plan")
         known = self._known()
         if not known:
@@ -370,6 +370,7 @@ class Coordinator:
         worker = Worker(name, capabilities=tuple(capabilities) or (name,), **{"mode": "competing", **how})
         worker.on("task")(handler)
         await self.protocol.subscribe(name, worker.types, mode=worker.mode)  # told to the caller, where it cannot be
+        self._check_open()  # it may have been closed meanwhile
         self._serving.append(asyncio.create_task(self._serve(worker), name=f"hivewire-worker-{name}"))
         self.register_worker(name, worker.capabilities, role=worker.role)
         return worker
@@ -397,3 +398,7 @@ class Coordinator:
             raise CoordinationError(f"the coordinator has ended: {self._ended_by!r}") from self._ended_by
         if not self._is_open:
             raise Closed("use the coordinator: it is not open; `async with Coordinator(…)` opens it")
+
+
+def _as_dict(plan: object) -> Any:
+    return dict(plan) if isinstance(plan, Mapping) else plan

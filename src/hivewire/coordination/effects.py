@@ -14,6 +14,8 @@ from hivewire.errors import (
     HivewireError,
     InvalidTransition,
     LeaseLost,
+    LedgerError,
+    Reject,
     SettingsError,
     TaskExists,
     TaskMissing,
@@ -55,8 +57,8 @@ class LedgerEffects:
 
     @asynccontextmanager
     async def in_use(self) -> AsyncGenerator[None]:
-        """While somebody serves with it. What is on its way to a ledger that is away when the last one has left is
-        given up: the lease runs out by itself."""
+        """While somebody serves with it. What is on its way to a ledger that is away when the last one has left, and
+        nobody calls `once`, is given up: the lease runs out by itself."""
         self._users += 1
         try:
             yield
@@ -78,8 +80,16 @@ class LedgerEffects:
     async def once(self, name: str, fn: Fn, find: Fn | None = None) -> Any:
         """The stored result; else, after an attempt that ended without one, what `find` finds; else that of `fn`.
 
-        Stored before it is returned. Raises `LeaseLost` when somebody else has taken the effect over meanwhile.
+        Stored before it is returned. Raises `LeaseLost` when somebody else has taken the effect over meanwhile, and
+        `Reject` when the ledger refuses the result of what has happened.
         """
+        self._users += 1
+        try:
+            return await self._once(name, fn, find)
+        finally:
+            self._users -= 1
+
+    async def _once(self, name: str, fn: Fn, find: Fn | None) -> Any:
         id, owner = derived_id(TYPE, name), new_id()
         pause_s = _FIRST_PAUSE_S
         while (task := await self._known(id, name)).status is not TaskStatus.COMPLETED:
@@ -129,6 +139,8 @@ class LedgerEffects:
         except asyncio.CancelledError:
             await asyncio.wait([ending], timeout=_LINGER_S)
             raise
+        if isinstance(error, BackendError | LedgerError) and not error.retryable:  # it would end here again
+            raise Reject(f"the effect has happened, and its result cannot be stored: {error}") from error
         if error is not None:
             raise error
         return outcome
@@ -140,7 +152,7 @@ class LedgerEffects:
             outcome: tuple[Any, HivewireError | None] = await self._stored_in_time(id, value, keeping), None
         except HivewireError as error:
             outcome = None, error
-        except asyncio.CancelledError:  # nobody waits for the ledger any more: the lease runs out by itself
+        except BaseException:  # nobody waits for the ledger any more, or a bug: the lease runs out by itself
             renewing.cancel()
             await asyncio.wait([renewing])
             raise

@@ -49,7 +49,7 @@ def check_kept(value: object, what: str) -> None:
     try:
         check_json(value, _MOST_VALUES)
         msgspec.json.encode(value)
-    except (MessageError, UnicodeError, RecursionError) as error:
+    except (MessageError, ValueError, OverflowError, RecursionError, TypeError) as error:
         raise CoordinationError(f"{what} cannot be kept as JSON: {error}") from error
 
 

@@ -198,11 +198,11 @@ def _check_answers(message: Message) -> None:
 
 def _takes_two(handler: Handler) -> bool:
     try:
-        inspect.signature(handler).bind(None, None)
+        inspect.signature(handler, follow_wrapped=False).bind(None, None)  # what is called, not what it wraps
     except TypeError:
         return False
     except ValueError:  # of a function in C nobody knows
-        return True
+        pass
     return True
 
 

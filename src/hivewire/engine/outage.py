@@ -6,8 +6,8 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable, Generator
-from contextlib import contextmanager
-from typing import Any, TypeVar
+from contextlib import contextmanager, suppress
+from typing import TypeVar
 
 from hivewire.errors import BackendError
 from hivewire.rules.backoff import Backoff
@@ -64,16 +64,34 @@ def as_future(stop: Awaitable[object] | None) -> Generator[asyncio.Future[object
 async def join(
     stop: asyncio.Future[object] | None, log: logging.Logger, queue: str, call: Callable[[], Awaitable[T]]
 ) -> T | None:
-    """`keep_trying` for who begins to take from a queue. None: `stop` was done before, and nothing was begun."""
-    joining = asyncio.ensure_future(keep_trying(Outage(log, "begin to take messages", queue), call))
-    ends: list[asyncio.Future[Any]] = [joining] if stop is None else [joining, stop]
+    """`keep_trying` for who begins to take from a queue. None: `stop` was done before, and nothing was begun.
+
+    Whatever ends it is raised inside of `call`, which leaves nothing behind: no task of its own that could end at
+    the moment in which nobody takes its result any more.
+    """
+    outage = Outage(log, "begin to take messages", queue)
+    if stop is None:
+        return await keep_trying(outage, call)
+    if stop.done():
+        return None
+    time = asyncio.get_running_loop().time
+    limit = asyncio.timeout(None)
+
+    def end(_: object) -> None:
+        with suppress(RuntimeError):  # it has joined in the same moment
+            limit.reschedule(time())
+
     try:
-        await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        if not joining.done():
-            joining.cancel()
-            await asyncio.wait([joining])
-    return None if joining.cancelled() else joining.result()
+        async with limit:
+            stop.add_done_callback(end)
+            try:
+                return await keep_trying(outage, call)
+            finally:
+                stop.remove_done_callback(end)
+    except TimeoutError:
+        if limit.expired():
+            return None
+        raise
 
 
 async def keep_trying(outage: Outage, call: Callable[[], Awaitable[T]]) -> T:

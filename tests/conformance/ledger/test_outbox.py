@@ -413,6 +413,14 @@ def test_plain_functions_have_it_too(tmp_path: Path) -> None:
         inbox.blocking.once(connection, message, lambda: [1 // 0])
     assert inbox.blocking.once(connection, message, lambda: [1]) == [1]
     assert inbox.blocking.once(connection, message, lambda: [2]) == [1]
+
+    def undo() -> None:
+        connection.rollback()
+        raise Undone
+
+    with pytest.raises(Undone):
+        inbox.blocking.once(connection, order(4), undo)
+    assert not connection.in_transaction, "others could write nothing"
     outbox.blocking.put(connection, message)
     connection.commit()
     assert [row[0] for row in connection.execute("SELECT id FROM hivewire_outbox")] == [message.id]

@@ -157,9 +157,10 @@ class Inbox:
             value = fn()
             result = await value if inspect.isawaitable(value) else value
             text = _written(result)
-        except Exception:
-            with suppress(Exception):  # of a transaction that an error of the server has ended nothing is kept anyhow
-                await self._run(connection, _FORGET, message)
+        except BaseException:
+            if _is_open(connection):  # else it was rolled back already
+                with suppress(Exception):  # of a transaction that an error of the server has ended nothing is kept
+                    await self._run(connection, _FORGET, message)
             raise
         await self._run(connection, _KEEP, message, text)
         return result
@@ -200,9 +201,10 @@ class BlockingInbox:
         try:
             result = fn()
             text = _written(result)
-        except Exception:
-            with suppress(sqlite3.Error):
-                _executed(connection, _FORGET, (self._consumer, message.id))
+        except BaseException:
+            if connection.in_transaction:  # else it was rolled back already
+                with suppress(sqlite3.Error):
+                    _executed(connection, _FORGET, (self._consumer, message.id))
             raise
         _executed(connection, _KEEP, (self._consumer, message.id, text))
         return result
@@ -216,6 +218,13 @@ def _executed(connection: sqlite3.Connection, sql: str, arguments: Sequence[Any]
 def _written(result: Any) -> str:
     check_json(result, _MOST_RESULT)
     return msgspec.json.encode(result).decode()
+
+
+def _is_open(connection: Connection) -> bool:
+    """Whether a transaction is open."""
+    if isinstance(connection, sqlite3.Connection):
+        return connection.in_transaction
+    return bool(connection.is_in_transaction())
 
 
 def _can_begin(connection: sqlite3.Connection) -> bool:

@@ -19,7 +19,7 @@ from hivewire.coordination.effects import TYPE, LedgerEffects
 from hivewire.coordination.ledger import Guard, Task, TaskFilter, TaskStatus
 from hivewire.coordination.ledger.contract import UNGUARDED
 from hivewire.coordination.worker import Context, Worker
-from hivewire.errors import ConnectionLost, LeaseLost
+from hivewire.errors import ConnectionLost, LeaseLost, Reject
 from hivewire.factory import connect
 from hivewire.message import Message
 from hivewire.rules.retry import Retry
@@ -89,6 +89,51 @@ async def test_a_result_comes_back_as_from_the_store_of_messages(ledgers: Ledger
         await protocol.send(Message(type="task", sender="test", to="odd"))
         await serving
     assert results == [[1, 2], "Ynl0ZXM=", None, [1, {"2": 3}]]
+
+
+async def test_a_result_that_the_ledger_refuses_is_not_made_again(ledgers: LedgerFabric) -> None:
+    effects = LedgerEffects(await ledgers.open(), lease_s=LEASE_S)
+    nested: list[Any] = []
+    for _ in range(150):
+        nested = [nested]
+
+    async def happen() -> Any:
+        return nested
+
+    with pytest.raises(Reject, match="the effect has happened, and its result cannot be stored: "):
+        await effects.once("pay", happen)
+
+
+async def test_an_error_that_nobody_expects_holds_no_effect_for_ever(ledgers: LedgerFabric) -> None:
+    ledger = await ledgers.open()
+    effects = LedgerEffects(ledger, lease_s=LEASE_S)
+
+    async def odd(*_: Any, **__: Any) -> None:
+        raise RuntimeError("a bug")
+
+    with patch.object(ledger, "complete_task", odd), pytest.raises(RuntimeError, match="a bug"):
+        await effects.once("pay", _happening(asyncio.Event()))
+    assert [task.get_name() for task in asyncio.all_tasks() if "effect" in task.get_name()] == []
+    assert await effects.once("pay", _happening(asyncio.Event())) == "paid"
+
+
+async def test_a_worker_that_stops_ends_no_effect_of_others(ledgers: LedgerFabric) -> None:
+    ledger = await ledgers.open()
+    effects, complete, storing = LedgerEffects(ledger, lease_s=LEASE_S), ledger.complete_task, asyncio.Event()
+    goes_on = asyncio.Event()
+
+    async def slowly(task_id: str, output: Any = None, guard: Guard = UNGUARDED) -> Task:
+        storing.set()
+        await goes_on.wait()
+        return await complete(task_id, output, guard)
+
+    with patch.object(ledger, "complete_task", slowly):
+        calling = asyncio.create_task(effects.once("pay", _happening(asyncio.Event())))
+        await storing.wait()
+        async with effects.in_use():
+            pass
+        goes_on.set()
+        assert await calling == "paid"
 
 
 async def test_what_has_happened_is_stored_though_the_caller_is_cancelled(ledgers: LedgerFabric) -> None:
