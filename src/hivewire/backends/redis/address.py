@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ssl
+import time
 from typing import Any, Final
 
 import hiredis
@@ -15,6 +16,18 @@ from hivewire.settings import RedisSettings
 Command = tuple[str | bytes | int | float, ...]
 PACKED: Final = "packed"
 """In place of a command's name: its key and all of it, as it goes over the wire, follow."""
+
+_HEARSAY_S: Final = 10.0
+"""By then every sentinel has heard of a change, and the old master, too."""
+
+_replaced: dict[tuple[str, str | None], tuple[str, int, float]] = {}
+"""By sentinels and name: who was the master until a moment ago, and for how long that counts. Another sentinel may
+still name it, and it may still take itself for the master."""
+
+
+def replaced(settings: RedisSettings, host: str, port: int) -> None:
+    """Another server is the master now."""
+    _replaced[settings.addr, settings.sentinel_master] = host, port, time.monotonic() + _HEARSAY_S
 
 
 def pack(command: Command) -> bytes:
@@ -48,6 +61,10 @@ class Address(msgspec.Struct, frozen=True):
     def at(self, host: str, port: int) -> Address:
         """Another server, entered in the same way."""
         return Address(host, port, self.settings)
+
+    def is_replaced(self) -> bool:
+        *place, until = _replaced.get((self.settings.addr, self.settings.sentinel_master), ("", 0, 0.0))
+        return place == [self.host, self.port] and time.monotonic() < until
 
     def __str__(self) -> str:
         host = f"[{self.host}]" if ":" in self.host else self.host

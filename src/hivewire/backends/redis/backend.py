@@ -104,9 +104,12 @@ class RedisBackend(Backend):
         self._ears = Ears(self.settings.redis, place_to_listen(self.settings.redis, link))
         self._keeper = Keeper(self.settings.redis)
         if self.settings.redis.sentinel_master is not None:
-            self._switches = Switches(self.settings.redis, self._another_master)
+            self._switches = Switches(self.settings.redis, self._reached, self._another_master)
         interop = self.settings.redis.interop
         self._sending = Sending(link, self.settings.shards, self._cap, self._here, self._tell_here, interop=interop)
+
+    def _reached(self) -> set[tuple[str, int]]:
+        return {place for each in (self._keeper, self._link) if each is not None for place in each.reached()}
 
     def _another_master(self) -> None:
         why = "another server is the master now"

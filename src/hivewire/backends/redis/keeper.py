@@ -171,6 +171,9 @@ class Keeper:
         seat.poked = True
         self._rouse()
 
+    def reached(self) -> set[tuple[str, int]]:
+        return set() if self._link is None else self._link.reached()
+
     def cut(self, why: str) -> None:
         """Renew by a new connection."""
         if self._inner is not None and self._link is not None:

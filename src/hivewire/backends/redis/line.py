@@ -40,6 +40,7 @@ class Line(Link):
         """Told of each error that the server answers, and, without a text, of a connection that is not there."""
         self._redirect = redirect
         self._wire: Wire | None = None
+        self._address: Address | None = None
         self._backlog: list[tuple[Sequence[Command], asyncio.Future[list[Reply]], bool, float]] = []
         self._connecting: asyncio.Task[None] | None = None
         self._closed = False
@@ -121,9 +122,14 @@ class Line(Link):
             self._flush(Closed(f"use {self.name}: it was closed"))
 
     async def _dial(self) -> HivewireError | None:
+        self._address = None
         try:
-            address = await self._where()
-            self._wire = await open_wire(address, self._prepare, self._ended, self._errored, self._redirect)
+            address = self._address = await self._where()
+            wire = await open_wire(address, self._prepare, self._ended, self._errored, self._redirect)
+            if address.is_replaced():  # since it was found
+                wire.abort("it is the master no more")
+                raise ConnectionLost(f"{address} is the master no more")
+            self._wire = wire
         except HivewireError as error:
             return error
         return None
@@ -155,6 +161,11 @@ class Line(Link):
         self._has_just_ended = False
         if self._stays:
             self.connect()
+
+    def reached(self) -> set[tuple[str, int]]:
+        address = self._address  # also asked from another thread
+        is_there = self._wire is not None or self._connecting is not None
+        return {(address.host, address.port)} if address is not None and is_there else set()
 
     def cut(self, why: str) -> None:
         if self._wire is not None:

@@ -63,6 +63,10 @@ class Link(ABC):
         """Every server that can be asked."""
         return []
 
+    def reached(self) -> set[tuple[str, int]]:
+        """Where its connections go, those that are being made, too."""
+        return set()
+
     @abstractmethod
     def cut(self, why: str) -> None:
         """Break what connections there are: what is under way is lost, the next call connects anew."""

@@ -49,6 +49,9 @@ class Apart(Link):
     def addresses(self) -> list[Address]:
         return self._rest.addresses()
 
+    def reached(self) -> set[tuple[str, int]]:
+        return self._firm.reached() | self._rest.reached()
+
     def cut(self, why: str) -> None:
         self._firm.cut(why)
         self._rest.cut(why)

@@ -289,6 +289,9 @@ class Router(Link):
 
     # -- the end
 
+    def reached(self) -> set[tuple[str, int]]:
+        return {place for node in self._nodes.values() for line in node.lines for place in line.reached()}
+
     def cut(self, why: str) -> None:
         for node in self._nodes.values():
             for line in node.lines:

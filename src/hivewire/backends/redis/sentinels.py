@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
+import asyncio
+from collections.abc import Callable, Set
 from typing import Final
 
 import msgspec
 
-from hivewire.backends.redis.address import Address
+from hivewire.backends.redis.address import Address, replaced
 from hivewire.backends.redis.ears import Ears
 from hivewire.backends.redis.wire import ask_once
 from hivewire.errors import BackendError, ConnectionLost
 from hivewire.settings import RedisSettings
 
 _SWITCH: Final = "+switch-master"
-_HEARSAY_S: Final = 10.0
-"""By then every sentinel has heard of a change, and the old master, too."""
-
-_replaced: dict[tuple[str, str], tuple[str, int, float]] = {}
-"""By sentinels and name: who was the master until a moment ago, and for how long that counts. Another sentinel may
-still name it, and it may still take itself for the master."""
+_AGAIN_S: Final = 0.5
 
 
 def _to_them(settings: RedisSettings) -> RedisSettings:
@@ -36,7 +31,6 @@ class Sentinels:
         self._master = settings.sentinel_master or ""
         self._enter = Address.of(settings)
         self._sentinels = Address.all_of(_to_them(settings))
-        self._name = settings.addr, self._master
 
     async def __call__(self) -> Address:
         said: list[str] = []
@@ -48,8 +42,7 @@ class Sentinels:
                     said.append(f"the sentinel at {sentinel.host}:{sentinel.port} knows no master {self._master!r}")
                     continue
                 master = self._enter.at(found[0].decode(), int(found[1]))
-                *place, until = _replaced.get(self._name, ("", 0, 0.0))
-                if place == [master.host, master.port] and time.monotonic() < until:
+                if master.is_replaced():
                     raise ConnectionLost(f"{master} is the master no more")
                 role = await ask_once(master, ("ROLE",))
                 if role[0] != b"master":
@@ -71,11 +64,16 @@ class Switches:
     """Hears from a sentinel that another server is the master now. The old one may only have stood still: until a
     sentinel reaches it, some ten seconds later, it goes on confirming what will be lost."""
 
-    def __init__(self, settings: RedisSettings, switched: Callable[[], None]) -> None:
-        self._name = settings.addr, settings.sentinel_master or ""
+    def __init__(
+        self, settings: RedisSettings, reached: Callable[[], Set[tuple[str, int]]], switched: Callable[[], None]
+    ) -> None:
+        """`reached`: the servers that connections go to."""
+        self._settings = settings
         self._sentinels = Address.all_of(_to_them(settings))
+        self._master = Sentinels(settings)
+        self._reached = reached
         self._switched = switched
-        self._has_heard = False
+        self._asking: asyncio.Task[None] | None = None
         self._ears = Ears(_to_them(settings), self._next)
         self._ears.listen(_SWITCH, self._heard)
 
@@ -84,15 +82,40 @@ class Switches:
         return self._sentinels[-1]
 
     def _heard(self, what: bytes | None) -> None:
-        if what is not None:
-            name, host, port, *_ = what.decode().split(" ")
-            if name != self._name[1]:
-                return
-            _replaced[self._name] = host, int(port), time.monotonic() + _HEARSAY_S
-        elif not self._has_heard:
-            self._has_heard = True
+        if what is None:
+            self._stop_asking()
+            self._asking = asyncio.get_running_loop().create_task(self._ask(), name="ask who is the master")
             return
-        self._switched()  # or that was missed
+        name, host, port, *_ = what.decode().split(" ")
+        if name == self._settings.sentinel_master:
+            self._stop_asking()  # it may just be told of the old one
+            self._left((host, int(port)))
+
+    async def _ask(self) -> None:
+        """Whether one was missed, while no sentinel was listened to."""
+        while True:
+            before = self._reached()
+            try:
+                master = await self._master()
+                break
+            except BackendError as error:
+                if not error.retryable:
+                    return  # who asks for a connection is told
+            await asyncio.sleep(_AGAIN_S)
+        self._left(*((before & self._reached()) - {(master.host, master.port)}))
+
+    def _left(self, *places: tuple[str, int]) -> None:
+        for host, port in places:
+            replaced(self._settings, host, port)
+        if places:
+            self._switched()
+
+    def _stop_asking(self) -> None:
+        if self._asking is not None:
+            self._asking.cancel()
 
     async def close(self) -> None:
         await self._ears.close()
+        if self._asking is not None:
+            self._stop_asking()
+            await asyncio.wait([self._asking])
