@@ -95,10 +95,6 @@ class Ownership(ABC):
         are given up, and its outcome to `Consumer.settle_held`."""
         raise NotImplementedError
 
-    def renewed(self, shard: int, token: int) -> None:
-        """The shard was emptied by others and begins at its first position again: forget all that is known of it."""
-        raise NotImplementedError
-
     def expect(self, shard: int, away: Collection[int]) -> None:
         """Called with `gained`, before any record comes: the handlers of these still run at a member that gave the
         shard up, and their keys wait for `returned`."""

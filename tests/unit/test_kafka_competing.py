@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from types import SimpleNamespace
 from typing import Any
 
@@ -99,6 +100,18 @@ async def test_what_was_handed_out_was_started(consumer: Any) -> None:
     assert (type(fetched), fetched.starts, fetched.marked) == (Fetched, 1, True)
     await consumer.close()
     assert (consumer.pool.known[AT].starts, consumer.pool.members) == (1, {})
+
+
+async def test_who_is_cancelled_while_it_closes_does_not_live_on(consumer: Any) -> None:
+    """Its seat would say so for ever, and hold what was granted to it."""
+    consumer._asking = consumer._spawn(asyncio.Event().wait(), "an answer that does not come")
+    closing = asyncio.create_task(consumer.close())
+    await asyncio.sleep(0)
+    assert consumer._closed
+    closing.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await closing
+    assert (consumer.seat.is_in, consumer._tasks) == (False, set())
 
 
 async def test_what_is_granted_to_a_member_whose_lease_has_ended_was_not_started(consumer: Any) -> None:

@@ -11,8 +11,10 @@ import pytest
 
 from hivewire.backend import Fetched, Record
 from hivewire.backends.kafka.elsewhere import MovedWork
+from hivewire.backends.kafka.partition import Taken
 from hivewire.errors import BackendError, ConnectionLost
 from hivewire.rules.pool import Pool
+from hivewire.rules.progress import decode
 from hivewire.rules.words import Heard, Kept, Offer, Take, Word
 from hivewire.testing.conformance.waiting import until
 
@@ -82,6 +84,35 @@ async def test_what_was_perhaps_said_to_run_here_is_taken_back() -> None:
     assert seat.pool.is_held((0, 4), "me")
     seat.is_deaf = False
     await until(lambda: not seat.pool.is_taken((0, 4)) and not seat.pool.is_taken((0, 5)), "it is taken back")
+    await elsewhere.close()
+
+
+async def test_of_a_topic_that_was_made_anew_nothing_was_finished_elsewhere() -> None:
+    elsewhere, seat = made()
+    backend: Any = elsewhere._backend
+    told: list[str] = []
+
+    async def exists(key: str) -> Any:
+        return SimpleNamespace(version=1)
+
+    async def made_anew(queue: str) -> None:
+        told.append(queue)
+        seat.pool.apply(Word("", topic="second"), 3, 2.0)
+
+    async def catch_up() -> None:
+        return None
+
+    backend.catalogue.get, backend.claims = exists, SimpleNamespace(made_anew=made_anew)
+    seat.log.catch_up = catch_up
+    seat.pool.apply(Word("", topic="first"), 0, 1.0)
+    await elsewhere.hold([fetched(1)])
+    await elsewhere.settle([fetched(1)], ())
+    await elsewhere.hold([fetched(2)])
+    taken = Taken(("q", 0), 2, 0, b"", True)
+    state, away = await elsewhere.away_from(taken, "first")
+    assert (decode(state).ahead, away, told) == ([1], [2], [])
+    state, away = await elsewhere.away_from(taken, "second")
+    assert (decode(state).ahead, away, told) == ([], [], ["q"])
     await elsewhere.close()
 
 

@@ -130,6 +130,40 @@ def test_gaps_do_not_hold_up_the_watermark() -> None:
     assert log.pool.low(0) == 5
 
 
+@given(
+    st.sets(st.integers(0, 30)),
+    st.sets(st.integers(0, 30)),
+    st.lists(st.tuples(st.integers(0, 1), st.integers(0, 32), st.integers(0, 32)), max_size=4),
+)
+def test_a_run_of_gaps_is_finished_as_one_after_the_other_is(
+    taken: set[int], done: set[int], gaps: list[tuple[int, int, int]]
+) -> None:
+    log = Log()
+    join(log, "a")
+    take(log, "a", sorted(taken | done))
+    log.say(Word("a", done=[(0, at) for at in sorted(done)]))
+    log.say(Word("a", back=[Kept(0, at) for at in sorted(taken - done) if at % 2]))
+    log.say(Word("a", gaps=gaps))
+    open_ = {0: taken - done, 1: set[int]()}
+    for shard in (0, 1):
+        finished = done if shard == 0 else set[int]()
+        finished = finished | {at for number, first, end in gaps if number == shard for at in range(first, end)}
+        finished -= open_[shard]
+        low = next(at for at in range(40) if at not in finished)
+        assert (log.pool.low(shard), log.pool.ahead(shard)) == (low, sorted(at for at in finished if at > low))
+    assert {at[1] for at in log.pool.known} == open_[0]
+
+
+def test_what_was_emptied_takes_no_step_for_each_message() -> None:
+    """But for what is held: it ends when its holder says so."""
+    log = Log()
+    join(log, "a")
+    take(log, "a", [7, 10**15])
+    log.say(Word("a", gaps=[(0, 0, 7)]))
+    log.say(Word("a", gaps=[(1, 0, 10**15)]))
+    assert (log.pool.low(0), log.pool.low(1)) == (7, 10**15)
+
+
 def test_bytes_of_another_release_are_refused() -> None:
     with pytest.raises(ValueError, match="state of a competing queue"):
         Pool(1, 1, 1).restore(b"\x01", 0)

@@ -123,11 +123,6 @@ class Inbox(Ownership):
                 await self.outcomes.settling.flushed()
         return taken
 
-    def renewed(self, shard: int, token: int) -> None:
-        self.lost({shard})
-        if self.held.shards is not None:
-            self.held.shards.gained(shard, token, b"")
-
     def expect(self, shard: int, away: Collection[int]) -> None:
         if away:
             self.away.expect(shard, away)

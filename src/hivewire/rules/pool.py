@@ -57,6 +57,17 @@ class _Shard(msgspec.Struct, gc=False):
             self.ahead.remove(self.low)
             self.low += 1
 
+    def finish_run(self, first: int, end: int) -> None:
+        """`finish` for all of these."""
+        if first > self.low:
+            self.ahead.update(range(first, end))
+        elif end > self.low:
+            self.low = end
+            self.ahead = {at for at in self.ahead if at >= end}
+            while self.low in self.ahead:
+                self.ahead.remove(self.low)
+                self.low += 1
+
 
 class Pool:
     """Invariants: a message has at most one holder, who is a member; a finished one has none and is never granted
@@ -130,9 +141,7 @@ class Pool:
                 heard.freed = True
             self.topic = word.topic
         for shard, first, end in word.gaps:
-            for offset in range(first, end):
-                if (shard, offset) not in self.known:
-                    self._shards.setdefault(shard, _Shard()).finish(offset)
+            self._finish_run(shard, first, end)
         for shard, before in word.gone:
             self._forget(shard, before)
         if word.silent is not None:
@@ -153,6 +162,17 @@ class Pool:
             self._let_go(word.member, died=False)
             heard.freed = True
         return heard
+
+    def _finish_run(self, shard: int, first: int, end: int) -> None:
+        """But for what is known. A run may be of millions."""
+        if end - first <= len(self.known):
+            known = [at for at in range(first, end) if (shard, at) in self.known]
+        else:
+            known = sorted(at for number, at in self.known if number == shard and first <= at < end)
+        for at in (*known, end):
+            if first < at:
+                self._shards.setdefault(shard, _Shard()).finish_run(first, at)
+            first = at + 1
 
     def _forget(self, shard: int, before: int) -> None:
         """But for what somebody holds: that ends when he says so."""

@@ -108,3 +108,13 @@ def _commit(client: Consumer, states: Mapping[Place, Saved]) -> tuple[set[Place]
     lost = {place for place, error in failed if error.code() in _LOST}
     others = [error for _, error in failed if error.code() not in _LOST]
     return lost, problem("commit", others[0]) if others else None
+
+
+def commit_start(client: Consumer, place: Place) -> TopicPartition:
+    """Nothing of this partition is finished. Raises `KafkaException`."""
+    start = TopicPartition(*place, 0)
+    answers: Sequence[TopicPartition] = client.commit(offsets=[start], asynchronous=False)
+    for at in answers:
+        if at.error is not None:
+            raise KafkaException(at.error)
+    return start

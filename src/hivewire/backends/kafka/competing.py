@@ -366,13 +366,15 @@ class CompetingConsumer(Consumer):
             return
         self._closed = True
         self._news.set()
-        if self._asking is not None:  # what is granted to it must be given back with its counters
-            await asyncio.wait([self._asking], timeout=_CATCH_UP_S)
-        is_in = self.seat.is_in
-        await self.stop()
-        self.backend.discard(self)
-        if self._feed is not None and self._feed.close(self._stir):
-            self.backend.feeds.pop(self.queue, None)
+        try:
+            if self._asking is not None:  # what is granted to it must be given back with its counters
+                await asyncio.wait([self._asking], timeout=_CATCH_UP_S)
+        finally:  # whoever is cancelled here must not beat on
+            is_in = self.seat.is_in
+            await self.stop()
+            self.backend.discard(self)
+            if self._feed is not None and self._feed.close(self._stir):
+                self.backend.feeds.pop(self.queue, None)
         self.seat.is_in = is_in
         await self.seat.leave(self._word_of_leaving())
 

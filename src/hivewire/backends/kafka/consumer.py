@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Hashable, Mapping, Sequence, Set
+from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 from hivewire.backend import Consumer, Dead, Fetched, Ownership, Saved, Unfinished
@@ -16,7 +17,7 @@ from hivewire.backends.kafka.packing import record_of, stored_at
 from hivewire.backends.kafka.partition import Held, Taken, hand_out
 from hivewire.backends.kafka.runs import Run
 from hivewire.backends.kafka.tail import Place
-from hivewire.errors import BackendError
+from hivewire.errors import BackendError, Closed
 from hivewire.record import names
 from hivewire.rules.backoff import Backoff
 
@@ -33,6 +34,7 @@ _FOREVER_S: Final = 86_400.0
 _GRACE_S: Final = 1.0
 """So long a partition that must move waits for handlers; those that last longer run on."""
 _CLOSE_S: Final = 5.0
+_FROM_START: Final = Saved(0, b"")
 
 
 class KafkaConsumer(Consumer):
@@ -42,8 +44,6 @@ class KafkaConsumer(Consumer):
         self.backend = backend
         self.queue = queue
         self.topic = backend.names.topic(queue)
-        self.topic_id = ""
-        """As partitions were taken over; another one of this name has other messages."""
         self.member = member
         self._owner = owner
         self.held: dict[int, Held] = {}
@@ -102,14 +102,14 @@ class KafkaConsumer(Consumer):
             try:
                 topic_id = await self.backend.admin.topic_id(self.topic)
                 settled = await self._settled_lately(taken) if taken.committed else ()
-                state, away = await self._elsewhere.away_from(held.shard, held.token, taken.watermark, taken.state)
+                state, away = await self._elsewhere.away_from(taken, topic_id)
                 break
             except BackendError as error:
                 log.warning("cannot take a partition over yet", extra={"queue": self.queue, "error": str(error)})
                 await asyncio.sleep(backoff.next_s())
         if self.held.get(held.shard) is not held:
             return
-        self.topic_id = topic_id
+        held.topic_id = topic_id
         await self._owner.gained(held.shard, held.token, state, settled)
         if away:
             self._owner.expect(held.shard, away)
@@ -154,7 +154,7 @@ class KafkaConsumer(Consumer):
         for shard, held in ready.items():
             if self.held.get(shard) is held:
                 self._drop(shard)
-        return {shard: (ready[shard].token, saved) for shard, saved in states.items()}
+        return {n: (ready[n].token, _FROM_START if ready[n].is_anew else saved) for n, saved in states.items()}
 
     async def _hand_over(self, ready: Mapping[int, Held]) -> Mapping[int, Saved]:
         """Again until the log has it: the client reads nothing meanwhile, so nobody waits for the handlers."""
@@ -194,40 +194,53 @@ class KafkaConsumer(Consumer):
         if held is None or held.token != run.token:
             return
         batch = run.batch
+        if batch and int(batch[0].at) < held.next:
+            self._begin_anew(held)
+        if held.is_anew:
+            return
         if batch and not held.is_leaving:
-            if int(batch[0].at) < max(held.reached, held.watermark):
-                self._begin_anew(held)
             held.buffer.extend(batch)
             self._buffered += len(batch)
             self.backend.not_before(batch[-1].stored_at)
             self._press()
         if run.reached >= 0:
             held.reached = run.reached
+            held.next = max(held.next, run.reached)
             if not self._settled_in.is_set():
                 self.decided()
         self._news.set()
 
     def _begin_anew(self, held: Held) -> None:
-        """What was read before, or is said to be finished, comes again from its start: the topic was deleted and made
-        anew, or a commit of somebody's hand lies behind its end. What is known of the old one must not pass for the
-        new one's."""
+        """What was read before, or is said to be finished, comes again: the topic was deleted and made anew, or a
+        commit of somebody's hand lies behind its end. What is known of the old one, or is being committed of it, must
+        not pass for the new one's: the partition is taken over once more, from its start and by another token."""
+        if held.is_anew:
+            return
         log.warning("the topic was made anew", extra={"topic": self.topic, "partition": held.shard})
         self._forget(held)
-        held.reached = -1
+        held.is_anew = True
         held.state_bytes = held.watermark = 0
-        if held.is_ready:
-            self._owner.renewed(held.shard, held.token)
+        task = asyncio.get_running_loop().create_task(self._take_again(held), name=f"begin {self.queue} anew")
+        self._gaining[task] = held.shard
+        task.add_done_callback(self._gained)
+
+    async def _take_again(self, held: Held) -> None:
+        backoff = Backoff(_RETRY_S, _LONGEST_RETRY_S)
+        while True:
+            try:
+                with suppress(Closed):
+                    await self.member.begin_anew((self.topic, held.shard), held.token)
+            except BackendError as error:
+                log.warning("cannot begin anew yet", extra={"queue": self.queue, "error": str(error)})
+                await asyncio.sleep(backoff.next_s())
+            else:
+                return
 
     async def reads(self, topic_id: str) -> None:
-        """Another topic, if it was made anew. What was committed of the one before is taken back at once."""
-        if self.topic_id in ("", topic_id):
-            return
-        ready = [held for held in self.held.values() if held.is_ready]
-        for held in ready:
-            self._begin_anew(held)
-        await self.member.save({(self.topic, held.shard): (held.token, Saved(0, b"")) for held in ready})
-        await self.member.rewind([(self.topic, held.shard) for held in ready])
-        self.topic_id = topic_id
+        """Another topic, if it was made anew."""
+        for held in tuple(self.held.values()):
+            if held.topic_id not in ("", topic_id):
+                self._begin_anew(held)
 
     def _press(self) -> None:
         """Back-pressure: what nobody asks for is not read."""
@@ -242,7 +255,7 @@ class KafkaConsumer(Consumer):
                 self.member.go_on(place)
 
     def _ready_places(self) -> list[Place]:
-        return [(self.topic, held.shard) for held in self.held.values() if held.is_ready]
+        return [(self.topic, held.shard) for held in self.held.values() if held.is_ready and not held.is_anew]
 
     # -- taking
 
@@ -343,7 +356,7 @@ class KafkaConsumer(Consumer):
             held = self.held.get(shard)
             if shard in refused:
                 self.lost(shard, token)
-            elif held is not None and held.token == token:
+            elif held is not None and held.token == token and not held.is_anew:
                 held.watermark = saved.watermark
         self._news.set()  # a partition that was full may have room
         return lost | refused

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final
 from hivewire.backend import Again, Dead, Fetched, Ownership, Unfinished
 from hivewire.backends.kafka.claims import pool_of_moved
 from hivewire.backends.kafka.feed import number
+from hivewire.backends.kafka.partition import Taken
 from hivewire.backends.kafka.seat import Seat
 from hivewire.errors import BackendError
 from hivewire.rules.finished import Finished
@@ -152,16 +153,19 @@ class MovedWork:
 
     # -- what runs elsewhere
 
-    async def away_from(self, shard: int, token: int, watermark: int, saved: bytes) -> tuple[bytes, Sequence[int]]:
+    async def away_from(self, taken: Taken, topic_id: str) -> tuple[bytes, Sequence[int]]:
         """What was saved of the partition, with what has become of records that ran elsewhere since, and those
-        that still do."""
+        that still do. Those of a topic that is gone do not count in the one that has its name."""
         if not (await self._backend.catalogue.get(_EXISTS + self._queue)).version:
-            return saved, ()
+            return taken.state, ()
         pool = await self._join()
         await self._seat.log.catch_up()
-        state, held = taken_over(pool, shard, watermark, saved)
+        if pool.topic not in ("", topic_id):
+            await self._backend.claims.made_anew(self._queue)
+        shard = taken.place[1]
+        state, held = taken_over(pool, shard, taken.watermark, taken.state)
         if held:
-            self._watched[shard] = (token, set(held))
+            self._watched[shard] = (taken.token, set(held))
         return state, held
 
     def forget(self, shard: int) -> None:

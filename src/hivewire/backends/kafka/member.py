@@ -26,7 +26,7 @@ from confluent_kafka import Consumer, KafkaException, TopicPartition
 
 from hivewire.backend import Saved
 from hivewire.backends.kafka import metadata
-from hivewire.backends.kafka.commits import Commits, Save
+from hivewire.backends.kafka.commits import Commits, Save, commit_start
 from hivewire.backends.kafka.packing import KafkaMessage
 from hivewire.backends.kafka.partition import Taken
 from hivewire.backends.kafka.runs import Run, parted
@@ -102,14 +102,18 @@ class Member(Tail):
     def go_on(self, place: Place) -> None:
         self._order(lambda client: self._if_held(place, client.resume))
 
-    async def rewind(self, places: Sequence[Place]) -> None:
-        """Read these partitions of the group from their start."""
+    async def begin_anew(self, place: Place, token: int) -> None:
+        """Take a partition over once more, from its start, if it is held by this token: no save by it counts any more.
+        When this fails, it is held as before."""
 
-        def seek(client: Consumer) -> None:
-            for place in places:
-                self._if_held(place, lambda held: client.seek(TopicPartition(held[0].topic, held[0].partition, 0)))
+        def again(client: Consumer) -> None:
+            if self.tokens.get(place) == token:
+                start = commit_start(client, place)
+                client.seek(start)
+                self._forget([place])
+                self._take(client, [start], is_new=False)
 
-        await self.command(seek, "begin with topics that were made anew")
+        await self.command(again, "begin with a topic that was made anew")
 
     def _let_go(self, client: Consumer, place: Place) -> None:
         if place not in self._sinks:
@@ -333,13 +337,8 @@ class Member(Tail):
             return
         found = self._committed(client, held)
         try:
-            client.commit(
-                offsets=[
-                    TopicPartition(at.topic, at.partition, max(at.offset, 0), metadata=at.metadata or "")
-                    for at in found
-                ],
-                asynchronous=False,
-            )
+            offsets = [TopicPartition(a.topic, a.partition, max(a.offset, 0), metadata=a.metadata or "") for a in found]
+            client.commit(offsets=offsets, asynchronous=False)
         except KafkaException as error:
             log.warning("stood still for too long: %s", str(error))
             return

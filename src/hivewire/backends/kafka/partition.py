@@ -25,12 +25,28 @@ class Taken(msgspec.Struct, frozen=True):
 class Held:
     """A partition that is owned here. `buffer`: what was read and the engine has not asked for."""
 
-    __slots__ = ("buffer", "is_leaving", "is_ready", "reached", "shard", "state_bytes", "token", "watermark")
+    __slots__ = (
+        "buffer",
+        "is_anew",
+        "is_leaving",
+        "is_ready",
+        "next",
+        "reached",
+        "shard",
+        "state_bytes",
+        "token",
+        "topic_id",
+        "watermark",
+    )
 
     def __init__(self, shard: int, token: int, watermark: int) -> None:
         self.shard = shard
         self.watermark = watermark
         """As it is committed."""
+        self.next = watermark
+        """What was read or is finished lies below it: by this token nothing of there comes again."""
+        self.topic_id = ""
+        """As it was taken over; another one of this name has other messages."""
         self.token = token
         self.buffer: deque[Fetched] = deque()
         self.state_bytes = 0
@@ -39,6 +55,8 @@ class Held:
         self.is_ready = False
         """The engine has taken it over."""
         self.is_leaving = False
+        self.is_anew = False
+        """It is another log by now: what is known of it counts no more, until it is taken over by another token."""
 
 
 def hand_out(partitions: Iterable[Held], limit: int, lanes: int, run: int) -> list[Fetched]:
