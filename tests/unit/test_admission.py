@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from unittest.mock import MagicMock, create_autospec
+from unittest.mock import AsyncMock, MagicMock, create_autospec
 
 import pytest
 
 from hivewire import Message
+from hivewire.backend import Features
 from hivewire.codec import encode
 from hivewire.engine.admission import Admission, AllTypes
 from hivewire.engine.held import Held
@@ -66,3 +67,34 @@ async def test_what_has_attempts_left_begins(failures: int) -> None:
 async def test_a_death_alone_is_its_own_failure() -> None:
     assert await Door().let_in(fetched(MOST - 1, died=1)) == (False, False, "crashed")
     assert await Door().let_in(fetched(MOST - 1, died=2)) == (False, True, None)
+
+
+@pytest.mark.parametrize("is_there", [False, True])
+async def test_of_what_is_lost_while_the_store_is_asked_nothing_is_noted(is_there: bool) -> None:
+    door, one, lane = Door(), fetched(0), Lane("k", 0)
+    lane.waiting.append(one)
+    held = door.outcomes.held
+    held.remembered.add(one, 0.0)
+    held.remembered.ended(one, 0.0)
+
+    async def refetch(shard: int, at: list[int]) -> list[Fetched]:
+        lane.lost = True
+        return [one] if is_there else []
+
+    held.consumer = AsyncMock(refetch=refetch)
+    assert await door.admission.admit(lane) is None
+    assert not door.outcomes.done.called
+    assert held.remembered.has_ended(one)
+
+
+@pytest.mark.parametrize("per_record_ack", [False, True])
+def test_ends_are_remembered_where_one_can_see_that_the_store_has_undone_them(per_record_ack: bool) -> None:
+    """Not where a settled record stays in its place anyway."""
+    features = Features(durability="process", store_lanes=False, per_record_ack=per_record_ack)
+    core = MagicMock(features=features, settings=Settings())
+    held = Held(core, "~work", competing=False)
+    done, dead = fetched(0), fetched(MOST)
+    dead.at = 8
+    Outcomes.stored(MagicMock(held=held, _remembered=held.remembered), [done], [], frozenset())
+    held.remembered.died(dead, 0.0, refused=False)
+    assert [held.remembered.has_ended(each) for each in (done, dead)] == [per_record_ack] * 2

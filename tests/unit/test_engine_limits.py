@@ -15,7 +15,7 @@ from hivewire.backends.memory import MemoryBackend
 from hivewire.backends.memory.consumer import MemoryConsumer
 from hivewire.delivery import Delivery
 from hivewire.engine.protocol import Engine
-from hivewire.errors import BackendError, ConnectionLost
+from hivewire.errors import BackendError, ConnectionLost, QueueFull
 from hivewire.record import Fetched, Record
 from hivewire.settings import Settings
 from hivewire.testing.conformance.scenario import serving
@@ -55,6 +55,35 @@ async def test_a_slow_failure_counts_towards_the_time_out(is_plain: bool) -> Non
         with pytest.raises(ConnectionLost, match="nobody is there"):
             await engine.send(message, timeout_s=timeout_s)
         assert asyncio.get_running_loop().time() - began == pytest.approx(max(timeout_s, 4.0), abs=0.01)
+    await engine.close(drain_s=0)
+
+
+FULL, REFUSED = QueueFull("there is no room"), BackendError("the server may not store that")
+
+
+@virtual
+@pytest.mark.parametrize("said", [[FULL], [REFUSED], [REFUSED, FULL]])
+async def test_who_has_no_time_left_to_wait_in_line_is_told_what_the_store_said(said: list[BackendError]) -> None:
+    class Full(MemoryBackend):
+        def append_now(self, queue: str, record: Record, room: Room) -> bool:
+            return False
+
+        async def append(self, batch: Sequence[Append]) -> Mapping[int, Duplicate | Exception]:
+            if batch[0].records[0].sender == "first":
+                await asyncio.sleep(1.0)
+                return {0: FULL}
+            await asyncio.sleep(4.0)
+            return dict(enumerate(said))
+
+    engine = engine_on(Full)
+    await engine.__aenter__()
+    first = asyncio.create_task(engine.send(hw.Message(type="task", sender="first", to="coder"), timeout_s=10.0))
+    await asyncio.sleep(0.5)  # it is under way
+    with pytest.raises(BackendError) as told:
+        await engine.send_many([hw.Message(type="task", sender="me", to="coder") for _ in said], timeout_s=2.0)
+    assert told.value is said[0]
+    with pytest.raises(QueueFull):
+        await first
     await engine.close(drain_s=0)
 
 

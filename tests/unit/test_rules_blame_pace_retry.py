@@ -117,6 +117,14 @@ def test_after_very_many_failures_the_wait_is_the_longest() -> None:
     assert Retry(most_s=8.0).delay_s(10, 0.25) == 2.0
 
 
+@pytest.mark.parametrize("most_s", [float("inf"), 1e300])
+def test_a_wait_may_grow_without_a_bound(most_s: float) -> None:
+    retry = Retry(most_s=most_s)
+    assert [retry.ceiling_s(failures) for failures in (1, 2, 30)] == [1.0, 2.0, 2.0**29]
+    assert [retry.ceiling_s(failures) for failures in (59, 5_000)] == [1e10, 1e10]  # what a store can count
+    assert retry.delay_s(5_000, 0.0) == 0.0
+
+
 def test_the_policy_that_is_used_when_none_is_given() -> None:
     retry = Retry()
     assert retry.max_attempts == 5
@@ -133,7 +141,9 @@ def test_the_policy_that_is_used_when_none_is_given() -> None:
         ("first_s", float("nan")),
         ("first_s", "1s"),
         ("most_s", -0.1),
-        ("most_s", float("inf")),
+        ("most_s", float("-inf")),
+        ("first_s", float("inf")),
+        ("factor", float("inf")),
         ("most_s", None),
         ("factor", 0.9),
     ],

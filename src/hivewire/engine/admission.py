@@ -85,10 +85,12 @@ class Admission:
             await self._outcomes.settling.flushed()
             if lane.lost:
                 return None
-        if self._remembered.has_ended(fetched) and await self._is_there(fetched):
-            self._remembered.forget(fetched)  # the store has undone the last that it had confirmed
+        if self._remembered.has_ended(fetched):
+            is_there = await self._is_there(fetched)
             if lane.lost:
                 return None
+            if is_there:
+                self._remembered.forget(fetched)  # the store has undone the last that it had confirmed
         if self._is_duplicate(lane, fetched) or self._is_expired(lane, fetched):
             return None
         try:
@@ -147,7 +149,7 @@ class Admission:
         held = self._held
         if held.shards is None:
             return True  # leased anew
-        return held.core.features.per_record_ack and bool(await held.consumer.refetch(fetched.shard, [fetched.at]))
+        return bool(await held.consumer.refetch(fetched.shard, [fetched.at]))
 
     def _is_expired(self, lane: Lane, fetched: Fetched) -> bool:
         ttl_s = fetched.record.ttl_s

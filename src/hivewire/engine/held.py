@@ -69,7 +69,11 @@ class Held:
         self.store_lanes = features.leases_lanes(queue, competing=competing)
         self.shards = None if self.store_lanes else Shards(per_record_ack=features.per_record_ack)
         """Lanes live here where the store leases whole shards."""
-        self.remembered = Remembered(core.settings, here=not (features.store_lanes and features.remembers_settled))
+        self.remembered = Remembered(
+            core.settings,
+            here=not (features.store_lanes and features.remembers_settled),
+            may_return=self.store_lanes or features.per_record_ack,
+        )
         self.taker: Taker | None = None
         self.watchers: tuple[Watcher, ...] = ()
         self.joined: Consumer | None = None

@@ -285,7 +285,8 @@ class Outcomes(Book):
                 is_refused = id(outcome.fetched) in refused
                 self._remembered.died(outcome.fetched, held.now, refused=is_refused)
                 held.metrics.dead += not is_refused
-        if held.is_internal and not held.queue.startswith(REPLY_PREFIX):  # nothing is made of a reply
+        remembers = held.is_internal and self._remembered.may_return
+        if remembers and not held.queue.startswith(REPLY_PREFIX):  # nothing is made of a reply
             for fetched in done:
                 if id(fetched) not in refused:
                     self._remembered.ended(fetched, held.now)

@@ -20,10 +20,12 @@ class Remembered:
     Invariant: what is in it has an outcome that is stored or about to be; a refused outcome is forgotten.
     """
 
-    __slots__ = ("_ended", "_keys", "_settings", "dying", "here", "settled", "twins")
+    __slots__ = ("_ended", "_keys", "_settings", "dying", "here", "may_return", "settled", "twins")
 
-    def __init__(self, settings: Settings, *, here: bool) -> None:
-        """`here`: the store does not remember all of it by itself."""
+    def __init__(self, settings: Settings, *, here: bool, may_return: bool = True) -> None:
+        """`here`: the store does not remember all of it by itself. `may_return`: one can see in the store that it has
+        a record again whose end it had confirmed."""
+        self.may_return = may_return
         self._settings = settings
         self.here = here
         self.settled = self._window() if here else _NO_IDS
@@ -113,7 +115,8 @@ class Remembered:
                 self.dying.pop(name, None)
         if not refused:
             self.add(fetched, now)
-            self.ended(fetched, now)
+            if self.may_return:
+                self.ended(fetched, now)
 
     def ended(self, fetched: Fetched, now: float) -> None:
         """Its end is stored, and with it a dead letter, or what the engine made of it. A store that has lost its last

@@ -55,6 +55,12 @@ class Replies:
             outcome = None
         except HivewireError as error:
             self._opened, outcome = None, error
+        except Exception as error:  # noqa: BLE001  # told to those who wait for it
+            self._opened, outcome = (
+                None,
+                BackendError(f"request: the mailbox for its reply cannot be opened: {error!r}"),
+            )
+            outcome.__cause__ = error
         finally:
             if outcome is None:
                 opened.set_result(None)

@@ -180,14 +180,15 @@ class Sender:
         left: _Unstored | None = None,
     ) -> Mapping[int, Duplicate | Exception]:
         keys = sorted({(entry.queue, entry.room) for entry in batch})
-        last: list[Exception] = []
+        last = sorted(_errors(problems or {}).values(), key=_is_refusal)
+        """What the store has said, at the end what counts."""
         try:
             async with asyncio.timeout(timeout_s), AsyncExitStack() as stack:
                 for key in keys:
                     await stack.enter_async_context(self._turn(number, key))
                 return await self._until_stored(batch, problems, last, left)
         except TimeoutError:
-            if last and isinstance(last[-1], BackendError):
+            if last:
                 raise last[-1] from None
             raise TimedOut(f"send to {keys[0][0]}: not stored in its time; others wait before it") from None
 
@@ -234,11 +235,11 @@ class Sender:
         while True:
             if problems is None:
                 problems = await self._try(batch, left)
-            errors = {place: problem for place, problem in problems.items() if isinstance(problem, Exception)}
+            errors = _errors(problems)
             if not errors:
                 return problems
             for error in errors.values():
-                if not (isinstance(error, BackendError) and error.retryable):
+                if _is_refusal(error):
                     raise error
             last.append(next(iter(errors.values())))
             batch = _only(batch, set(errors))
@@ -262,6 +263,15 @@ class Sender:
 
 def _size(batch: Sequence[Append]) -> int:
     return sum([len(entry.records) for entry in batch])
+
+
+def _errors(problems: Mapping[int, Duplicate | Exception]) -> dict[int, Exception]:
+    return {place: problem for place, problem in problems.items() if isinstance(problem, Exception)}
+
+
+def _is_refusal(error: Exception) -> bool:
+    """It is the same at each repeat."""
+    return not (isinstance(error, BackendError) and error.retryable)
 
 
 def _records(batch: Sequence[Append]) -> list[Record]:
