@@ -239,7 +239,9 @@ class ProfileConsumer(Consumer, Generic[_W]):
                 await self._tick()
             except ConnectionLost:
                 self._check_lease()
-            await self._pause(self.member.lease_s / 3)
+            # After an answer that came late the lease ends before the next turn.
+            left = self.safe_until - _CLOCK_S - self.world.loop.time()
+            await self._pause(min(self.member.lease_s / 3, left) if left > 0 else self.member.lease_s / 3)
 
     async def _pause(self, seconds: float) -> None:
         await self.world.loop.pause(seconds)
