@@ -37,7 +37,7 @@ from hivewire.testing.profiles_sql import Row, SqlWorld
 from hivewire.testing.profiles_world import World
 from hivewire.testing.seeded import try_seed
 
-_MOST_SEEDS = 60
+_MOST_SEEDS = 200
 
 Plant = Callable[[pytest.MonkeyPatch], None]
 _plants: list[tuple[Plant, tuple[str, ...], str, int]] = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import AsyncIterator
 from time import perf_counter
 
@@ -11,7 +12,6 @@ import pytest
 from hivewire.testing.conformance.waiting import until
 from hivewire.testing.leaks import Census
 from hivewire.testing.proxy import Proxy
-from hivewire.testing.servers import free_port
 
 
 class Echo:
@@ -189,7 +189,10 @@ async def test_refused_until_it_resumes_on_the_same_port(proxy: Proxy) -> None:
 
 
 async def test_a_server_that_is_not_there_ends_the_connection() -> None:
-    async with Proxy(free_port()) as proxy:
-        reader, writer = await asyncio.open_connection("127.0.0.1", proxy.port)
-        assert await Client(reader, writer).ending() in ("reset", "end")
-        writer.close()
+    """Its port is kept: a free one might be the proxy's own, which would be connected to itself without end."""
+    with socket.socket() as kept:
+        kept.bind(("127.0.0.1", 0))
+        async with Proxy(kept.getsockname()[1]) as proxy:
+            reader, writer = await asyncio.open_connection("127.0.0.1", proxy.port)
+            assert await Client(reader, writer).ending() in ("reset", "end")
+            writer.close()

@@ -12,6 +12,7 @@ from hivewire.errors import QueueFull
 from hivewire.message import Message
 from hivewire.testing.conformance.fabric import Fabric
 from hivewire.testing.conformance.scenario import (
+    ask_once,
     counts,
     empty,
     holds,
@@ -278,6 +279,7 @@ async def test_a_handler_that_fills_a_third_agent_is_delayed_not_buried(fabric: 
 
 async def test_a_request_into_a_full_queue_waits_for_room_and_then_says_so(fabric: Fabric) -> None:
     member = await fabric.member(queue_cap=CAP)
+    await ask_once(member)
     await _full(fabric, "asked")
     with pytest.raises(QueueFull):
         await member.request(task("asked", 98), timeout_s=0.3)

@@ -16,6 +16,7 @@ from hivewire.errors import Closed, MessageError, Reject, TimedOut
 from hivewire.message import Message
 from hivewire.testing.conformance.fabric import Fabric
 from hivewire.testing.conformance.scenario import (
+    ask_once,
     counts,
     empty,
     nothing_for,
@@ -119,6 +120,7 @@ async def test_a_handler_sends_to_its_own_lane(fabric: Fabric) -> None:
 async def test_a_request_to_oneself_times_out_and_harms_nobody(fabric: Fabric) -> None:
     """The lane is busy with the handler that asks: no answer can come, and the lane goes on afterwards."""
     outcomes: list[str] = []
+    await ask_once(fabric.protocol)
 
     async def handle(delivery: Delivery) -> None:
         if number(delivery) == 0:

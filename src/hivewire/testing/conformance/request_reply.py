@@ -12,7 +12,7 @@ from hivewire.errors import HivewireError, TimedOut
 from hivewire.message import Message
 from hivewire.protocol import Protocol
 from hivewire.testing.conformance.fabric import Fabric
-from hivewire.testing.conformance.scenario import empty, nothing_for, number, serving, take, take_one, task
+from hivewire.testing.conformance.scenario import ask_once, empty, nothing_for, number, serving, take, take_one, task
 from hivewire.testing.conformance.waiting import count, until
 
 
@@ -60,6 +60,7 @@ async def test_concurrent_requests_get_each_its_own(fabric: Fabric) -> None:
 
 
 async def test_no_reply_is_timed_out_and_a_late_one_is_counted(fabric: Fabric) -> None:
+    await ask_once(fabric.protocol)
     began = asyncio.get_running_loop().time()
     with pytest.raises(TimedOut):
         await fabric.protocol.request(task("mute", 1), timeout_s=0.3)
@@ -73,6 +74,7 @@ async def test_no_reply_is_timed_out_and_a_late_one_is_counted(fabric: Fabric) -
 
 async def test_a_timed_out_request_is_still_handled(fabric: Fabric) -> None:
     """`TimedOut` says nothing about the message: it stays stored, as promised by `send`."""
+    await ask_once(fabric.protocol)
     with pytest.raises(TimedOut):
         await fabric.protocol.request(task("patient", 4), timeout_s=0.1)
     assert number((await take(fabric.protocol, "patient", 1))[0]) == 4
@@ -145,6 +147,7 @@ async def test_reply_mailboxes_are_not_agents_and_go_away(fabric: Fabric) -> Non
 
 async def test_a_reply_to_a_caller_that_is_gone_harms_nobody(fabric: Fabric) -> None:
     member = await fabric.member()
+    await ask_once(member)
     with pytest.raises(TimedOut):
         await member.request(task("late", 1), timeout_s=0.1)
     await member.close()

@@ -130,3 +130,13 @@ async def serving(
         job.cancel()
         with suppress(asyncio.CancelledError):
             await job
+
+
+async def ask_once(protocol: Protocol) -> None:
+    """Its mailbox is open after this: the time-outs of requests are not spent on that."""
+
+    async def answer(delivery: Delivery) -> None:
+        await protocol.reply(delivery.message, None)
+
+    async with serving(protocol, "asked-first", answer):
+        await protocol.request(task("asked-first"), timeout_s=30)
