@@ -394,7 +394,7 @@ def content_of_a_dead_letter_deleted_with_its_duplicate(patch: pytest.MonkeyPatc
     patch.setattr(Claims, "note_duplicate", note)
 
 
-@planted("kafka", caught_by="dead_for_a_reason", first=100)
+@planted("kafka", caught_by="dead_for_a_reason", first=860)
 def buried_by_who_was_frozen(patch: pytest.MonkeyPatch) -> None:
     def refuse(self: Admission, lane: Lane, reason: str, error: str) -> None:
         not_started(lane.waiting[0])
