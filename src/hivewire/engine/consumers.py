@@ -183,9 +183,8 @@ class Consumers:
         except TimeoutError:
             pass  # their tasks are cancelled with all others
         self._core.takes_no_more = True
-        for puller in self._pullers.values():
-            puller.stop()
         # At the same time: while a store is away each of them takes some seconds.
+        await asyncio.gather(*(puller.end() for puller in self._pullers.values()))
         left = await asyncio.gather(*(_leave(inbox) for inbox in self._inboxes), return_exceptions=True)
         self._inboxes.clear()
         for problem in left:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Coroutine, Sequence
+from contextlib import suppress
 from typing import Any
 
 from hivewire.engine.delivery import EngineDelivery
@@ -22,6 +23,7 @@ _RECOVER_S = 0.1
 _RETRY_S = 0.1
 _AHEAD = 1_000
 _MOST_RECOVERED = 1_000
+_END_S = 5.0
 
 
 class Puller:
@@ -34,6 +36,9 @@ class Puller:
         self._fetching: asyncio.Task[None] | None = None
         self._error: HivewireError | None = None
         self._callers = 0
+        self._handing = 0
+        self._ended: asyncio.Event | None = None
+        """Made by who waits until nothing is being handed out."""
         self._look_again = False
         self._sweep: asyncio.TimerHandle | None = None
 
@@ -136,6 +141,15 @@ class Puller:
                 self.inbox.outcomes.give_back(lane)
 
     async def _hand_out(self, limit: int) -> list[EngineDelivery]:
+        self._handing += 1
+        try:
+            return await self._take_out(limit)
+        finally:
+            self._handing -= 1
+            if self._ended is not None and not self._handing:
+                self._ended.set()
+
+    async def _take_out(self, limit: int) -> list[EngineDelivery]:
         """Cancelled in between, what was taken from the lanes is given back."""
         handed: list[EngineDelivery] = []
         lane: Lane | None = None
@@ -233,6 +247,17 @@ class Puller:
             self._idle = loop.call_later(self.inbox.core.settings.lease_s, self._unused)
         elif not self.inbox.core.tasks.closed:
             self.inbox.core.tasks.start(self._retire(self), f"retire {self.inbox.queue}")
+
+    async def end(self) -> None:
+        """Hand out nothing more. What is being handed out is given to its caller, or back, before the store is left: a
+        start that is noted there would count, and nobody would have begun."""
+        self.stop()
+        self.inbox.held.ending = True
+        if self._handing:
+            self._ended = asyncio.Event()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_END_S):
+                    await self._ended.wait()
 
     def stop(self) -> None:
         if self._idle is not None:
