@@ -79,6 +79,32 @@ def test_a_handler_takes_a_message_and_a_context() -> None:
     coder.on("decorated")(decorated)
 
 
+@pytest.mark.parametrize(
+    ("handler", "takes_two"),
+    [
+        (lambda: None, False),
+        (lambda a: None, False),
+        (lambda a, b: None, True),
+        (lambda a, b=1: None, True),
+        (lambda a=1, b=2, c=3: None, True),
+        (lambda a, b, c: None, False),
+        (lambda a, b, c, d=4: None, False),
+        (lambda *all: None, True),
+        (lambda a, b, c, *rest: None, False),
+        (lambda a, b, *, c: None, False),
+        (lambda a, b, *, c=3, **more: None, True),
+        (lambda a, b, /, c=3: None, True),
+    ],
+    ids=map(str, range(12)),
+)
+def test_what_takes_two_is_a_handler(handler: Any, takes_two: bool) -> None:
+    if takes_two:
+        hw.Worker("coder").on("task")(handler)
+    else:
+        with pytest.raises(hw.SettingsError, match="takes the message and a context"):
+            hw.Worker("coder").on("task")(handler)
+
+
 def test_a_function_that_yields_would_never_run_and_is_no_handler() -> None:
     coder = hw.Worker("coder")
 

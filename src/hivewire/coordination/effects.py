@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, Final, TypeVar
 
 from hivewire.coordination.ledger import Guard, Lease, Ledger, Task, TaskChange, TaskStatus
@@ -55,21 +54,20 @@ class LedgerEffects:
         """What is on its way to the ledger."""
         self._users = 0
 
-    @asynccontextmanager
-    async def in_use(self) -> AsyncGenerator[None]:
-        """While somebody serves with it. What is on its way to a ledger that is away when the last one has left, and
-        nobody calls `once`, is given up: the lease runs out by itself."""
+    def begin_use(self) -> None:
+        """A worker serves with it, until `end_use`."""
         self._users += 1
-        try:
-            yield
-        finally:
-            self._users -= 1
-            if not self._users and self._endings:
-                await asyncio.wait(self._endings, timeout=_LINGER_S)
-            if not self._users and (left := list(self._endings)):
-                for ending in left:
-                    ending.cancel()
-                await asyncio.wait(left)
+
+    async def end_use(self) -> None:
+        """What is on its way to a ledger that is away when the last worker has left, and nobody calls `once`, is given
+        up: the lease runs out by itself."""
+        self._users -= 1
+        if not self._users and self._endings:
+            await asyncio.wait(self._endings, timeout=_LINGER_S)
+        if not self._users and (left := list(self._endings)):
+            for ending in left:
+                ending.cancel()
+            await asyncio.wait(left)
 
     def _start(self, coroutine: Coroutine[Any, Any, T], name: str) -> asyncio.Task[T]:
         ending = asyncio.create_task(coroutine, name=name)

@@ -7,9 +7,10 @@ import inspect
 import logging
 import threading
 from collections.abc import Awaitable, Callable, Generator, Sequence, Set
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import partial
+from types import FunctionType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from hivewire.backend import Mode
@@ -20,7 +21,7 @@ from hivewire.coordination.context import Context as Context
 from hivewire.coordination.context import PlainContext, is_on_a_loop
 from hivewire.coordination.stopping import Stopped
 from hivewire.delivery import Delivery
-from hivewire.engine.outage import as_future, join
+from hivewire.engine.outage import as_future, join, let_go
 from hivewire.errors import HivewireError, MessageError, NoHandler, Reject, SettingsError, duration_s
 from hivewire.message import Message
 from hivewire.protocol import Protocol
@@ -148,27 +149,36 @@ class Worker:
 
     async def serve(self, protocol: Protocol, stop: Awaitable[object] | None = None, drain_s: float = 10.0) -> None:
         """Handle messages until `stop` is done or this is cancelled; what runs may finish for `drain_s`."""
-        types = self.types
         self.check()
-        with as_future(stop) as asked:
-            subscribe = partial(protocol.subscribe, self.name, types, groups=self.groups, mode=self.mode)
-            await join(asked, log, self.name, subscribe)
+        asked = as_future(stop)
+        try:
+            await join(asked, log, self.name, partial(self._subscribe, protocol))
             self._loop = asyncio.get_running_loop()
             handling = _Handling(self, protocol, self._pool())
             is_limited = any(entry.timeout_s for entry in self._entries.values())
-            async with self.effects.in_use() if self.effects is not None else nullcontext():
+            if self.effects is not None:
+                self.effects.begin_use()
+            try:
+                await protocol.serve(
+                    self.name,
+                    handling,
+                    concurrency=self.concurrency,
+                    retry=self._retry,
+                    timeout_of=self._timeout if is_limited else None,
+                    stop=asked,
+                    drain_s=drain_s,
+                )
+            finally:
                 try:
-                    await protocol.serve(
-                        self.name,
-                        handling,
-                        concurrency=self.concurrency,
-                        retry=self._retry,
-                        timeout_of=self._timeout if is_limited else None,
-                        stop=asked,
-                        drain_s=drain_s,
-                    )
-                finally:
                     await handling.close()
+                finally:
+                    if self.effects is not None:
+                        await self.effects.end_use()
+        finally:
+            let_go(asked, stop)
+
+    async def _subscribe(self, protocol: Protocol) -> None:
+        await protocol.subscribe(self.name, self.types, groups=self.groups, mode=self.mode)
 
     def _pool(self) -> Pool | None:
         """Processes for the handlers that want one."""
@@ -197,6 +207,10 @@ def _check_answers(message: Message) -> None:
 
 
 def _takes_two(handler: Handler) -> bool:
+    if isinstance(handler, FunctionType):  # by its code: a signature leaves things with each of thousands of handlers
+        code, defaults, names = handler.__code__, handler.__defaults__ or (), handler.__kwdefaults__ or {}
+        most = 2 if code.co_flags & inspect.CO_VARARGS else code.co_argcount
+        return code.co_argcount - len(defaults) <= 2 <= most and code.co_kwonlyargcount == len(names)
     try:
         inspect.signature(handler, follow_wrapped=False).bind(None, None)  # what is called, not what it wraps
     except TypeError:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Generator
-from contextlib import contextmanager, suppress
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import TypeVar
 
 from hivewire.errors import BackendError
@@ -49,16 +49,15 @@ class Outage:
             self._log.info("can %s again", self._doing, extra={"queue": self._queue, "after_s": lasted_s})
 
 
-@contextmanager
-def as_future(stop: Awaitable[object] | None) -> Generator[asyncio.Future[object] | None]:
-    """For several who wait for it. What is made here of a coroutine ends with it; a future of the caller's is left
-    alone."""
-    future = None if stop is None else asyncio.ensure_future(stop)
-    try:
-        yield future
-    finally:
-        if future is not None and future is not stop:
-            future.cancel()
+def as_future(stop: Awaitable[object] | None) -> asyncio.Future[object] | None:
+    """For several who wait for it, until `let_go`. No context manager: each agent that is served would hold one."""
+    return None if stop is None else asyncio.ensure_future(stop)
+
+
+def let_go(future: asyncio.Future[object] | None, stop: Awaitable[object] | None) -> None:
+    """What `as_future` has made of a coroutine ends; a future of the caller's is left alone."""
+    if future is not None and future is not stop:
+        future.cancel()
 
 
 async def join(

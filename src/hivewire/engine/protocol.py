@@ -6,6 +6,7 @@ import asyncio
 import logging
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
+from functools import partial
 from typing import Any, Self
 
 import msgspec
@@ -24,7 +25,7 @@ from hivewire.engine.explain import explain, note_letters
 from hivewire.engine.middleware import Middleware
 from hivewire.engine.once import Once
 from hivewire.engine.opened import Opened, check_durable
-from hivewire.engine.outage import Outage, as_future, join, keep_trying
+from hivewire.engine.outage import Outage, as_future, join, keep_trying, let_go
 from hivewire.engine.outgoing import Outgoing
 from hivewire.engine.pull import Puller
 from hivewire.errors import Closed, MessageError, SettingsError, Unsupported, duration_s
@@ -253,11 +254,14 @@ class Engine(Protocol):
         if timeout_s is not None:
             timeout_s = duration_s(timeout_s, "timeout_s")
         limit_s = self.settings.handler_timeout_s if timeout_s is None else timeout_s
-        with as_future(stop) as asked:
-            inbox = await join(asked, log, agent, lambda: parts.consumers.inbox(agent))
+        asked = as_future(stop)
+        try:
+            inbox = await join(asked, log, agent, partial(parts.consumers.inbox, agent))
             if inbox is not None:
                 inbox.outcomes.retry_of = retry
                 await parts.consumers.serve(Crew(inbox, handle, concurrency, limit_s, timeout_of), asked, drain_s)
+        finally:
+            let_go(asked, stop)
 
     # -- who takes what
 

@@ -254,7 +254,7 @@ class Puller:
         self.stop()
         self.inbox.held.ending = True
         if self._handing:
-            self._ended = asyncio.Event()
+            self._ended = self._ended or asyncio.Event()
             with suppress(TimeoutError):
                 async with asyncio.timeout(_END_S):
                     await self._ended.wait()

@@ -15,7 +15,7 @@ from hivewire.coordination.worker import Context, Worker
 from hivewire.errors import BackendError, ConnectionLost, Reject
 from hivewire.message import Message
 from hivewire.testing.conformance.fabric import Fabric
-from hivewire.testing.conformance.scenario import empty, one_letter, task
+from hivewire.testing.conformance.scenario import empty, letter_of_the_work, task
 from hivewire.testing.conformance.waiting import count, until
 
 
@@ -160,12 +160,7 @@ async def test_an_effect_whose_result_cannot_be_kept_is_not_repeated(
         ctx.blocking.once("pay", happen)
 
     worker.on("task")(handle_in_a_thread if is_plain else handle)
-    stop = asyncio.Event()
-    serve = asyncio.create_task(worker.serve(fabric.protocol, stop=stop.wait()))
-    await fabric.protocol.send(task("odd", 1))
-    letter = await one_letter(fabric.protocol, "odd")
-    stop.set()
-    await serve
+    letter = await letter_of_the_work(fabric.protocol, worker, task("odd", 1))
     assert (letter.reason, happened) == ("rejected", ["paid"])
     assert "the result of the effect 'pay' cannot be kept as JSON" in letter.error
 

@@ -16,7 +16,17 @@ from hivewire.message import Message
 from hivewire.protocol import Receipt
 from hivewire.rules.retry import Retry
 from hivewire.testing.conformance.fabric import Fabric
-from hivewire.testing.conformance.scenario import empty, nothing_for, number, one_letter, serving, take, take_one, task
+from hivewire.testing.conformance.scenario import (
+    empty,
+    letter_of_the_work,
+    nothing_for,
+    number,
+    one_letter,
+    serving,
+    take,
+    take_one,
+    task,
+)
 from hivewire.testing.conformance.waiting import until
 
 _QUICK = Retry(max_attempts=3, first_s=0.01, most_s=0.05)
@@ -155,12 +165,7 @@ async def test_the_work_is_not_done_for_who_cannot_be_answered(fabric: Fabric, p
         return 1
 
     asked = task("asked").replace(metadata={"reply_to": place})
-    stop = asyncio.Event()
-    serve = asyncio.ensure_future(worker.serve(fabric.protocol, stop.wait()))
-    await fabric.protocol.send(asked)
-    letter = await one_letter(fabric.protocol, "asked")
-    stop.set()
-    await serve
+    letter = await letter_of_the_work(fabric.protocol, worker, asked)
     assert (letter.id, letter.reason, begun) == (asked.id, "rejected", [])
     assert "reply_to" in letter.error
 
@@ -176,12 +181,7 @@ async def test_a_result_that_cannot_be_sent_is_not_worked_for_again(fabric: Fabr
         return result
 
     asked = task("wrong").replace(metadata={"reply_to": "asker"})
-    stop = asyncio.Event()
-    serve = asyncio.ensure_future(worker.serve(fabric.protocol, stop.wait()))
-    await fabric.protocol.send(asked)
-    letter = await one_letter(fabric.protocol, "wrong")
-    stop.set()
-    await serve
+    letter = await letter_of_the_work(fabric.protocol, worker, asked)
     assert (letter.id, letter.reason, begun) == (asked.id, "rejected", [asked.id])
     assert "the handler's result cannot be sent" in letter.error
 

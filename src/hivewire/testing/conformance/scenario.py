@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 from hivewire.backend import Depth
+from hivewire.coordination.worker import Worker
 from hivewire.delivery import Delivery
 from hivewire.errors import DeliveryError
 from hivewire.message import Message
@@ -140,3 +141,14 @@ async def ask_once(protocol: Protocol) -> None:
 
     async with serving(protocol, "asked-first", answer):
         await protocol.request(task("asked-first"), timeout_s=30)
+
+
+async def letter_of_the_work(protocol: Protocol, worker: Worker, message: Message) -> DeadLetter:
+    """The worker serves until this message, which it gets, is its only dead letter."""
+    stop = asyncio.Event()
+    serve = asyncio.ensure_future(worker.serve(protocol, stop.wait()))
+    await protocol.send(message)
+    letter = await one_letter(protocol, worker.name)
+    stop.set()
+    await serve
+    return letter

@@ -130,8 +130,8 @@ async def test_a_worker_that_stops_ends_no_effect_of_others(ledgers: LedgerFabri
     with patch.object(ledger, "complete_task", slowly):
         calling = asyncio.create_task(effects.once("pay", _happening(asyncio.Event())))
         await storing.wait()
-        async with effects.in_use():
-            pass
+        effects.begin_use()
+        await effects.end_use()
         goes_on.set()
         assert await calling == "paid"
 
